@@ -1,0 +1,64 @@
+"""What every test stands on: Triton interpreted without a GPU, poison, golden vectors, a seed."""
+
+import functools
+import os
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+
+HAS_GPU = torch.cuda.is_available()
+if not HAS_GPU:  # before inr_kernels is imported: Triton reads it when it decorates a kernel
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_collection_modifyitems(items):
+    """Skip, with the reason, what only a GPU can prove."""
+    for item in items:
+        if not HAS_GPU and item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="torch.cuda sees no GPU"))
+
+
+def poisoned(make):
+    """`make`, with fresh memory full of what no sum survives: NaN, or the largest integer."""
+
+    @functools.wraps(make)
+    def wrapper(*args, **kwargs):
+        out = make(*args, **kwargs)
+        # Only real memory: the subclasses (fake, functional) and what Dynamo traces have none.
+        if torch.compiler.is_compiling() or type(out) is not torch.Tensor or out.is_meta:
+            return out
+        if out.dtype == torch.bool:
+            return out
+        exact = not (out.is_floating_point() or out.is_complex())
+        with torch.no_grad():
+            return out.fill_(torch.iinfo(out.dtype).max if exact else float("nan"))
+
+    return wrapper
+
+
+@pytest.fixture(scope="session", autouse=True)
+def poison():
+    """An output that a kernel leaves unwritten shows."""
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in [(torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")]:
+            patch.setattr(owner, name, poisoned(getattr(owner, name)))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    """The same random numbers in every run, whatever ran before."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """golden("liif_x3") -> the arrays of tests/golden/liif_x3.npz as tensors, by name."""
+
+    def load(name):
+        with numpy.load(Path(__file__).parent / "golden" / f"{name}.npz") as arrays:
+            return {key: torch.from_numpy(arrays[key]) for key in arrays}
+
+    return load
