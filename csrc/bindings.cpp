@@ -1,0 +1,123 @@
+// The only file that knows Python. Tensors arrive as addresses: inr_kernels/*/op.py checks them, holds
+// references and allocates the outputs.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <string>
+#include <vector>
+
+#include "inr.h"
+
+#ifndef INR_CUDA_ARCHS
+#define INR_CUDA_ARCHS ""
+#endif
+
+namespace py = pybind11;
+
+namespace {
+
+using Address = std::uintptr_t;
+
+// (address, strides) of a broadcast [batch, rows, cols] float32 view.
+struct View {
+  Address address;
+  std::array<std::int64_t, 3> strides;
+  operator inr::Plane() const {
+    return {reinterpret_cast<const float*>(address), strides[0], strides[1], strides[2]};
+  }
+};
+
+void check(inr::Status status) {
+  switch (status) {
+    case inr::Status::ok: return;
+    case inr::Status::out_of_memory: throw std::bad_alloc();
+    case inr::Status::row_outside_band: throw py::value_error("a query reads a row outside the hoisted band");
+    case inr::Status::unsupported_type: throw py::value_error("this processor's build has no kernel for that dtype");
+  }
+}
+
+std::vector<void*> pointers(const std::vector<Address>& addresses) {
+  std::vector<void*> out;
+  for (Address a : addresses) out.push_back(reinterpret_cast<void*>(a));
+  return out;
+}
+
+// One problem with everything that its struct points to.
+class LocalImplicit {
+ public:
+  LocalImplicit(int type, std::array<std::int64_t, 3> queries, std::array<std::int64_t, 2> size,
+                std::array<std::int64_t, 2> band, bool local_ensemble, bool ensemble_first,
+                std::vector<std::int64_t> widths, std::pair<Address, std::array<std::int64_t, 3>> y,
+                std::pair<Address, std::array<std::int64_t, 3>> x,
+                std::pair<Address, std::array<std::int64_t, 4>> cell, Address centre_y, Address centre_x,
+                Address hoisted, Address position_weight, const std::vector<Address>& weights,
+                const std::vector<Address>& biases, int threads)
+      : type_(static_cast<inr::Type>(type)), widths_(std::move(widths)), weights_(pointers(weights)),
+        biases_(pointers(biases)) {
+    p_.batch = queries[0], p_.rows = queries[1], p_.cols = queries[2];
+    p_.height = size[0], p_.width = size[1];
+    p_.band_start = band[0], p_.band_rows = band[1];
+    p_.local_ensemble = local_ensemble, p_.ensemble_first = ensemble_first;
+    p_.depth = std::int64_t(weights_.size());
+    p_.widths = widths_.data();
+    p_.y = View{y.first, y.second};
+    p_.x = View{x.first, x.second};
+    const auto& c = cell.second;
+    p_.cell_y = View{cell.first, {c[0], c[1], c[2]}};
+    p_.cell_x = View{cell.first ? cell.first + sizeof(float) * std::size_t(c[3]) : 0, {c[0], c[1], c[2]}};
+    p_.centre_y = reinterpret_cast<const float*>(centre_y);
+    p_.centre_x = reinterpret_cast<const float*>(centre_x);
+    p_.hoisted = reinterpret_cast<const void*>(hoisted);
+    p_.position_weight = reinterpret_cast<const void*>(position_weight);
+    p_.weights = weights_.data();
+    p_.biases = biases_.data();
+    p_.threads = threads;
+  }
+
+  void forward(Address out) {
+    check([&] {
+      py::gil_scoped_release released;
+      return inr::local_implicit_forward(type_, p_, reinterpret_cast<void*>(out));
+    }());
+  }
+
+  void backward(Address grad_out, Address hoisted, Address position_weight, const std::vector<Address>& weights,
+                const std::vector<Address>& biases) {
+    const std::vector<void*> w = pointers(weights), b = pointers(biases);
+    const inr::LocalImplicitGradients grads{reinterpret_cast<void*>(hoisted),
+                                            reinterpret_cast<void*>(position_weight),
+                                            w.empty() ? nullptr : w.data(), b.empty() ? nullptr : b.data()};
+    check([&] {
+      py::gil_scoped_release released;
+      return inr::local_implicit_backward(type_, p_, reinterpret_cast<const void*>(grad_out), grads);
+    }());
+  }
+
+ private:
+  inr::Type type_;
+  inr::LocalImplicit p_{};
+  std::vector<std::int64_t> widths_;
+  std::vector<void*> weights_, biases_;
+};
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.attr("cuda_archs") = std::string(INR_CUDA_ARCHS);
+  m.attr("max_depth") = inr::max_depth;
+  m.def("isa", &inr::isa);
+  py::class_<LocalImplicit>(m, "LocalImplicit")
+      .def(py::init<int, std::array<std::int64_t, 3>, std::array<std::int64_t, 2>, std::array<std::int64_t, 2>, bool,
+                    bool, std::vector<std::int64_t>, std::pair<Address, std::array<std::int64_t, 3>>,
+                    std::pair<Address, std::array<std::int64_t, 3>>,
+                    std::pair<Address, std::array<std::int64_t, 4>>, Address, Address, Address, Address,
+                    std::vector<Address>, std::vector<Address>, int>(),
+           py::kw_only(), py::arg("type"), py::arg("queries"), py::arg("size"), py::arg("band"),
+           py::arg("local_ensemble"), py::arg("ensemble_first"), py::arg("widths"), py::arg("y"), py::arg("x"),
+           py::arg("cell"), py::arg("centre_y"), py::arg("centre_x"), py::arg("hoisted"), py::arg("position_weight"),
+           py::arg("weights"), py::arg("biases"), py::arg("threads"))
+      .def("forward", &LocalImplicit::forward, py::arg("out"))
+      .def("backward", &LocalImplicit::backward, py::kw_only(), py::arg("grad_out"), py::arg("hoisted"),
+           py::arg("position_weight"), py::arg("weights"), py::arg("biases"));
+}

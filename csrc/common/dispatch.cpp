@@ -1,0 +1,54 @@
+// Picks the widest instruction set that was built and that this processor has.
+#include <cstdlib>
+#include <cstring>
+
+#include "../cpu/kernels.h"
+
+namespace inr {
+namespace {
+
+struct Build {
+  const char* name;
+  bool runs;
+  decltype(&local_implicit_forward) forward;
+  decltype(&local_implicit_backward) backward;
+};
+
+#define INR_BUILD(isa, runs) {#isa, bool(runs), isa::local_implicit_forward, isa::local_implicit_backward}
+
+const Build& build() {
+  static const Build& chosen = []() -> const Build& {
+    static const Build builds[] = {
+#ifdef INR_HAVE_AVX512BF16
+        INR_BUILD(avx512bf16, __builtin_cpu_supports("avx512bf16")),
+#endif
+#ifdef INR_HAVE_AVX512
+        INR_BUILD(avx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")),
+#endif
+#ifdef INR_HAVE_AVX2
+        INR_BUILD(avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")),
+#endif
+        INR_BUILD(generic, true),
+    };
+    const char* wish = std::getenv("INR_KERNELS_ISA");  // for tests: a narrower set than the machine's
+    const Build* last = builds + sizeof builds / sizeof *builds - 1;
+    for (const Build* b = builds; b < last; ++b)
+      if (b->runs && (!wish || !std::strcmp(wish, b->name))) return *b;
+    return *last;
+  }();
+  return chosen;
+}
+
+}  // namespace
+
+const char* isa() { return build().name; }
+
+Status local_implicit_forward(Type type, const LocalImplicit& p, void* out) { return build().forward(type, p, out); }
+
+Status local_implicit_backward(Type type, const LocalImplicit& p, const void* grad_out,
+                               const LocalImplicitGradients& grads) {
+  return build().backward(type, p, grad_out, grads);
+}
+
+}  // namespace inr

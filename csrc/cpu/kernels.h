@@ -1,0 +1,18 @@
+// The entries that each instruction set's build of csrc/cpu defines.
+#pragma once
+
+#include "../inr.h"
+
+#define INR_ENTRIES(isa)                                                        \
+  namespace isa {                                                               \
+  Status local_implicit_forward(Type, const LocalImplicit&, void* out);         \
+  Status local_implicit_backward(Type, const LocalImplicit&, const void* grad_out, \
+                                 const LocalImplicitGradients&);                \
+  }
+
+namespace inr {
+INR_ENTRIES(generic)
+INR_ENTRIES(avx2)
+INR_ENTRIES(avx512)
+INR_ENTRIES(avx512bf16)
+}  // namespace inr

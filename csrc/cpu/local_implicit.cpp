@@ -1,0 +1,76 @@
+#include "local_implicit.h"
+
+#include <atomic>
+
+#include "kernels.h"
+
+namespace inr {
+namespace INR_ISA {
+namespace {
+
+template <class T>
+Status decode_tile(const LocalImplicit& p, const Weights<T>& w, std::int64_t first, std::int64_t count, T* a, T* b,
+                   Real<T>* result, std::int64_t stride, T* out) {
+  Neighbours q[tile_rows];
+  const int rows = rows_per_query(p);
+  for (std::int64_t k = 0; k < count; ++k) {
+    if (!locate(p, first + k, q[k])) return Status::row_outside_band;
+    first_rows(p, w, q[k], a + k * rows * stride, stride);
+  }
+  for (std::int64_t i = 0; i + 1 < p.depth; ++i) {
+    hidden_layer(w, i, a, count * rows, stride, b);
+    T* swap = a;
+    a = b;
+    b = swap;
+  }
+  if (!p.ensemble_first) {
+    for (std::int64_t k = 0; k < count; ++k)
+      ensemble(p, q[k], a + k * rows * stride, stride, p.widths[p.depth - 1], b + k * stride);
+    a = b;
+  }
+  const std::int64_t last = p.depth - 1, channels = p.widths[p.depth];
+  Packed<T>::multiply(w.forward[last], a, count, stride, [&](std::int64_t r, std::int64_t n, Vec<T> v) {
+    store(result + r * stride + n, v + load(w.bias[last] + n));
+  });
+  for (std::int64_t k = 0; k < count; ++k)
+    for (std::int64_t o = 0; o < channels; ++o) from_real(result[k * stride + o], out + (first + k) * channels + o);
+  return Status::ok;
+}
+
+template <class T>
+Status forward(const LocalImplicit& p, T* out) {
+  Weights<T> weights;
+  if (!weights.prepare(p)) return Status::out_of_memory;
+  const std::int64_t stride = tile_stride<T>(p), queries = p.queries(), tile = tile_queries(p);
+  std::atomic<std::int64_t> next{0};
+  std::atomic<Status> status{Status::ok};
+  parallel(useful_threads(p), [&](int) {
+    Buffer<T> a(tile_rows * stride), b(tile_rows * stride);
+    Buffer<Real<T>> result(tile_rows * stride);
+    if (!a || !b || !result) status = Status::out_of_memory;
+    for (std::int64_t first; status == Status::ok && (first = next.fetch_add(tile)) < queries;) {
+      const std::int64_t count = queries - first < tile ? queries - first : tile;
+      const Status s = decode_tile<T>(p, weights, first, count, a, b, result, stride, out);
+      if (s != Status::ok) status = s;
+    }
+  });
+  return status;
+}
+
+}  // namespace
+
+Status local_implicit_forward(Type type, const LocalImplicit& p, void* out) {
+  switch (type) {
+    case Type::float32: return forward(p, static_cast<float*>(out));
+    case Type::float64: return forward(p, static_cast<double*>(out));
+    case Type::bfloat16:
+#if defined(__AVX512BF16__)
+      return forward(p, static_cast<bf16*>(out));
+#endif
+      break;
+  }
+  return Status::unsupported_type;
+}
+
+}  // namespace INR_ISA
+}  // namespace inr

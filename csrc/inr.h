@@ -1,0 +1,62 @@
+// The whole native interface: pointers and sizes in, a status out. No torch, no Python, no exceptions.
+#pragma once
+
+#include <cstdint>
+
+namespace inr {
+
+enum class Status : int { ok = 0, out_of_memory = 1, row_outside_band = 2, unsupported_type = 3 };
+constexpr int max_depth = 64;  // Linear layers after the first
+
+enum class Type : int { float32 = 0, float64 = 1, bfloat16 = 2 };
+
+// A float32 [batch, rows, cols] view with strides in elements; any of them may be 0 (broadcast).
+struct Plane {
+  const float* data;
+  std::int64_t batch, row, col;
+};
+
+// LIIF's decoder after its first layer was hoisted to the low-resolution map (inr_kernels/local_implicit).
+struct LocalImplicit {
+  std::int64_t batch, rows, cols;        // queries
+  std::int64_t height, width;            // the whole feature map
+  std::int64_t band_start, band_rows;    // the rows of it that `hoisted` holds
+  bool local_ensemble, ensemble_first;
+  std::int64_t depth;                    // Linear layers after the first
+  const std::int64_t* widths;            // [depth + 1]: hoisted channels, hidden ones, output channels
+  Plane y, x;                            // query centres
+  Plane cell_y, cell_x;                  // query extents; data == nullptr: no cell
+  const float* centre_y;                 // [height] LIIF's table of pixel centres
+  const float* centre_x;                 // [width]
+  const void* hoisted;                   // [batch, band_rows, width, widths[0]]
+  const void* position_weight;           // [widths[0], 2 | 4] for rel_y, rel_x (, cell_y, cell_x)
+  const void* const* weights;            // depth x [widths[i + 1], inputs(i)]
+  const void* const* biases;             // depth x [widths[i + 1]]
+  int threads;
+
+  // Input columns of layer i: with the ensemble first, the cell enters the layer after it.
+  std::int64_t inputs(std::int64_t i) const {
+    return widths[i] + (i == 0 && ensemble_first && cell_y.data ? 2 : 0);
+  }
+  std::int64_t position_inputs() const { return cell_y.data && !ensemble_first ? 4 : 2; }
+  std::int64_t queries() const { return batch * rows * cols; }
+  int neighbours() const { return local_ensemble ? 4 : 1; }
+};
+
+// Gradients of LocalImplicit; a null pointer is not computed. The weights' come all or none.
+struct LocalImplicitGradients {
+  void* hoisted;
+  void* position_weight;
+  void* const* weights;  // nullptr: none of position_weight, weights, biases
+  void* const* biases;
+};
+
+// out: [batch, rows, cols, widths[depth]].
+Status local_implicit_forward(Type, const LocalImplicit&, void* out);
+// grad_out as out; float32 and float64. Deterministic for a given number of threads.
+Status local_implicit_backward(Type, const LocalImplicit&, const void* grad_out, const LocalImplicitGradients&);
+
+// The instruction set that the CPU kernels run on: generic, avx2, avx512 or avx512bf16.
+const char* isa();
+
+}  // namespace inr
