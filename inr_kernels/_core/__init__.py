@@ -1,0 +1,1 @@
+"""What all ops share: dispatch, checks, registration, the native library, measured ceilings."""

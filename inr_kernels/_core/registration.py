@@ -1,0 +1,14 @@
+"""The library `torch.ops.inr_kernels`; every op defines its schemas in it."""
+
+import torch
+
+LIBRARY = torch.library.Library("inr_kernels", "DEF")
+
+
+def define(schema, implementation, fake):
+    """Adds an op whose implementation chooses its backend itself, the same on every device."""
+    name = schema.split("(", 1)[0]
+    LIBRARY.define(schema, tags=(torch.Tag.needs_fixed_stride_order,))
+    LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"inr_kernels::{name}", fake, lib=LIBRARY)
+    return getattr(torch.ops.inr_kernels, name)

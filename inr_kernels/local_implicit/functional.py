@@ -1,0 +1,385 @@
+"""Local implicit decoding: the contract, the checks, autocast, the hoisted first layer and the bands of `render`."""
+
+import functools
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from inr_kernels._core import dispatch
+from inr_kernels._core.checks import require, require_tensor, shape
+
+from . import op, reference
+
+WORKSPACE = 256 << 20
+
+
+def local_implicit_decode(
+    feat,
+    coord,
+    cell,
+    weights,
+    biases,
+    *,
+    feat_unfold=True,
+    local_ensemble=True,
+    ensemble_after="last",
+    backend=None,
+):
+    """Decodes an implicit image at any coordinates (LIIF).
+
+    For a query at `coord` with the four pixels t around it (one, without `local_ensemble`):
+
+        h_t = W1 [unfold3x3(feat)[t]; rel_t; rel_cell] + b1,    rel_t = (coord - centre_t) * (h, w)
+        out = sum_t w_t MLP(ReLU(h_t)),   w_t = area of the rectangle to the opposite pixel / their sum
+
+    W1 is applied to `feat` once per pixel of the feature map (exactly: the layer is linear), and the last Linear
+    after the ensemble; the unfolded features and the hidden states of the queries never exist in memory.
+
+    Args:
+        feat: features [B, C, h, w], float32, float64, bfloat16 or float16; their pixels span [-1, 1].
+        coord: query centres (y, x) [B, Q, 2] or [B, H, W, 2], float32 (float64 is rounded to it) in any range:
+            outside [-1, 1] the border pixels extrapolate. Coordinates are float32 under autocast, too.
+        cell: query extents (y, x) in the units of coord, [B, 2] or coord's shape; None: a decoder without cell.
+        weights: Linear weights: [N1, C*9 + 2 (+ 2 with cell)] (C instead of C*9 without `feat_unfold`), [N2, N1],
+            ..., [out_channels, Nk], k >= 1, in feat's dtype. With `ensemble_after="first"` the cell's two columns
+            stand last in the second weight instead.
+        biases: [N1], [N2], ..., [out_channels].
+        feat_unfold: the first layer reads a 3 x 3 neighbourhood, channel index c * 9 + ky * 3 + kx.
+        local_ensemble: blend four neighbours, or take the nearest one.
+        ensemble_after: "last" (LIIF) or "first": blend after the first layer's ReLU, then
+            out = MLP([sum_t w_t ReLU(h_t); rel_cell]), once per query (the "split" INRB of IN2).
+        backend: "reference", "cpu", "triton"; None: the fastest that can run (see `inr_kernels.explain`).
+
+    Returns:
+        [B, Q, out_channels] or [B, H, W, out_channels] in feat's dtype (autocast's, under autocast).
+
+    Gradients reach feat, weights and biases on every backend, deterministically. coord and cell get theirs
+    through the reference, which then computes the whole call; so does a second derivative (`backend="reference"`).
+
+    Raises:
+        TypeError: an argument is no floating-point tensor; coord or cell in half precision.
+        ValueError: a shape, dtype or device that does not fit; the message names the argument.
+        RuntimeError: the wished backend cannot run here, and why.
+
+    Source: Chen, Liu and Wang, Learning Continuous Image Representation with Local Implicit Image Function,
+    CVPR 2021, eq. 1-5; the arithmetic of the coordinates is that of its published code.
+
+    Example:
+        >>> import torch
+        >>> feat, coord = torch.randn(1, 8, 5, 7), torch.rand(1, 100, 2) * 2 - 1
+        >>> weights = [torch.randn(16, 8 * 9 + 2), torch.randn(3, 16)]
+        >>> biases = [torch.zeros(16), torch.zeros(3)]
+        >>> local_implicit_decode(feat, coord, None, weights, biases).shape
+        torch.Size([1, 100, 3])
+    """
+    return decode_queries(
+        feat,
+        coord,
+        cell,
+        weights,
+        biases,
+        Form(feat_unfold, local_ensemble, ensemble_after),
+        backend=backend,
+    )
+
+
+class Form(NamedTuple):
+    """The form of a decoder: LIIF's flags and where its ensemble stands."""
+
+    feat_unfold: bool = True
+    local_ensemble: bool = True
+    ensemble_after: str = "last"
+
+
+def decode_queries(feat, coord, cell, weights, biases, form, *, backend=None, hoist=None):
+    """`local_implicit_decode`; the caller may bring a function that hoists the first layer (from a cache, say)."""
+    hoist = hoist or hoist_features
+    feat, weights, biases = autocast(feat, weights, biases)
+    check_decoder(feat, weights, biases, form, cell_decode=cell is not None)
+    coord, cell = check_queries(feat, coord, cell)
+    wish, dtype = dispatch.wished(backend), feat.dtype
+    feat, weights, biases = to_working_dtype(wish, feat, weights, biases)
+    planes = coord.unsqueeze(1) if coord.dim() == 3 else coord
+    if cell is not None:
+        cell = cell[:, None, None] if cell.dim() == 2 else cell.view(planes.shape)
+        cell = cell.expand(planes.shape)
+    out = decode_grid(feat, *planes.unbind(-1), cell, weights, biases, form, wish, hoist)
+    return out.view(*coord.shape[:-1], out.shape[-1]).to(dtype)
+
+
+def render(
+    feat,
+    size,
+    weights,
+    biases,
+    form,
+    *,
+    cell_decode=True,
+    cell=None,
+    workspace=WORKSPACE,
+    backend=None,
+):
+    """The image of `size` (H, W): the decoder on the grid of its pixels, in bands of rows.
+
+    Beside input and output it needs at most `workspace` bytes, at any size. (With gradients enabled, what the
+    backward needs is kept in addition; the reference backend unfolds the whole map.)
+
+    Args:
+        feat, weights, biases, backend: as local_implicit_decode.
+        size: (H, W) of the output.
+        form: the decoder's flags.
+        cell_decode: whether the decoder takes a cell.
+        cell: [B, 2], a query's extent; None: the output's pixel, (2 / H, 2 / W).
+        workspace: bytes, at least what one output row of one image needs.
+
+    Returns:
+        [B, out_channels, H, W].
+    """
+    height, width = check_size(size)
+    feat, weights, biases = autocast(feat, weights, biases)
+    check_decoder(feat, weights, biases, form, cell_decode=cell_decode)
+    require(cell is None or cell_decode, "cell", "be None for a decoder without cell", "a tensor")
+    if cell is not None:
+        require_tensor(cell, "cell", dims=(2,), like=feat)
+        require(
+            shape(cell) == [len(feat), 2],
+            "cell",
+            f"have shape [B, 2] with B = {len(feat)}",
+            shape(cell),
+        )
+    elif cell_decode:
+        cell = torch.tensor([2 / height, 2 / width], device=feat.device).expand(len(feat), 2)
+    y, x = (reference.pixel_centres(n).to(feat.device) for n in (height, width))
+    out = feat.new_empty(len(feat), len(weights[-1]), height, width)
+    wish = dispatch.wished(backend)
+    feat, weights, biases = to_working_dtype(wish, feat, weights, biases)
+    for images, top, bottom, rows in plan_bands(
+        tuple(feat.shape),
+        feat.element_size(),
+        (height, width),
+        tuple(map(len, weights)),
+        form,
+        workspace,
+    ):
+        part = feat[images]
+        grid = (len(part), bottom - top, width)
+        band = decode_grid(
+            part,
+            y[top:bottom, None].expand(grid),
+            x.expand(grid),
+            None if cell is None else cell[images, None, None].float().expand(*grid, 2),
+            weights,
+            biases,
+            form,
+            wish,
+            functools.partial(hoist_features, rows=rows),
+            rows[0],
+        )
+        out[images, :, top:bottom] = band.permute(0, 3, 1, 2)
+    return out
+
+
+def decode_grid(feat, y, x, cell, weights, biases, form, wish, hoist, band_start=0):
+    """y, x [B, R, S], cell [B, R, S, 2] -> [B, R, S, out_channels]; `hoist` may cover a band of feature rows."""
+    with torch.autocast(feat.device.type, enabled=False):  # the dtypes are settled
+        return _decode_grid(feat, y, x, cell, weights, biases, form, wish, hoist, band_start)
+
+
+def _decode_grid(feat, y, x, cell, weights, biases, form, wish, hoist, band_start):
+    coordinates = [y, x] if cell is None else [y, x, cell]
+    needs_coordinates = torch.is_grad_enabled() and any(t.requires_grad for t in coordinates)
+    if needs_coordinates and wish not in ("", "reference"):
+        raise RuntimeError(f"backend {wish!r} has no gradient for coord and cell; the reference has")
+    if needs_coordinates or wish == "reference":
+        coord = torch.stack((y, x), -1)
+        return reference.local_implicit(feat, coord, cell, weights, biases, **form._asdict())
+    first = form.ensemble_after == "first"
+    columns = feature_columns(feat.shape[1], form)
+    return op.local_implicit(
+        hoist(feat, weights[0], biases[0], form),
+        y,
+        x,
+        cell,
+        weights[0][:, columns:],
+        weights[1:],
+        biases[1:],
+        feat.shape[2],
+        band_start,
+        form.local_ensemble,
+        first,
+        wish,
+    )
+
+
+def feature_columns(channels, form):
+    """How many columns of the first weight stand for features."""
+    return channels * 9 if form.feat_unfold else channels
+
+
+def hoist_features(feat, weight, bias, form, rows=None):
+    """The first layer's share of the features, once per pixel: [B, rows, w, N1], contiguous.
+
+    rows: the rows (begin, end) of the map to compute; None: all.
+    """
+    channels, height = feat.shape[1], feat.shape[2]
+    kernel = weight[:, : feature_columns(channels, form)]
+    begin, end = rows or (0, height)
+    if form.feat_unfold:
+        kernel = kernel.reshape(-1, channels, 3, 3)
+        above, below = max(begin - 1, 0), min(end + 1, height)
+        feat = F.pad(feat[:, :, above:below], (0, 0, above - begin + 1, end + 1 - below))
+        padding = (0, 1)
+    else:
+        feat, kernel, padding = feat[:, :, begin:end], kernel[:, :, None, None], 0
+    last = torch.channels_last
+    hoisted = F.conv2d(
+        feat.contiguous(memory_format=last),
+        kernel.contiguous(memory_format=last),
+        bias,
+        padding=padding,
+    )
+    return hoisted.permute(0, 2, 3, 1).contiguous()
+
+
+@torch.compiler.assume_constant_result
+def plan_bands(feat_shape, element_size, size, widths, form, workspace):
+    """The bands of `render`: (slice of images, first and last + 1 output row, (first, last + 1) feature row)."""
+    batch, channels, height, width = feat_shape
+    # The padded features, the convolution's own buffer (at worst its unfolded input) and its output, in the
+    # working precision and, for half precision on a CPU, once more in float32.
+    row_bytes = width * (feature_columns(channels, form) + 2 * channels + 2 * widths[0]) * (element_size + 4)
+    query_bytes = size[1] * 2 * widths[-1] * (element_size + 4)
+    sides, eps = ((-1, 1), 1e-6) if form.local_ensemble else ((0, 0), 0)
+    y = reference.pixel_centres(size[0])
+    first, last = (reference.nearest_pixel(y, height, side, eps)[0].tolist() for side in sides)
+
+    def cost(top, bottom):
+        return (last[bottom - 1] + 3 - first[top]) * row_bytes + (bottom - top) * query_bytes
+
+    dearest = max(cost(row, row + 1) for row in range(size[0]))
+    require(
+        workspace >= dearest,
+        "workspace",
+        f"be at least {dearest} bytes for these shapes",
+        workspace,
+    )
+    images = max(1, min(batch, workspace // dearest))
+    bands = []
+    for image in range(0, batch, images):
+        top = 0
+        for bottom in range(1, size[0] + 1):
+            if bottom == size[0] or images * cost(top, bottom + 1) > workspace:
+                bands.append((slice(image, image + images), top, bottom, (first[top], last[bottom - 1] + 1)))
+                top = bottom
+    return bands
+
+
+def autocast(feat, weights, biases):
+    """Features and weights in autocast's dtype, where it is on; coordinates never take part."""
+    device = feat.device.type if isinstance(feat, torch.Tensor) else "cpu"
+    if not torch.is_autocast_enabled(device):
+        return feat, weights, biases
+    dtype = torch.get_autocast_dtype(device)
+
+    def cast(t):
+        return t if t.dtype == torch.float64 else t.to(dtype)
+
+    return cast(feat), [cast(w) for w in weights], [cast(b) for b in biases]
+
+
+def to_working_dtype(wish, feat, weights, biases):
+    """Half precision on a CPU is computed in float32, but for bfloat16 inference where the processor has it."""
+    if feat.device.type != "cpu" or wish not in ("", "cpu") or feat.dtype.itemsize > 2:
+        return feat, weights, biases
+    tracked = torch.is_grad_enabled() and any(t.requires_grad for t in (feat, *weights, *biases))
+    if feat.dtype == torch.bfloat16 and not tracked and op.cpu_has_bfloat16():
+        return feat, weights, biases
+    return feat.float(), [w.float() for w in weights], [b.float() for b in biases]
+
+
+def check_decoder(feat, weights, biases, form, *, cell_decode):
+    """Features and weights that fit each other and the form."""
+    require_tensor(feat, "feat", dims=(4,))
+    require(
+        min(feat.shape[1:]) > 0,
+        "feat",
+        "have at least one channel and one pixel, [B, C, h, w]",
+        shape(feat),
+    )
+    after = form.ensemble_after
+    require(after in ("last", "first"), "ensemble_after", 'be "last" or "first"', repr(after))
+    require(len(weights) >= 2, "weights", "hold at least two Linear weights", len(weights))
+    require(
+        len(biases) == len(weights),
+        "biases",
+        f"be as many as the {len(weights)} weights",
+        len(biases),
+    )
+    inputs = feature_columns(feat.shape[1], form) + 2 + (2 if cell_decode and after == "last" else 0)
+    for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        for value, name, dims in ((weight, f"weights[{i}]", 2), (bias, f"biases[{i}]", 1)):
+            require_tensor(value, name, dims=(dims,), like=feat)
+            require(value.dtype == feat.dtype, name, f"have feat's dtype {feat.dtype}", value.dtype)
+        if i == 1 and cell_decode and after == "first":
+            inputs += 2
+        why = f" ({_first_columns(feat, form, cell_decode)})" if i == 0 else ""
+        require(
+            weight.shape[1] == inputs and len(weight) > 0,
+            f"weights[{i}]",
+            f"have shape [N, {inputs}]{why}, N > 0",
+            shape(weight),
+        )
+        require(len(bias) == len(weight), f"biases[{i}]", f"have shape [{len(weight)}]", shape(bias))
+        inputs = len(weight)
+
+
+def _first_columns(feat, form, cell_decode):
+    features = f"{feat.shape[1]} channels" + (" x 9" if form.feat_unfold else "")
+    return f"{features} + 2 offsets" + (" + 2 cell" if cell_decode and form.ensemble_after == "last" else "")
+
+
+def check_queries(feat, coord, cell):
+    """coord and cell in float32 and in shape."""
+    require_tensor(coord, "coord", dims=(3, 4), like=feat)
+    batch = len(feat)
+    rule = f"have shape [B, Q, 2] or [B, H, W, 2] with B = feat's {batch}"
+    require(coord.shape[-1] == 2 and len(coord) == batch, "coord", rule, shape(coord))
+    if cell is not None:
+        require_tensor(cell, "cell", dims=(2, coord.dim()), like=feat)
+        fits = shape(cell) in ([batch, 2], shape(coord))
+        require(fits, "cell", f"have shape [B, 2] = [{batch}, 2] or coord's {shape(coord)}", shape(cell))
+    for value, name in ((coord, "coord"), (cell, "cell")):
+        if value is not None and value.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"{name} must be float32: half precision picks wrong neighbours; got {value.dtype}")
+    return coord.float(), None if cell is None else cell.float()
+
+
+def check_size(size):
+    """(H, W), both positive."""
+    fits = len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size) if hasattr(size, "__len__") else False
+    require(fits, "size", "be two positive integers (H, W)", size)
+    return size
+
+
+def _facts(feat=None, *args, weights=None, **kwargs):
+    """What `explain` needs to know of a call."""
+    if feat is None:
+        return op.Facts(torch.device("cpu"), torch.float32)
+    weights = weights if weights is not None else args[2] if len(args) > 2 else []
+    feat, weights, _ = autocast(feat, weights, [])
+    return op.Facts(feat.device, feat.dtype, tuple(len(w) for w in weights))
+
+
+dispatch.register(
+    dispatch.Op(
+        name="local_implicit",
+        function=local_implicit_decode,
+        facts=_facts,
+        backends={
+            "cpu": op.why_not_cpu,
+            "triton": op.why_not_triton,
+            "reference": lambda facts: "",
+        },
+    )
+)

@@ -1,0 +1,122 @@
+"""LIIF's decoding in plain PyTorch: the mathematics, any dtype, any order of derivatives.
+
+Follows the arithmetic of LIIF (Chen, Liu and Wang, CVPR 2021, eq. 1-5) to the last float32 rounding of its
+coordinates, which decides the ensemble's weights at odd scales.
+"""
+
+import torch
+import torch.nn.functional as F
+
+
+def pixel_centres(n, device=None):
+    """[n] float32: the centres of n pixels that span [-1, 1], rounded as LIIF's make_coord rounds them."""
+    radius = 2 / (2 * n)
+    return -1 + radius + (2 * radius) * torch.arange(n, dtype=torch.float32, device=device)
+
+
+def nearest_pixel(coord, n, side, eps):
+    """The pixel whose centre is nearest to coord moved half a pixel to `side`: (index, offset in half pixels)."""
+    moved = (coord.detach() + (side * (2 / n / 2) + eps)).clamp(-1 + 1e-6, 1 - 1e-6)
+    index = (((moved + 1) * n - 1) / 2).round().long().clamp(0, n - 1)
+    return index, (coord - pixel_centres(n, coord.device)[index]) * n
+
+
+def neighbours(y, x, size, local_ensemble):
+    """The pixels around each query, in the order (-,-), (-,+), (+,-), (+,+), or the nearest one alone.
+
+    Returns lists of rows, columns [...], offsets [..., 2] and ensemble weights [...].
+    """
+    sides, eps = ((-1, 1), 1e-6) if local_ensemble else ((0,), 0)
+    rows, cols, offsets, areas = [], [], [], []
+    for side_y in sides:
+        for side_x in sides:
+            row, rel_y = nearest_pixel(y, size[0], side_y, eps)
+            col, rel_x = nearest_pixel(x, size[1], side_x, eps)
+            rows.append(row)
+            cols.append(col)
+            offsets.append(torch.stack((rel_y, rel_x), -1))
+            areas.append((rel_y * rel_x).abs() + 1e-9)
+    total = torch.stack(areas).sum(0)
+    return (
+        rows,
+        cols,
+        offsets,
+        [area / total for area in reversed(areas)],
+    )  # the opposite corner's area
+
+
+def relative_cell(cell, size):
+    """[..., 2]: a query's extent in half pixels of the feature map."""
+    return cell * torch.tensor(size, dtype=cell.dtype, device=cell.device)
+
+
+def mlp(x, weights, biases):
+    """Linear layers with a ReLU between them."""
+    for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+        x = F.linear(x, weight, bias).relu()
+    return F.linear(x, weights[-1], biases[-1])
+
+
+def local_implicit(
+    feat,
+    coord,
+    cell,
+    weights,
+    biases,
+    *,
+    feat_unfold=True,
+    local_ensemble=True,
+    ensemble_after="last",
+):
+    """feat [B, C, h, w], coord [B, ..., 2], cell like coord or None -> [B, ..., out_channels]."""
+    size = feat.shape[-2:]
+    if feat_unfold:
+        feat = F.unfold(feat, 3, padding=1).view(feat.shape[0], -1, *size)
+    feat = feat.permute(0, 2, 3, 1)
+    batch = torch.arange(len(feat), device=feat.device).view(-1, *[1] * (coord.dim() - 2))
+    tail = [] if cell is None else [relative_cell(cell, size).to(feat.dtype)]
+    inputs = [] if ensemble_after == "first" else tail
+    out = 0
+    for row, col, offset, weight in zip(*neighbours(coord[..., 0], coord[..., 1], size, local_ensemble), strict=True):
+        x = torch.cat([feat[batch, row, col], offset.to(feat.dtype), *inputs], -1)
+        if ensemble_after == "first":
+            pred = F.linear(x, weights[0], biases[0]).relu()
+        else:
+            pred = mlp(x, weights, biases)
+        out = out + pred * weight.unsqueeze(-1).to(torch.promote_types(feat.dtype, torch.float32))
+    out = out.to(feat.dtype)
+    if ensemble_after == "first":
+        out = mlp(torch.cat([out, *tail], -1), weights[1:], biases[1:])
+    return out
+
+
+def decode(
+    hoisted,
+    y,
+    x,
+    cell,
+    position_weight,
+    weights,
+    biases,
+    height,
+    band_start,
+    local_ensemble,
+    ensemble_first,
+):
+    """The same from the hoisted first layer on; the arguments are those of the op (op.py)."""
+    size = (height, hoisted.shape[2])
+    dtype = hoisted.dtype
+    batch = torch.arange(len(hoisted), device=hoisted.device).view(-1, 1, 1)
+    tail = [] if cell is None else [relative_cell(cell, size).to(dtype)]
+    inputs = [] if ensemble_first else tail
+    out = 0
+    for row, col, offset, weight in zip(*neighbours(y, x, size, local_ensemble), strict=True):
+        position = torch.cat([offset.to(dtype), *inputs], -1)
+        pred = (hoisted[batch, row - band_start, col] + F.linear(position, position_weight)).relu()
+        for w, b in [] if ensemble_first else zip(weights[:-1], biases[:-1], strict=True):
+            pred = F.linear(pred, w, b).relu()
+        out = out + pred * weight.unsqueeze(-1).to(torch.promote_types(dtype, torch.float32))
+    out = out.to(dtype)
+    if ensemble_first:
+        return mlp(torch.cat([out, *tail], -1), weights, biases)
+    return F.linear(out, weights[-1], biases[-1])

@@ -1,0 +1,112 @@
+"""Problems for the tests of local_implicit, and the one rule for how close is close."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from inr_kernels import local_implicit_decode
+from inr_kernels.local_implicit.reference import pixel_centres
+
+FLAGS = [(u, e, c) for u in (False, True) for e in (False, True) for c in (False, True)]
+
+
+@dataclass
+class Case:
+    """A decoding problem in float64, to be cast to what is tested."""
+
+    batch: int = 2
+    channels: int = 5
+    size: tuple = (6, 7)
+    queries: int = 33
+    hidden: tuple = (20, 17)
+    out: int = 3
+    feat_unfold: bool = True
+    local_ensemble: bool = True
+    cell_decode: bool = True
+    ensemble_after: str = "last"
+    grid: tuple = ()  # the queries are this grid's pixels
+    spread: float = 1.2  # else random in [-spread, spread]
+    tensors: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        feat = torch.randn(self.batch, self.channels, *self.size, dtype=torch.float64)
+        if self.grid:
+            axes = [pixel_centres(n) for n in self.grid]
+            coord = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, 1)
+            coord = coord.expand(self.batch, -1, 2).contiguous()
+            cell = torch.tensor([2 / n for n in self.grid]).expand(self.batch, 2)
+        else:
+            coord = (torch.rand(self.batch, self.queries, 2) * 2 - 1) * self.spread
+            cell = torch.rand(self.batch, self.queries, 2) / 5
+        inputs = [self.channels * (9 if self.feat_unfold else 1), *self.hidden]
+        inputs[0] += 2
+        if self.cell_decode:
+            inputs[1 if self.ensemble_after == "first" else 0] += 2
+        widths = [*self.hidden, self.out]
+        weights = [torch.randn(n, k, dtype=torch.float64) / k**0.5 for n, k in zip(widths, inputs, strict=True)]
+        biases = [torch.randn(n, dtype=torch.float64) / 4 for n in widths]
+        self.tensors = {
+            "feat": feat,
+            "coord": coord,
+            "cell": cell if self.cell_decode else None,
+            "weights": weights,
+            "biases": biases,
+        }
+
+    def cast(self, dtype):
+        """feat, coord, cell, weights, biases in dtype; coordinates stay float32."""
+        t = self.tensors
+        cast = [v.to(dtype) for v in (t["feat"], *t["weights"], *t["biases"])]
+        n = len(t["weights"])
+        return cast[0], t["coord"], t["cell"], cast[1 : 1 + n], cast[1 + n :]
+
+    def decode(self, dtype, backend, gradients=False, rounded=torch.float64):
+        """The output and, if asked, the gradients of (output * a fixed random tensor).sum().
+
+        rounded: the dtype that the inputs went through before; a truth starts from what was tested.
+        """
+        feat, coord, cell, weights, biases = self.cast(rounded)
+        leaves = [t.to(dtype).requires_grad_(gradients) for t in (feat, *weights, *biases)]
+        n = len(weights)
+        out = local_implicit_decode(
+            leaves[0],
+            coord,
+            cell,
+            leaves[1 : 1 + n],
+            leaves[1 + n :],
+            feat_unfold=self.feat_unfold,
+            local_ensemble=self.local_ensemble,
+            ensemble_after=self.ensemble_after,
+            backend=backend,
+        )
+        if not gradients:
+            return [out]
+        generator = torch.Generator().manual_seed(1)
+        grad = torch.randn(out.shape, dtype=torch.float64, generator=generator).to(rounded).to(dtype)
+        return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
+
+
+def assert_kernel_as_accurate(case, dtype, backend="cpu"):
+    """Output and gradients of a backend, judged by `assert_as_accurate`."""
+    truth = case.decode(torch.float64, "reference", True, rounded=dtype)
+    eager = case.decode(dtype, "reference", True)
+    assert_as_accurate(case.decode(dtype, backend, True), eager, truth)
+
+
+def assert_as_accurate(results, eager, truth):
+    """Each error against float64 is at most twice eager's in the same dtype, or a few roundings.
+
+    The first tensor is the output, to 1e-6; the others are gradients, sums that may cancel, to 1e-5.
+    Both in the largest element, relative to the truth's largest, and in relative norm.
+    """
+    for i, (result, other, exact) in enumerate(zip(results, eager, truth, strict=True)):
+        assert result.shape == exact.shape
+        assert result.dtype == other.dtype
+        few = 1e-6 if i == 0 else 1e-5
+        if result.dtype.itemsize == 2:
+            few += torch.finfo(result.dtype).eps  # the result's own rounding
+        for norm in (lambda t: t.abs().max(), torch.linalg.vector_norm):
+            scale = norm(exact) + 1e-30
+            error = norm(result.double() - exact) / scale
+            allowed = 2 * norm(other.double() - exact) / scale + few
+            assert error <= allowed, f"tensor {i}: error {error:.1e}, allowed {allowed:.1e}"
