@@ -2,6 +2,8 @@
 
 import functools
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy
@@ -62,3 +64,17 @@ def golden():
             return {key: torch.from_numpy(arrays[key]) for key in arrays}
 
     return load
+
+
+@pytest.fixture
+def run_python():
+    """run_python(code, **environment) -> what the code prints in an interpreter of its own."""
+
+    def run(code, **environment):
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run

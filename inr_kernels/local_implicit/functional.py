@@ -119,6 +119,7 @@ def render(
     cell=None,
     workspace=WORKSPACE,
     backend=None,
+    progress=None,
 ):
     """The image of `size` (H, W): the decoder on the grid of its pixels, in bands of rows.
 
@@ -132,6 +133,7 @@ def render(
         cell_decode: whether the decoder takes a cell.
         cell: [B, 2], a query's extent; None: the output's pixel, (2 / H, 2 / W).
         workspace: bytes, at least what one output row of one image needs.
+        progress: called after each band as progress(rows done, rows in all), B * H in the end.
 
     Returns:
         [B, out_channels, H, W].
@@ -177,6 +179,8 @@ def render(
             rows[0],
         )
         out[images, :, top:bottom] = band.permute(0, 3, 1, 2)
+        if progress is not None:
+            progress(images.start * height + len(part) * bottom, len(feat) * height)
     return out
 
 
@@ -347,7 +351,7 @@ def check_queries(feat, coord, cell):
     require(coord.shape[-1] == 2 and len(coord) == batch, "coord", rule, shape(coord))
     if cell is not None:
         require_tensor(cell, "cell", dims=(2, coord.dim()), like=feat)
-        fits = shape(cell) in ([batch, 2], shape(coord))
+        fits = tuple(cell.shape) == (tuple(coord.shape) if cell.dim() > 2 else (batch, 2))
         require(fits, "cell", f"have shape [B, 2] = [{batch}, 2] or coord's {shape(coord)}", shape(cell))
     for value, name in ((coord, "coord"), (cell, "cell")):
         if value is not None and value.dtype not in (torch.float32, torch.float64):

@@ -76,8 +76,11 @@ class LocalImplicitDecoder(nn.Module):
         hoist = self._hoisted.keyed(feat, weights[0], biases[0])
         return decode_queries(feat, coord, cell, weights, biases, self.form, backend=backend, hoist=hoist)
 
-    def render(self, feat, size, cell=None, *, workspace=WORKSPACE, backend=None):
-        """feat [B, C, h, w] -> [B, out_channels, H, W], in bands that need at most `workspace` bytes."""
+    def render(self, feat, size, cell=None, *, workspace=WORKSPACE, backend=None, progress=None):
+        """feat [B, C, h, w] -> [B, out_channels, H, W], in bands that need at most `workspace` bytes.
+
+        progress: called after each band as progress(rows done, rows in all).
+        """
         return render(
             feat,
             size,
@@ -87,6 +90,7 @@ class LocalImplicitDecoder(nn.Module):
             cell=cell,
             workspace=workspace,
             backend=backend,
+            progress=progress,
         )
 
     def extra_repr(self):
