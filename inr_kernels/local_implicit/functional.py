@@ -95,11 +95,10 @@ class Form(NamedTuple):
 def decode_queries(feat, coord, cell, weights, biases, form, *, backend=None, hoist=None):
     """`local_implicit_decode`; the caller may bring a function that hoists the first layer (from a cache, say)."""
     hoist = hoist or hoist_features
-    feat, weights, biases = autocast(feat, weights, biases)
     check_decoder(feat, weights, biases, form, cell_decode=cell is not None)
     coord, cell = check_queries(feat, coord, cell)
-    wish, dtype = dispatch.wished(backend), feat.dtype
-    feat, weights, biases = to_working_dtype(wish, feat, weights, biases)
+    wish = dispatch.wished(backend)
+    weights, biases, dtype = settle_dtypes(wish, feat, weights, biases)
     planes = coord.unsqueeze(1) if coord.dim() == 3 else coord
     if cell is not None:
         cell = cell[:, None, None] if cell.dim() == 2 else cell.view(planes.shape)
@@ -139,7 +138,6 @@ def render(
         [B, out_channels, H, W].
     """
     height, width = check_size(size)
-    feat, weights, biases = autocast(feat, weights, biases)
     check_decoder(feat, weights, biases, form, cell_decode=cell_decode)
     require(cell is None or cell_decode, "cell", "be None for a decoder without cell", "a tensor")
     if cell is not None:
@@ -153,12 +151,12 @@ def render(
     elif cell_decode:
         cell = torch.tensor([2 / height, 2 / width], device=feat.device).expand(len(feat), 2)
     y, x = (reference.pixel_centres(n).to(feat.device) for n in (height, width))
-    out = feat.new_empty(len(feat), len(weights[-1]), height, width)
     wish = dispatch.wished(backend)
-    feat, weights, biases = to_working_dtype(wish, feat, weights, biases)
+    weights, biases, dtype = settle_dtypes(wish, feat, weights, biases)
+    out = feat.new_empty(len(feat), len(weights[-1]), height, width, dtype=dtype)
     for images, top, bottom, rows in plan_bands(
         tuple(feat.shape),
-        feat.element_size(),
+        weights[0].element_size(),
         (height, width),
         tuple(map(len, weights)),
         form,
@@ -196,7 +194,7 @@ def _decode_grid(feat, y, x, cell, weights, biases, form, wish, hoist, band_star
     if needs_coordinates and wish not in ("", "reference"):
         raise RuntimeError(f"backend {wish!r} has no gradient for coord and cell; the reference has")
     if needs_coordinates or wish == "reference":
-        coord = torch.stack((y, x), -1)
+        feat, coord = feat.to(weights[0].dtype), torch.stack((y, x), -1)
         return reference.local_implicit(feat, coord, cell, weights, biases, **form._asdict())
     first = form.ensemble_after == "first"
     columns = feature_columns(feat.shape[1], form)
@@ -222,7 +220,7 @@ def feature_columns(channels, form):
 
 
 def hoist_features(feat, weight, bias, form, rows=None):
-    """The first layer's share of the features, once per pixel: [B, rows, w, N1], contiguous.
+    """The first layer's share of the features, once per pixel: [B, rows, w, N1], contiguous, in weight's dtype.
 
     rows: the rows (begin, end) of the map to compute; None: all.
     """
@@ -238,7 +236,7 @@ def hoist_features(feat, weight, bias, form, rows=None):
         feat, kernel, padding = feat[:, :, begin:end], kernel[:, :, None, None], 0
     last = torch.channels_last
     hoisted = F.conv2d(
-        feat.contiguous(memory_format=last),
+        feat.to(weight.dtype, memory_format=last),
         kernel.contiguous(memory_format=last),
         bias,
         padding=padding,
@@ -279,27 +277,30 @@ def plan_bands(feat_shape, element_size, size, widths, form, workspace):
     return bands
 
 
-def autocast(feat, weights, biases):
-    """Features and weights in autocast's dtype, where it is on; coordinates never take part."""
-    device = feat.device.type if isinstance(feat, torch.Tensor) else "cpu"
-    if not torch.is_autocast_enabled(device):
-        return feat, weights, biases
-    dtype = torch.get_autocast_dtype(device)
-
-    def cast(t):
-        return t if t.dtype == torch.float64 else t.to(dtype)
-
-    return cast(feat), [cast(w) for w in weights], [cast(b) for b in biases]
+def result_dtype(feat):
+    """feat's dtype or, where autocast is on, autocast's; like autocast, float64 stays."""
+    device = feat.device.type
+    casts = torch.is_autocast_enabled(device) and feat.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if casts else feat.dtype
 
 
-def to_working_dtype(wish, feat, weights, biases):
-    """Half precision on a CPU is computed in float32, but for bfloat16 inference where the processor has it."""
-    if feat.device.type != "cpu" or wish not in ("", "cpu") or feat.dtype.itemsize > 2:
-        return feat, weights, biases
-    tracked = torch.is_grad_enabled() and any(t.requires_grad for t in (feat, *weights, *biases))
-    if feat.dtype == torch.bfloat16 and not tracked and op.cpu_has_bfloat16():
-        return feat, weights, biases
-    return feat.float(), [w.float() for w in weights], [b.float() for b in biases]
+def settle_dtypes(wish, feat, weights, biases):
+    """Weights and biases in the dtype to compute in, and the dtype of the result; features follow by rows.
+
+    The result has feat's dtype, or autocast's. Half precision on a CPU is computed in float32, but for bfloat16
+    inference where the processor multiplies it. Coordinates never take part.
+    """
+    dtype = result_dtype(feat)
+    if dtype == feat.dtype and not torch.is_autocast_enabled(feat.device.type):
+        for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+            for value, name in ((weight, f"weights[{i}]"), (bias, f"biases[{i}]")):
+                require(value.dtype == dtype, name, f"have feat's dtype {dtype}", value.dtype)
+    working = dtype
+    if feat.device.type == "cpu" and wish in ("", "cpu") and dtype.itemsize == 2:
+        tracked = torch.is_grad_enabled() and any(t.requires_grad for t in (feat, *weights, *biases))
+        if tracked or dtype == torch.float16 or not op.cpu_has_bfloat16():
+            working = torch.float32
+    return [w.to(working) for w in weights], [b.to(working) for b in biases], dtype
 
 
 def check_decoder(feat, weights, biases, form, *, cell_decode):
@@ -324,7 +325,6 @@ def check_decoder(feat, weights, biases, form, *, cell_decode):
     for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         for value, name, dims in ((weight, f"weights[{i}]", 2), (bias, f"biases[{i}]", 1)):
             require_tensor(value, name, dims=(dims,), like=feat)
-            require(value.dtype == feat.dtype, name, f"have feat's dtype {feat.dtype}", value.dtype)
         if i == 1 and cell_decode and after == "first":
             inputs += 2
         why = f" ({_first_columns(feat, form, cell_decode)})" if i == 0 else ""
@@ -371,8 +371,7 @@ def _facts(feat=None, *args, weights=None, **kwargs):
     if feat is None:
         return op.Facts(torch.device("cpu"), torch.float32)
     weights = weights if weights is not None else args[2] if len(args) > 2 else []
-    feat, weights, _ = autocast(feat, weights, [])
-    return op.Facts(feat.device, feat.dtype, tuple(len(w) for w in weights))
+    return op.Facts(feat.device, result_dtype(feat), tuple(map(len, weights)))
 
 
 dispatch.register(

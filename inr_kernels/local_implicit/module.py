@@ -116,7 +116,7 @@ class HoistCache:
         if torch.compiler.is_compiling() or tracked:
             return hoist_features(feat, weight, bias, form)
         entry = self._entry
-        if entry is None or not entry.fits(key, feat.dtype, form):
+        if entry is None or not entry.fits(key, weight.dtype, form):
             hoisted = hoist_features(feat, weight, bias, form)
             drop = functools.partial(_drop, weakref.ref(self))
             entry = self._entry = _Entry(tuple(map(_memory, key)), form, hoisted, weakref.ref(key[0], drop))

@@ -1,0 +1,1 @@
+"""Numbers: `pytest bench --benchmark-only` measures, `python -m bench.report` tells."""

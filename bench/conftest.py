@@ -1,0 +1,146 @@
+"""One benchmark is one `measure(...)`; the run's results go to bench/results/<machine>.json in the end."""
+
+import gc
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from inr_kernels._core import ceilings, native
+
+RESULTS = Path(__file__).parent / "results"
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def machine():
+    """What the numbers were measured on."""
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    try:
+        import triton
+
+        versions["triton"] = triton.__version__
+    except ImportError:
+        pass
+    if DEVICE == "cuda":
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split("\n")[0]
+        return {"name": torch.cuda.get_device_name(), "driver": driver, "cuda": torch.version.cuda, **versions}
+    cpuinfo = Path("/proc/cpuinfo")
+    model = re.search(r"model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.exists() else "")
+    library = native.load()[0]
+    name = f"{model[1] if model else platform.processor()}, {os.cpu_count()} cores"
+    return {"name": name, "instruction set": library.isa() if library else "not built", **versions}
+
+
+def commit():
+    """The commit that was measured; -dirty if the tree was not clean."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    return subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=False).stdout.strip()
+
+
+class Run:
+    """The measurements of one session and the ceilings that they are held against."""
+
+    def __init__(self):
+        self.rows, self._ceilings = [], {}
+
+    def gemm(self, dtype):
+        name = str(dtype).removeprefix("torch.")
+        if name not in self._ceilings:
+            self._ceilings[name] = ceilings.gemm_flops(DEVICE, dtype)
+        return self._ceilings[name]
+
+    def save(self):
+        """Merges with what this machine's file holds of other benchmarks; never half a file."""
+        about = machine()
+        slug = re.sub(r"[^a-z0-9]+", "-", about["name"].lower()).strip("-")
+        path = RESULTS / f"{slug}.json"
+        fresh = {(row["op"], row["case"]) for row in self.rows}
+        old = json.loads(path.read_text())["rows"] if path.exists() else []
+        rows = [row for row in old if (row["op"], row["case"]) not in fresh] + self.rows
+        stamp = {"commit": commit(), "command": "pytest " + " ".join(sys.argv[1:]), "date": time.strftime("%Y-%m-%d")}
+        text = json.dumps({"machine": about, **stamp, "gemm_flops": self._ceilings, "rows": rows}, indent=1)
+        partial = path.with_suffix(".partial")
+        partial.write_text(text + "\n")
+        os.replace(partial, path)
+
+
+def peak_bytes(run):
+    """Memory that `run()` needs beyond what stands before it, at its highest."""
+    gc.collect()
+    if DEVICE == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    page, status = os.sysconf("SC_PAGESIZE"), Path("/proc/self/statm")
+    done, samples = threading.Event(), []
+
+    def watch():
+        while not done.wait(0.001):
+            samples.append(int(status.read_text().split()[1]) * page)
+
+    before = int(status.read_text().split()[1]) * page
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    run()
+    done.set()
+    watcher.join()
+    return max([before, *samples]) - before
+
+
+@pytest.fixture(scope="session")
+def session_run(request):
+    run = Run()
+    yield run
+    if run.rows and not request.config.getoption("benchmark_disable"):
+        run.save()
+
+
+@pytest.fixture
+def smoke(request):
+    """Whether this run only checks that every benchmark works: then shapes are tiny."""
+    return request.config.getoption("benchmark_disable")
+
+
+@pytest.fixture
+def measure(benchmark, session_run, smoke):
+    """measure(run, op=, case=, implementation=, dtype=, flops=, rounds=): times run() and keeps a row of the results.
+
+    flops: what the implementation has to do at least; held against a matrix product of the same dtype in this run.
+    """
+
+    def measure(run, *, op, case, implementation, dtype, flops, rounds=7, **notes):
+        if smoke:
+            return benchmark.pedantic(run, rounds=1)
+
+        def synchronized():
+            run()
+            ceilings.synchronize(DEVICE)
+
+        row = {"op": op, "case": case, "implementation": implementation}
+        row["dtype"] = str(dtype).removeprefix("torch.")
+        try:
+            synchronized()
+            benchmark.pedantic(synchronized, rounds=rounds, warmup_rounds=1)
+        except torch.OutOfMemoryError:
+            session_run.rows.append(row | {"seconds": None} | notes)
+            pytest.fail("out of memory: printed in the report as such")
+        stats = benchmark.stats.stats
+        row |= {"seconds": stats.median, "spread": stats.iqr, "rounds": rounds}
+        row |= {"flops": flops, "of_gemm": flops / stats.median / session_run.gemm(dtype)}
+        row |= {"peak_bytes": peak_bytes(run), **notes}
+        benchmark.extra_info.update(row)
+        session_run.rows.append(row)
+        return None
+
+    return measure

@@ -1,0 +1,121 @@
+"""`python -m bench.report`: the README's tables, and a plot per op, from the committed bench/results/*.json."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+HEADER = ["", "time", "× eager", "of the GEMM rate", "peak memory", "kept for the backward"]
+
+
+def results():
+    """Every machine's measurements, GPUs first."""
+    loaded = [json.loads(path.read_text()) for path in sorted((ROOT / "bench" / "results").glob("*.json"))]
+    return sorted(loaded, key=lambda r: "driver" not in r["machine"])
+
+
+def cases(result, op):
+    """{case: its rows}, in the order of measurement."""
+    grouped = {}
+    for row in result["rows"]:
+        if row["op"] == op:
+            grouped.setdefault(row["case"], []).append(row)
+    return grouped
+
+
+def speed_up(row, rows):
+    """How many times faster than eager float32 in the same run; None where that is not known."""
+    eager = next((r["seconds"] for r in rows if r["implementation"] == "eager"), None)
+    return eager / row["seconds"] if eager and row["seconds"] else None
+
+
+def seconds(value):
+    """1.23 s or 4.56 ms."""
+    return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.3g} ms"
+
+
+def table(result, op):
+    """The Markdown of one op on one machine."""
+    about = ", ".join(f"{key} {value}" if key != "name" else value for key, value in result["machine"].items())
+    rates = ", ".join(f"{flops / 1e9:,.0f} GFLOP/s {dtype}" for dtype, flops in result["gemm_flops"].items())
+    lines = [f"`{result['command']}` at {result['commit']} ({result['date']}) on {about}; torch's GEMM: {rates}.", ""]
+    lines += [" | ".join(["", *HEADER, ""]).strip(), "|" + "---|" * len(HEADER)]
+    for case, rows in cases(result, op).items():
+        lines.append(f"| **{case}** |" + " |" * (len(HEADER) - 1))
+        for row in rows:
+            if row["seconds"] is None:
+                lines.append(f"| {row['implementation']} | out of memory |" + " |" * (len(HEADER) - 2))
+                continue
+            faster = speed_up(row, rows)
+            cells = [
+                row["implementation"],
+                seconds(row["seconds"]),
+                f"{faster:.2f}" if faster else "",
+                f"{row['of_gemm']:.0%}",
+                f"{row['peak_bytes'] / 2**20:,.0f} MB",
+                f"{row['saved_bytes'] / 2**20:,.0f} MB" if "saved_bytes" in row else "",
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def render(readme):
+    """The README's text with every table between `<!-- bench:op -->` and `<!-- end -->` made anew."""
+
+    def tables(match):
+        found = [table(result, match[1]) for result in results() if cases(result, match[1])]
+        return f"<!-- bench:{match[1]} -->\n" + "\n\n".join(found) + "\n<!-- end -->"
+
+    return re.sub(r"<!-- bench:(\w+) -->\n.*?<!-- end -->", tables, readme, flags=re.DOTALL)
+
+
+def plot(op, path):
+    """One panel a case: speed-up over eager float32, a bar an implementation."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = op  # the same file from the same numbers
+    from matplotlib import pyplot
+
+    panels = []
+    for result in results():
+        for case, rows in cases(result, op).items():
+            bars = [(row["implementation"], speed_up(row, rows)) for row in rows]
+            if len(bars := [bar for bar in bars if bar[1]]) > 1:
+                panels.append((f"{case}\n{result['machine']['name']}", bars))
+    if not panels:
+        return
+    heights = [len(bars) + 1.5 for _, bars in panels]
+    figure, axes = pyplot.subplots(
+        len(panels), 1, figsize=(8, 0.32 * sum(heights)), height_ratios=heights, layout="constrained", squeeze=False
+    )
+    for axis, (title, bars) in zip(axes[:, 0], panels, strict=True):
+        names, values = zip(*reversed(bars), strict=True)
+        colours = ["#2a6fbb" if name.startswith("ours") else "#b8bec6" for name in names]
+        drawn = axis.barh(names, values, color=colours)
+        axis.bar_label(drawn, [f"{value:.2f}×" for value in values], padding=3, fontsize=9)
+        axis.set_title(title, fontsize=9, loc="left")
+        axis.margins(x=0.12)
+        axis.tick_params(labelsize=9)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[-1, 0].set_xlabel("times faster than eager float32 PyTorch, same run", fontsize=9)
+    partial = path.with_name(path.name + ".partial")
+    figure.savefig(partial, format="svg", metadata={"Date": None})
+    os.replace(partial, path)
+
+
+def main():
+    """Rewrites the README's tables and the plots beside the results."""
+    readme = ROOT / "README.md"
+    text = readme.read_text()
+    partial = readme.with_suffix(".partial")
+    partial.write_text(render(text))
+    os.replace(partial, readme)
+    for op in re.findall(r"<!-- bench:(\w+) -->", text):
+        plot(op, ROOT / "bench" / "results" / f"{op}.svg")
+        print(f"{op}: README.md and bench/results/{op}.svg written")
+
+
+if __name__ == "__main__":
+    main()
