@@ -1,6 +1,6 @@
 #include "threads.h"
 
-#include <system_error>
+#include <exception>
 #include <thread>
 #include <vector>
 
@@ -12,7 +12,7 @@ void parallel(int count, void (*job)(void*, int), void* context) {
   try {
     threads.reserve(count);
     for (; next < count - 1; ++next) threads.emplace_back(job, context, next);
-  } catch (const std::exception&) {
+  } catch (const std::exception&) {  // no thread to be had: the loop below does its share
   }
   for (; next < count; ++next) job(context, next);
   for (std::thread& thread : threads) thread.join();

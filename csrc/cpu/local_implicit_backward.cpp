@@ -10,28 +10,21 @@ namespace inr {
 namespace INR_ISA {
 namespace {
 
-// Queries in the order of the feature rows that they read, so that a thread's share touches few of them.
-struct Order {
-  Buffer<std::int64_t> query;  // sorted by the first row
-  Buffer<std::int64_t> start;  // [rows + 1] of each row's queries
-
-  Status sort(const LocalImplicit& p) {
-    const std::int64_t rows = p.batch * p.band_rows, n = p.queries();
-    Buffer<std::int64_t> key(n);
-    if (!key || !query.resize(n) || !start.resize(rows + 1)) return Status::out_of_memory;
-    for (std::int64_t i = 0; i < n; ++i) {
-      Neighbours q;
-      if (!locate(p, i, q)) return Status::row_outside_band;
-      key[i] = q.pixel[0] / p.width;
-      ++start[key[i] + 1];
-    }
-    for (std::int64_t r = 0; r < rows; ++r) start[r + 1] += start[r];
-    for (std::int64_t i = 0; i < n; ++i) query[start[key[i]]++] = i;
-    for (std::int64_t r = rows; r > 0; --r) start[r] = start[r - 1];
-    start[0] = 0;
-    return Status::ok;
+// The queries in the order of the feature rows that they read, so that a thread's share touches few of them.
+Status sort_queries(const LocalImplicit& p, Buffer<std::int64_t>& order) {
+  const std::int64_t rows = p.batch * p.band_rows, n = p.queries();
+  Buffer<std::int64_t> row(n), start(rows + 1);
+  if (!row || !start || !order.resize(n)) return Status::out_of_memory;
+  for (std::int64_t i = 0; i < n; ++i) {
+    Neighbours q;
+    if (!locate(p, i, q)) return Status::row_outside_band;
+    row[i] = q.pixel[0] / p.width;
+    ++start[row[i] + 1];
   }
-};
+  for (std::int64_t r = 0; r < rows; ++r) start[r + 1] += start[r];
+  for (std::int64_t i = 0; i < n; ++i) order[start[row[i]]++] = i;
+  return Status::ok;
+}
 
 // One thread's sums and tiles.
 template <class T>
@@ -172,11 +165,11 @@ Status backward_tile(Worker<T>& worker, const LocalImplicit& p, const Weights<T>
 
 // The feature rows that the queries [begin, end) of the order touch: its rows, and one below the last.
 template <class T>
-bool allocate_rows(Worker<T>& worker, const LocalImplicit& p, const Order& order, std::int64_t begin,
+bool allocate_rows(Worker<T>& worker, const LocalImplicit& p, const std::int64_t* order, std::int64_t begin,
                    std::int64_t end) {
   for (std::int64_t k = begin; k < end; ++k) {
     Neighbours q;
-    locate(p, order.query[k], q);
+    locate(p, order[k], q);
     const std::int64_t low = q.pixel[0] / p.width, high = q.pixel[p.neighbours() - 1] / p.width + 1;
     if (k == begin) worker.row_begin = low;
     worker.row_end = high > worker.row_end ? high : worker.row_end;
@@ -233,8 +226,8 @@ Status backward(const LocalImplicit& p, const T* grad_out, const LocalImplicitGr
   for (std::int64_t i = 0; i < p.depth; ++i)
     if (!transposed[i].pack(static_cast<const T*>(p.weights[i]), p.inputs(i), p.widths[i + 1], 1, p.inputs(i)))
       return Status::out_of_memory;
-  Order order;
-  if (const Status s = order.sort(p); s != Status::ok) return s;
+  Buffer<std::int64_t> order;
+  if (const Status s = sort_queries(p, order); s != Status::ok) return s;
 
   const std::int64_t stride = tile_stride<T>(p), queries = p.queries(), tile = tile_queries(p);
   const int n = useful_threads(p);
@@ -255,7 +248,7 @@ Status backward(const LocalImplicit& p, const T* grad_out, const LocalImplicitGr
     }
     for (std::int64_t first = begin; first < end && status == Status::ok; first += tile) {
       const std::int64_t count = end - first < tile ? end - first : tile;
-      const Status s = backward_tile<T>(worker, p, w, transposed, order.query + first, count, grad_out, stride,
+      const Status s = backward_tile<T>(worker, p, w, transposed, order + first, count, grad_out, stride,
                                         grads.weights);
       if (s != Status::ok) status = s;
     }
