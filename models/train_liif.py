@@ -1,0 +1,154 @@
+"""The recipe of the shipped checkpoint: `python -m inr_kernels.models.train_liif`.
+
+LIIF's training (random crops, scales 1 to 4, random pixels as queries, L1, Adam) on photographs of
+scikit-image, on a CPU. `HELD_OUT` takes no part in it: the demo and the tests measure on that one.
+The shipped file is what `--bf16` gives: 40 minutes on one core of a processor that has bfloat16.
+"""
+
+import argparse
+import math
+from pathlib import Path
+
+import numpy
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from inr_kernels._core.files import replacing
+from inr_kernels._core.images import psnr, shrink, to_image, to_tensor
+
+from .liif import LIIF, PRETRAINED, SMALL
+
+TRAINED_ON = ["astronaut", "chelsea", "rocket", "stereo_motorcycle", "camera"]
+TRAINED_ON += ["coins", "brick", "gravel"]
+HELD_OUT = "coffee"
+SCALES = (2, 2.7, 3.7)
+SAVE_EVERY = 500  # steps
+SIDE, ZOOM = 48, 2  # of an input patch; how far a photograph is shrunk at most to make sharper ones
+
+
+def photographs(name):
+    """The photographs of that name in scikit-image, as RGB (a stereo pair counts as two)."""
+    import skimage.data
+
+    arrays = getattr(skimage.data, name)()
+    arrays = arrays[:2] if isinstance(arrays, tuple) else [arrays]
+    return [Image.fromarray(array).convert("RGB") for array in arrays]
+
+
+def patch(photos, rng):
+    """One crop: (input [3, 48, 48], target [n, n, 3]), both in [-1, 1], n = 48 times a random scale."""
+    photo = photos[rng.integers(len(photos))]
+    side = round(SIDE * rng.uniform(1, 4))
+    zoom = rng.uniform(1, min(ZOOM, min(photo.size) / side)) if rng.random() < 0.5 else 1
+    left, top = (rng.uniform(0, n - side * zoom) for n in photo.size)
+    if zoom == 1:
+        left, top = int(left), int(top)
+    box = (left, top, left + side * zoom, top + side * zoom)
+    target = photo.resize((side, side), Image.BICUBIC, box)
+    source = target.resize((SIDE, SIDE), Image.BICUBIC)
+    flips = [slice(None, None, step) for step in rng.choice([-1, 1], 2)]
+    axes = (1, 0, 2) if rng.random() < 0.5 else (0, 1, 2)
+    channels = rng.permutation(3)
+    source, target = (
+        torch.from_numpy(numpy.asarray(p)[tuple(flips)][..., channels].transpose(axes).copy()) / 127.5 - 1
+        for p in (source, target)
+    )
+    return source.permute(2, 0, 1), target
+
+
+def batch(photos, rng, size, queries):
+    """inp [B, 3, 48, 48], coord [B, Q, 2], cell [B, 2], rgb [B, Q, 3]."""
+    parts = []
+    for _ in range(size):
+        source, target = patch(photos, rng)
+        n = len(target)
+        pixels = torch.from_numpy(rng.integers(n, size=(queries, 2)))
+        rgb = target[pixels[:, 0], pixels[:, 1]]
+        parts.append((source, (2 * pixels + 1) / n - 1, torch.full((2,), 2 / n), rgb))
+    return map(torch.stack, zip(*parts, strict=True))
+
+
+def measure(model, photo, scale):
+    """PSNR of the model and of bicubic interpolation on a photograph that was shrunk by scale."""
+    small, shown = shrink(photo, scale)
+    ours = to_image(model.upscale(to_tensor(small), size=shown.size[::-1]))
+    border = math.ceil(scale)
+    return tuple(psnr(p, shown, border) for p in (ours, small.resize(shown.size, Image.BICUBIC)))
+
+
+def measured(model):
+    """{"x2": (model, bicubic), ...} on the held-out photograph, in dB."""
+    (photo,) = photographs(HELD_OUT)
+    return {f"x{s}": tuple(round(v, 2) for v in measure(model, photo, s)) for s in SCALES}
+
+
+def learning_rate(step, steps, peak):
+    """A short warm-up, then half a cosine to zero."""
+    return peak * min(1, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def train(args):
+    torch.manual_seed(args.seed)
+    model = LIIF(SMALL)
+    optimizer = torch.optim.Adam(model.parameters())
+    photos = [photo for name in TRAINED_ON for photo in photographs(name)]
+    state, start = args.out.with_suffix(".training.pt"), 0
+    if args.resume:
+        saved = torch.load(state, weights_only=True)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        start = saved["step"]
+    bar = tqdm(range(start, args.steps), initial=start, total=args.steps, mininterval=5)
+    average = 0
+    for step in bar:
+        rng = numpy.random.default_rng([args.seed, step])  # so that a resumed run sees the same
+        inp, coord, cell, rgb = batch(photos, rng, args.batch, args.queries)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, args.steps, args.lr)
+        # The last fifth is exact: it takes out what bfloat16 left in the weights.
+        fast = args.bf16 and step < 0.8 * args.steps
+        with torch.autocast("cpu", torch.bfloat16, enabled=fast):
+            feat = model.gen_feat(inp)
+        model.feat = feat.float()
+        loss = (model.query_rgb(coord, cell) - rgb).abs().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1)
+        optimizer.step()
+        average += (loss.item() - average) * max(0.01, 1 / (step - start + 1))
+        bar.set_postfix(loss=f"{average:.4f}", refresh=False)
+        if (step + 1) % SAVE_EVERY == 0 or step + 1 == args.steps:
+            saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            with replacing(state) as temporary:
+                torch.save({**saved, "step": step + 1}, temporary)
+        if (step + 1) % 1000 == 0:
+            bar.write(f"step {step + 1}: PSNR, bicubic: {measured(model)}")
+    return model.eval()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=PRETRAINED)
+    parser.add_argument("--steps", type=int, default=7000)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--queries", type=int, default=1024, help="of each patch")
+    parser.add_argument("--lr", type=float, default=1e-3, help="its peak")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--bf16", action="store_true", help="encode in bfloat16 at first: faster")
+    parser.add_argument("--resume", action="store_true", help="go on from OUT's .training.pt")
+    args = parser.parse_args()
+    model = train(args)
+    notes = {
+        "trained_on": [f"skimage.data.{name}" for name in TRAINED_ON],
+        "held_out": f"skimage.data.{HELD_OUT}",
+        "recipe": f"{args.steps} steps of {args.batch} patches, {args.queries} queries each, peak"
+        f" learning rate {args.lr:g}, seed {args.seed}{', --bf16' if args.bf16 else ''}",
+        "psnr_and_bicubic": measured(model),
+    }
+    model.save(args.out, notes)
+    print(notes)
+
+
+if __name__ == "__main__":
+    main()
