@@ -1,0 +1,130 @@
+"""Where queries lie on the map, and the first layer there: what all kernels of local_implicit begin with."""
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+
+
+class Axis(NamedTuple):
+    """One axis of the map; the floats are computed in double precision and rounded once."""
+
+    size: int
+    low: float  # what moves a coordinate towards the lower neighbour
+    high: float  # and towards the upper
+    centre: float  # of the first pixel
+    step: float  # between centres
+
+
+class Queries(NamedTuple):
+    """The queries [begin, end) in the order of [B, R, S], and the band of the map that they read."""
+
+    y: object  # [B, R, S] float32, strides y_strides
+    x: object  # [B, R, S] float32, strides x_strides
+    cell: object  # [B, R, S, 2] float32, strides cell_strides; or None
+    y_strides: tuple
+    x_strides: tuple
+    cell_strides: tuple
+    rows: int  # R
+    cols: int  # S
+    begin: int
+    end: int
+    vertical: Axis
+    horizontal: Axis
+    band_start: int
+    band_rows: int
+
+
+@triton.jit
+def nearest(coord, shift, axis):
+    """The pixel nearest to coord + shift (ties to even, NaN to 0), and the distance to it in half pixels."""
+    moved = coord + shift
+    moved = tl.where(moved < -1 + 1e-6, -1 + 1e-6, moved)
+    moved = tl.where(moved > 1 - 1e-6, 1 - 1e-6, moved)
+    place = ((moved + 1) * axis.size - 1) * 0.5
+    whole = tl.floor(place)
+    rest = place - whole
+    odd = whole != 2 * tl.floor(whole * 0.5)
+    whole = tl.where((rest > 0.5) | ((rest == 0.5) & odd), whole + 1, whole)
+    last = axis.size - 1
+    index = tl.where(whole >= 0, tl.where(whole < last, whole, last), 0).to(tl.int32)
+    centre = axis.centre + axis.step * index.to(tl.float32)
+    return index, (coord - centre) * axis.size
+
+
+@triton.jit
+def locate(first, i, queries, ENSEMBLE: tl.constexpr, CELL: tl.constexpr):
+    """Of queries first (int64) + i [M]: the lower and the upper neighbour and their distances on each axis, the cell.
+
+    Returns (first pixel of the image, 4 values of y, 4 of x, cell_y, cell_x). A row outside the band is moved into
+    it, so that no read leaves the map.
+    """
+    col = (first % queries.cols).to(tl.int32) + i
+    row = (first // queries.cols % queries.rows).to(tl.int32) + col // queries.cols
+    batch = (first // queries.cols // queries.rows).to(tl.int32) + row // queries.rows
+    col, row, batch = col % queries.cols, (row % queries.rows).to(tl.int64), batch.to(tl.int64)
+    at = queries.y_strides
+    y = tl.load(queries.y + batch * at[0] + row * at[1] + col * at[2])
+    at = queries.x_strides
+    x = tl.load(queries.x + batch * at[0] + row * at[1] + col * at[2])
+    bottom = queries.band_rows - 1
+    y_low, rel_y_low = nearest(y, queries.vertical.low, queries.vertical)
+    x_low, rel_x_low = nearest(x, queries.horizontal.low, queries.horizontal)
+    y_low = tl.minimum(tl.maximum(y_low - queries.band_start, 0), bottom)
+    y_high, rel_y_high, x_high, rel_x_high = y_low, rel_y_low, x_low, rel_x_low
+    if ENSEMBLE:
+        y_high, rel_y_high = nearest(y, queries.vertical.high, queries.vertical)
+        x_high, rel_x_high = nearest(x, queries.horizontal.high, queries.horizontal)
+        y_high = tl.minimum(tl.maximum(y_high - queries.band_start, 0), bottom)
+    cell_y, cell_x = rel_y_low, rel_x_low  # where there is no cell, nobody reads them
+    if CELL:
+        at = queries.cell_strides
+        cell = queries.cell + batch * at[0] + row * at[1] + col * at[2]
+        cell_y = tl.load(cell) * queries.vertical.size
+        cell_x = tl.load(cell + at[3]) * queries.horizontal.size
+    ys = y_low, rel_y_low, y_high, rel_y_high
+    xs = x_low, rel_x_low, x_high, rel_x_high
+    return batch.to(tl.int32) * queries.band_rows, ys, xs, cell_y, cell_x
+
+
+@triton.jit
+def neighbour(t, place, queries, ENSEMBLE: tl.constexpr):
+    """Of `locate`'s place, neighbour t [M]: pixel, rel_y, rel_x, ensemble weight."""
+    image, ys, xs, _, _ = place
+    below = t >= 2
+    right = t % 2 == 1
+    row = tl.where(below, ys[2], ys[0])
+    col = tl.where(right, xs[2], xs[0])
+    rel_y = tl.where(below, ys[3], ys[1])
+    rel_x = tl.where(right, xs[3], xs[1])
+    opposite = tl.abs(rel_y * rel_x) + 1e-9
+    total = opposite
+    if ENSEMBLE:
+        total = tl.abs(ys[1] * xs[1]) + 1e-9
+        total += tl.abs(ys[1] * xs[3]) + 1e-9
+        total += tl.abs(ys[3] * xs[1]) + 1e-9
+        total += tl.abs(ys[3] * xs[3]) + 1e-9
+        opposite = tl.abs(tl.where(below, ys[1], ys[3]) * tl.where(right, xs[1], xs[3])) + 1e-9
+    pixel = (image + row) * queries.horizontal.size + col
+    return pixel, rel_y, rel_x, opposite / total
+
+
+@triton.jit
+def plus_outer(total, column, row):
+    """total [M, C] + column [M] x row [C], fused."""
+    column, row = tl.broadcast(column[:, None], row[None, :])
+    return tl.fma(column, row, total)
+
+
+@triton.jit
+def first_layer(hoisted, position, sample, cell_y, cell_x, n, N1: tl.constexpr, W: tl.constexpr, COLUMNS: tl.constexpr):
+    """ReLU(hoisted[pixel] + position weight [rel; cell]) of samples [M] and channels n [C], float32."""
+    pixel, rel_y, rel_x, _ = sample
+    row = hoisted + pixel.to(tl.int64) * N1
+    v = tl.load(row[:, None] + n[None, :], mask=n[None, :] < N1, other=0.0).to(tl.float32)
+    v = plus_outer(v, rel_y, tl.load(position + n))
+    v = plus_outer(v, rel_x, tl.load(position + W + n))
+    if COLUMNS == 4:
+        v = plus_outer(v, cell_y, tl.load(position + 2 * W + n))
+        v = plus_outer(v, cell_x, tl.load(position + 3 * W + n))
+    return tl.where(v < 0, 0.0, v)  # hands NaN on
