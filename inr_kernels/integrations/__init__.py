@@ -1,0 +1,86 @@
+"""Drop-in for models of other projects: `accelerate` and `restore`."""
+
+import logging
+
+from torch import nn
+
+from . import liif
+
+LOG = logging.getLogger("inr_kernels")
+
+__all__ = ["accelerate", "restore"]
+
+
+def accelerate(model):
+    """Replaces, in place, the decoding of every LIIF decoder inside a model by `local_implicit_decode`.
+
+        out = sum_t w_t imnet([unfold3x3(feat)[t]; rel_t; rel_cell])      (`local_implicit_decode` has the details)
+
+    A decoder is found by its structure, whatever its project: `query_rgb(coord, cell)` that reads the features
+    which `gen_feat` left in `self.feat` (yinboc/liif and its copies), or `query_rgb(feature, coord, cell)` (mmagic);
+    the flags `local_ensemble`, `feat_unfold`, `cell_decode`; and `imnet.layers`, an nn.Sequential of Linear, ReLU,
+    ..., Linear. Structure proves nothing, so its `query_rgb` must also agree with ours on random features,
+    coordinates and weights: output and gradients, on a CPU, without its `.cuda()`.
+
+    All else is left alone, and the logger "inr_kernels" says why (replaced: INFO, left alone: WARNING): other
+    layers in the MLP (dropout, normalisation, another activation, no bias, parametrized or quantised weights),
+    hooks on it, another ensemble, something added to the output. What changes later is seen at the next call:
+    a hook, a layer, a flag, another imnet, arguments that LIIF does not take send it to the original `query_rgb`.
+
+    Only the object's class changes, to a subclass of its own that overrides `query_rgb`: parameters, state_dict,
+    gen_feat, forward, isinstance, pickle (what reads it needs inr_kernels), deepcopy, DataParallel, train(), .to()
+    and torch.compile work as before. It now runs on the model's device, a CPU too. Coordinates are computed in
+    float32 where the original rounds them to half precision; the output has the dtype that the original gives it.
+    Without gradients, callers that go through a picture in chunks pay for the first layer once. A second
+    derivative, torch.func and ONNX export need the original: `restore` first.
+
+    Args:
+        model: any nn.Module; itself or a module inside may be a decoder. To call it again is harmless, and takes
+            up flags that were changed on purpose.
+
+    Returns:
+        The same model.
+
+    Raises:
+        TypeError: model is no nn.Module.
+
+    Example:
+        >>> import torch
+        >>> from inr_kernels import accelerate
+        >>> model = accelerate(torch.nn.Sequential(torch.nn.Linear(2, 3)))  # warns: no LIIF decoder in Sequential
+    """
+    found = False
+    for name, module in _modules(model):
+        if liif.is_decoder(module):
+            found = True
+            what = type(module).__qualname__ + (f" at {name!r}" if name else "")
+            if reason := liif.replace(module):
+                LOG.warning("%s left alone: %s", what, reason)
+            else:
+                LOG.info("%s replaced: LIIF's decoding, fused", what)
+    if not found:
+        LOG.warning("no LIIF decoder in %s", type(model).__qualname__)
+    return model
+
+
+def restore(model):
+    """Undoes `accelerate`: every object has its own class again, and nothing of ours stays behind.
+
+    Args:
+        model: any nn.Module, accelerated or not.
+
+    Returns:
+        The same model.
+
+    Raises:
+        TypeError: model is no nn.Module.
+    """
+    for _, module in _modules(model):
+        liif.restore(module)
+    return model
+
+
+def _modules(model):
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
+    return list(model.named_modules())
