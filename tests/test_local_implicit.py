@@ -158,6 +158,14 @@ def test_gradgradcheck_through_the_reference():
     assert torch.autograd.gradgradcheck(decode, [feat.requires_grad_(), weights[0].requires_grad_()])
 
 
+def test_second_derivative_of_the_kernels_is_refused():
+    feat, coord, cell, weights, biases = Case().cast(torch.float32)
+    out = local_implicit_decode(feat.requires_grad_(), coord, cell, weights, biases, backend="cpu")
+    (grad,) = torch.autograd.grad(out.square().sum(), feat, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative; backend='reference' has"):
+        grad.sum().backward()
+
+
 def test_gradient_of_the_coordinates_comes_from_the_reference():
     case = Case(queries=9)
     feat, coord, cell, weights, biases = case.cast(torch.float32)

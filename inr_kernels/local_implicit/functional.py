@@ -55,7 +55,8 @@ def local_implicit_decode(
         [B, Q, out_channels] or [B, H, W, out_channels] in feat's dtype (autocast's, under autocast).
 
     Gradients reach feat, weights and biases on every backend, deterministically. coord and cell get theirs
-    through the reference, which then computes the whole call; so does a second derivative (`backend="reference"`).
+    through the reference, which then computes the whole call. Second derivatives are the reference's
+    (`backend="reference"`); the kernels raise.
 
     Raises:
         TypeError: an argument is no floating-point tensor; coord or cell in half precision.

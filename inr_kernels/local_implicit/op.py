@@ -306,3 +306,10 @@ def _autograd(ctx, grad):
 
 
 torch.library.register_autograd("inr_kernels::local_implicit", _autograd, setup_context=_setup_context, lib=LIBRARY)
+
+
+def _no_second_derivative(ctx, *_):
+    raise RuntimeError("local_implicit's kernels have no second derivative; backend='reference' has every one")
+
+
+torch.library.register_autograd("inr_kernels::local_implicit_backward", _no_second_derivative, lib=LIBRARY)
