@@ -107,6 +107,8 @@ class LIIF(LocalImplicitDecoder):
             size: (H, W) instead.
             options: of `LocalImplicitDecoder.render`: cell, backend, progress.
         """
+        if scale is not None and not 0 < scale < float("inf"):
+            raise ValueError(f"scale must be positive and finite; got {scale}")
         if (scale is None) == (size is None):
             raise ValueError(f"give either scale or size; got scale={scale}, size={size}")
         if image.dim() != 4 or image.shape[1] != 3:

@@ -177,6 +177,20 @@ class PlusInputIfAny(PlusInput):
         return Kept.query_rgb(self, coord, cell) if self.inp is None else super().query_rgb(coord, cell)
 
 
+class PlusInputFromForward(Kept):
+    """Only its forward keeps the input."""
+
+    inp = None
+
+    def forward(self, inp, coord, cell):
+        self.inp = inp
+        return super().forward(inp, coord, cell)
+
+    def query_rgb(self, coord, cell=None):
+        out = super().query_rgb(coord, cell)
+        return out if self.inp is None else out + self.inp.mean()
+
+
 class PlusGate(Kept):
     """A term that is zero until it is trained."""
 
@@ -300,6 +314,7 @@ NUMBERS, LAYERS, PATCHED = "another output on random", "not Linear, ReLU", "hook
 MUTANTS = {
     "adds its input": (PlusInput, NUMBERS),
     "adds its input, if any": (PlusInputIfAny, NUMBERS),
+    "adds what forward kept": (PlusInputFromForward, NUMBERS),
     "adds a parameter": (PlusGate, NUMBERS),
     "adds noise in training": (PlusNoise, NUMBERS),
     "no gradient to the features": (Detached, "other gradients"),

@@ -11,6 +11,7 @@ from local_implicit_cases import FLAGS, Case, assert_kernel_as_accurate
 
 from inr_kernels import LocalImplicitDecoder, local_implicit_decode
 from inr_kernels.local_implicit import reference
+from inr_kernels.local_implicit.functional.hoist import Form, convolve_by_products, hoist_features
 
 GOLDEN = [
     *(f"liif_u{u:d}e{e:d}c{c:d}" for u, e, c in FLAGS),
@@ -179,6 +180,11 @@ def test_gradient_of_the_coordinates_comes_from_the_reference():
         local_implicit_decode(feat, coord, cell, weights, biases, backend="cpu")
 
 
+def test_widths_whose_blocks_end_past_the_row_stay_on_the_heap():
+    """float64 on the generic kernels: 32 columns, read in blocks of six (the sanitized build is what notices)."""
+    assert_kernel_as_accurate(Case(hidden=(32, 32), queries=200), torch.float64)
+
+
 @pytest.mark.parametrize("wanted", ["feat", "weights"])
 def test_only_the_wanted_gradients_are_computed(wanted):
     case = Case()
@@ -226,7 +232,7 @@ def test_memory_layouts(layout):
 
 @pytest.mark.parametrize("isa", ["generic", "avx2", "avx512", "avx512bf16"])
 def test_every_instruction_set(isa):
-    """Each build of the kernels that this processor runs; where it lacks one, the next narrower one answers."""
+    """Each build of the kernels that this processor runs; where it lacks one, the generic one answers."""
     code = (
         "import sys, torch; sys.path.insert(0, 'tests'); from local_implicit_cases import *\n"
         "for kwargs in ({}, {'ensemble_after': 'first'}, {'hidden': (65, 31), 'out': 19}):\n"
@@ -251,3 +257,13 @@ def test_module_is_the_function():
     assert out.shape == (2, 3, 7, 2)
     args = feat, coord, cell, weights, biases
     assert torch.equal(out, local_implicit_decode(*args, ensemble_after="first"))
+
+
+def test_float32_on_a_gpu_is_hoisted_without_tf32():
+    for unfold, side in ((True, 3), (False, 1)):
+        feat, bias = torch.randn(2, 5, 6, 7, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
+        kernel = torch.randn(4, 5, side, side, dtype=torch.float64)
+        padded = torch.nn.functional.pad(feat, (0, 0, 1, 1)) if unfold else feat
+        products = convolve_by_products(padded, kernel, bias)
+        convolution = hoist_features(feat, kernel.flatten(1), bias, Form(unfold))
+        torch.testing.assert_close(products, convolution)

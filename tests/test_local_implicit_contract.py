@@ -66,7 +66,7 @@ BAD = {
     ),
     "another device": (lambda a: {"coord": a["coord"].to("meta")}, ValueError, "coord must be on cpu; got meta"),
     "no such ensemble": (lambda a: {"ensemble_after": "second"}, ValueError, '"last" or "first"; got \'second\''),
-    "no such backend": (lambda a: {"backend": "fast"}, ValueError, "backend must be one of cpu, triton, reference"),
+    "no such backend": (lambda a: {"backend": "fast"}, ValueError, "backend must be one of cpu, reference, triton"),
 }
 
 
@@ -113,6 +113,11 @@ def test_the_op_itself_refuses_what_would_read_foreign_memory():
     for position, wrong in [(0, hoisted.double()), (2, x[:, :, :5]), (4, good[4][:, :2]), (7, 5), (8, 1)]:
         with pytest.raises(ValueError, match=r"expected|must be"):
             torch.ops.inr_kernels.local_implicit(*good[:position], wrong, *good[position + 1 :])
+    grad = torch.ones(2, 1, 33, 3)
+    torch.ops.inr_kernels.local_implicit_backward(grad, *good, True, True)
+    for wrong in (grad[:, :, :1], grad.double()):
+        with pytest.raises(ValueError, match="expected"):
+            torch.ops.inr_kernels.local_implicit_backward(wrong, *good, True, True)
     band = [hoisted[:, 3:], *good[1:8], 3, *good[9:]]  # rows 3 to 5, but the queries are everywhere
     with pytest.raises(ValueError, match="a query reads a row outside the hoisted band"):
         torch.ops.inr_kernels.local_implicit(*band)
@@ -183,21 +188,21 @@ def test_render_refuses_a_workspace_that_is_too_small():
 
 
 MEMORY = """
-import resource, torch
+import re, torch
 from inr_kernels import LocalImplicitDecoder
 decoder, feat = LocalImplicitDecoder(64, hidden=(256,)), torch.randn(1, 64, {h}, 200)
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+peak = lambda: int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]) * 1024
 with torch.no_grad():
-    decoder.render(feat[:, :, :30], (30, 400), workspace=32 << 20)
+    decoder.render(feat[:, :, :30], (30, 400), workspace=32 << 20, backend={backend!r})
     before = peak()
-    out = decoder.render(feat, ({h} // 2, 400), workspace=32 << 20)
+    out = decoder.render(feat, ({h} // 2, 400), workspace=32 << 20, backend={backend!r})
     print(peak() - before - out.nbytes)
 """
 
 
 def test_render_stays_in_its_workspace(run_python):
     """A 32 MB workspace holds for a map whose hoisted form has 205 MB (and 461 MB unfolded)."""
-    grown = int(run_python(MEMORY.format(h=1000)))
+    grown = int(run_python(MEMORY.format(h=1000, backend="cpu")))
     assert grown <= (32 << 20) + (8 << 20)  # what allocators keep beside it
 
 
@@ -339,6 +344,13 @@ def test_slow_fallback_warns_once(monkeypatch):
     with pytest.warns(UserWarning, match="slow PyTorch reference.*not built"):
         out = local_implicit_decode(**args)
     assert torch.equal(out, local_implicit_decode(**args))  # no second warning: they are errors here
+    decoder, feat = LocalImplicitDecoder(5, hidden=(9, 8)), args["feat"]
+    runs = []
+    for backend in (None, "reference"):  # the op's own fallback, and the literal one
+        loss = decoder(feat, args["coord"], args["cell"], backend=backend).square().sum()
+        runs.append(torch.autograd.grad(loss, list(decoder.parameters())))
+    for fallback, literal in zip(*runs, strict=True):
+        torch.testing.assert_close(fallback, literal, rtol=1e-4, atol=1e-5)
 
 
 def test_two_threads_decode_at_once():

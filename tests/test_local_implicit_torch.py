@@ -86,13 +86,13 @@ def test_compile_renders():
         torch.testing.assert_close(compiled(feat), decoder.render(feat, (15, 16)), rtol=1e-5, atol=1e-6)
 
 
-def test_compiled_graph_obeys_the_context():
+def test_compiled_graph_obeys_the_context(monkeypatch):
     decoder, (_, coord, cell), feat = LocalImplicitDecoder(6, hidden=(20, 17)), inputs(), torch.randn(2, 6, 6, 7)
     compiled = torch.compile(decoder, fullgraph=True)
     with torch.no_grad():
         compiled(feat, coord, cell)
+        monkeypatch.delenv("TRITON_INTERPRET", raising=False)
         with inr_kernels.backend("triton"), pytest.raises(RuntimeError, match="cannot run local_implicit"):
-            os.environ.pop("TRITON_INTERPRET", None)
             compiled(feat, coord, cell)
 
 
@@ -108,6 +108,20 @@ def test_export_with_any_number_of_queries(strict):
 
 def test_cpp_under_address_and_undefined_behaviour_sanitizers(tmp_path):
     """The numeric tests once more, through a build with ASan and UBSan that stops at the first finding."""
+    environment = build_with_sanitizers(tmp_path)
+    chosen = "shapes_and_scales or layouts or wanted or foreign_memory or not_finite or gradcheck or heap"
+    files = [ROOT / "tests" / name for name in ("test_local_implicit.py", "test_local_implicit_contract.py")]
+    run = [Path(sys.executable).parent / "pytest", "-q", "-x", "-o", "pythonpath=", "-k", chosen, *files]
+    for isa in ("generic", "avx512"):
+        done = subprocess.run(
+            run, cwd=tmp_path, env=environment | {"INR_KERNELS_ISA": isa}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        assert " passed" in done.stdout
+
+
+def build_with_sanitizers(tmp_path):
+    """Installs the package into tmp_path, sanitized; returns the environment that runs it."""
     environment = os.environ | {"INR_KERNELS_SANITIZE": "address,undefined", "INR_KERNELS_CUDA": "0"}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     install = [sys.executable, "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps", "--target", tmp_path]
@@ -116,10 +130,8 @@ def test_cpp_under_address_and_undefined_behaviour_sanitizers(tmp_path):
         subprocess.run(["g++", f"-print-file-name={lib}"], capture_output=True, text=True, check=True).stdout.strip()
         for lib in ("libasan.so", "libubsan.so")
     ]
-    environment |= {"LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0", "PYTHONPATH": str(tmp_path)}
-    chosen = "shapes_and_scales or layouts or wanted or foreign_memory or not_finite"
-    files = [ROOT / "tests" / name for name in ("test_local_implicit.py", "test_local_implicit_contract.py")]
-    run = [Path(sys.executable).parent / "pytest", "-q", "-x", "-o", "pythonpath=", "-k", chosen, *files]
-    done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert " passed" in done.stdout
+    return environment | {
+        "LD_PRELOAD": " ".join(libraries),
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "PYTHONPATH": str(tmp_path),
+    }

@@ -17,11 +17,12 @@ constexpr int panel = 2 * lanes<T>;  // columns of C per full panel
 
 INR_INLINE std::int64_t round_up(std::int64_t n, std::int64_t to) { return (n + to - 1) / to * to; }
 
-// Row stride of an activation tile of `n` columns: whole panels, plus one vector so that consecutive
-// rows fall into different cache sets.
+// Row stride of an activation tile of `n` columns: whole panels, plus a vector so that consecutive rows fall
+// into different cache sets, and so that a block of block_rows columns may start at any of the n.
 template <class T>
 INR_INLINE std::int64_t row_stride(std::int64_t n) {
-  return round_up(n, panel<T> * Element<T>::per_step) + vector_bytes / int(sizeof(T));
+  constexpr int vector = vector_bytes / int(sizeof(T));
+  return round_up(n, panel<T> * Element<T>::per_step) + (vector < block_rows ? block_rows : vector);
 }
 
 // Zeroed, aligned memory; false before resize and when there is none.

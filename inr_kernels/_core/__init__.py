@@ -1,1 +1,1 @@
-"""What all ops share: dispatch, checks, registration, the native library, measured ceilings."""
+"""What all ops share: dispatch, checks, registration, the native library, ceilings, images, files."""

@@ -44,15 +44,17 @@ class Op:
         for name, why_not in self.backends.items():
             if not (reason := why_not(facts)):
                 if name == "reference":
-                    self._warn_slow(reasons)
+                    self._warn_slow(reasons, facts)
                 return name
             reasons[name] = reason
         raise RuntimeError(f"no backend can run {self.name}: {reasons}")
 
-    def _warn_slow(self, reasons):
+    def _warn_slow(self, reasons, facts):
         if self.name not in _warned:
             _warned.add(self.name)
-            why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+            others = [name for name in self.backends if name not in (*reasons, "reference")]
+            hints = [f"backend={name!r} can run it" for name in others if not self.backends[name](facts)]
+            why = "; ".join([*(f"{name}: {reason}" for name, reason in reasons.items()), *hints])
             warnings.warn(f"{self.name} runs on its slow PyTorch reference ({why})", stacklevel=2)
 
 
@@ -97,8 +99,10 @@ def explain(op, *args, **kwargs) -> str:
 
     Example:
         >>> from inr_kernels import explain
-        >>> print(explain("local_implicit").splitlines()[0])
+        >>> text = explain("local_implicit")  # doctest: +ELLIPSIS
         local_implicit on cpu, float32
+          cpu        runs  <- default
+        ...
     """
     known = next((o for o in OPS.values() if op in (o.name, o.function)), None)
     if known is None:

@@ -134,7 +134,7 @@ def _switches(module):
     return {
         name: value
         for name, value in vars(module).items()
-        if isinstance(value, (bool, str)) and name[0] != "_" and name != "training"
+        if isinstance(value, (bool, str, float)) and name[0] != "_" and name != "training"
     }
 
 

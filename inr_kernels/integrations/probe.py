@@ -25,10 +25,10 @@ def differs(module, channels, feature_given, decode):
     """
     generator = torch.Generator().manual_seed(0)
     with _quiet_and_plain():
-        feat = torch.randn(2, channels, *SIZE, generator=generator).requires_grad_()
+        feat = torch.randn(2, channels, *SIZE, generator=generator, dtype=torch.float32).requires_grad_()
         shell = _shell(module, feat, generator)
         coord, cell = _queries(generator)
-        feat = _give_features(shell, feat, feature_given)
+        feat = _give_features(shell, feat, feature_given, coord, cell)
         leaves = [feat, *shell.imnet.parameters()]
         for training in (False, True):
             shell.training = training
@@ -40,7 +40,7 @@ def differs(module, channels, feature_given, decode):
             ours = decode(shell, feat, coord, cell)
             if theirs.shape != ours.shape or theirs.dtype != ours.dtype or not _close(theirs, ours):
                 return "query_rgb is not LIIF's: another output on random features"
-        weight = torch.randn(ours.shape, generator=generator)
+        weight = torch.randn(ours.shape, generator=generator, dtype=torch.float32)
         grads = (torch.autograd.grad(out, leaves, weight, allow_unused=True) for out in (theirs, ours))
         if not all(map(_alike, *grads)):
             return "query_rgb is not LIIF's: other gradients on random features"
@@ -58,7 +58,7 @@ def _shell(module, feat, generator):
     vars(shell)["_modules"] = {name: _Stub(feat) for name in module._modules} | {"imnet": imnet}
     for kind in ("_parameters", "_buffers"):
         own = vars(module)[kind].items()
-        vars(shell)[kind] = {name: None if t is None else torch.empty(t.shape) for name, t in own}
+        vars(shell)[kind] = {name: None if t is None else torch.empty(t.shape, dtype=torch.float32) for name, t in own}
     with torch.no_grad():
         for tensor in (*shell._parameters.values(), *shell._buffers.values(), *imnet.parameters(), *imnet.buffers()):
             if tensor is not None:
@@ -78,9 +78,11 @@ class _Stub(nn.Module):
         return self.feat
 
 
-def _give_features(shell, feat, feature_given):
-    """Runs gen_feat, which may set more than the features, and returns what query_rgb will read."""
-    image = torch.rand(2, 3, *SIZE)
+def _give_features(shell, feat, feature_given, coord, cell):
+    """Runs forward and gen_feat, which may set more than the features, and returns what query_rgb will read."""
+    image = torch.rand(2, 3, *SIZE, dtype=torch.float32)
+    with contextlib.suppress(Exception):  # it may ask more of its encoder than a stub has
+        type(shell).forward(shell, image, coord, cell)
     if not feature_given:
         shell.gen_feat(image)
         return shell.feat
@@ -93,7 +95,7 @@ def _queries(generator):
     """coord and cell [2, Q, 2]: anywhere, outside too, and on pixel centres at x1 and x3, where rounding decides."""
     coord = []
     for n in SIZE:
-        parts = [torch.rand(2, 24, generator=generator) * 2.6 - 1.3]
+        parts = [torch.rand(2, 24, generator=generator, dtype=torch.float32) * 2.6 - 1.3]
         for pixels in (n, 3 * n):
             # The last is at x3 the last pixel's centre, where both neighbours are one and areas vanish.
             centres = -1 + 1 / pixels + 2 / pixels * torch.arange(pixels, dtype=torch.float32)
@@ -102,7 +104,9 @@ def _queries(generator):
             parts.append(centres[index])
         coord.append(torch.cat(parts, 1))
     coord = torch.stack(coord, -1)
-    return coord, 0.8 * 0.01 ** torch.rand(coord.shape, generator=generator)  # scales from 0.5 to 50
+    return coord, 0.8 * 0.01 ** torch.rand(
+        coord.shape, generator=generator, dtype=torch.float32
+    )  # scales from 0.5 to 50
 
 
 def _close(a, b):

@@ -16,7 +16,8 @@ class LocalImplicitDecoder(nn.Module):
     Formula, shapes, dtypes and errors: `local_implicit_decode`. The state dict has LIIF's keys,
     `imnet.layers.{0,2,...}.{weight,bias}`, and nothing else. Without gradients, the hoisted first layer is kept
     for the next call on the same feature tensor (callers that go through a picture in chunks pay for it once)
-    and dropped when the features or the weights change.
+    and dropped when the features or the weights change. (What torch cannot see, an edit in place through `.data`, is
+    noticed in weights on a CPU; elsewhere clone the features, or edit under torch.no_grad().)
 
     Args:
         in_channels: C of the features.
@@ -145,14 +146,15 @@ def _memory(tensor):
     """
     if tensor.is_inference() or (isinstance(tensor, nn.Parameter) and tensor.device.type == "cpu"):
         return tensor.detach().clone()
-    return weakref.ref(tensor), tensor._version
+    return weakref.ref(tensor), tensor._version, tensor.data_ptr()
 
 
 def _unchanged(memory, tensor):
     if isinstance(memory, torch.Tensor):
         return memory.dtype == tensor.dtype and memory.device == tensor.device and torch.equal(memory, tensor)
-    reference, version = memory
-    return not tensor.is_inference() and reference() is tensor and version == tensor._version
+    reference, version, address = memory
+    same = not tensor.is_inference() and reference() is tensor
+    return same and version == tensor._version and address == tensor.data_ptr()
 
 
 def _drop(cache, feat):

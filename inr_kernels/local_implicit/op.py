@@ -24,6 +24,9 @@ _ARGUMENTS = (
 )
 
 
+_REFERENCE_QUERIES = 1 << 14
+
+
 @dataclass(frozen=True)
 class Facts:
     """What decides whether a backend can run."""
@@ -64,10 +67,15 @@ def cpu_has_bfloat16() -> bool:
     return library is not None and library.isa() == "avx512bf16"
 
 
-@functools.lru_cache(maxsize=64)
 def centres(n: int, device: torch.device):
     """The table of pixel centres, computed on the CPU: a device's own arithmetic may round otherwise."""
-    return reference.pixel_centres(n).to(device)
+    return reference.pixel_centres(n).to(device) if torch.compiler.is_compiling() else _kept_centres(n, device)
+
+
+@functools.lru_cache(maxsize=64)
+def _kept_centres(n, device):
+    with torch.inference_mode(False):
+        return reference.pixel_centres(n).to(device)
 
 
 def _address(tensor):
@@ -178,16 +186,30 @@ def _cpu_backward(grad, *args, needs_hoisted, needs_weights):
     )
 
 
+def _reference_forward(hoisted, y, x, cell, position_weight, weights, biases, *rest):
+    """Some thousand queries at a time: this, too, is to run in bounded memory."""
+    batch, rows, cols = y.shape
+    out = hoisted.new_empty(batch, rows, cols, len(weights[-1]))
+    some_rows = max(1, _REFERENCE_QUERIES // max(1, batch * cols))
+    some_cols = max(1, _REFERENCE_QUERIES // max(1, batch))
+    for row in range(0, rows, some_rows):
+        for col in range(0, cols, some_cols):
+            part = slice(None), slice(row, row + some_rows), slice(col, col + some_cols)
+            queries = y[part], x[part], None if cell is None else cell[part]
+            out[part] = reference.decode(hoisted, *queries, position_weight, weights, biases, *rest)
+    return out
+
+
 def _reference_backward(grad, *args, needs_hoisted, needs_weights):
     hoisted, y, x, cell, position_weight, weights, biases, *rest = args
-    with torch.enable_grad():
-        leaves = [t.detach().requires_grad_() for t in (hoisted, position_weight, *weights, *biases)]
-        n = len(weights)
-        out = reference.decode(leaves[0], y, x, cell, leaves[1], leaves[2 : 2 + n], leaves[2 + n :], *rest)
-    d = torch.autograd.grad(out, leaves, grad)
-    if not needs_weights:
-        return d[0], None, [], []
-    return d[0] if needs_hoisted else None, d[1], [*d[2 : 2 + n]], [*d[2 + n :]]
+
+    def decode(hoisted, position_weight, weights, biases):
+        return reference.decode(hoisted, y, x, cell, position_weight, weights, biases, *rest)
+
+    # Below autograd, where ops run, only torch.func still differentiates.
+    _, backward = torch.func.vjp(decode, hoisted, position_weight, list(weights), list(biases))
+    grads = backward(grad)
+    return grads[0] if needs_hoisted else None, *(grads[1:] if needs_weights else (None, [], []))
 
 
 def _triton_forward(*args):
@@ -205,7 +227,7 @@ def _triton_backward(grad, *args, **needs):
 _RUNNERS = {
     "cpu": (_cpu_forward, _cpu_backward),
     "triton": (_triton_forward, _triton_backward),
-    "reference": (reference.decode, _reference_backward),
+    "reference": (_reference_forward, _reference_backward),
 }
 
 
@@ -214,7 +236,7 @@ def _choose(hoisted, weights, backend):
     return _RUNNERS[dispatch.OPS["local_implicit"].choose(dispatch.wished(backend), facts)]
 
 
-def _check(hoisted, y, x, cell, position_weight, weights, biases, height, band_start, _, ensemble_first):
+def _check(hoisted, y, x, cell, position_weight, weights, biases, height, band_start, _, ensemble_first, grad=None):
     """What the kernels rely on for their memory's sake; the functional's errors are the ones that explain."""
     batch, rows, width, inputs = hoisted.shape
     with_cell = 2 if cell is not None else 0
@@ -228,6 +250,7 @@ def _check(hoisted, y, x, cell, position_weight, weights, biases, height, band_s
         inputs = len(weight)
     expected += [(t, (batch, *y.shape[1:]), torch.float32) for t in (y, x)]
     expected += [(cell, (*y.shape, 2), torch.float32)] if with_cell else []
+    expected += [(grad, (*y.shape, inputs), hoisted.dtype)] if grad is not None else []
     for tensor, shape, dtype in expected:
         if tensor.shape != shape or tensor.dtype != dtype or tensor.device != hoisted.device:
             got = f"{list(tensor.shape)}, {tensor.dtype} on {tensor.device}"
@@ -250,7 +273,7 @@ def _forward_fake(hoisted, y, x, cell, position_weight, weights, biases, *_):
 
 def _backward(grad, *args):
     *problem, backend, needs_hoisted, needs_weights = args
-    _check(*problem)
+    _check(*problem, grad=grad)
     grads = _choose(problem[0], problem[5], backend)[1](
         grad, *problem, needs_hoisted=needs_hoisted, needs_weights=needs_weights
     )

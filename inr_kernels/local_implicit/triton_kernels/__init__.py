@@ -1,6 +1,6 @@
 """The Triton backend of local_implicit: whether it can run, its launches and its block sizes.
 
-In half precision, up to a width of 512, one kernel takes a query from its coordinates to its colours and the hidden
+In half precision, up to a width of 256, one kernel takes a query from its coordinates to its colours and the hidden
 state never leaves the chip. In float32, or wider, the state does not fit the registers: runs of queries pass
 through a bounded workspace, their hidden layers through torch's own matrix products.
 
@@ -17,7 +17,7 @@ import triton
 from . import kernels
 from .first_layer import Axis, Queries
 
-WIDEST = 512  # hidden layers that stay on chip; wider ones, and float32's, pass through the workspace
+WIDEST = 256  # hidden layers that stay on chip; wider ones, and float32's, pass through the workspace
 WORKSPACE = 64 << 20  # bytes of hidden states and their gradients that the backward keeps at a time
 SPLITS = 8  # partial sums of a weight's gradient: fixed, so that every device adds in the same order
 
@@ -59,7 +59,7 @@ def fused(widest: int, itemsize: int) -> bool:
 
 def precision():
     """How tl.dot multiplies float32, as torch.matmul does."""
-    return {"highest": "ieee", "high": "tf32x3"}.get(torch.get_float32_matmul_precision(), "tf32")
+    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
 class _Problem:

@@ -1,15 +1,15 @@
-"""Local implicit decoding: the contract, the checks, autocast, the hoisted first layer and the bands of `render`."""
+"""Local implicit decoding: the contract, and the bands of `render`."""
 
 import functools
-from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 
 from inr_kernels._core import dispatch
 from inr_kernels._core.checks import require, require_tensor, shape
 
-from . import op, reference
+from .. import op, reference
+from .checks import check_decoder, check_queries, check_size, result_dtype, settle_dtypes
+from .hoist import Form, feature_columns, hoist_features
 
 WORKSPACE = 256 << 20
 
@@ -34,7 +34,8 @@ def local_implicit_decode(
         out = sum_t w_t MLP(ReLU(h_t)),   w_t = area of the rectangle to the opposite pixel / their sum
 
     W1 is applied to `feat` once per pixel of the feature map (exactly: the layer is linear), and the last Linear
-    after the ensemble; the unfolded features and the hidden states of the queries never exist in memory.
+    after the ensemble. The unfolded features never exist in memory, the hidden states of the queries at most in a
+    bounded workspace.
 
     Args:
         feat: features [B, C, h, w], float32, float64, bfloat16 or float16; their pixels span [-1, 1].
@@ -49,12 +50,13 @@ def local_implicit_decode(
         local_ensemble: blend four neighbours, or take the nearest one.
         ensemble_after: "last" (LIIF) or "first": blend after the first layer's ReLU, then
             out = MLP([sum_t w_t ReLU(h_t); rel_cell]), once per query (the "split" INRB of IN2).
-        backend: "reference", "cpu", "triton"; None: the fastest that can run (see `inr_kernels.explain`).
+        backend: "cpu", "reference", "triton"; None: the first of them that can run (see `inr_kernels.explain`).
 
     Returns:
         [B, Q, out_channels] or [B, H, W, out_channels] in feat's dtype (autocast's, under autocast).
 
-    Gradients reach feat, weights and biases on every backend, deterministically. coord and cell get theirs
+    Gradients reach feat, weights and biases on every backend; on a CPU the same bits in every run with the same
+    number of threads. coord and cell get theirs
     through the reference, which then computes the whole call. Second derivatives are the reference's
     (`backend="reference"`); the kernels raise.
 
@@ -83,14 +85,6 @@ def local_implicit_decode(
         Form(feat_unfold, local_ensemble, ensemble_after),
         backend=backend,
     )
-
-
-class Form(NamedTuple):
-    """The form of a decoder: LIIF's flags and where its ensemble stands."""
-
-    feat_unfold: bool = True
-    local_ensemble: bool = True
-    ensemble_after: str = "last"
 
 
 def decode_queries(feat, coord, cell, weights, biases, form, *, backend=None, hoist=None):
@@ -124,7 +118,8 @@ def render(
     """The image of `size` (H, W): the decoder on the grid of its pixels, in bands of rows.
 
     Beside input and output it needs at most `workspace` bytes, at any size. (With gradients enabled, what the
-    backward needs is kept in addition; the reference backend unfolds the whole map.)
+    backward needs is kept in addition; `backend="reference"` holds unfolded features, the Triton kernels for
+    float32 up to 64 MB of hidden states.)
 
     Args:
         feat, weights, biases, backend: as local_implicit_decode.
@@ -150,8 +145,9 @@ def render(
             shape(cell),
         )
     elif cell_decode:
-        cell = torch.tensor([2 / height, 2 / width], device=feat.device).expand(len(feat), 2)
-    y, x = (reference.pixel_centres(n).to(feat.device) for n in (height, width))
+        sides = (torch.full((len(feat),), 2 / n, device=feat.device) for n in (height, width))
+        cell = torch.stack(tuple(sides), -1)
+    y, x = op.centres(height, feat.device), op.centres(width, feat.device)
     wish = dispatch.wished(backend)
     weights, biases, dtype = settle_dtypes(wish, feat, weights, biases)
     out = feat.new_empty(len(feat), len(weights[-1]), height, width, dtype=dtype)
@@ -215,36 +211,6 @@ def _decode_grid(feat, y, x, cell, weights, biases, form, wish, hoist, band_star
     )
 
 
-def feature_columns(channels, form):
-    """How many columns of the first weight stand for features."""
-    return channels * 9 if form.feat_unfold else channels
-
-
-def hoist_features(feat, weight, bias, form, rows=None):
-    """The first layer's share of the features, once per pixel: [B, rows, w, N1], contiguous, in weight's dtype.
-
-    rows: the rows (begin, end) of the map to compute; None: all.
-    """
-    channels, height = feat.shape[1], feat.shape[2]
-    kernel = weight[:, : feature_columns(channels, form)]
-    begin, end = rows or (0, height)
-    if form.feat_unfold:
-        kernel = kernel.reshape(-1, channels, 3, 3)
-        above, below = max(begin - 1, 0), min(end + 1, height)
-        feat = F.pad(feat[:, :, above:below], (0, 0, above - begin + 1, end + 1 - below))
-        padding = (0, 1)
-    else:
-        feat, kernel, padding = feat[:, :, begin:end], kernel[:, :, None, None], 0
-    last = torch.channels_last
-    hoisted = F.conv2d(
-        feat.to(weight.dtype, memory_format=last),
-        kernel.contiguous(memory_format=last),
-        bias,
-        padding=padding,
-    )
-    return hoisted.permute(0, 2, 3, 1).contiguous()
-
-
 @torch.compiler.assume_constant_result
 def plan_bands(feat_shape, element_size, size, widths, form, workspace):
     """The bands of `render`: (slice of images, first and last + 1 output row, (first, last + 1) feature row)."""
@@ -278,95 +244,6 @@ def plan_bands(feat_shape, element_size, size, widths, form, workspace):
     return bands
 
 
-def result_dtype(feat):
-    """feat's dtype or, where autocast is on, autocast's; like autocast, float64 stays."""
-    device = feat.device.type
-    casts = torch.is_autocast_enabled(device) and feat.dtype != torch.float64
-    return torch.get_autocast_dtype(device) if casts else feat.dtype
-
-
-def settle_dtypes(wish, feat, weights, biases):
-    """Weights and biases in the dtype to compute in, and the dtype of the result; features follow by rows.
-
-    The result has feat's dtype, or autocast's. Half precision on a CPU is computed in float32, but for bfloat16
-    inference where the processor multiplies it. Coordinates never take part.
-    """
-    dtype = result_dtype(feat)
-    if dtype == feat.dtype and not torch.is_autocast_enabled(feat.device.type):
-        for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-            for value, name in ((weight, f"weights[{i}]"), (bias, f"biases[{i}]")):
-                require(value.dtype == dtype, name, f"have feat's dtype {dtype}", value.dtype)
-    working = dtype
-    if feat.device.type == "cpu" and wish in ("", "cpu") and dtype.itemsize == 2:
-        tracked = torch.is_grad_enabled() and any(t.requires_grad for t in (feat, *weights, *biases))
-        if tracked or dtype == torch.float16 or not op.cpu_has_bfloat16():
-            working = torch.float32
-    return [w.to(working) for w in weights], [b.to(working) for b in biases], dtype
-
-
-def check_decoder(feat, weights, biases, form, *, cell_decode):
-    """Features and weights that fit each other and the form."""
-    require_tensor(feat, "feat", dims=(4,))
-    require(
-        min(feat.shape[1:]) > 0,
-        "feat",
-        "have at least one channel and one pixel, [B, C, h, w]",
-        shape(feat),
-    )
-    after = form.ensemble_after
-    require(after in ("last", "first"), "ensemble_after", 'be "last" or "first"', repr(after))
-    require(len(weights) >= 2, "weights", "hold at least two Linear weights", len(weights))
-    require(
-        len(biases) == len(weights),
-        "biases",
-        f"be as many as the {len(weights)} weights",
-        len(biases),
-    )
-    inputs = feature_columns(feat.shape[1], form) + 2 + (2 if cell_decode and after == "last" else 0)
-    for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-        for value, name, dims in ((weight, f"weights[{i}]", 2), (bias, f"biases[{i}]", 1)):
-            require_tensor(value, name, dims=(dims,), like=feat)
-        if i == 1 and cell_decode and after == "first":
-            inputs += 2
-        why = f" ({_first_columns(feat, form, cell_decode)})" if i == 0 else ""
-        require(
-            weight.shape[1] == inputs and len(weight) > 0,
-            f"weights[{i}]",
-            f"have shape [N, {inputs}]{why}, N > 0",
-            shape(weight),
-        )
-        require(len(bias) == len(weight), f"biases[{i}]", f"have shape [{len(weight)}]", shape(bias))
-        inputs = len(weight)
-
-
-def _first_columns(feat, form, cell_decode):
-    features = f"{feat.shape[1]} channels" + (" x 9" if form.feat_unfold else "")
-    return f"{features} + 2 offsets" + (" + 2 cell" if cell_decode and form.ensemble_after == "last" else "")
-
-
-def check_queries(feat, coord, cell):
-    """coord and cell in float32 and in shape."""
-    require_tensor(coord, "coord", dims=(3, 4), like=feat)
-    batch = len(feat)
-    rule = f"have shape [B, Q, 2] or [B, H, W, 2] with B = feat's {batch}"
-    require(coord.shape[-1] == 2 and len(coord) == batch, "coord", rule, shape(coord))
-    if cell is not None:
-        require_tensor(cell, "cell", dims=(2, coord.dim()), like=feat)
-        fits = tuple(cell.shape) == (tuple(coord.shape) if cell.dim() > 2 else (batch, 2))
-        require(fits, "cell", f"have shape [B, 2] = [{batch}, 2] or coord's {shape(coord)}", shape(cell))
-    for value, name in ((coord, "coord"), (cell, "cell")):
-        if value is not None and value.dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"{name} must be float32: half precision picks wrong neighbours; got {value.dtype}")
-    return coord.float(), None if cell is None else cell.float()
-
-
-def check_size(size):
-    """(H, W), both positive."""
-    fits = len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size) if hasattr(size, "__len__") else False
-    require(fits, "size", "be two positive integers (H, W)", size)
-    return size
-
-
 def _facts(feat=None, *args, weights=None, **kwargs):
     """What `explain` needs to know of a call."""
     if feat is None:
@@ -382,8 +259,9 @@ dispatch.register(
         facts=_facts,
         backends={
             "cpu": op.why_not_cpu,
-            "triton": op.why_not_triton,
             "reference": lambda facts: "",
+            # Only at a wish, until the test suite has passed on a GPU.
+            "triton": op.why_not_triton,
         },
     )
 )

@@ -1,0 +1,61 @@
+"""The form of a decoder, and its first layer hoisted to the feature map."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+
+class Form(NamedTuple):
+    """The form of a decoder: LIIF's flags and where its ensemble stands."""
+
+    feat_unfold: bool = True
+    local_ensemble: bool = True
+    ensemble_after: str = "last"
+
+
+def feature_columns(channels, form):
+    """How many columns of the first weight stand for features."""
+    return channels * 9 if form.feat_unfold else channels
+
+
+def hoist_features(feat, weight, bias, form, rows=None):
+    """The first layer's share of the features, once per pixel: [B, rows, w, N1], contiguous, in weight's dtype.
+
+    rows: the rows (begin, end) of the map to compute; None: all.
+    """
+    channels, height = feat.shape[1], feat.shape[2]
+    kernel = weight[:, : feature_columns(channels, form)]
+    begin, end = rows or (0, height)
+    if form.feat_unfold:
+        kernel = kernel.reshape(-1, channels, 3, 3)
+        above, below = max(begin - 1, 0), min(end + 1, height)
+        feat = F.pad(feat[:, :, above:below], (0, 0, above - begin + 1, end + 1 - below))
+        padding = (0, 1)
+    else:
+        feat, kernel, padding = feat[:, :, begin:end], kernel[:, :, None, None], 0
+    if feat.device.type == "cuda" and weight.dtype.itemsize > 2:
+        return convolve_by_products(feat.to(weight.dtype), kernel, bias)
+    last = torch.channels_last
+    hoisted = F.conv2d(
+        feat.to(weight.dtype, memory_format=last),
+        kernel.contiguous(memory_format=last),
+        bias,
+        padding=padding,
+    )
+    return hoisted.permute(0, 2, 3, 1).contiguous()
+
+
+def convolve_by_products(feat, kernel, bias):
+    """The same for float32 on a GPU: cuDNN would take TF32 there, whatever the precision of products is set to.
+
+    feat [B, C, rows (+ 2), w], kernel [N1, C, K, K] with K = 3 or 1 -> [B, rows, w, N1].
+    """
+    side = kernel.shape[-1]
+    feat = F.pad(feat.permute(0, 2, 3, 1), (0, 0, side // 2, side // 2))
+    rows, cols = feat.shape[1] - side + 1, feat.shape[2] - side + 1
+    hoisted = bias
+    for dy in range(side):
+        for dx in range(side):
+            hoisted = hoisted + F.linear(feat[:, dy : dy + rows, dx : dx + cols], kernel[:, :, dy, dx])
+    return hoisted
