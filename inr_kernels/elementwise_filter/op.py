@@ -96,7 +96,7 @@ def _cpu_backward(grad, x, kernel, *form, needs_x, needs_kernel):
     if x.numel():
         problem = _Problem(x, kernel, *form[:-1], log_window=form[-1])
         address = lambda t: 0 if t is None else t.data_ptr()  # noqa: E731
-        problem.native.backward(grad.data_ptr(), x=address(d_x), kernel=address(d_kernel))
+        problem.native.backward(grad_out=grad.data_ptr(), x=address(d_x), kernel=address(d_kernel))
     return d_x, d_kernel
 
 
