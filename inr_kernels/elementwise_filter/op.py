@@ -54,6 +54,10 @@ _PADDINGS = {"zeros": 0, "replicate": 1, "reflect": 2, "valid": 3}
 _NORMALIZATIONS = {"none": 0, "taps": 1, "all": 2}
 
 
+def _address(tensor):
+    return 0 if tensor is None else tensor.data_ptr()
+
+
 class _Problem:
     """A native problem with the tensors that its addresses point into."""
 
@@ -81,11 +85,17 @@ class _Problem:
             threads=torch.get_num_threads(),
         )
 
+    def forward(self, out):
+        self.native.forward(out.data_ptr())
+
+    def backward(self, grad, x, kernel):
+        self.native.backward(grad_out=grad.data_ptr(), x=_address(x), kernel=_address(kernel))
+
 
 def _cpu_forward(x, kernel, *form):
     out = x.new_empty(len(form[2]), *x.shape[:2], *kernel.shape[2:])
     if out.numel():
-        _Problem(x, kernel, *form[:-1], log_window=form[-1]).native.forward(out.data_ptr())
+        _Problem(x, kernel, *form[:-1], log_window=form[-1]).forward(out)
     return out
 
 
@@ -94,9 +104,7 @@ def _cpu_backward(grad, x, kernel, *form, needs_x, needs_kernel):
     d_x = x.new_empty(x.shape) if needs_x else None
     d_kernel = kernel.new_empty(kernel.shape) if needs_kernel else None
     if x.numel():
-        problem = _Problem(x, kernel, *form[:-1], log_window=form[-1])
-        address = lambda t: 0 if t is None else t.data_ptr()  # noqa: E731
-        problem.native.backward(grad_out=grad.data_ptr(), x=address(d_x), kernel=address(d_kernel))
+        _Problem(x, kernel, *form[:-1], log_window=form[-1]).backward(grad, d_x, d_kernel)
     return d_x, d_kernel
 
 
