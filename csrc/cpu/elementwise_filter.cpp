@@ -17,7 +17,7 @@ INR_INLINE void filter(const Rows<T>& rows, const Real<T>* w, std::int64_t X) {
   for (std::int64_t t = 0; t < count; ++t)
     for (int n = 0; n < N; ++n) {
       const Vec<T> z = load(taps[t] + X + n * lanes<T>);
-      sum[n] += load(w + t * rows.plan.padded + X + n * lanes<T>) * z;
+      sum[n] += load(w + t * rows.plan.line + X + n * lanes<T>) * z;
       if (Box) box[n] += z;
     }
   for (int n = 0; n < N; ++n) {
@@ -41,16 +41,19 @@ Status forward(const ElementwiseFilter& p, T* out) {
   return for_each_task<Rows<T>>(plan, [&](Rows<T>& rows, const Task& task) {
     const std::int64_t last = plan.first_output(task.end), channel = task.image * p.channels + task.unit * plan.channels;
     rows.stage_image(task);
-    for (std::int64_t Y = plan.first_output(task.begin); Y < last; ++Y) {
-      if (p.gamma) rows.stage_weights(task, Y);
+    for (std::int64_t Y = plan.first_output(task.begin); Y < last; Y += plan.block) {
+      const std::int64_t count = clamp(last - Y, 0, plan.block);
+      if (p.gamma) rows.stage_weights(task, Y, count);
       for (std::int64_t i = 0; i < p.dilation_count; ++i) {
         rows.find_offsets(p.dilations[i]);
-        for (std::int64_t c = 0; c < plan.channels; ++c) {
-          rows.find_taps(c, Y, p.dilations[i]);
-          p.beta ? filter_row<true>(rows, rows.weights_of(c)) : filter_row<false>(rows, rows.weights_of(c));
-          const std::int64_t plane = i * p.batch * p.channels + channel + c;
-          unstage(rows.value, p.out_width, out + (plane * p.out_height + Y) * p.out_width);
-        }
+        for (std::int64_t c = 0; c < plan.channels; ++c)
+          for (std::int64_t r = 0; r < count; ++r) {
+            rows.find_taps(c, Y + r, p.dilations[i]);
+            const Real<T>* w = rows.weights_of(c) + r * plan.padded;
+            p.beta ? filter_row<true>(rows, w) : filter_row<false>(rows, w);
+            const std::int64_t plane = i * p.batch * p.channels + channel + c;
+            unstage(rows.value, p.out_width, out + (plane * p.out_height + Y + r) * p.out_width);
+          }
       }
     }
   });
@@ -73,33 +76,36 @@ class GradientRows : public Rows<T> {
 
   explicit GradientRows(const Plan<T>& plan) : Rows<T>(plan) {
     sums.resize(plan.channels * plan.band_rows * plan.row + lanes<T>);
-    gradients.resize(plan.unit_groups * p.taps() * plan.padded);
+    gradients.resize(plan.unit_groups * p.taps() * plan.line);
     line.resize(p.width);
   }
   explicit operator bool() const { return Rows<T>::operator bool() && sums && gradients && line; }
 
-  void clear_sums() { clear(sums, plan.channels * plan.band_rows * plan.row); }
-  void clear_gradients() { clear(gradients, plan.unit_groups * p.taps() * plan.padded); }
+  void clear_sums() {
+    std::memset(static_cast<void*>(sums), 0, std::size_t(plan.channels * plan.band_rows * plan.row) * sizeof(R));
+  }
 
-  // value (the output's gradient) x image -> the weights' gradients
-  void add_to_gradients(std::int64_t c) {
-    R* to = gradients + (this->weights_of(c) - weights);
-    for (std::int64_t t = 0; t < p.taps(); ++t, to += plan.padded)
-      for (std::int64_t X = 0; X < plan.padded; X += lanes<T>)
-        store(to + X, load(to + X) + load(value + X) * load(taps[t] + X));
+  // value (the output's gradient) x image -> the weights' gradients in row r; `first`: nothing stands there yet
+  void add_to_gradients(std::int64_t c, std::int64_t r, bool first) {
+    R* to = gradients + (this->weights_of(c) - weights) + r * plan.padded;
+    for (std::int64_t t = 0; t < p.taps(); ++t, to += plan.line)
+      for (std::int64_t X = 0; X < plan.padded; X += lanes<T>) {
+        const Vec<T> d = load(value + X) * load(taps[t] + X);
+        store(to + X, first ? d : load(to + X) + d);
+      }
   }
 
   // value x weights -> the image's gradient, where the task owns the row
-  void add_to_sums(const Task& task, std::int64_t c, std::int64_t Y, std::int64_t dilation) {
-    const R* w = this->weights_of(c);
-    for (std::int64_t i = 0; i < p.kernel_height; ++i, w += p.kernel_width * plan.padded) {
-      const std::int64_t y = plan.source_row(Y, i, dilation);
+  void add_to_sums(const Task& task, std::int64_t c, std::int64_t Y, std::int64_t r, std::int64_t dilation) {
+    const R* w = this->weights_of(c) + r * plan.padded;
+    for (std::int64_t i = 0; i < p.kernel_height; ++i, w += p.kernel_width * plan.line) {
+      const std::int64_t y = plan.source_row(Y + r, i, dilation);
       if (y < task.begin || y >= task.end) continue;
       R* to = sums + (c * plan.band_rows + y - task.begin) * plan.row;
       if (p.alpha && i == p.kernel_height / 2)
         add(to + offsets[p.kernel_width / 2], [&](std::int64_t) { return Vec<T>{} + R(p.alpha); });
       for (std::int64_t j = 0; j < p.kernel_width; ++j) {
-        const R* tap = w + j * plan.padded;
+        const R* tap = w + j * plan.line;
         if (p.gamma)
           add(to + offsets[j], [&](std::int64_t X) { return load(tap + X) * R(p.gamma) + R(p.beta); });
         else if (p.beta)
@@ -108,27 +114,39 @@ class GradientRows : public Rows<T> {
     }
   }
 
-  // gradients of the weights -> of the logits: s (d - sum s d)
-  void finish_gradients() {
-    const std::int64_t n = plan.unit_groups * p.taps();
-    for (std::int64_t X = 0; X < plan.padded; X += lanes<T>) {
+  // gradients of the weights -> of the logits, s (d - sum s d), in the rows [begin, end); written to `to`
+  void finish_gradients(std::int64_t begin, std::int64_t end, T* to) {
+    const std::int64_t n = plan.unit_groups * p.taps(), plane = p.out_height * p.out_width;
+    const bool softmax = p.normalize != Normalize::none;
+    const bool whole = plan.padded == p.out_width && reinterpret_cast<std::uintptr_t>(to) % vector_bytes == 0;
+    for (std::int64_t X = begin * plan.padded; X < end * plan.padded; X += lanes<T>) {
       Vec<T> mean{};
-      const bool softmax = p.normalize != Normalize::none;
-      for (std::int64_t t = 0; softmax && t < n; ++t) mean += load(weights + t * plan.padded + X) * load(at(t, X));
+      for (std::int64_t t = 0; softmax && t < n; ++t) mean += load(weights + t * plan.line + X) * load(at(t, X));
       for (std::int64_t t = 0; t < n; ++t) {
         const Vec<T> d = (load(at(t, X)) - mean) * R(p.gamma);
-        store(at(t, X), softmax ? d * load(weights + t * plan.padded + X) : d);
+        const Vec<T> result = softmax ? d * load(weights + t * plan.line + X) : d;
+        if constexpr (sizeof(T) == sizeof(R)) {
+          if (whole) {
+            stream(to + t * plane + X - begin * plan.padded, result);
+            continue;
+          }
+        }
+        store(at(t, X), result);
       }
     }
+    if (sizeof(T) == sizeof(R) && whole) return;
+    for (std::int64_t t = 0; t < n; ++t)
+      for (std::int64_t r = begin; r < end; r = whole ? end : r + 1)
+        unstage(at(t, r * plan.padded), whole ? (end - begin) * p.out_width : p.out_width,
+                to + t * plane + (r - begin) * p.out_width);
   }
 
   Buffer<R> sums;       // [channels][band_rows][row]
-  Buffer<R> gradients;  // [unit_groups * taps][padded]
+  Buffer<R> gradients;  // [unit_groups * taps][block][padded]
   Buffer<R> line;       // [width]
 
  private:
-  R* at(std::int64_t t, std::int64_t X) { return gradients + t * plan.padded + X; }
-  void clear(R* p, std::int64_t n) { std::memset(static_cast<void*>(p), 0, std::size_t(n) * sizeof(R)); }
+  R* at(std::int64_t t, std::int64_t X) { return gradients + t * plan.line + X; }
   template <class F>
   void add(R* to, F factor) {
     for (std::int64_t X = 0; X < plan.padded; X += lanes<T>)
@@ -146,28 +164,27 @@ Status backward(const ElementwiseFilter& p, const T* grad_out, T* grad_x, T* gra
     const std::int64_t below = grad_x ? plan.first_output(task.end + plan.reach) : end;
     if (grad_kernel) rows.stage_image(task);
     if (grad_x) rows.clear_sums();
-    for (std::int64_t Y = above; Y < below; ++Y) {
-      const bool owned = grad_kernel && Y >= own && Y < end;
-      if (p.gamma && (grad_x || p.normalize != Normalize::none)) rows.stage_weights(task, Y);
-      if (owned) rows.clear_gradients();
+    for (std::int64_t Y = above; Y < below; Y += plan.block) {
+      const std::int64_t count = clamp(below - Y, 0, plan.block);
+      const std::int64_t first = clamp(own - Y, 0, count), last = clamp(end - Y, 0, count);  // rows owned
+      if (p.gamma && (grad_x || p.normalize != Normalize::none)) rows.stage_weights(task, Y, count);
       for (std::int64_t i = 0; i < p.dilation_count; ++i) {
         rows.find_offsets(p.dilations[i]);
-        for (std::int64_t c = 0; c < plan.channels; ++c) {
-          const std::int64_t plane = i * p.batch * p.channels + channel + c;
-          stage(grad_out + (plane * p.out_height + Y) * p.out_width, 1, p.out_width, rows.value);
-          if (owned && p.gamma) {
-            rows.find_taps(c, Y, p.dilations[i]);
-            rows.add_to_gradients(c);
+        for (std::int64_t c = 0; c < plan.channels; ++c)
+          for (std::int64_t r = 0; r < count; ++r) {
+            const std::int64_t plane = i * p.batch * p.channels + channel + c;
+            stage(grad_out + (plane * p.out_height + Y + r) * p.out_width, 1, p.out_width, rows.value);
+            if (grad_kernel && p.gamma && r >= first && r < last) {
+              rows.find_taps(c, Y + r, p.dilations[i]);
+              rows.add_to_gradients(c, r, i == 0 && c % (plan.channels / plan.unit_groups) == 0);
+            }
+            if (grad_x) rows.add_to_sums(task, c, Y, r, p.dilations[i]);
           }
-          if (grad_x) rows.add_to_sums(task, c, Y, p.dilations[i]);
-        }
       }
-      if (!owned) continue;
-      if (p.gamma) rows.finish_gradients();
-      const std::int64_t n = plan.unit_groups * p.taps();
-      T* to = grad_kernel + ((task.image * plan.units + task.unit) * n * p.out_height + Y) * p.out_width;
-      for (std::int64_t t = 0; t < n; ++t)
-        unstage(rows.gradients + t * plan.padded, p.out_width, to + t * p.out_height * p.out_width);
+      if (grad_kernel && first < last)
+        rows.finish_gradients(first, last, grad_kernel + (task.image * plan.units + task.unit) * plan.unit_groups *
+                                                             p.taps() * p.out_height * p.out_width +
+                                               (Y + first) * p.out_width);
     }
     for (std::int64_t c = 0; grad_x && c < plan.channels; ++c)
       for (std::int64_t y = task.begin; y < task.end; ++y)

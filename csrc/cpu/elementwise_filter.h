@@ -56,7 +56,9 @@ struct Plan {
     origin_y = valid ? reach : 0;
     origin_x = reach_x;  // in the staged row, whose padding is `halo` wide
     halo = valid ? 0 : reach_x;
-    padded = (p.out_width + lanes<T> - 1) / lanes<T> * lanes<T>;
+    padded = round_up(p.out_width, lanes<T>);
+    block = clamp(512 / padded, 1, p.out_height);
+    line = block * padded;
     const std::int64_t expanded = (p.width + 2 * halo) * p.upscale;
     phase = round_up((expanded + p.stride - 1) / p.stride + lanes<T>, lanes<T>);
     row = phase * p.stride;
@@ -125,7 +127,9 @@ struct Plan {
   }
 
   const ElementwiseFilter& p;
+  // padded: out_width in whole vectors; phase, row: lengths of a staged image row and of a phase in it
   std::int64_t longest = 0, reach, origin_y, origin_x, halo, padded, phase, row;
+  std::int64_t block, line;                   // output rows staged at a time, so that memory is read in long runs
   std::int64_t unit_groups, units, channels;  // groups of a unit, units of an image, channels of a unit
   std::int64_t band_rows, bands, held;
   int threads;
@@ -144,7 +148,7 @@ class Rows {
 
   explicit Rows(const Plan<T>& plan) : plan(plan), p(plan.p) {
     image.resize((plan.channels * plan.held + 1) * plan.row + lanes<T>);
-    weights.resize(plan.unit_groups * p.taps() * plan.padded);
+    weights.resize(plan.unit_groups * p.taps() * plan.line);
     value.resize(plan.padded);
     taps.resize(p.taps());
     offsets.resize(p.kernel_width);
@@ -161,14 +165,28 @@ class Rows {
         plan.pad(x + (c * p.height + y) * p.width, image + (c * plan.held + y - low) * plan.row);
   }
 
-  // weights [unit_groups * taps][padded]: of output row Y, after the softmax.
-  void stage_weights(const Task& task, std::int64_t Y) {
+  // weights [unit_groups * taps][block][padded]: of `count` output rows from Y on, after the softmax.
+  void stage_weights(const Task& task, std::int64_t Y, std::int64_t count) {
     const std::int64_t n = plan.unit_groups * p.taps(), *strides = p.kernel_strides;
     const T* kernel = static_cast<const T*>(p.kernel) + task.image * strides[0] + task.unit * n * strides[1];
-    for (std::int64_t t = 0; t < n; ++t)
-      stage(kernel + t * strides[1] + Y * strides[2], strides[3], p.out_width, weights + t * plan.padded);
+    const bool whole = plan.padded == p.out_width && strides[2] == p.out_width * strides[3];
+    for (std::int64_t t = 0; t < n; ++t) {
+      const T* from = kernel + t * strides[1] + Y * strides[2];
+      R* to = weights + t * plan.line;
+      if (whole)
+        stage(from, strides[3], count * p.out_width, to);
+      else
+        for (std::int64_t r = 0; r < count; ++r)
+          stage(from + r * strides[2], strides[3], p.out_width, to + r * plan.padded);
+    }
     if (p.normalize == Normalize::none) return;
-    for (std::int64_t X = 0; X < plan.padded; X += lanes<T>) softmax(weights + X, n);
+    // The next rows, of this unit or the next one, come from memory while this softmax computes.
+    const bool more = plan.first_output(task.end) > Y + count;
+    const T* ahead = more ? kernel + (Y + count) * strides[2] : kernel + n * strides[1];
+    for (std::int64_t X = 0; X < count * plan.padded; X += lanes<T>) {
+      for (std::int64_t t = 0; whole && t < n; ++t) __builtin_prefetch(ahead + t * strides[1] + X, 0, 2);
+      softmax(weights + X, n);
+    }
   }
 
   // taps[t]: where tap t of output row Y reads channel c.
@@ -183,8 +201,9 @@ class Rows {
     for (std::int64_t j = 0; j < p.kernel_width; ++j) offsets[j] = plan.tap_offset(j, dilation);
   }
 
+  // Of channel c's group: [taps][block][padded].
   const R* weights_of(std::int64_t c) const {
-    return weights + c * plan.unit_groups / plan.channels * p.taps() * plan.padded;
+    return weights + c * plan.unit_groups / plan.channels * p.taps() * plan.line;
   }
 
   const Plan<T>& plan;
@@ -199,17 +218,17 @@ class Rows {
   void softmax(R* w, std::int64_t n) {
     Vec<T> most{}, sum{};
     for (std::int64_t t = 0; t < n; ++t) {
-      Vec<T> v = load(w + t * plan.padded);
-      if (p.log_window) store(w + t * plan.padded, v += R(p.log_window[t % p.taps()]));
+      Vec<T> v = load(w + t * plan.line);
+      if (p.log_window) store(w + t * plan.line, v += R(p.log_window[t % p.taps()]));
       most = t == 0 ? v : (v > most ? v : most);
     }
     for (std::int64_t t = 0; t < n; ++t) {
-      const Vec<T> e = exp_negative(load(w + t * plan.padded) - most);
-      store(w + t * plan.padded, e);
+      const Vec<T> e = exp_negative(load(w + t * plan.line) - most);
+      store(w + t * plan.line, e);
       sum += e;
     }
     sum = R(1) / sum;
-    for (std::int64_t t = 0; t < n; ++t) store(w + t * plan.padded, load(w + t * plan.padded) * sum);
+    for (std::int64_t t = 0; t < n; ++t) store(w + t * plan.line, load(w + t * plan.line) * sum);
   }
 };
 
@@ -217,12 +236,15 @@ class Rows {
 template <class Worker, class T, class F>
 Status for_each_task(const Plan<T>& plan, F&& work) {
   if (!plan.column) return Status::out_of_memory;
+  const std::int64_t run = plan.tasks() / (8 * plan.threads) + 1;  // neighbours in memory go to one thread
   std::atomic<std::int64_t> next{0};
   std::atomic<Status> status{Status::ok};
   parallel(plan.threads, [&](int) {
     Worker rows(plan);
     if (!rows) status = Status::out_of_memory;
-    for (std::int64_t i; status == Status::ok && (i = next.fetch_add(1)) < plan.tasks();) work(rows, plan.task(i));
+    for (std::int64_t i; status == Status::ok && (i = next.fetch_add(run)) < plan.tasks();)
+      for (const std::int64_t end = clamp(i + run, 0, plan.tasks()); i < end; ++i) work(rows, plan.task(i));
+    streamed();
   });
   return status;
 }

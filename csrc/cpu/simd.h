@@ -9,7 +9,7 @@
 #include <cstring>
 #include <initializer_list>
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
@@ -131,6 +131,27 @@ INR_INLINE void store(bf16* p, Vec<float> v) {
   std::memcpy(p, &half, sizeof half);
 }
 #endif
+
+// Past the caches, where the processor can: p is aligned to vector_bytes, and `streamed` comes before others read.
+INR_INLINE void stream(float* p, Vec<float> v) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(p, (__m512)v);
+#else
+  store(p, v);
+#endif
+}
+INR_INLINE void stream(double* p, Vec<double> v) {
+#if defined(__AVX512F__)
+  _mm512_stream_pd(p, (__m512d)v);
+#else
+  store(p, v);
+#endif
+}
+INR_INLINE void streamed() {
+#if defined(__AVX512F__)
+  _mm_sfence();
+#endif
+}
 
 // e^x for x <= 0, to an ulp or two; 0 where the result would be subnormal, NaN for NaN.
 // x = n ln 2 + r; adding `magic` rounds n to an integer and leaves it in the low bits.
