@@ -201,7 +201,7 @@ def test_nan_stays_in_its_pixel(normalize, backend):
     kernel.requires_grad_()
     out = elementwise_filter(x, kernel, kernel_size=3, normalize=normalize, backend=backend)
     wrong = torch.zeros_like(out, dtype=torch.bool)
-    wrong[0, :1 if normalize != "all" else 2, 2, 7] = True
+    wrong[0, : 1 if normalize != "all" else 2, 2, 7] = True
     assert torch.equal(out.isnan(), wrong)
     (grad,) = torch.autograd.grad(out.nansum(), kernel)
     assert not grad[..., 3, :].isnan().any()
