@@ -140,9 +140,7 @@ _RUNNERS = {
 
 
 def _choose(x, backend):
-    return _RUNNERS[
-        dispatch.OPS["elementwise_filter"].choose(dispatch.wished(backend), Facts(x.device, x.dtype))
-    ]
+    return _RUNNERS[dispatch.OPS["elementwise_filter"].choose(dispatch.wished(backend), Facts(x.device, x.dtype))]
 
 
 def _check(
@@ -158,7 +156,9 @@ def _check(
         short = min(sides) < 1 or len(dilation) > 1
     else:
         sides = list(x.shape[2:])
-        short = min(x.shape[1:]) < 1 or (padding == "reflect" and any(n <= r for n, r in zip(sides, reach, strict=True)))
+        short = min(x.shape[1:]) < 1 or (
+            padding == "reflect" and any(n <= r for n, r in zip(sides, reach, strict=True))
+        )
     shape = [len(x), groups * kernel_size[0] * kernel_size[1], *(-(-side * upscale // stride) for side in sides)]
     if short or x.shape[1] % groups or list(kernel.shape) != shape:
         raise ValueError(f"expected a kernel of {shape} for x {list(x.shape)}; got {list(kernel.shape)}")
@@ -218,6 +218,4 @@ def _autograd(ctx, grad):
     return *wanted, *[None] * (len(ctx.form) + 2)
 
 
-torch.library.register_autograd(
-    "inr_kernels::elementwise_filter", _autograd, setup_context=_setup_context, lib=LIBRARY
-)
+torch.library.register_autograd("inr_kernels::elementwise_filter", _autograd, setup_context=_setup_context, lib=LIBRARY)

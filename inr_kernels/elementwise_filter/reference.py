@@ -21,9 +21,9 @@ def weights(kernel, groups, normalize, log_window):
 def elementwise_filter(
     x, kernel, kernel_size, groups, dilation, stride, upscale, padding, normalize, alpha, beta, gamma, log_window
 ):
-    """x [B, C, H, W], kernel [B, groups K², Ho, Wo] -> [len(dilation), B, C, Ho, Wo]; a zero coefficient omits its term.
+    """x [B, C, H, W], kernel [B, groups K², Ho, Wo] -> [len(dilation), B, C, Ho, Wo].
 
-    The arguments are those of the op (op.py).
+    A zero coefficient omits its term. The arguments are those of the op (op.py).
     """
     taps = weights(kernel, groups, normalize, log_window)
     filtered = [_filter(x, taps, kernel_size, d, stride, upscale, padding, alpha, beta, gamma) for d in dilation]

@@ -145,8 +145,8 @@ def kernel_gradient(
     x += (image * G + group) * CG * size[0] * size[1]
     grad += (image * G + group) * CG * P
     if NORMALIZE != 0:
-        at = (image * LG + group % LG) * P + pixels
-        shift, mean = tl.load(lse + at, mask=live, other=0.0), tl.load(means + at, mask=live, other=0.0)
+        unit = (image * LG + group % LG) * P + pixels
+        shift, mean = tl.load(lse + unit, mask=live, other=0.0), tl.load(means + unit, mask=live, other=0.0)
     for t in range(KH * KW):
         d = tl.zeros([BP], tl.float32)
         for first in range(0, CG, BC):
@@ -190,7 +190,7 @@ def image_gradient(
         first_x, last_x = tl.cdiv(col * upscale, stride), tl.cdiv((col + 1) * upscale, stride)
         for n in range(tl.cdiv(upscale, stride) * tl.cdiv(upscale, stride)):
             Y, X = first_y + n // tl.cdiv(upscale, stride), first_x + n % tl.cdiv(upscale, stride)
-            here = reads & (Y < tl.minimum(last_y, size[0])) & (X < tl.minimum(last_x, size[1]))
+            here = reads & (Y < last_y) & (Y < size[0]) & (X < last_x) & (X < size[1])
             p = tl.where(here, Y * size[1] + X, 0)
             weight = load_logits(kernel, window, p, image, group * KH * KW + t, t, size[1], strides, here)
             if NORMALIZE != 0:
@@ -221,7 +221,7 @@ class _Problem:
         self.out_size = tuple(kernel.shape[2:])
         self.pixels = self.out_size[0] * self.out_size[1]
         self.size = *x.shape[2:], self.out_size[1]
-        self.block = min(16, triton.next_power_of_2(self.per_group))
+        self.block = min(8, triton.next_power_of_2(self.per_group))
         self.parts = triton.cdiv(self.per_group, self.block)
         self.softmax_groups = 1 if normalize == "all" else groups
 
@@ -243,7 +243,16 @@ class _Problem:
         groups, n = self.softmax_groups, self.kernel.shape[1] // self.softmax_groups
         lse = torch.empty(len(self.x), groups, *self.out_size, device=self.x.device)
         logsumexp[(triton.cdiv(self.pixels, BP) * len(self.x) * groups,)](
-            lse, self.kernel, self.window, self.kernel.stride(), groups, self.pixels, self.out_size[1], n, self.taps, BP=BP
+            lse,
+            self.kernel,
+            self.window,
+            self.kernel.stride(),
+            groups,
+            self.pixels,
+            self.out_size[1],
+            n,
+            self.taps,
+            BP=BP,
         )
         return lse
 
@@ -258,7 +267,9 @@ class _Problem:
     def kernel_gradient(self, grad, lse):
         means = None
         if lse is not None:
-            filtered = self.filter(grad.new_empty(grad.shape, dtype=torch.float32), lse, (0.0, 0.0, self.coefficients[2]))
+            filtered = self.filter(
+                grad.new_empty(grad.shape, dtype=torch.float32), lse, (0.0, 0.0, self.coefficients[2])
+            )
             means = (grad * filtered).unflatten(2, (self.softmax_groups, -1)).sum(3)
         d_kernel = torch.empty(self.kernel.shape, device=grad.device)
         for i, (part, dilation) in enumerate(zip(grad, self.dilations, strict=True)):
