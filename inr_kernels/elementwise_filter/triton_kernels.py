@@ -190,7 +190,7 @@ def image_gradient(
         first_x, last_x = tl.cdiv(col * upscale, stride), tl.cdiv((col + 1) * upscale, stride)
         for n in range(tl.cdiv(upscale, stride) * tl.cdiv(upscale, stride)):
             Y, X = first_y + n // tl.cdiv(upscale, stride), first_x + n % tl.cdiv(upscale, stride)
-            here = reads & (Y < last_y) & (Y < size[0]) & (X < last_x) & (X < size[1])
+            here = reads & (last_y > Y) & (size[0] > Y) & (last_x > X) & (size[1] > X)
             p = tl.where(here, Y * size[1] + X, 0)
             weight = load_logits(kernel, window, p, image, group * KH * KW + t, t, size[1], strides, here)
             if NORMALIZE != 0:
