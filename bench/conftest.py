@@ -50,13 +50,19 @@ class Run:
     """The measurements of one session and the ceilings that they are held against."""
 
     def __init__(self):
-        self.rows, self._ceilings = [], {}
+        self.rows, self._ceilings, self._copy = [], {}, None
 
     def gemm(self, dtype):
         name = str(dtype).removeprefix("torch.")
         if name not in self._ceilings:
             self._ceilings[name] = ceilings.gemm_flops(DEVICE, dtype)
         return self._ceilings[name]
+
+    def copy(self):
+        """Bytes/s of a large copy."""
+        if self._copy is None:
+            self._copy = ceilings.copy_bytes(DEVICE)
+        return self._copy
 
     def save(self):
         """Merges with what this machine's file holds of other benchmarks; never half a file."""
@@ -67,7 +73,8 @@ class Run:
         old = json.loads(path.read_text())["rows"] if path.exists() else []
         rows = [row for row in old if (row["op"], row["case"]) not in fresh] + self.rows
         stamp = {"commit": commit(), "command": "pytest " + " ".join(sys.argv[1:]), "date": time.strftime("%Y-%m-%d")}
-        text = json.dumps({"machine": about, **stamp, "gemm_flops": self._ceilings, "rows": rows}, indent=1)
+        rates = {"gemm_flops": self._ceilings, "copy_bytes": self._copy}
+        text = json.dumps({"machine": about, **stamp, **rates, "rows": rows}, indent=1)
         partial = path.with_suffix(".partial")
         partial.write_text(text + "\n")
         os.replace(partial, path)
@@ -114,12 +121,13 @@ def smoke(request):
 
 @pytest.fixture
 def measure(benchmark, session_run, smoke):
-    """measure(run, op=, case=, implementation=, dtype=, flops=, rounds=): times run() and keeps a row of the results.
+    """measure(run, op=, case=, implementation=, dtype=, flops= or bytes=, rounds=): times run(), keeps a row.
 
     flops: what the implementation has to do at least; held against a matrix product of the same dtype in this run.
+    bytes: what it has to read and write at least; held against a large copy in this run.
     """
 
-    def measure(run, *, op, case, implementation, dtype, flops, rounds=7, **notes):
+    def measure(run, *, op, case, implementation, dtype, flops=None, bytes=None, rounds=7, **notes):
         if smoke:
             return benchmark.pedantic(run, rounds=1)
 
@@ -137,7 +145,10 @@ def measure(benchmark, session_run, smoke):
             pytest.fail("out of memory: printed in the report as such")
         stats = benchmark.stats.stats
         row |= {"seconds": stats.median, "spread": stats.iqr, "rounds": rounds}
-        row |= {"flops": flops, "of_gemm": flops / stats.median / session_run.gemm(dtype)}
+        if flops is not None:
+            row |= {"flops": flops, "of_gemm": flops / stats.median / session_run.gemm(dtype)}
+        if bytes is not None:
+            row |= {"bytes": bytes, "of_copy": bytes / stats.median / session_run.copy()}
         row |= {"peak_bytes": peak_bytes(run), **notes}
         benchmark.extra_info.update(row)
         session_run.rows.append(row)

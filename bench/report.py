@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-HEADER = ["", "time", "× eager", "of the GEMM rate", "peak memory", "kept for the backward"]
+HEADER = ["", "time", "× eager", "of the {} rate", "peak memory", "kept for the backward"]
 
 
 def results():
@@ -39,8 +39,12 @@ def table(result, op):
     """The Markdown of one op on one machine."""
     about = ", ".join(f"{key} {value}" if key != "name" else value for key, value in result["machine"].items())
     rates = ", ".join(f"{flops / 1e9:,.0f} GFLOP/s {dtype}" for dtype, flops in result["gemm_flops"].items())
+    if result.get("copy_bytes"):
+        rates = ", ".join(filter(None, [rates, f"{result['copy_bytes'] / 1e9:.1f} GB/s copied"]))
+    copies = any("of_copy" in row for rows in cases(result, op).values() for row in rows)
+    header = [name.format("copy" if copies else "GEMM") for name in HEADER]
     lines = [f"`{result['command']}` at {result['commit']} ({result['date']}) on {about}; torch's GEMM: {rates}.", ""]
-    lines += [" | ".join(["", *HEADER, ""]).strip(), "|" + "---|" * len(HEADER)]
+    lines += [" | ".join(["", *header, ""]).strip(), "|" + "---|" * len(HEADER)]
     for case, rows in cases(result, op).items():
         lines.append(f"| **{case}** |" + " |" * (len(HEADER) - 1))
         for row in rows:
@@ -52,7 +56,7 @@ def table(result, op):
                 row["implementation"],
                 seconds(row["seconds"]),
                 f"{faster:.2f}" if faster else "",
-                f"{row['of_gemm']:.0%}",
+                f"{row['of_copy' if copies else 'of_gemm']:.0%}",
                 f"{row['peak_bytes'] / 2**20:,.0f} MB",
                 f"{row['saved_bytes'] / 2**20:,.0f} MB" if "saved_bytes" in row else "",
             ]

@@ -101,6 +101,53 @@ class LocalImplicit {
   std::vector<void*> weights_, biases_;
 };
 
+// One problem with everything that its struct points to.
+class ElementwiseFilter {
+ public:
+  ElementwiseFilter(int type, std::array<std::int64_t, 4> size, std::int64_t groups,
+                    std::array<std::int64_t, 2> out_size, std::array<std::int64_t, 2> kernel_size,
+                    std::vector<std::int64_t> dilations, std::int64_t stride, std::int64_t upscale, int padding,
+                    int normalize, std::array<double, 3> coefficients, Address x,
+                    std::pair<Address, std::array<std::int64_t, 4>> kernel, Address log_window, int threads)
+      : type_(static_cast<inr::Type>(type)), dilations_(std::move(dilations)) {
+    p_.batch = size[0], p_.channels = size[1], p_.height = size[2], p_.width = size[3];
+    p_.groups = groups;
+    p_.out_height = out_size[0], p_.out_width = out_size[1];
+    p_.kernel_height = kernel_size[0], p_.kernel_width = kernel_size[1];
+    p_.dilations = dilations_.data();
+    p_.dilation_count = std::int64_t(dilations_.size());
+    p_.stride = stride, p_.upscale = upscale;
+    p_.padding = static_cast<inr::Padding>(padding);
+    p_.normalize = static_cast<inr::Normalize>(normalize);
+    p_.alpha = coefficients[0], p_.beta = coefficients[1], p_.gamma = coefficients[2];
+    p_.x = reinterpret_cast<const void*>(x);
+    p_.kernel = reinterpret_cast<const void*>(kernel.first);
+    for (int i = 0; i < 4; ++i) p_.kernel_strides[i] = kernel.second[std::size_t(i)];
+    p_.log_window = reinterpret_cast<const double*>(log_window);
+    p_.threads = threads;
+  }
+
+  void forward(Address out) {
+    check([&] {
+      py::gil_scoped_release released;
+      return inr::elementwise_filter_forward(type_, p_, reinterpret_cast<void*>(out));
+    }());
+  }
+
+  void backward(Address grad_out, Address x, Address kernel) {
+    check([&] {
+      py::gil_scoped_release released;
+      return inr::elementwise_filter_backward(type_, p_, reinterpret_cast<const void*>(grad_out),
+                                              reinterpret_cast<void*>(x), reinterpret_cast<void*>(kernel));
+    }());
+  }
+
+ private:
+  inr::Type type_;
+  inr::ElementwiseFilter p_{};
+  std::vector<std::int64_t> dilations_;
+};
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -120,4 +167,15 @@ PYBIND11_MODULE(_C, m) {
       .def("forward", &LocalImplicit::forward, py::arg("out"))
       .def("backward", &LocalImplicit::backward, py::kw_only(), py::arg("grad_out"), py::arg("hoisted"),
            py::arg("position_weight"), py::arg("weights"), py::arg("biases"));
+  py::class_<ElementwiseFilter>(m, "ElementwiseFilter")
+      .def(py::init<int, std::array<std::int64_t, 4>, std::int64_t, std::array<std::int64_t, 2>,
+                    std::array<std::int64_t, 2>, std::vector<std::int64_t>, std::int64_t, std::int64_t, int, int,
+                    std::array<double, 3>, Address, std::pair<Address, std::array<std::int64_t, 4>>, Address, int>(),
+           py::kw_only(), py::arg("type"), py::arg("size"), py::arg("groups"), py::arg("out_size"),
+           py::arg("kernel_size"), py::arg("dilations"), py::arg("stride"), py::arg("upscale"), py::arg("padding"),
+           py::arg("normalize"), py::arg("coefficients"), py::arg("x"), py::arg("kernel"), py::arg("log_window"),
+           py::arg("threads"))
+      .def("forward", &ElementwiseFilter::forward, py::arg("out"))
+      .def("backward", &ElementwiseFilter::backward, py::kw_only(), py::arg("grad_out"), py::arg("x"),
+           py::arg("kernel"));
 }

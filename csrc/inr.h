@@ -8,7 +8,7 @@ namespace inr {
 enum class Status : int { ok = 0, out_of_memory = 1, row_outside_band = 2, unsupported_type = 3 };
 constexpr int max_depth = 64;  // Linear layers after the first
 
-enum class Type : int { float32 = 0, float64 = 1, bfloat16 = 2 };
+enum class Type : int { float32 = 0, float64 = 1, bfloat16 = 2, float16 = 3 };
 
 // A float32 [batch, rows, cols] view with strides in elements; any of them may be 0 (broadcast).
 struct Plane {
@@ -55,6 +55,36 @@ struct LocalImplicitGradients {
 Status local_implicit_forward(Type, const LocalImplicit&, void* out);
 // grad_out as out; float32 and float64. Deterministic for a given number of threads.
 Status local_implicit_backward(Type, const LocalImplicit&, const void* grad_out, const LocalImplicitGradients&);
+
+enum class Padding : int { zeros = 0, replicate = 1, reflect = 2, valid = 3 };
+enum class Normalize : int { none = 0, taps = 1, all = 2 };
+
+// Every output value is filtered with a kernel of its own (inr_kernels/elementwise_filter).
+struct ElementwiseFilter {
+  std::int64_t batch, channels, height, width;
+  std::int64_t groups;                        // kernels of a pixel; divides channels
+  std::int64_t out_height, out_width;
+  std::int64_t kernel_height, kernel_width;   // odd
+  const std::int64_t* dilations;              // [dilation_count]; each gives an output
+  std::int64_t dilation_count;
+  std::int64_t stride, upscale;               // output (Y, X) is centred on (Y stride // upscale, X stride // upscale)
+  Padding padding;                            // reflect: reach() < height, width; valid: one dilation
+  Normalize normalize;
+  double alpha, beta, gamma;                  // of the centre, the box sum, the filtered value; 0 omits the term
+  const void* x;                              // [batch, channels, height, width]
+  const void* kernel;                         // [batch, groups * taps(), out_height, out_width]
+  std::int64_t kernel_strides[4];             // in elements
+  const double* log_window;                   // [taps()] or nullptr
+  int threads;
+
+  std::int64_t taps() const { return kernel_height * kernel_width; }
+};
+
+// out: [dilation_count, batch, channels, out_height, out_width].
+Status elementwise_filter_forward(Type, const ElementwiseFilter&, void* out);
+// grad_out as out; grad_x as x, grad_kernel contiguous; a null pointer is not computed. Deterministic.
+Status elementwise_filter_backward(Type, const ElementwiseFilter&, const void* grad_out, void* grad_x,
+                                   void* grad_kernel);
 
 // The instruction set that the CPU kernels run on: generic, avx2, avx512 or avx512bf16.
 const char* isa();

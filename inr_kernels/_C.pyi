@@ -39,3 +39,26 @@ class LocalImplicit:
         weights: Sequence[int],
         biases: Sequence[int],
     ) -> None: ...
+
+class ElementwiseFilter:
+    def __init__(
+        self,
+        *,
+        type: int,
+        size: tuple[int, int, int, int],
+        groups: int,
+        out_size: tuple[int, int],
+        kernel_size: tuple[int, int],
+        dilations: Sequence[int],
+        stride: int,
+        upscale: int,
+        padding: int,
+        normalize: int,
+        coefficients: tuple[float, float, float],
+        x: int,
+        kernel: tuple[int, tuple[int, int, int, int]],
+        log_window: int,
+        threads: int,
+    ) -> None: ...
+    def forward(self, out: int) -> None: ...
+    def backward(self, *, grad_out: int, x: int, kernel: int) -> None: ...

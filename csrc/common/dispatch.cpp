@@ -12,9 +12,13 @@ struct Build {
   bool runs;
   decltype(&local_implicit_forward) forward;
   decltype(&local_implicit_backward) backward;
+  decltype(&elementwise_filter_forward) filter_forward;
+  decltype(&elementwise_filter_backward) filter_backward;
 };
 
-#define INR_BUILD(isa, runs) {#isa, bool(runs), isa::local_implicit_forward, isa::local_implicit_backward}
+#define INR_BUILD(isa, runs)                                                                    \
+  {#isa, bool(runs), isa::local_implicit_forward, isa::local_implicit_backward,                 \
+   isa::elementwise_filter_forward, isa::elementwise_filter_backward}
 
 const Build& build() {
   static const Build& chosen = []() -> const Build& {
@@ -49,6 +53,15 @@ Status local_implicit_forward(Type type, const LocalImplicit& p, void* out) { re
 Status local_implicit_backward(Type type, const LocalImplicit& p, const void* grad_out,
                                const LocalImplicitGradients& grads) {
   return build().backward(type, p, grad_out, grads);
+}
+
+Status elementwise_filter_forward(Type type, const ElementwiseFilter& p, void* out) {
+  return build().filter_forward(type, p, out);
+}
+
+Status elementwise_filter_backward(Type type, const ElementwiseFilter& p, const void* grad_out, void* grad_x,
+                                   void* grad_kernel) {
+  return build().filter_backward(type, p, grad_out, grad_x, grad_kernel);
 }
 
 }  // namespace inr

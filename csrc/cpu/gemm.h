@@ -5,17 +5,13 @@
 // loaded as vectors, either from packed panels (weights) or from plain rows (activations).
 #pragma once
 
-#include <cstdlib>
-
-#include "simd.h"
+#include "buffer.h"
 
 namespace inr {
 namespace INR_ISA {
 
 template <class T>
 constexpr int panel = 2 * lanes<T>;  // columns of C per full panel
-
-INR_INLINE std::int64_t round_up(std::int64_t n, std::int64_t to) { return (n + to - 1) / to * to; }
 
 // Row stride of an activation tile of `n` columns: whole panels, plus a vector so that consecutive rows fall
 // into different cache sets, and so that a block of block_rows columns may start at any of the n.
@@ -24,29 +20,6 @@ INR_INLINE std::int64_t row_stride(std::int64_t n) {
   constexpr int vector = vector_bytes / int(sizeof(T));
   return round_up(n, panel<T> * Element<T>::per_step) + (vector < block_rows ? block_rows : vector);
 }
-
-// Zeroed, aligned memory; false before resize and when there is none.
-template <class T>
-class Buffer {
- public:
-  Buffer() = default;
-  explicit Buffer(std::int64_t n) { resize(n); }
-  ~Buffer() { std::free(data_); }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  bool resize(std::int64_t n) {
-    std::free(data_);
-    const std::size_t bytes = std::size_t(round_up((n ? n : 1) * std::int64_t(sizeof(T)), vector_bytes));
-    data_ = static_cast<T*>(std::aligned_alloc(vector_bytes, bytes));
-    if (data_) std::memset(static_cast<void*>(data_), 0, bytes);
-    return data_;
-  }
-  explicit operator bool() const { return data_; }
-  operator T*() const { return data_; }
-
- private:
-  T* data_ = nullptr;
-};
 
 // One multiply-add: acc += a * b, where `a` stands for per_step inner elements of one row of A.
 template <class T>

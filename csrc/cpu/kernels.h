@@ -8,6 +8,9 @@
   Status local_implicit_forward(Type, const LocalImplicit&, void* out);         \
   Status local_implicit_backward(Type, const LocalImplicit&, const void* grad_out, \
                                  const LocalImplicitGradients&);                \
+  Status elementwise_filter_forward(Type, const ElementwiseFilter&, void* out); \
+  Status elementwise_filter_backward(Type, const ElementwiseFilter&, const void* grad_out, void* grad_x, \
+                                     void* grad_kernel);                        \
   }
 
 namespace inr {

@@ -68,6 +68,7 @@ Status local_implicit_forward(Type type, const LocalImplicit& p, void* out) {
       return forward(p, static_cast<bf16*>(out));
 #endif
       break;
+    case Type::float16: break;
   }
   return Status::unsupported_type;
 }

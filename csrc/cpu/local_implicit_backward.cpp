@@ -264,7 +264,8 @@ Status local_implicit_backward(Type type, const LocalImplicit& p, const void* gr
   switch (type) {
     case Type::float32: return backward(p, static_cast<const float*>(grad_out), grads);
     case Type::float64: return backward(p, static_cast<const double*>(grad_out), grads);
-    case Type::bfloat16: break;
+    case Type::bfloat16:
+    case Type::float16: break;
   }
   return Status::unsupported_type;
 }

@@ -7,8 +7,9 @@
 
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
@@ -31,6 +32,9 @@ constexpr int block_rows = 6;
 struct bf16 {
   std::uint16_t bits;
 };
+struct f16 {
+  std::uint16_t bits;
+};
 
 // What a stored element is computed in, and how many elements one multiply-add takes at a time.
 template <class Stored>
@@ -42,6 +46,11 @@ template <>
 struct Element<bf16> {
   using Real = float;
   static constexpr int per_step = 2;  // vdpbf16ps: a pair along the inner dimension
+};
+template <>
+struct Element<f16> {
+  using Real = float;
+  static constexpr int per_step = 1;
 };
 
 template <class Stored>
@@ -64,6 +73,21 @@ INR_INLINE float to_real(bf16 v) {
   std::memcpy(&out, &bits, sizeof out);
   return out;
 }
+INR_INLINE std::uint32_t bits_of(float v) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &v, sizeof bits);
+  return bits;
+}
+INR_INLINE float float_of(std::uint32_t bits) {
+  float out;
+  std::memcpy(&out, &bits, sizeof out);
+  return out;
+}
+INR_INLINE float to_real(f16 v) {
+  const std::uint32_t magnitude = std::uint32_t(v.bits & 0x7fff) << 13;
+  const std::uint32_t special = magnitude >= 0x0f800000 ? 0x7f800000 : 0;  // infinity and NaN
+  return float_of(bits_of(float_of(magnitude) * 0x1p112f) | special | std::uint32_t(v.bits & 0x8000) << 16);
+}
 
 INR_INLINE void from_real(float v, float* p) { *p = v; }
 INR_INLINE void from_real(double v, double* p) { *p = v; }
@@ -71,6 +95,16 @@ INR_INLINE void from_real(float v, bf16* p) {  // to nearest even; NaN stays NaN
   std::uint32_t bits;
   std::memcpy(&bits, &v, sizeof bits);
   p->bits = v != v ? 0x7fc0 : std::uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+INR_INLINE void from_real(float v, f16* p) {  // to nearest even
+  const std::uint32_t bits = bits_of(v), magnitude = bits & 0x7fffffff;
+  const std::uint32_t normal = (magnitude + 0xfff + ((magnitude >> 13) & 1) - (112u << 23)) >> 13;
+  const std::uint32_t small = bits_of(float_of(magnitude) + 0.5f) - bits_of(0.5f);  // rounded by the addition
+  std::uint32_t half = magnitude < 0x38800000 ? small : normal;
+  half = magnitude >= 0x477ff000 ? 0x7c00 : half;  // from 65520 on
+  half = magnitude > 0x7f800000 ? 0x7e00 : half;
+  p->bits = std::uint16_t(half | (bits >> 16 & 0x8000));
 }
 
 template <class T>
@@ -97,6 +131,50 @@ INR_INLINE void store(bf16* p, Vec<float> v) {
   std::memcpy(p, &half, sizeof half);
 }
 #endif
+
+// Past the caches, where the processor can: p is aligned to vector_bytes, and `streamed` comes before others read.
+INR_INLINE void stream(float* p, Vec<float> v) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(p, (__m512)v);
+#else
+  store(p, v);
+#endif
+}
+INR_INLINE void stream(double* p, Vec<double> v) {
+#if defined(__AVX512F__)
+  _mm512_stream_pd(p, (__m512d)v);
+#else
+  store(p, v);
+#endif
+}
+INR_INLINE void streamed() {
+#if defined(__AVX512F__)
+  _mm_sfence();
+#endif
+}
+
+// e^x for x <= 0, to an ulp or two; 0 where the result would be subnormal, NaN for NaN.
+// x = n ln 2 + r; adding `magic` rounds n to an integer and leaves it in the low bits.
+INR_INLINE Vec<float> exp_negative(Vec<float> x) {
+  typedef std::uint32_t Word __attribute__((vector_size(vector_bytes)));
+  const Vec<float> shifted = x * 1.44269504f + 0x1.8p23f, n = shifted - 0x1.8p23f;
+  const Vec<float> r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  Vec<float> e = r * (1 / 5040.f) + 1 / 720.f;
+  for (const float c : {1 / 120.f, 1 / 24.f, 1 / 6.f, 0.5f, 1.f, 1.f}) e = e * r + c;
+  e *= (Vec<float>)(((Word)shifted << 23) + 0x3f800000u);
+  return x < -87.f ? Vec<float>{} : e;
+}
+INR_INLINE Vec<double> exp_negative(Vec<double> x) {
+  typedef std::uint64_t Word __attribute__((vector_size(vector_bytes)));
+  const Vec<double> shifted = x * 1.4426950408889634 + 0x1.8p52, n = shifted - 0x1.8p52;
+  const Vec<double> r = x - n * 0x1.62e42feep-1 - n * 1.90821492927058770002e-10;
+  Vec<double> e = r * (1 / 6227020800.) + 1 / 479001600.;
+  for (const double c : {1 / 39916800., 1 / 3628800., 1 / 362880., 1 / 40320., 1 / 5040., 1 / 720., 1 / 120., 1 / 24.,
+                         1 / 6., 0.5, 1., 1.})
+    e = e * r + c;
+  e *= (Vec<double>)(((Word)shifted << 52) + 0x3ff0000000000000u);
+  return x < -708. ? Vec<double>{} : e;
+}
 
 // max(v, 0) that hands a NaN on.
 template <class V>

@@ -12,3 +12,12 @@ def define(schema, implementation, fake):
     LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"inr_kernels::{name}", fake, lib=LIBRARY)
     return getattr(torch.ops.inr_kernels, name)
+
+
+def forbid_second_derivative(name):
+    """Makes a derivative through the op's backward raise: torch alone would warn, and return a wrong one."""
+
+    def refuse(ctx, *_):
+        raise RuntimeError(f"{name}'s kernels have no second derivative; backend='reference' has every one")
+
+    torch.library.register_autograd(f"inr_kernels::{name}_backward", refuse, lib=LIBRARY)

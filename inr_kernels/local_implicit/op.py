@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from inr_kernels._core import dispatch, native
-from inr_kernels._core.registration import LIBRARY, define
+from inr_kernels._core.registration import LIBRARY, define, forbid_second_derivative
 
 from . import reference
 
@@ -329,10 +329,4 @@ def _autograd(ctx, grad):
 
 
 torch.library.register_autograd("inr_kernels::local_implicit", _autograd, setup_context=_setup_context, lib=LIBRARY)
-
-
-def _no_second_derivative(ctx, *_):
-    raise RuntimeError("local_implicit's kernels have no second derivative; backend='reference' has every one")
-
-
-torch.library.register_autograd("inr_kernels::local_implicit_backward", _no_second_derivative, lib=LIBRARY)
+forbid_second_derivative("local_implicit")

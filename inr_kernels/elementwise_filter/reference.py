@@ -1,0 +1,53 @@
+"""Element-wise filtering in plain PyTorch: the mathematics, any dtype, any order of derivatives."""
+
+import torch
+import torch.nn.functional as F
+
+_MODES = {"zeros": "constant", "replicate": "replicate", "reflect": "reflect"}
+
+
+def weights(kernel, groups, normalize, log_window):
+    """kernel [B, groups K², Ho, Wo], log_window [kh, kw] or None -> the taps' weights [B, groups, 1, K², Ho, Wo]."""
+    logits = kernel.unflatten(1, (groups, 1, -1))
+    if log_window is not None:
+        logits = logits + log_window.to(kernel.dtype).view(-1, 1, 1)
+    if normalize == "taps":
+        return logits.softmax(3)
+    if normalize == "all":
+        return logits.flatten(1, 3).softmax(1).view_as(logits)
+    return logits
+
+
+def elementwise_filter(
+    x, kernel, kernel_size, groups, dilation, stride, upscale, padding, normalize, alpha, beta, gamma, log_window
+):
+    """x [B, C, H, W], kernel [B, groups K², Ho, Wo] -> [len(dilation), B, C, Ho, Wo].
+
+    A zero coefficient omits its term. The arguments are those of the op (op.py).
+    """
+    taps = weights(kernel, groups, normalize, log_window)
+    filtered = [_filter(x, taps, kernel_size, d, stride, upscale, padding, alpha, beta, gamma) for d in dilation]
+    return torch.stack(filtered)
+
+
+def _filter(x, taps, kernel_size, dilation, stride, upscale, padding, alpha, beta, gamma):
+    radii = [n // 2 * dilation for n in kernel_size]
+    if padding != "valid":
+        x = F.pad(x, (radii[1], radii[1], radii[0], radii[0]), mode=_MODES[padding])
+    x = x.unflatten(1, (taps.shape[1], -1))
+    # The source pixel of every output pixel, in the padded input, at the first tap.
+    rows, cols = (torch.arange(n, device=x.device) * stride // upscale for n in taps.shape[-2:])
+
+    def shifted(i, j):
+        return x[..., rows + i * dilation, :][..., cols + j * dilation]
+
+    out = 0
+    if alpha:
+        out = alpha * shifted(kernel_size[0] // 2, kernel_size[1] // 2)
+    for k in range(kernel_size[0] * kernel_size[1]) if beta or gamma else ():
+        z = shifted(*divmod(k, kernel_size[1]))
+        weight = (gamma * taps[:, :, :, k] if gamma else 0) + beta
+        out = out + weight * z
+    if not (alpha or beta or gamma):
+        out = torch.zeros_like(shifted(0, 0))
+    return out.flatten(1, 2)

@@ -1,0 +1,106 @@
+"""Problems for the tests of elementwise_filter, and the rule for how close is close."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+
+from inr_kernels import elementwise_filter
+
+DELTA, LITERAL, PLAIN = (2.0, 0.0, -1.0), (1.0, 1.0, -1.0), (0.0, 0.0, 1.0)  # alpha, beta, gamma
+
+
+@dataclass
+class Case:
+    """A filtering problem in float64, to be cast to what is tested."""
+
+    batch: int = 2
+    channels: int = 6
+    size: tuple = (7, 9)  # of the output at stride and upscale 1
+    groups: int = 6
+    kernel_size: tuple = (3, 3)
+    dilation: int | tuple = 1
+    stride: int = 1
+    upscale: int = 1
+    padding: str = "zeros"
+    normalize: str = "none"
+    coefficients: tuple = PLAIN
+    window: bool = False
+    layout: str = "contiguous"
+    tensors: tuple = field(default=())
+
+    def __post_init__(self):
+        kh, kw = self.kernel_size
+        longest = max(self.dilation) if isinstance(self.dilation, tuple) else self.dilation
+        reach = kh // 2 * longest, kw // 2 * longest
+        height, width = self.size
+        if self.padding == "reflect":
+            height, width = max(height, reach[0] + 1), max(width, reach[1] + 1)
+        out = [-(-side * self.upscale // self.stride) for side in (height, width)]
+        if self.padding == "valid":
+            height, width = height + 2 * reach[0], width + 2 * reach[1]
+        x = torch.randn(self.batch, self.channels, height, width, dtype=torch.float64)
+        kernel = torch.randn(self.batch, self.groups * kh * kw, *out, dtype=torch.float64)
+        window = torch.randn(kh, kw, dtype=torch.float64) if self.window else None
+        self.tensors = x, kernel, window
+
+    def options(self, dtype=torch.float64):
+        alpha, beta, gamma = self.coefficients
+        window = None if self.tensors[2] is None else self.tensors[2].to(dtype)
+        return {
+            "kernel_size": self.kernel_size,
+            "groups": self.groups,
+            "dilation": self.dilation,
+            "stride": self.stride,
+            "upscale": self.upscale,
+            "padding": self.padding,
+            "normalize": self.normalize,
+            "alpha": alpha,
+            "beta": beta,
+            "gamma": gamma,
+            "log_window": window,
+        }
+
+    def laid_out(self, kernel):
+        """The kernel's values in the memory order under test."""
+        if self.layout == "channels_last":
+            return kernel.contiguous(memory_format=torch.channels_last)
+        if self.layout == "taps innermost":  # [B, H, W, K, K], permuted
+            return kernel.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+        if self.layout == "every second":
+            return kernel.repeat_interleave(2, 3)[..., ::2]
+        return kernel
+
+    def filter(self, dtype, backend, rounded=torch.float64):
+        """The output and the gradients of (output * a fixed random tensor).sum() with respect to x and kernel.
+
+        rounded: the dtype that the inputs went through before; a truth starts from what was tested.
+        """
+        x, kernel = (t.to(rounded).to(dtype) for t in self.tensors[:2])
+        x = x.contiguous(memory_format=torch.channels_last) if self.layout == "channels_last" else x
+        leaves = x.requires_grad_(), self.laid_out(kernel).requires_grad_()
+        out = elementwise_filter(*leaves, **self.options(rounded), backend=backend)
+        generator = torch.Generator().manual_seed(1)
+        grad = torch.randn(out.shape, dtype=torch.float64, generator=generator).to(rounded).to(dtype)
+        grads = torch.autograd.grad(out, leaves, grad, allow_unused=True, materialize_grads=True)
+        return [out.detach(), *grads]
+
+
+def assert_kernel_as_accurate(case, dtype, backend):
+    """Each error against float64 is at most twice eager's in the same dtype, or a few roundings.
+
+    In the largest element and in relative norm. The scale is the truth's, but at least that of its summands (about
+    one): where all taps read the same pixel the logits' gradient is exactly zero, and its sum cancels.
+    """
+    truth = case.filter(torch.float64, "reference", rounded=dtype)
+    eager = case.filter(dtype, "reference")
+    for i, (result, other, exact) in enumerate(zip(case.filter(dtype, backend), eager, truth, strict=True)):
+        assert result.shape == exact.shape
+        assert result.dtype == other.dtype == dtype
+        few = 1e-6 if i == 0 else 4e-6
+        few += torch.finfo(dtype).eps if dtype.itemsize == 2 else 0  # the result's own rounding
+        norms = {"max": lambda t: t.abs().max().item(), "norm": lambda t: torch.linalg.vector_norm(t).item()}
+        for name, norm in norms.items():
+            scale = max(norm(exact), math.sqrt(exact.numel()) if name == "norm" else 1.0)
+            error, allowed = norm(result.double() - exact) / scale, 2 * norm(other.double() - exact) / scale + few
+            assert error <= allowed, f"tensor {i}, {name}: error {error:.1e}, allowed {allowed:.1e}"

@@ -1,0 +1,263 @@
+"""elementwise_filter: what it promises beside numbers: errors, empty calls, threads, torch's machinery."""
+
+import os
+import warnings
+
+import pytest
+import torch
+from elementwise_filter_cases import DELTA, Case
+
+import inr_kernels
+from inr_kernels import ElementwiseFilter, elementwise_filter, explain
+from inr_kernels.elementwise_filter import pixelwise_reconstruct
+
+X, KERNEL = torch.zeros(2, 4, 5, 6), torch.zeros(2, 36, 5, 6)
+
+# What is wrong -> changes to a good call, the error, and what its text must say.
+BAD = {
+    "x no tensor": ({"x": [1]}, TypeError, "x must be a torch.Tensor; got list"),
+    "x integer": ({"x": X.int()}, TypeError, "x must have a floating-point dtype; got torch.int32"),
+    "x of 3 dimensions": ({"x": X[0]}, ValueError, r"x must have 4 dimensions; got \[4, 5, 6\]"),
+    "x without pixels": ({"x": X[..., :0]}, ValueError, "at least one channel and one pixel"),
+    "kernel no tensor": ({"kernel": None}, TypeError, "kernel must be a torch.Tensor; got NoneType"),
+    "kernel of 5 dimensions": ({"kernel": KERNEL[None]}, ValueError, "kernel must have 4 dimensions"),
+    "another batch": ({"kernel": KERNEL[:1]}, ValueError, r"kernel must have x's batch of 2; got \[1, 36, 5, 6\]"),
+    "another device": ({"kernel": KERNEL.to("meta")}, ValueError, "kernel must be on cpu; got meta"),
+    "another dtype": (
+        {"kernel": KERNEL.double()},
+        ValueError,
+        "kernel must have x's dtype torch.float32; got torch.float64",
+    ),
+    "channels that are no multiple of K²": (
+        {"kernel": KERNEL[:, :35]},
+        ValueError,
+        r"kernel must have groups x 9 channels \(kernel_size 3 x 3\); got \[2, 35, 5, 6\]",
+    ),
+    "no kernel channels": ({"kernel": KERNEL[:, :0]}, ValueError, "kernel must have groups x 9 channels"),
+    "channels for other groups": (
+        {"groups": 2},
+        ValueError,
+        r"kernel must have 2 groups x 9 = 18 channels; got \[2, 36, 5, 6\]",
+    ),
+    "groups that do not divide C": ({"kernel": KERNEL[:, :27]}, ValueError, "groups must divide x's 4 channels; got 3"),
+    "zero groups": ({"groups": 0}, ValueError, "groups must divide x's 4 channels; got 0"),
+    "another size": (
+        {"kernel": KERNEL[..., 1:]},
+        ValueError,
+        r"kernel must have the output's size \[5, 6\]; got \[2, 36, 5, 5\]",
+    ),
+    "another size at stride 2": ({"stride": 2}, ValueError, r"the output's size \[3, 3\]; got \[2, 36, 5, 6\]"),
+    "another size at upscale 2": ({"upscale": 2}, ValueError, r"the output's size \[10, 12\]"),
+    "even K": ({"kernel_size": 4}, ValueError, r"kernel_size must be K or \(kh, kw\), both odd; got 4"),
+    "one even side": ({"kernel_size": (3, 2)}, ValueError, r"both odd; got \(3, 2\)"),
+    "three sides": ({"kernel_size": (3, 3, 3)}, ValueError, "both odd"),
+    "negative K": (
+        {"kernel_size": -3},
+        ValueError,
+        "kernel_size must be a positive integer or a tuple of them; got -3",
+    ),
+    "dilation 0": ({"dilation": 0}, ValueError, "dilation must be a positive integer or a tuple of them; got 0"),
+    "no dilation": ({"dilation": ()}, ValueError, r"dilation must be .* got \(\)"),
+    "a fraction": ({"dilation": 1.5}, ValueError, "dilation must be .* got 1.5"),
+    "stride 0": ({"stride": 0}, ValueError, "stride must be a positive integer; got 0"),
+    "upscale 0.5": ({"upscale": 0.5}, ValueError, "upscale must be a positive integer; got 0.5"),
+    "no such padding": ({"padding": "circular"}, ValueError, "padding must be one of zeros, replicate, reflect, valid"),
+    "no such softmax": ({"normalize": "channels"}, ValueError, "normalize must be one of none, taps, all"),
+    "reflection at a side of the reach": (
+        {"padding": "reflect", "dilation": 5},
+        ValueError,
+        r"x must have sides longer than the reach \[5, 5\] with padding='reflect'; got \[2, 4, 5, 6\]",
+    ),
+    "valid on too small an x": (
+        {"padding": "valid", "dilation": 3},
+        ValueError,
+        r"x must be larger than \[6, 6\] with padding='valid'; got \[2, 4, 5, 6\]",
+    ),
+    "valid with a stack": (
+        {"padding": "valid", "dilation": (1, 2)},
+        ValueError,
+        r"dilation must be a single one with padding='valid'; got \(1, 2\)",
+    ),
+    "window without softmax": ({"log_window": torch.zeros(3, 3)}, ValueError, "log_window must be None without"),
+    "window of another shape": (
+        {"log_window": torch.zeros(9, 1), "normalize": "taps"},
+        ValueError,
+        r"log_window must have shape \[3, 3\]; got \[9, 1\]",
+    ),
+    "window to be trained": (
+        {"log_window": torch.zeros(3, 3, requires_grad=True), "normalize": "taps"},
+        ValueError,
+        "log_window must be a constant",
+    ),
+    "no such backend": ({"backend": "fast"}, ValueError, "backend must be one of cpu, reference, triton"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_argument(name):
+    changes, error, text = BAD[name]
+    with pytest.raises(error, match=text):
+        elementwise_filter(**{"x": X, "kernel": KERNEL, "kernel_size": 3} | changes)
+
+
+@pytest.mark.parametrize("channels", [4, 8, 0])
+def test_reconstruction_wants_odd_squares(channels):
+    with pytest.raises(ValueError, match="kernel must have K² channels, K odd"):
+        pixelwise_reconstruct(X, torch.zeros(2, channels, 5, 6))
+
+
+def test_the_op_itself_refuses_what_would_read_foreign_memory():
+    op = torch.ops.inr_kernels.elementwise_filter
+    good = [X, KERNEL, [3, 3], 4, [1], 1, 1, "zeros", "none", 0.0, 0.0, 1.0, None, ""]
+    op(*good)
+    for i, wrong in [(1, KERNEL[:, :9]), (1, KERNEL[..., 1:]), (1, KERNEL.half()), (2, [3, 5]), (2, [4, 4]), (3, 3)]:
+        with pytest.raises(ValueError, match=r"expected|out of range"):
+            op(*good[:i], wrong, *good[i + 1 :])
+    for i, wrong in [(4, [0]), (5, 2), (6, 2), (7, "none"), (12, torch.zeros(2, 2))]:
+        with pytest.raises(ValueError, match=r"expected|out of range"):
+            op(*good[:i], wrong, *good[i + 1 :])
+    with pytest.raises(ValueError, match="a gradient of the output's shape"):
+        torch.ops.inr_kernels.elementwise_filter_backward(X[None, :1], *good, True, True)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu", "triton"])
+def test_empty_batch(backend):
+    x, kernel = X[:0].clone().requires_grad_(), KERNEL[:0].clone().requires_grad_()
+    out = elementwise_filter(x, kernel, kernel_size=3, normalize="taps", backend=backend)
+    assert out.shape == (0, 4, 5, 6)
+    grads = torch.autograd.grad(out.sum(), [x, kernel])
+    assert [g.shape for g in grads] == [x.shape, kernel.shape]
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu", "triton"])
+@pytest.mark.parametrize("wanted", ["x", "kernel"])
+@pytest.mark.parametrize("normalize", ["none", "taps"])
+def test_only_the_wanted_gradient_is_computed(wanted, normalize, backend):
+    tensors = {"x": torch.randn(1, 2, 4, 5), "kernel": torch.randn(1, 18, 4, 5)}
+    full = {name: t.clone().requires_grad_() for name, t in tensors.items()}
+    expected = torch.autograd.grad(
+        elementwise_filter(**full, kernel_size=3, normalize=normalize, backend=backend).square().sum(), full[wanted]
+    )
+    tensors[wanted].requires_grad_()
+    out = elementwise_filter(**tensors, kernel_size=3, normalize=normalize, backend=backend)
+    torch.testing.assert_close(torch.autograd.grad(out.square().sum(), tensors[wanted]), expected)
+
+
+def test_nothing_but_the_inputs_is_saved():
+    x, kernel = torch.randn(1, 2, 4, 5, requires_grad=True), torch.randn(1, 18, 4, 5, requires_grad=True)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.data_ptr()) or t, lambda t: t):
+        elementwise_filter(x, kernel, kernel_size=3, normalize="taps", alpha=2, gamma=-1)
+    assert saved == [x.data_ptr(), kernel.data_ptr()]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_mixes_dtypes(dtype):
+    x, kernel = torch.randn(1, 2, 4, 5).to(dtype), torch.randn(1, 18, 4, 5, requires_grad=True)
+    with torch.autocast("cpu", dtype=dtype):
+        out = elementwise_filter(x, kernel, kernel_size=3, normalize="taps")
+    assert out.dtype == dtype
+    out.sum().backward()
+    assert kernel.grad.dtype == torch.float32
+
+
+def arguments(gradients=False, **options):
+    case = Case(**{"groups": 2, "channels": 4, "normalize": "taps", "coefficients": DELTA} | options)
+    x, kernel, window = case.tensors
+    o = case.options()
+    dilation = [*o["dilation"]] if isinstance(o["dilation"], tuple) else [o["dilation"]]
+    form = [[*o["kernel_size"]], o["groups"], dilation, o["stride"], o["upscale"], o["padding"], o["normalize"]]
+    form += [o["alpha"], o["beta"], o["gamma"], window, ""]
+    return x.requires_grad_(gradients), kernel.requires_grad_(gradients), *form
+
+
+OPTIONS = [{}, {"dilation": (1, 2), "window": True}, {"stride": 2, "normalize": "none", "layout": "channels_last"}]
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_opcheck_forward(options, gradients):
+    torch.library.opcheck(torch.ops.inr_kernels.elementwise_filter.default, arguments(gradients, **options))
+
+
+@pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True)])
+def test_opcheck_backward(needs):
+    args = arguments()
+    grad = torch.randn(1, *args[0].shape, dtype=torch.float64)
+    torch.library.opcheck(torch.ops.inr_kernels.elementwise_filter_backward.default, (grad, *args, *needs))
+
+
+class Model(torch.nn.Module):
+    """A branch that predicts logits, and the filter, as people train them."""
+
+    def __init__(self):
+        super().__init__()
+        self.logits = torch.nn.Conv2d(4, 36, 1)
+        self.filter = ElementwiseFilter(3, normalize="taps", alpha=2.0, gamma=-1.0, log_window=torch.randn(3, 3))
+
+    def forward(self, x):
+        return self.filter(x, self.logits(x))
+
+
+def test_compile_trains():
+    model, x = Model(), torch.randn(2, 4, 5, 6)
+    compiled = torch.compile(model, fullgraph=True)
+    runs = []
+    for run in (model, compiled):
+        out = run(x)
+        runs.append([out, *torch.autograd.grad(out.square().sum(), list(model.parameters()))])
+    for eager, fused in zip(*runs, strict=True):
+        torch.testing.assert_close(fused, eager, rtol=1e-5, atol=1e-6)
+
+
+def test_compile_infers_with_other_shapes():
+    model = Model()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True)
+    with torch.no_grad():
+        for size in ((5, 6), (8, 9), (12, 7)):
+            x = torch.randn(2, 4, *size)
+            torch.testing.assert_close(compiled(x), model(x), rtol=1e-5, atol=1e-6)
+
+
+def test_export():
+    model, x = Model(), torch.randn(2, 4, 5, 6)
+    torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), model(x), rtol=1e-5, atol=1e-6)
+
+
+def test_layer_refuses_what_the_function_does_not_know():
+    with pytest.raises(TypeError, match="options must be keywords of elementwise_filter; got dilations"):
+        ElementwiseFilter(3, dilations=2)
+    assert repr(ElementwiseFilter(3, stride=2)) == "ElementwiseFilter(3, stride=2)"
+    assert not Model().filter.state_dict()
+
+
+def test_explain_and_wishes(capsys, monkeypatch):
+    text = explain(elementwise_filter, X.bfloat16())
+    assert capsys.readouterr().out.strip() == text
+    assert text.startswith("elementwise_filter on cpu, bfloat16\n  cpu        runs  <- default")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(RuntimeError, match="backend 'triton' cannot run elementwise_filter: it takes CUDA tensors"):
+        elementwise_filter(X, KERNEL, kernel_size=3, backend="triton")
+    with inr_kernels.backend("reference"):
+        assert torch.equal(elementwise_filter(X, KERNEL, kernel_size=3), X)
+
+
+def test_forked_child_filters():
+    x, kernel = torch.randn(1, 8, 64, 64), torch.randn(1, 72, 64, 64)
+    expected = elementwise_filter(x, kernel, kernel_size=3, backend="cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python warns of any fork beside threads
+        child = os.fork()
+    if child == 0:
+        os._exit(0 if torch.equal(elementwise_filter(x, kernel, kernel_size=3, backend="cpu"), expected) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.gpu
+def test_more_than_two_billion_elements():
+    x = torch.randn(1, 512, 700, 700, device="cuda", dtype=torch.float16)
+    kernel = torch.randn(1, 512 * 9, 700, 700, device="cuda", dtype=torch.float16)
+    assert kernel.numel() > 2**31
+    out = elementwise_filter(x, kernel, kernel_size=3)
+    last = elementwise_filter(x[:, -1:], kernel[:, -9:], kernel_size=3, backend="reference")
+    torch.testing.assert_close(out[:, -1:], last, rtol=1e-2, atol=1e-2)
