@@ -267,3 +267,34 @@ def test_float32_on_a_gpu_is_hoisted_without_tf32():
         products = convolve_by_products(padded, kernel, bias)
         convolution = hoist_features(feat, kernel.flatten(1), bias, Form(unfold))
         torch.testing.assert_close(products, convolution)
+
+
+def test_forward_mode_and_torch_func_go_through_the_reference():
+    feat, coord, cell, weights, biases = Case(queries=5).cast(torch.float64)
+    tangent = torch.randn_like(feat)
+
+    def decode(feat, backend=None):
+        return local_implicit_decode(feat, coord, cell, weights, biases, backend=backend)
+
+    (grad,) = torch.autograd.grad(decode(feat.requires_grad_()).sum(), feat)
+    feat = feat.detach()
+    _, moved = torch.func.jvp(decode, (feat,), (tangent,))
+    with torch.autograd.forward_ad.dual_level():
+        dual = decode(torch.autograd.forward_ad.make_dual(feat, tangent))
+        assert torch.equal(torch.autograd.forward_ad.unpack_dual(dual).tangent, moved)
+    torch.testing.assert_close(moved.sum(), (grad * tangent).sum(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(torch.func.grad(lambda f: decode(f).sum())(feat), grad, rtol=1e-6, atol=1e-9)
+    with pytest.raises(RuntimeError, match="backend 'cpu' has no forward derivative"):
+        torch.func.jvp(lambda f: decode(f, "cpu"), (feat,), (tangent,))
+
+
+def test_empty_calls():
+    args = dict(zip(("feat", "coord", "cell", "weights", "biases"), Case().cast(torch.float32), strict=True))
+    leaves = [args["feat"].requires_grad_(), *(t.requires_grad_() for t in args["weights"])]
+    for empty in ({"coord": args["coord"][:, :0], "cell": args["cell"][:, :0]}, None):
+        if empty is None:
+            empty = {k: args[k][:0] for k in ("feat", "coord", "cell")}
+        out = local_implicit_decode(**args | empty)
+        assert out.shape == (*empty["coord"].shape[:2], 3)
+        grads = torch.autograd.grad(out.sum(), leaves, allow_unused=True)
+        assert all(g is None or not g.any() for g in grads)

@@ -38,7 +38,7 @@ const Build& build() {
     const char* wish = std::getenv("INR_KERNELS_ISA");  // for tests: a narrower set than the machine's
     const Build* last = builds + sizeof builds / sizeof *builds - 1;
     for (const Build* b = builds; b < last; ++b)
-      if (b->runs && (!wish || !std::strcmp(wish, b->name))) return *b;
+      if (b->runs && (!wish || !*wish || !std::strcmp(wish, b->name))) return *b;
     return *last;
   }();
   return chosen;

@@ -74,6 +74,16 @@ def wished(argument: str | None) -> str:
     return argument or _wish.get() or os.environ.get("INR_KERNELS_BACKEND", "")
 
 
+def is_transformed(*tensors) -> bool:
+    """Whether torch.func or forward-mode differentiation is at work, for which the kernels have no rules."""
+    if torch.compiler.is_compiling():
+        return False
+    forward = torch.autograd.forward_ad
+    return torch._C._are_functorch_transforms_active() or (
+        forward._current_level >= 0 and any(forward.unpack_dual(t).tangent is not None for t in tensors)
+    )
+
+
 @contextlib.contextmanager
 def backend(name: str):
     """Runs every op of the block on one backend: "reference", "cpu" or "triton".

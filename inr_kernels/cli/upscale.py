@@ -23,6 +23,8 @@ from inr_kernels.models import LIIF
 
 from .parsing import UsageError, megabytes, positive, size
 
+MOST_THREADS = 1024  # torch dies of some ten thousand
+
 
 def add_arguments(parser):
     """The arguments of `inr-kernels upscale`."""
@@ -55,11 +57,15 @@ def run(args):
         raise UsageError(f"output must end in {' '.join(images.FORMATS)}; got {args.output.name}")
     if args.output.exists() and args.input.exists() and os.path.samefile(args.input, args.output):
         raise UsageError(f"output must be another file than the input; got {args.output}")
+    if args.output.is_dir():
+        raise ValueError(f"{args.output}: is a folder; the output must be a file")
     if not args.output.parent.is_dir():
         raise ValueError(f"{args.output.parent}: the folder of the output does not exist")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch sees no GPU")
     if args.threads:
+        if args.threads > MOST_THREADS:
+            raise UsageError(f"--threads must be at most {MOST_THREADS}; got {args.threads}")
         torch.set_num_threads(args.threads)
     picture = images.read(args.input, args.max_megapixels * 1e6)
     if picture.frames > 1:

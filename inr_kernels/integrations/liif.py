@@ -130,11 +130,11 @@ def _verified(module):
 
 
 def _switches(module):
-    """`training` is none: the probe ran in both modes."""
+    """`training` is none: the probe ran in both modes. Nor is mmagic's `eval_bsize`: it only cuts calls."""
     return {
         name: value
         for name, value in vars(module).items()
-        if isinstance(value, (bool, str, float)) and name[0] != "_" and name != "training"
+        if isinstance(value, (bool, str, int, float)) and name[0] != "_" and name not in ("training", "eval_bsize")
     }
 
 

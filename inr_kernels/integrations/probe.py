@@ -30,14 +30,16 @@ def differs(module, channels, feature_given, decode):
         coord, cell = _queries(generator)
         feat = _give_features(shell, feat, feature_given, coord, cell)
         leaves = [feat, *shell.imnet.parameters()]
-        for training in (False, True):
+        for training, grad, repeats in ((False, False, 5), (False, True, 1), (True, True, 1)):
             shell.training = training
             shell.imnet.train(training)
             before = dict(vars(shell))
-            theirs = shell.query_rgb(*([feat] if feature_given else []), coord, cell)
+            query = coord.repeat(1, repeats, 1), cell.repeat(1, repeats, 1)
+            with torch.set_grad_enabled(grad):
+                theirs = shell.query_rgb(*([feat] if feature_given else []), *query)
+                ours = decode(shell, feat, *query)
             if vars(shell).keys() != before.keys() or any(vars(shell)[name] is not before[name] for name in before):
                 return "query_rgb is not LIIF's: it sets attributes"
-            ours = decode(shell, feat, coord, cell)
             if theirs.shape != ours.shape or theirs.dtype != ours.dtype or not _close(theirs, ours):
                 return "query_rgb is not LIIF's: another output on random features"
         weight = torch.randn(ours.shape, generator=generator, dtype=torch.float32)
@@ -95,7 +97,7 @@ def _queries(generator):
     """coord and cell [2, Q, 2]: anywhere, outside too, and on pixel centres at x1 and x3, where rounding decides."""
     coord = []
     for n in SIZE:
-        parts = [torch.rand(2, 24, generator=generator, dtype=torch.float32) * 2.6 - 1.3]
+        parts = [torch.rand(2, 24, generator=generator, dtype=torch.float32) * 5 - 2.5]
         for pixels in (n, 3 * n):
             # The last is at x3 the last pixel's centre, where both neighbours are one and areas vanish.
             centres = -1 + 1 / pixels + 2 / pixels * torch.arange(pixels, dtype=torch.float32)

@@ -16,8 +16,8 @@ class LocalImplicitDecoder(nn.Module):
     Formula, shapes, dtypes and errors: `local_implicit_decode`. The state dict has LIIF's keys,
     `imnet.layers.{0,2,...}.{weight,bias}`, and nothing else. Without gradients, the hoisted first layer is kept
     for the next call on the same feature tensor (callers that go through a picture in chunks pay for it once)
-    and dropped when the features or the weights change. (What torch cannot see, an edit in place through `.data`, is
-    noticed in weights on a CPU; elsewhere clone the features, or edit under torch.no_grad().)
+    and dropped when the features or the weights change. (On a CPU they are compared by value. On a GPU by version:
+    an edit in place through `.data` goes unseen there, one under torch.no_grad() does not.)
 
     Args:
         in_channels: C of the features.
@@ -135,16 +135,16 @@ class _Entry(NamedTuple):
 
     def fits(self, key, dtype, form):
         same = self.form == form and self.hoisted.dtype == dtype and self.feat() is key[0]
+        if self.hoisted.is_inference() and not torch.is_inference_mode_enabled():
+            return False  # autograd could not save it
         return same and all(map(_unchanged, self.memories, key))
 
 
 def _memory(tensor):
-    """What tells whether a tensor has changed: its version, or its values where an edit may leave no trace there.
-
-    That is for inference tensors, which have no version, and for weights on a CPU, where the comparison is cheap:
-    an edit through `.data` bumps none.
+    """What tells whether a tensor has changed: its values, or on a GPU, where to compare them would wait for it,
+    its version. Inference tensors have none; edits through `.data` or numpy leave no trace in it.
     """
-    if tensor.is_inference() or (isinstance(tensor, nn.Parameter) and tensor.device.type == "cpu"):
+    if tensor.is_inference() or tensor.device.type == "cpu":
         return tensor.detach().clone()
     return weakref.ref(tensor), tensor._version, tensor.data_ptr()
 

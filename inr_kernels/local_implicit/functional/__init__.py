@@ -57,8 +57,10 @@ def local_implicit_decode(
 
     Gradients reach feat, weights and biases on every backend; on a CPU the same bits in every run with the same
     number of threads. coord and cell get theirs
-    through the reference, which then computes the whole call. Second derivatives are the reference's
-    (`backend="reference"`); the kernels raise.
+    through the reference, which then computes the whole call, as it does under torch.func and forward-mode
+    differentiation. Second derivatives are the reference's (`backend="reference"`); the kernels raise.
+
+    In float64 the blending weights, functions of float32 coordinates, are float32: they sum to 1 within 1e-7.
 
     Raises:
         TypeError: an argument is no floating-point tensor; coord or cell in half precision.
@@ -188,6 +190,10 @@ def decode_grid(feat, y, x, cell, weights, biases, form, wish, hoist, band_start
 def _decode_grid(feat, y, x, cell, weights, biases, form, wish, hoist, band_start):
     coordinates = [y, x] if cell is None else [y, x, cell]
     needs_coordinates = torch.is_grad_enabled() and any(t.requires_grad for t in coordinates)
+    if dispatch.is_transformed(feat, *coordinates, *weights, *biases):
+        if wish not in ("", "reference"):
+            raise RuntimeError(f"backend {wish!r} has no forward derivative and no torch.func; the reference has")
+        wish = "reference"
     if needs_coordinates and wish not in ("", "reference"):
         raise RuntimeError(f"backend {wish!r} has no gradient for coord and cell; the reference has")
     if needs_coordinates or wish == "reference":
