@@ -1,5 +1,7 @@
 """One benchmark is one `measure(...)`; the run's results go to bench/results/<machine>.json in the end."""
 
+import contextlib
+import ctypes
 import gc
 import json
 import os
@@ -89,6 +91,8 @@ def peak_bytes(run):
         run()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
+    with contextlib.suppress(AttributeError):  # glibc: give freed pages back, or the next call reuses them unseen
+        ctypes.CDLL(None).malloc_trim(0)
     page, status = os.sysconf("SC_PAGESIZE"), Path("/proc/self/statm")
     done, samples = threading.Event(), []
 

@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-HEADER = ["", "time", "× eager", "of the {} rate", "peak memory", "kept for the backward"]
 
 
 def results():
@@ -35,32 +34,42 @@ def seconds(value):
     return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.3g} ms"
 
 
+def cell(row, rows):
+    """Time, speed-up over eager float32, and the fraction of the ceiling that the op is held against."""
+    if row is None:
+        return ""
+    if row["seconds"] is None:
+        return "out of memory"
+    faster, fraction = speed_up(row, rows), row["of_copy"] if "of_copy" in row else row["of_gemm"]
+    text = f"{seconds(row['seconds'])}, {f'{faster:.2f}×, ' if faster else ''}{fraction:.0%}"
+    return f"**{text}**" if row["implementation"].startswith("ours") else text
+
+
+def memory(rows, key):
+    """Megabytes of eager and of ours."""
+    found = {row["implementation"]: row[key] for row in rows if key in row}
+    wanted = [found.get("eager"), found.get("ours")]
+    return " / ".join("" if n is None else f"{n / 2**20:,.0f}" for n in wanted) if any(wanted) else ""
+
+
 def table(result, op):
-    """The Markdown of one op on one machine."""
+    """The Markdown of one op on one machine: a row a case, a column an implementation."""
     about = ", ".join(f"{key} {value}" if key != "name" else value for key, value in result["machine"].items())
-    rates = ", ".join(f"{flops / 1e9:,.0f} GFLOP/s {dtype}" for dtype, flops in result["gemm_flops"].items())
-    if result.get("copy_bytes"):
-        rates = ", ".join(filter(None, [rates, f"{result['copy_bytes'] / 1e9:.1f} GB/s copied"]))
-    copies = any("of_copy" in row for rows in cases(result, op).values() for row in rows)
-    header = [name.format("copy" if copies else "GEMM") for name in HEADER]
-    lines = [f"`{result['command']}` at {result['commit']} ({result['date']}) on {about}; torch's GEMM: {rates}.", ""]
-    lines += [" | ".join(["", *header, ""]).strip(), "|" + "---|" * len(HEADER)]
-    for case, rows in cases(result, op).items():
-        lines.append(f"| **{case}** |" + " |" * (len(HEADER) - 1))
-        for row in rows:
-            if row["seconds"] is None:
-                lines.append(f"| {row['implementation']} | out of memory |" + " |" * (len(HEADER) - 2))
-                continue
-            faster = speed_up(row, rows)
-            cells = [
-                row["implementation"],
-                seconds(row["seconds"]),
-                f"{faster:.2f}" if faster else "",
-                f"{row['of_copy' if copies else 'of_gemm']:.0%}",
-                f"{row['peak_bytes'] / 2**20:,.0f} MB",
-                f"{row['saved_bytes'] / 2**20:,.0f} MB" if "saved_bytes" in row else "",
-            ]
-            lines.append("| " + " | ".join(cells) + " |")
+    rates = [f"{flops / 1e9:,.0f} GFLOP/s {dtype}" for dtype, flops in result["gemm_flops"].items()]
+    rates = f"GEMM {', '.join(rates)}" + (f"; copy {copied / 1e9:.1f} GB/s" if (copied := result["copy_bytes"]) else "")
+    grouped = cases(result, op)
+    names = list(dict.fromkeys(row["implementation"] for rows in grouped.values() for row in rows))
+    header = ["", *names, "peak MB, eager / ours", "kept for the backward"]
+    lines = [
+        f"`{result['command']}` at {result['commit']} ({result['date']}) on {about}. Measured ceilings: {rates}.",
+        "",
+    ]
+    lines += ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    for case, rows in grouped.items():
+        by_name = {row["implementation"]: row for row in rows}
+        cells = [cell(by_name.get(name), rows) for name in names]
+        line = [case, *cells, memory(rows, "peak_bytes"), memory(rows, "saved_bytes")]
+        lines.append("| " + " | ".join(line) + " |")
     return "\n".join(lines)
 
 
