@@ -351,7 +351,9 @@ def test_killed_half_way(folder, sent, status):
     words = ["upscale", "in.png", "--scale", "20", "-o", "out.png", "--workspace", "32"]
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
-    program = "import sys; from inr_kernels.cli import main; main(sys.argv[1:])"
+    # What runs in the background of a shell inherits that Ctrl-C is ignored.
+    program = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    program += "; from inr_kernels.cli import main; main(sys.argv[1:])"
     with subprocess.Popen([sys.executable, "-c", program, *words], stderr=theirs) as process:
         os.close(theirs)
         shown, end = b"", time.monotonic() + 60
