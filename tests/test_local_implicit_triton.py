@@ -5,9 +5,7 @@ import torch
 from local_implicit_cases import Case, assert_as_accurate, assert_kernel_as_accurate
 
 from inr_kernels import LocalImplicitDecoder, local_implicit_decode
-from inr_kernels.local_implicit import op, reference
-
-triton_kernels = pytest.importorskip("inr_kernels.local_implicit.triton_kernels", reason="Triton does not import")
+from inr_kernels.local_implicit import op, reference, triton_kernels
 
 CASES = {
     "LIIF": {},
