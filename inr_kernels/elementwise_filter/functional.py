@@ -5,6 +5,7 @@ import math
 import torch
 
 from inr_kernels._core import dispatch
+from inr_kernels._core.backends import Facts
 from inr_kernels._core.checks import require, require_tensor, shape
 
 from . import op, reference
@@ -200,8 +201,8 @@ def check_window(log_window, x, kernel_size, normalize):
 def _facts(x=None, *args, **kwargs):
     """What `explain` needs to know of a call."""
     if x is None:
-        return op.Facts(torch.device("cpu"), torch.float32)
-    return op.Facts(x.device, result_dtype(x))
+        return Facts(torch.device("cpu"), torch.float32)
+    return Facts(x.device, result_dtype(x))
 
 
 dispatch.register(

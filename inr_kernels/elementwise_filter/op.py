@@ -4,12 +4,11 @@ x [B, C, H, W], kernel [B, groups K², Ho, Wo] with any strides, log_window [kh,
 ->  [len(dilation), B, C, Ho, Wo]
 """
 
-import os
-from dataclasses import dataclass
+import functools
 
 import torch
 
-from inr_kernels._core import dispatch, native
+from inr_kernels._core import backends, dispatch, native
 from inr_kernels._core.registration import LIBRARY, define, forbid_second_derivative
 
 from . import reference
@@ -20,42 +19,17 @@ _ARGUMENTS = (
 )
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What decides whether a backend can run."""
+def _triton_kernels():
+    from . import triton_kernels
 
-    device: torch.device
-    dtype: torch.dtype
-
-    def __str__(self):
-        return f"{self.device}, {str(self.dtype).removeprefix('torch.')}"
+    return triton_kernels
 
 
-def why_not_cpu(facts: Facts) -> str:
-    """The C++ kernels: CPU tensors of any floating-point dtype."""
-    if facts.device.type != "cpu":
-        return f"it takes CPU tensors; these are on {facts.device}"
-    return native.load()[1]
+why_not_cpu = backends.why_not_cpu
+why_not_triton = functools.partial(backends.why_not_triton, _triton_kernels)
 
-
-def why_not_triton(facts: Facts) -> str:
-    """Triton kernels: CUDA tensors, or CPU tensors in Triton's interpreter; no float64."""
-    try:
-        from . import triton_kernels
-    except ImportError as error:
-        return f"triton does not import ({error})"
-    if facts.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        return f"it takes CUDA tensors; these are on {facts.device} (TRITON_INTERPRET=1 runs it there, slowly)"
-    return triton_kernels.why_not(facts)
-
-
-_TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _PADDINGS = {"zeros": 0, "replicate": 1, "reflect": 2, "valid": 3}
 _NORMALIZATIONS = {"none": 0, "taps": 1, "all": 2}
-
-
-def _address(tensor):
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 class _Problem:
@@ -68,7 +42,7 @@ class _Problem:
         window = None if log_window is None else log_window.double().contiguous()
         self.held = x, kernel, window
         self.native = native.load()[0].ElementwiseFilter(
-            type=_TYPES[x.dtype],
+            type=backends.TYPES[x.dtype],
             size=tuple(x.shape),
             groups=groups,
             out_size=tuple(kernel.shape[2:]),
@@ -89,7 +63,7 @@ class _Problem:
         self.native.forward(out.data_ptr())
 
     def backward(self, grad, x, kernel):
-        self.native.backward(grad_out=grad.data_ptr(), x=_address(x), kernel=_address(kernel))
+        self.native.backward(grad_out=grad.data_ptr(), x=backends.address(x), kernel=backends.address(kernel))
 
 
 def _cpu_forward(x, kernel, *form):
@@ -115,27 +89,16 @@ def _reference_backward(grad, x, kernel, *form, needs_x, needs_kernel):
     return grads[0] if needs_x else None, grads[1] if needs_kernel else None
 
 
-def _triton_forward(*args):
-    from . import triton_kernels
-
-    return triton_kernels.forward(*args)
-
-
-def _triton_backward(grad, *args, **needs):
-    from . import triton_kernels
-
-    return triton_kernels.backward(grad, *args, **needs)
-
-
 _RUNNERS = {
     "cpu": (_cpu_forward, _cpu_backward),
-    "triton": (_triton_forward, _triton_backward),
+    "triton": backends.triton_runner(_triton_kernels),
     "reference": (reference.elementwise_filter, _reference_backward),
 }
 
 
 def _choose(x, backend):
-    return _RUNNERS[dispatch.OPS["elementwise_filter"].choose(dispatch.wished(backend), Facts(x.device, x.dtype))]
+    facts = backends.Facts(x.device, x.dtype)
+    return _RUNNERS[dispatch.OPS["elementwise_filter"].choose(dispatch.wished(backend), facts)]
 
 
 def _check(

@@ -8,12 +8,11 @@ and its gradient serve it; `height` and `band_start` place a band of rows in the
 """
 
 import functools
-import os
 from dataclasses import dataclass
 
 import torch
 
-from inr_kernels._core import dispatch, native
+from inr_kernels._core import backends, dispatch, native
 from inr_kernels._core.registration import LIBRARY, define, forbid_second_derivative
 
 from . import reference
@@ -28,36 +27,27 @@ _REFERENCE_QUERIES = 1 << 14
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What decides whether a backend can run."""
+class Facts(backends.Facts):
+    """With the widths of the layers from the hoisted one on."""
 
-    device: torch.device
-    dtype: torch.dtype
     widths: tuple[int, ...] = ()
 
-    def __str__(self):
-        return f"{self.device}, {str(self.dtype).removeprefix('torch.')}"
+
+def _triton_kernels():
+    from . import triton_kernels
+
+    return triton_kernels
+
+
+why_not_triton = functools.partial(backends.why_not_triton, _triton_kernels)
 
 
 def why_not_cpu(facts: Facts) -> str:
     """The C++ kernels: CPU tensors; half precision is computed in float32 where the processor lacks it."""
-    if facts.device.type != "cpu":
-        return f"it takes CPU tensors; these are on {facts.device}"
-    library, reason = native.load()
-    if library and len(facts.widths) - 1 > library.max_depth:
-        return f"it takes at most {library.max_depth} layers after the first; got {len(facts.widths) - 1}"
-    return reason
-
-
-def why_not_triton(facts: Facts) -> str:
-    """Triton kernels: CUDA tensors, or CPU tensors in Triton's interpreter; no float64."""
-    try:
-        from . import triton_kernels
-    except ImportError as error:
-        return f"triton does not import ({error})"
-    if facts.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        return f"it takes CUDA tensors; these are on {facts.device} (TRITON_INTERPRET=1 runs it there, slowly)"
-    return triton_kernels.why_not(facts)
+    if reason := backends.why_not_cpu(facts):
+        return reason
+    depth, most = len(facts.widths) - 1, native.load()[0].max_depth
+    return f"it takes at most {most} layers after the first; got {depth}" if depth > most else ""
 
 
 @torch.compiler.assume_constant_result
@@ -78,14 +68,8 @@ def _kept_centres(n, device):
         return reference.pixel_centres(n).to(device)
 
 
-def _address(tensor):
-    return tensor.data_ptr() if tensor is not None else 0
-
-
 class _Problem:
     """A native problem with the tensors that its addresses point into."""
-
-    _TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 
     def __init__(
         self,
@@ -107,7 +91,7 @@ class _Problem:
         tables = centres(height, hoisted.device), centres(width, hoisted.device)
         self.held = (hoisted, y, x, cell, position_weight, weights, biases, tables)
         self.native = native.load()[0].LocalImplicit(
-            type=self._TYPES[hoisted.dtype],
+            type=backends.TYPES[hoisted.dtype],
             queries=tuple(y.shape),
             size=(height, width),
             band=(band_start, rows),
@@ -116,7 +100,7 @@ class _Problem:
             widths=[channels, *(len(w) for w in weights)],
             y=(y.data_ptr(), y.stride()),
             x=(x.data_ptr(), x.stride()),
-            cell=(_address(cell), cell.stride() if cell is not None else (0, 0, 0, 0)),
+            cell=(backends.address(cell), cell.stride() if cell is not None else (0, 0, 0, 0)),
             centre_y=tables[0].data_ptr(),
             centre_x=tables[1].data_ptr(),
             hoisted=hoisted.data_ptr(),
@@ -132,8 +116,8 @@ class _Problem:
     def backward(self, grad, hoisted, position_weight, weights, biases):
         self.native.backward(
             grad_out=grad.data_ptr(),
-            hoisted=_address(hoisted),
-            position_weight=_address(position_weight),
+            hoisted=backends.address(hoisted),
+            position_weight=backends.address(position_weight),
             weights=[w.data_ptr() for w in weights],
             biases=[b.data_ptr() for b in biases],
         )
@@ -212,21 +196,9 @@ def _reference_backward(grad, *args, needs_hoisted, needs_weights):
     return grads[0] if needs_hoisted else None, *(grads[1:] if needs_weights else (None, [], []))
 
 
-def _triton_forward(*args):
-    from . import triton_kernels
-
-    return triton_kernels.forward(*args)
-
-
-def _triton_backward(grad, *args, **needs):
-    from . import triton_kernels
-
-    return triton_kernels.backward(grad, *args, **needs)
-
-
 _RUNNERS = {
     "cpu": (_cpu_forward, _cpu_backward),
-    "triton": (_triton_forward, _triton_backward),
+    "triton": backends.triton_runner(_triton_kernels),
     "reference": (_reference_forward, _reference_backward),
 }
 
