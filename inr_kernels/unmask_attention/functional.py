@@ -5,7 +5,6 @@ import math
 import torch
 
 from inr_kernels._core import dispatch
-from inr_kernels._core.backends import Facts
 from inr_kernels._core.checks import require, require_tensor, shape
 
 from . import op, reference
@@ -98,8 +97,8 @@ def check_scale(scale, channels):
 def _facts(feat=None, *args, **kwargs):
     """What `explain` needs to know of a call."""
     if feat is None:
-        return Facts(torch.device("cpu"), torch.float32)
-    return Facts(feat.device, result_dtype(feat))
+        return op.Facts(torch.device("cpu"), torch.float32)
+    return op.Facts(feat.device, result_dtype(feat), feat.shape[1])
 
 
 dispatch.register(
