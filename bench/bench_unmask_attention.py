@@ -1,8 +1,8 @@
 """unmask_attention against the framework's fused attention, which computes every row, and against eq. 7 as written.
 
-Eager is `scaled_dot_product_attention` on the same tokens. The floor, in multiply-adds per pair of a known pixel and
-any pixel: 2 C forward (scores, mix); in the backward 5 C (scores, two products with the gradient, two mixes) per pair of
-known pixels, 3.5 C on average where one of the two is masked.
+Eager is `scaled_dot_product_attention` on the same tokens. The floor, in multiply-adds: forward 2 C per known pixel and
+pixel (score, mix); backward 5 C per pair of known pixels (score, two products with the gradient, two mixes), 7 C where
+one of the pair is masked, for its two directions together.
 """
 
 import pytest
