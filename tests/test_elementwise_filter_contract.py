@@ -158,7 +158,7 @@ def test_transforms_come_from_the_reference():
     x = x.detach()
     torch.testing.assert_close(torch.func.grad(lambda x: filtered(x).square().sum())(x), expected)
     torch.testing.assert_close(torch.func.jvp(filtered, (x,), (x,))[1], filtered(x))  # it is linear in x
-    with pytest.raises(RuntimeError, match="backend 'cpu' has no forward derivative and no torch.func; the reference"):
+    with pytest.raises(RuntimeError, match="'cpu' has no forward derivative"):
         torch.func.jvp(lambda x: elementwise_filter(x, kernel, kernel_size=3, backend="cpu"), (x,), (x,))
 
 
