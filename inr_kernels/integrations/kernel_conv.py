@@ -78,14 +78,13 @@ def _differs(module, form, has_rate, shape, white_level, rate):
 
 
 def _filter(module, frames, core, white_level, rate, form, backend=None):
-    """KernelConv's output."""
+    """KernelConv's output. A colour's taps are `colours` planes apart in all images and frames: the batch is colours."""
     frames = frames.unsqueeze(2) if frames.dim() == 4 else frames
     batch, count, colours, *size = frames.shape
-    core = core.view(batch, count, -1, colours, *size).flatten(1, 2)
-    options = {"kernel_size": module.kernel_size[0], "groups": count, "dilation": rate, "backend": backend}
-    planes = [filtered(x, k, **options) for x, k in zip(frames.unbind(2), core.unbind(2), strict=True)]
-    out = planes[0] if colours == 1 else torch.stack(planes, 2)
-    out = out if form == "plain" else out.squeeze()
+    core = core.view(batch, count, -1, colours, *size).flatten(0, 2).transpose(0, 1)
+    options = {"kernel_size": module.kernel_size[0], "groups": batch * count, "dilation": rate, "backend": backend}
+    out = filtered(frames.flatten(0, 1).transpose(0, 1), core, **options).transpose(0, 1)
+    out = out.reshape(frames.shape).squeeze(2) if form == "plain" else out.reshape(frames.shape).squeeze()
     out = out if type(white_level) in (int, float) and white_level == 1 else out / white_level
     return (out, out.mean(1)) if form == "pair" else out
 

@@ -7,8 +7,6 @@ the 3 x 3 flows around it. f, and which C a copy takes, are what it computes as 
 import math
 from typing import NamedTuple
 
-import torch.nn.functional as F
-
 from . import probe, replacing
 from .promoted import are_filterable, filtered
 
@@ -71,9 +69,13 @@ def _differs(module, factor, channels, batch, height, width, scale):
 
 
 def _upsample(flow, mask, factor, backend=None):
-    """RAFT's output: an output pixel's 9 logits lie 9 planes apart, so they are moved to where it is."""
-    logits, options = F.pixel_shuffle(mask, factor), {"upscale": factor, "normalize": "taps", "backend": backend}
-    return filtered(factor * flow, logits, kernel_size=3, groups=1, **options)
+    """RAFT's output. A tap's f² logits are planes f² apart in all images: these f² are the batch, images are groups."""
+    batch, channels, height, width = flow.shape
+    logits = mask.unflatten(1, (9, factor**2)).flatten(0, 1).transpose(0, 1)
+    windows = (factor * flow).flatten(0, 1).expand(factor**2, -1, -1, -1)
+    out = filtered(windows, logits, kernel_size=3, groups=batch, normalize="taps", backend=backend)
+    out = out.view(factor, factor, batch, channels, height, width).permute(2, 3, 4, 0, 5, 1)
+    return out.reshape(batch, channels, factor * height, factor * width)
 
 
 class _Upsampling(replacing.Accelerated):
