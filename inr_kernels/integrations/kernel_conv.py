@@ -78,7 +78,7 @@ def _differs(module, form, has_rate, shape, white_level, rate):
 
 
 def _filter(module, frames, core, white_level, rate, form, backend=None):
-    """KernelConv's output. A colour's taps are `colours` planes apart in all images and frames: the batch is colours."""
+    """KernelConv's output. A colour's taps are `colours` planes apart in every frame: they are the batch."""
     frames = frames.unsqueeze(2) if frames.dim() == 4 else frames
     batch, count, colours, *size = frames.shape
     core = core.view(batch, count, -1, colours, *size).flatten(0, 2).transpose(0, 1)
