@@ -9,6 +9,7 @@ import pytest
 
 import inr_kernels
 from bench.report import render
+from inr_kernels import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ["csrc", "inr_kernels", "models", "bench", "tests"]
@@ -158,8 +159,11 @@ def test_every_requirement_is_pinned():
     assert needed - {"inr-kernels"} <= set(pinned)
 
 
-def test_one_version():
+def test_one_version(capsys):
     assert f'\nversion = "{inr_kernels.__version__}"\n' in (ROOT / "pyproject.toml").read_text()
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--version"])
+    assert capsys.readouterr().out == f"inr-kernels {inr_kernels.__version__}\n"
 
 
 def test_readme_is_short():
