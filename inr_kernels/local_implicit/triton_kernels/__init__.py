@@ -14,13 +14,13 @@ import torch
 import triton
 
 from inr_kernels._core import backends
-from inr_kernels._core.backends import why_not_dot as why_not
 
 from . import kernels
 from .first_layer import Axis, Queries
 
 WIDEST = 256  # hidden layers that stay on chip; wider ones, and float32's, pass through the workspace
 WORKSPACE = 64 << 20  # bytes of hidden states and their gradients that the backward keeps at a time
+why_not = backends.why_not_dot
 SPLITS = 8  # partial sums of a weight's gradient: fixed, so that every device adds in the same order
 
 
