@@ -20,8 +20,8 @@ from .first_layer import Axis, Queries
 
 WIDEST = 256  # hidden layers that stay on chip; wider ones, and float32's, pass through the workspace
 WORKSPACE = 64 << 20  # bytes of hidden states and their gradients that the backward keeps at a time
-why_not = backends.why_not_dot
 SPLITS = 8  # partial sums of a weight's gradient: fixed, so that every device adds in the same order
+why_not = backends.why_not_dot
 
 
 class Config(NamedTuple):
