@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import inr_kernels
-from bench.report import render
+from bench.report import PAGES, render
 from inr_kernels import cli
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -170,5 +170,11 @@ def test_readme_is_short():
     assert len(README.splitlines()) <= 150
 
 
-def test_readme_shows_the_committed_numbers():
-    assert render(README) == README, "python -m bench.report writes them"
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+def test_pages_show_the_committed_numbers(page):
+    assert render(page.read_text()) == page.read_text(), "python -m bench.report writes them"
+
+
+def test_every_benchmark_has_its_table():
+    shown = set(re.findall(r"<!-- bench:(\w+) -->", PAGES[1].read_text()))
+    assert shown == {path.stem.removeprefix("bench_") for path in ROOT.glob("bench/bench_*.py")}
