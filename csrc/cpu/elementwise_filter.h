@@ -113,7 +113,8 @@ struct Plan {
   // x [width] -> staged row
   void pad(const T* x, Real<T>* to) const {
     if (plain()) stage(x, 1, p.width, to + halo);
-    for (std::int64_t i = next(-1); i < filled(); i = next(i)) to[i] = column[i] < 0 ? Real<T>(0) : to_real(x[column[i]]);
+    for (std::int64_t i = next(-1); i < filled(); i = next(i))
+      to[i] = column[i] < 0 ? Real<T>(0) : to_real(x[column[i]]);
   }
   // gradient of a staged row -> that of x [width]; `sum` [width] is work space
   void unpad(const Real<T>* from, Real<T>* sum, T* x) const {
@@ -191,11 +192,15 @@ class Rows {
     }
   }
 
+  // The staged row of channel c that row i of output row Y's taps reads.
+  const R* tap_row(std::int64_t c, std::int64_t Y, std::int64_t i, std::int64_t dilation) const {
+    const std::int64_t y = plan.source_row(Y, i, dilation);
+    return image + (y < 0 ? plan.channels * plan.held : c * plan.held + y - low) * plan.row;
+  }
   // taps[t]: where tap t of output row Y reads channel c.
   void find_taps(std::int64_t c, std::int64_t Y, std::int64_t dilation) {
     for (std::int64_t i = 0, t = 0; i < p.kernel_height; ++i) {
-      const std::int64_t y = plan.source_row(Y, i, dilation);
-      const R* row = image + (y < 0 ? plan.channels * plan.held : c * plan.held + y - low) * plan.row;
+      const R* row = tap_row(c, Y, i, dilation);
       for (std::int64_t j = 0; j < p.kernel_width; ++j, ++t) taps[t] = row + offsets[j];
     }
   }

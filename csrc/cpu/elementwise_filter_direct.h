@@ -67,11 +67,12 @@ struct Weights {
 // Where the taps of an output row read: tap t of column X at row[t / 3] + t % 3 * dilation + X.
 template <class T>
 struct TapRows {
-  TapRows(Rows<T>& rows, std::int64_t Y) : dilation(rows.p.dilations[0]) {
-    rows.find_taps(0, Y, dilation);
-    for (int i = 0; i < 3; ++i) row[i] = rows.taps[3 * i];
+  TapRows(const Rows<T>& rows, std::int64_t Y) : dilation(rows.p.dilations[0]) {
+    for (int i = 0; i < 3; ++i) row[i] = rows.tap_row(0, Y, i, dilation) + rows.offsets[0];
   }
-  [[gnu::always_inline]] Vec<T> operator()(int t, std::int64_t X) const { return load(row[t / 3] + t % 3 * dilation + X); }
+  [[gnu::always_inline]] Vec<T> operator()(int t, std::int64_t X) const {
+    return load(row[t / 3] + t % 3 * dilation + X);
+  }
   const Real<T>* row[3];
   const std::int64_t dilation;
 };
@@ -162,41 +163,47 @@ Status backward_direct(const ElementwiseFilter& p, const T* grad_out, T* grad_x,
     explicit Worker(const Plan<T>& plan) : DirectRows<T>(plan, true) {}
     explicit operator bool() const { return Rows<T>::operator bool() && this->shares && this->sums && this->line; }
   };
+  using R = Real<T>;
   const Plan<T> plan(p);
-  const std::int64_t area = p.out_height * p.out_width;
+  const std::int64_t width = p.out_width, area = p.out_height * width;
+  const std::int64_t plane = p.kernel_strides[1], step = p.kernel_strides[3];
+  const R alpha = R(p.alpha), beta = R(p.beta), gamma = R(p.gamma);
   const bool whole = plan.padded == p.out_width && reinterpret_cast<std::uintptr_t>(grad_kernel) % vector_bytes == 0;
   return for_each_task<Worker>(plan, [&](Worker& rows, const Task& task) {
     const std::int64_t channel = task.image * p.channels + task.unit;
     const std::int64_t own = plan.first_output(task.begin), end = plan.first_output(task.end);
     const std::int64_t above = grad_x ? plan.first_output(task.begin - plan.reach) : own;
     const std::int64_t below = grad_x ? plan.first_output(task.end + plan.reach) : end;
+    const T* const from = grad_out + channel * area;
+    T* const to = grad_kernel ? grad_kernel + channel * 9 * area : nullptr;
     if (grad_kernel) rows.stage_image(task);
     std::memset(static_cast<void*>(rows.sums), 0, std::size_t(plan.band_rows * plan.row) * sizeof(Real<T>));
     rows.start(task);
     for (std::int64_t Y = above; Y < below; ++Y) {
       const bool owned = grad_kernel && Y >= own && Y < end;
-      if (owned) rows.find_taps(0, Y, p.dilations[0]);
-      for (std::int64_t X = 0; X < p.out_width; X += lanes<T>) {
-        const std::int64_t n = p.out_width - X, step = X * p.kernel_strides[3];
-        const Weights<Softmax, T> w(rows.row(Y) + step, rows.ahead(Y) + step, p.kernel_strides[1], p.kernel_strides[3], n);
-        const Vec<T> g = fetch(grad_out + channel * area + Y * p.out_width + X, 1, n);
-        const Vec<T> slope = g * w.inverse * Real<T>(p.gamma);
+      const TapRows<T> z(rows, owned ? Y : own);
+      const T *const kernel = rows.row(Y), *const ahead = rows.ahead(Y), *const grad = from + Y * width;
+      for (std::int64_t X = 0; X < width; X += lanes<T>) {
+        const std::int64_t n = width - X;
+        const Weights<Softmax, T> w(kernel + X * step, ahead + X * step, plane, step, n);
+        const Vec<T> g = fetch(grad + X, 1, n), slope = g * w.inverse * gamma;
         if (owned) {
-          T* to = grad_kernel + channel * 9 * area + Y * p.out_width + X;
           Vec<T> mean{};
-          for (int t = 0; Softmax && t < 9; ++t) mean += w.tap[t] * load(rows.taps[t] + X);
+#pragma GCC unroll 9
+          for (int t = 0; Softmax && t < 9; ++t) mean += w.tap[t] * z(t, X);
           mean *= w.inverse;
+#pragma GCC unroll 9
           for (int t = 0; t < 9; ++t) {
-            const Vec<T> d = slope * (load(rows.taps[t] + X) - mean);
-            put_past(whole, Softmax ? d * w.tap[t] : d, n, to + t * area);
+            const Vec<T> d = slope * (z(t, X) - mean);
+            put_past(whole, Softmax ? d * w.tap[t] : d, n, to + t * area + Y * width + X);
           }
         }
-        if (grad_x) {
-          const Vec<T> box = p.beta ? g * Real<T>(p.beta) : Vec<T>{};
-          for (int t = 0; t < 9; ++t) store(rows.shares + t * rows.pitch + rows.margin + X, slope * w.tap[t] + box);
-          Real<T>* centre = rows.shares + 4 * rows.pitch + rows.margin + X;
-          if (p.alpha) store(centre, load(centre) + g * Real<T>(p.alpha));
-        }
+        if (!grad_x) continue;
+        Real<T>* const share = rows.shares + rows.margin + X;
+        const Vec<T> box = beta ? g * beta : Vec<T>{};
+#pragma GCC unroll 9
+        for (int t = 0; t < 9; ++t) store(share + t * rows.pitch, slope * w.tap[t] + box);
+        if (alpha) store(share + 4 * rows.pitch, load(share + 4 * rows.pitch) + g * alpha);
       }
       if (grad_x) rows.add_shares(task, Y);
     }
