@@ -81,7 +81,7 @@ struct Plan {
     threads = int(clamp(std::int64_t(bytes / (128 << 10)) + 1, 1, p.threads));
     const std::int64_t least = clamp(2 * reach, 4, p.height < 4 ? 4 : p.height);
     const std::int64_t fits = (384 << 10) / (channels * row * std::int64_t(sizeof(Real<T>))) - 2 * reach;
-    const std::int64_t wanted = threads > 1 ? (4 * threads + p.batch * units - 1) / (p.batch * units) : 1;
+    const std::int64_t wanted = threads > 1 ? (8 * threads + p.batch * units - 1) / (p.batch * units) : 1;
     const std::int64_t share = (p.height + wanted - 1) / wanted;
     band_rows = clamp(fits < share ? fits : share, least, p.height > least ? p.height : least);
     bands = (p.height + band_rows - 1) / band_rows;

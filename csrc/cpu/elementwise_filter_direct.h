@@ -199,16 +199,23 @@ Status backward_direct(const ElementwiseFilter& p, const T* grad_out, T* grad_x,
           }
         }
         if (!grad_x) continue;
-        Real<T>* const share = rows.shares + rows.margin + X;
+        R* const share = rows.shares + rows.margin + X;
         const Vec<T> box = beta ? g * beta : Vec<T>{};
 #pragma GCC unroll 9
         for (int t = 0; t < 9; ++t) store(share + t * rows.pitch, slope * w.tap[t] + box);
-        if (alpha) store(share + 4 * rows.pitch, load(share + 4 * rows.pitch) + g * alpha);
       }
       if (grad_x) rows.add_shares(task, Y);
     }
-    for (std::int64_t y = task.begin; grad_x && y < task.end; ++y)
-      plan.unpad(rows.sums + (y - task.begin) * plan.row, rows.line, grad_x + (channel * p.height + y) * p.width);
+    for (std::int64_t y = task.begin; grad_x && y < task.end; ++y) {
+      R* const sum = rows.sums + (y - task.begin) * plan.row;
+      const std::int64_t Y = y - plan.origin_y;
+      // The centre comes last: often the largest term, it would round every sum that it stood in.
+      for (std::int64_t X = 0; alpha && Y >= 0 && Y < p.out_height && X < width; X += lanes<T>) {
+        R* const centre = sum + rows.offsets[1] + X;
+        store(centre, load(centre) + fetch(from + Y * width + X, 1, width - X) * alpha);
+      }
+      plan.unpad(sum, rows.line, grad_x + (channel * p.height + y) * p.width);
+    }
   });
 }
 
