@@ -20,6 +20,7 @@ from triton.runtime.jit import JITFunction
 
 from inr_kernels.elementwise_filter import triton_kernels as filter_kernels
 from inr_kernels.local_implicit import triton_kernels as implicit_kernels
+from inr_kernels.unmask_attention import triton_kernels as attention_kernels
 
 BIN = Path(triton.__file__).parent / "backends/nvidia/bin"
 TENSOR_CORE = re.compile(r"\b(HMMA|HGMMA|QMMA|UTCHMMA)\b")
@@ -109,7 +110,22 @@ def elementwise_filter(dtype):
         filter_kernels.backward(grad, *args, needs_x=True, needs_kernel=True)
 
 
-OPS = {"local_implicit": local_implicit, "elementwise_filter": elementwise_filter}
+def unmask_attention(dtype):
+    """Launches the attention, forward and backward; yields the channels, and if keys are masked, before it does."""
+    for channels, mask_keys in ((64, False), (64, True), (128, False), (256, False)):
+        if channels > max(attention_kernels.BLOCKS[dtype.itemsize]):
+            continue
+        yield f"{channels}{' keys' if mask_keys else ''}"
+        feat, weight = torch.empty(2, channels, 4096, dtype=dtype), torch.ones(2, 4096)
+        out, softmax = attention_kernels.forward(feat, weight, 0.125, mask_keys)
+        attention_kernels.backward(torch.empty_like(feat), feat, weight, out, softmax, 0.125, mask_keys)
+
+
+OPS = {
+    "local_implicit": local_implicit,
+    "elementwise_filter": elementwise_filter,
+    "unmask_attention": unmask_attention,
+}
 
 
 def main(arch, op):

@@ -89,9 +89,11 @@ def test_shapes(name):
             assert_as_accurate(Case(SHAPES[name], "some", mask_keys), dtype, "cpu")
 
 
-@pytest.mark.parametrize("name", [name for name, shape in SHAPES.items() if shape[1] <= 256])
+@pytest.mark.parametrize("name", SHAPES)
 def test_shapes_in_triton(name):
-    assert_as_accurate(Case(SHAPES[name], "mixed"), torch.float32, "triton")
+    batch, channels, *sides = SHAPES[name]
+    for dtype, widest in ((torch.float32, 64), (torch.float16, 256)):
+        assert_as_accurate(Case((batch, min(channels, widest), *sides), "mixed"), dtype, "triton")
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)

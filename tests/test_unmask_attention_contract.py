@@ -209,8 +209,8 @@ def test_explain_and_wishes(capsys, monkeypatch):
     text = explain(unmask_attention, FEAT.bfloat16(), MASK)
     assert capsys.readouterr().out.strip() == text
     assert text.startswith("unmask_attention on cpu, bfloat16\n  cpu        runs  <- default")
-    with pytest.raises(RuntimeError, match="it takes at most 256 channels; got 257"):
-        unmask_attention(torch.zeros(1, 257, 2, 2), torch.zeros(1, 1, 2, 2), backend="triton")
+    with pytest.raises(RuntimeError, match="it takes at most 64 channels in this dtype; got 65"):
+        unmask_attention(torch.zeros(1, 65, 2, 2), torch.zeros(1, 1, 2, 2), backend="triton")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(RuntimeError, match="backend 'triton' cannot run unmask_attention: it takes CUDA tensors"):
         unmask_attention(FEAT, MASK, backend="triton")

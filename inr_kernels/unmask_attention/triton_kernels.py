@@ -14,14 +14,16 @@ import triton.language as tl
 
 from inr_kernels._core import backends
 
-CHANNELS = 256  # at most: the tiles of more would not stay on chip
+# By bytes of an element and channels at most: BM, BN, warps. What is wider spills registers by the kilobyte.
+BLOCKS = {2: {64: (64, 32, 8), 128: (32, 32, 4), 256: (32, 32, 8)}, 4: {64: (32, 16, 8)}}
 
 
 def why_not(facts) -> str:
     """Why the kernels cannot run, "" if they can."""
     if reason := backends.why_not_dot(facts):
         return reason
-    return f"it takes at most {CHANNELS} channels; got {facts.channels}" if facts.channels > CHANNELS else ""
+    widest = max(BLOCKS[facts.dtype.itemsize])
+    return f"it takes at most {widest} channels in this dtype; got {facts.channels}" if facts.channels > widest else ""
 
 
 @triton.jit
@@ -162,12 +164,14 @@ class _Problem:
     def launch(self, kernel, *tensors):
         """Runs the kernel on (tokens in blocks) x images."""
         batch, tokens, channels = self.tokens.shape
-        wide = max(16, triton.next_power_of_2(channels))
-        block = 64 if wide <= 64 else 32
+        blocks = BLOCKS[self.tokens.element_size()]
+        rows, columns, warps = blocks[min(width for width in blocks if channels <= width)]
+        # Three products of TF32 are as exact as one of float32, and run on the tensor cores.
+        precision = "tf32x3" if backends.precision() == "ieee" else "tf32"
         with backends.on(self.tokens.device):
-            kernel[(triton.cdiv(tokens, block), batch)](
-                *tensors, self.asking, self.answering, tokens, channels,
-                BM=block, BN=block, BC=wide, PRECISION=backends.precision(), num_warps=4, num_stages=2,
+            kernel[(triton.cdiv(tokens, rows), batch)](
+                *tensors, self.asking, self.answering, tokens, channels, BM=rows, BN=columns,
+                BC=max(16, triton.next_power_of_2(channels)), PRECISION=precision, num_warps=warps, num_stages=2,
             )  # fmt: skip
 
 
