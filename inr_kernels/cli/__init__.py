@@ -1,4 +1,4 @@
-"""The command inr-kernels: upscale pictures, show the machine, run a demonstration.
+"""The command inr-kernels: upscale pictures, fill their holes, show the machine, run a demonstration.
 
 Exit status: 0, 2 for a wrong command line, 1 for everything else; a line on stderr says why.
 """
@@ -7,7 +7,7 @@ import argparse
 import signal
 import sys
 
-from . import demo, info, upscale
+from . import demo, info, inpaint, upscale
 from .parsing import Parser, UsageError
 
 
@@ -15,7 +15,7 @@ def main(argv=None):
     """Runs the command line, and exits with its status."""
     parser = Parser(prog="inr-kernels", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(required=True, metavar="command")
-    for command in (upscale, info, demo):
+    for command in (upscale, inpaint, info, demo):
         name = command.__name__.split(".")[-1]
         about = command.__doc__.split("\n")[0]
         sub = commands.add_parser(
