@@ -1,7 +1,7 @@
 """Fused, exact kernels for local implicit image decoding, on CPUs and GPUs."""
 
 from ._core.dispatch import backend, explain
-from .elementwise_filter import ElementwiseFilter, elementwise_filter
+from .elementwise_filter import ElementwiseFilter, elementwise_filter, pixelwise_reconstruct
 from .integrations import accelerate
 from .local_implicit import LocalImplicitDecoder, local_implicit_decode
 from .unmask_attention import UnmaskAttention, unmask_attention
@@ -17,5 +17,6 @@ __all__ = [
     "elementwise_filter",
     "explain",
     "local_implicit_decode",
+    "pixelwise_reconstruct",
     "unmask_attention",
 ]

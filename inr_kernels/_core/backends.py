@@ -1,5 +1,6 @@
 """What the ops' backends share: whether C++ and Triton can run, and how a tensor reaches native code."""
 
+import contextlib
 import os
 from dataclasses import dataclass
 
@@ -40,6 +41,16 @@ def why_not_triton(kernels, facts: Facts) -> str:
     return module.why_not(facts)
 
 
+def why_not_dot(facts: Facts) -> str:
+    """What every Triton kernel that multiplies matrices asks for."""
+    if facts.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"it takes float32, bfloat16 and float16; got {str(facts.dtype).removeprefix('torch.')}"
+    if facts.device.type != "cuda":
+        return "Triton's interpreter multiplies bfloat16 wrongly" if facts.dtype == torch.bfloat16 else ""
+    major, minor = torch.cuda.get_device_capability(facts.device)
+    return "" if major >= 8 else f"it needs compute capability 8.0; this GPU has {major}.{minor}"
+
+
 def triton_runner(kernels):
     """(forward, backward) of the module that `kernels()` imports, not before they run."""
 
@@ -55,3 +66,13 @@ def triton_runner(kernels):
 def address(tensor) -> int:
     """The tensor's address for native code; 0 for None."""
     return 0 if tensor is None else tensor.data_ptr()
+
+
+def on(device):
+    """The context in which a Triton kernel starts on the tensors' device."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def precision() -> str:
+    """What `tl.dot` makes of float32: as torch's own matrix products are told to."""
+    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"

@@ -69,6 +69,8 @@ def wished(argument: str | None) -> str:
 
     A compiled graph holds the argument alone: the op reads the rest again when it runs.
     """
+    if argument is not None and not isinstance(argument, str):
+        raise TypeError(f"backend must be the name of one or None; got {argument!r}")
     if torch.compiler.is_compiling():
         return argument or ""
     return argument or _wish.get() or os.environ.get("INR_KERNELS_BACKEND", "")
@@ -82,6 +84,15 @@ def is_transformed(*tensors) -> bool:
     return torch._C._are_functorch_transforms_active() or (
         forward._current_level >= 0 and any(forward.unpack_dual(t).tangent is not None for t in tensors)
     )
+
+
+def settle_wish(wish: str, *tensors) -> str:
+    """The wish, or "reference" where `is_transformed`; a wish for a kernel raises there."""
+    if not is_transformed(*tensors):
+        return wish
+    if wish not in ("", "reference"):
+        raise RuntimeError(f"backend {wish!r} has no forward derivative and no torch.func; the reference has")
+    return "reference"
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ import math
 import torch
 
 from inr_kernels._core import dispatch
-from inr_kernels._core.backends import Facts
 from inr_kernels._core.checks import require, require_tensor, shape
 
 from . import op, reference
@@ -54,13 +53,11 @@ def unmask_attention(feat, mask, *, scale=None, mask_keys=False, backend=None):
     with torch.autocast(feat.device.type, enabled=False):  # the dtypes are settled
         tokens = feat.to(dtype).flatten(2)
         weight = 1 - mask.to(torch.float64 if dtype == torch.float64 else torch.float32).flatten(1).clamp(0, 1)
+        wish = dispatch.settle_wish(wish, feat, mask)
         needs_mask = torch.is_grad_enabled() and weight.requires_grad
-        if needs_mask or dispatch.is_transformed(feat, mask):
-            if wish not in ("", "reference"):
-                what = "gradient for mask" if needs_mask else "forward derivative and no torch.func"
-                raise RuntimeError(f"backend {wish!r} has no {what}; the reference has")
-            wish = "reference"
-        if wish == "reference":
+        if needs_mask and wish not in ("", "reference"):
+            raise RuntimeError(f"backend {wish!r} has no gradient for mask; the reference has")
+        if needs_mask or wish == "reference":
             out = reference.unmask_attention(tokens, weight, scale, mask_keys)[0]
         else:
             out = op.unmask_attention(tokens, weight, scale, mask_keys, wish)[0]
@@ -98,8 +95,8 @@ def check_scale(scale, channels):
 def _facts(feat=None, *args, **kwargs):
     """What `explain` needs to know of a call."""
     if feat is None:
-        return Facts(torch.device("cpu"), torch.float32)
-    return Facts(feat.device, result_dtype(feat))
+        return op.Facts(torch.device("cpu"), torch.float32)
+    return op.Facts(feat.device, result_dtype(feat), feat.shape[1])
 
 
 dispatch.register(

@@ -6,6 +6,7 @@ feat [B, C, N], weight [B, N] in [0, 1], float64 for float64, else float32
 """
 
 import functools
+from dataclasses import dataclass
 
 import torch
 
@@ -16,6 +17,13 @@ from . import reference
 
 _ARGUMENTS = "Tensor feat, Tensor weight, float scale, bool mask_keys, str backend"
 _REFERENCE_SCORES = 1 << 24
+
+
+@dataclass(frozen=True)
+class Facts(backends.Facts):
+    """With the number of channels."""
+
+    channels: int = 1
 
 
 def _triton_kernels():
@@ -96,7 +104,7 @@ _RUNNERS = {
 
 
 def _choose(feat, backend):
-    facts = backends.Facts(feat.device, feat.dtype)
+    facts = Facts(feat.device, feat.dtype, feat.shape[1])
     return _RUNNERS[dispatch.OPS["unmask_attention"].choose(dispatch.wished(backend), facts)]
 
 
