@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from inr_kernels import LocalImplicitDecoder, unmask_attention
+import inr_kernels
+from inr_kernels import LocalImplicitDecoder
 from inr_kernels._core.checks import require, require_tensor, shape
-from inr_kernels.elementwise_filter import elementwise_filter, pixelwise_reconstruct
 from inr_kernels.local_implicit.functional import WORKSPACE
 
 from . import checkpoints, dear_reference
@@ -140,7 +140,7 @@ class DEAR(nn.Module):
 
     @property
     def _ops(self):
-        return dear_reference if self.reference else _KERNELS
+        return dear_reference if self.reference else inr_kernels
 
     def encode(self, image, mask):
         """The map that the implicit function reads, [F; E; W] [B, 2 C + 1, H, W], and the kernels K [B, K², H, W].
@@ -254,14 +254,6 @@ class DEAR(nn.Module):
     def pretrained(cls):
         """The small model that ships with the package."""
         return cls.from_checkpoint(PRETRAINED)
-
-
-class _KERNELS:
-    """The fused side of `dear_reference`."""
-
-    elementwise_filter = staticmethod(elementwise_filter)
-    pixelwise_reconstruct = staticmethod(pixelwise_reconstruct)
-    unmask_attention = staticmethod(unmask_attention)
 
 
 def dear_loss(rgb, target, reconstruction, image):
