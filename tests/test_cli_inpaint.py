@@ -162,7 +162,7 @@ def test_wrong_command_lines(capsys, words, message):
         (("cut.png", "--mask", "mask.png"), "cut.png: .*(truncated|broken)"),
         (("RGB.png", "--mask", "cut.png"), "cut.png: .*(truncated|broken)"),
         (("RGB.png", "--mask", "mask.png", "--max-megapixels", "1e-5"), "14 x 9 .* limit of 1e-05 .*--max-megapixels"),
-        (("huge.png", "--mask", "mask.png"), "9000 x 9000 pixels are more than the limit of 4 megapixels"),
+        (("huge.png", "--mask", "mask.png"), "9000 x 9000 pixels are more than the limit of 1 megapixels"),
         (("RGB.png", "--mask", "mask.png", "--model", "none"), "none: No such file or directory"),
         (("RGB.png", "--mask", "mask.png", "--model", "text.png"), "text.png is not a DEAR checkpoint"),
         (("RGB.png", "--mask", "mask.png", "--scale", "1e6"), "needs about .* GB of memory, .* are free"),

@@ -7,7 +7,7 @@ The mask is a picture of the same size: white is a hole, black is known; what li
 grey 128 (of 255) on. At the input's size the known pixels stay as they are, bit for bit (in PNG, TIFF and BMP).
 Formats, greyscale, transparency, 16 bits and profiles: as `inr-kernels upscale`.
 
-Every known pixel attends to every pixel: twice the pixels take four times the time.
+Every known pixel attends to every pixel: twice the pixels take four times the time, a megapixel minutes.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ def add_arguments(parser):
     pictures.add_size(parser, required=False)
     names = ", ".join(NETWORKS)
     parser.add_argument("--model", default="dear", help=f"{names} or a checkpoint (.safetensors); default: dear")
-    pictures.add_machine(parser, megapixels=4)
+    pictures.add_machine(parser, megapixels=1)
 
 
 def run(args):
