@@ -252,7 +252,14 @@ class DEAR(nn.Module):
 
     @classmethod
     def pretrained(cls):
-        """The small model that ships with the package."""
+        """The small model that ships with the package: 772 K parameters, in half precision on disk.
+
+        Trained on photographs of scikit-image (`models/train_dear.py`; `notes` hold the recipe) for half an hour of one
+        shared core, which is little. On the middle of its `coffee`, which it never saw, with strokes over 15 % of the
+        pixels, PSNR against the bicubic interpolation of the picture whose holes have the mean colour: x2 24.99 and
+        20.17 dB, x4 21.06 and 18.34 dB. At the input's size the filled picture has 28.60 dB; with the mean colour it
+        has 20.83, and OpenCV's method of Telea does better, 31.09.
+        """
         return cls.from_checkpoint(PRETRAINED)
 
 
