@@ -175,6 +175,20 @@ class DEAR(nn.Module):
         attended = self._ops.unmask_attention(feat, mask.to(feat.dtype), mask_keys=config.mask_keys)
         return torch.cat([feat, attended, weight], 1), kernels[..., :height, :width]
 
+    def _encode_tiles(self, image, mask, side):
+        """`encode`'s map, from tiles that overlap by half a side at each of theirs."""
+        image, mask = self._masked(image, mask)
+        rows = []
+        for top in range(0, image.shape[2], side):
+            row = []
+            for left in range(0, image.shape[3], side):
+                y, x = max(top - side // 2, 0), max(left - side // 2, 0)
+                around = (..., slice(y, top + side + side // 2), slice(x, left + side + side // 2))
+                encoded, _ = self.encode(image[around], mask[around])
+                row.append(encoded[..., top - y : top - y + side, left - x : left - x + side])
+            rows.append(torch.cat(row, 3))
+        return torch.cat(rows, 2)
+
     def reconstruct(self, image, mask, kernels):
         """I_rec [B, 3, H, W] of eq. 8: every pixel of the masked picture from its neighbours, by encode's kernels."""
         known, _ = self._masked(image, mask)
@@ -188,28 +202,35 @@ class DEAR(nn.Module):
         """`query` on a map that `encode` gave."""
         return self.implicit(encoded, coord, cell, backend=self._backend)
 
-    def forward(self, image, mask, size=None, *, scale=None, workspace=WORKSPACE, progress=None):
+    def forward(self, image, mask, size=None, *, scale=None, tile=None, workspace=WORKSPACE, progress=None):
         """The whole picture [B, 3, H', W'], unclipped; without size and scale as large as the input.
 
         Args:
             image, mask: as `encode`.
             size: (H', W').
             scale: H' = round(scale H), W' = round(scale W) instead.
+            tile: as `inpaint`.
             workspace: bytes that the implicit function may use, at any size.
             progress: called as progress(rows done, rows in all).
         """
         require(size is None or scale is None, "size", "be None beside a scale", f"{size} and {scale}")
         require(scale is None or 0 < scale < float("inf"), "scale", "be positive and finite", scale)
-        encoded, _ = self.encode(image, mask)
+        require(tile is None or tile > 0, "tile", "be positive", tile)
+        encoded = self._encode_tiles(image, mask, tile) if tile else self.encode(image, mask)[0]
         if size is None:
             size = tuple(max(1, round(n * (scale or 1))) for n in image.shape[2:])
         options = {"workspace": workspace, "progress": progress, "backend": self._backend}
         return self.implicit.render(encoded, size, **options)
 
     @torch.no_grad()
-    def inpaint(self, image, mask, size=None, **options):
-        """`forward` in [0, 1]; at the input's size the known pixels (mask 0) are the input's own."""
-        out = self(image, mask, size, **options).clamp_(0, 1)
+    def inpaint(self, image, mask, size=None, *, tile=None, **options):
+        """`forward` in [0, 1]; at the input's size the known pixels (mask 0) are the input's own.
+
+        tile: encode squares of so many pixels, with half as many around them, one by one: time in proportion to
+            the pixels instead of their square. A pixel then attends to its surroundings alone, and the result is
+            another. None: the whole at once.
+        """
+        out = self(image, mask, size, tile=tile, **options).clamp_(0, 1)
         return torch.where(mask == 0, image.to(out.dtype), out) if out.shape == image.shape else out
 
     @property

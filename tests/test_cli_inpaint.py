@@ -114,6 +114,9 @@ def test_options(monkeypatch):
     assert torch.get_num_threads() == 1
     assert run(*words, "--backend", "cpu", "-o", "b.png") == 0
     assert abs(pixels("a.png").astype(int) - pixels("b.png")).max() <= 1
+    for tile in (0, 64, 4):  # the picture fits into one of 64
+        assert run(*words, "--tile", tile, "-o", f"tile{tile}.png") == 0
+    assert (pixels("tile0.png") == pixels("tile64.png")).all() and (pixels("tile4.png") != pixels("tile64.png")).any()
     assert run(*words[:-4], "--model", "dear", "-o", "c.png") == 0
     assert (pixels("c.png") != pixels("b.png")).any()
 
@@ -144,6 +147,7 @@ def test_progress_counts_rows(monkeypatch):
         (("RGB.png", "--mask", "mask.png", "-o", "mask.png"), "output must be another file than the input"),
         (("RGB.png", "--mask", "mask.png", "-o", "o.png", "--scale", "0.5"), "output must not be smaller .* 9x14"),
         (("RGB.png", "--mask", "mask.png", "-o", "o.png", "--scale", "2", "--size", "9x9"), "not allowed with"),
+        (("RGB.png", "--mask", "mask.png", "-o", "o.png", "--tile", "-1"), "must be a finite positive integer; got -1"),
         (("RGB.png", "--mask", "mask.png", "-o", "o.png", "--scale", "nan"), "must be a finite positive number"),
     ],
 )
@@ -162,7 +166,7 @@ def test_wrong_command_lines(capsys, words, message):
         (("cut.png", "--mask", "mask.png"), "cut.png: .*(truncated|broken)"),
         (("RGB.png", "--mask", "cut.png"), "cut.png: .*(truncated|broken)"),
         (("RGB.png", "--mask", "mask.png", "--max-megapixels", "1e-5"), "14 x 9 .* limit of 1e-05 .*--max-megapixels"),
-        (("huge.png", "--mask", "mask.png"), "9000 x 9000 pixels are more than the limit of 1 megapixels"),
+        (("huge.png", "--mask", "mask.png"), "9000 x 9000 pixels are more than the limit of 25 megapixels"),
         (("RGB.png", "--mask", "mask.png", "--model", "none"), "none: No such file or directory"),
         (("RGB.png", "--mask", "mask.png", "--model", "text.png"), "text.png is not a DEAR checkpoint"),
         (("RGB.png", "--mask", "mask.png", "--scale", "1e6"), "needs about .* GB of memory, .* are free"),

@@ -215,6 +215,20 @@ def test_bands():
     assert done == sorted(set(done)) and len(done) > 3 and seen[-1] == (520, 520)
 
 
+def test_tiles():
+    """Each is the middle of what its surroundings give; one that holds everything changes nothing."""
+    model, _ = network()
+    image, mask = picture(13, 30)
+    close(model(image, mask, tile=30), model(image, mask), 1e-12)
+    out = model.inpaint(image, mask, scale=2, tile=8)
+    assert out.shape == (2, 3, 26, 60)
+    encoded = model._encode_tiles(image, mask, 8)
+    part, _ = model.encode(image[..., 4:, 12:28], mask[..., 4:, 12:28])
+    close(encoded[..., 8:, 16:24], part[..., 4:, 4:12], 1e-12)
+    model._encode_tiles(image, mask, 5).sum().backward()
+    assert model.encoder[0].weight.grad.any()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_inpaint_keeps_what_is_known(dtype):
     model = network(dtype)[0]
@@ -243,6 +257,7 @@ IMAGE, MASK = torch.rand(2, 3, 8, 9), torch.zeros(2, 1, 8, 9)
         ((IMAGE, IMAGE), {}, "mask must have shape"),
         ((IMAGE, MASK), {"size": (9, 9), "scale": 2}, r"size must be None beside a scale; got \(9, 9\) and 2"),
         ((IMAGE, MASK), {"scale": float("nan")}, "scale must be positive and finite; got nan"),
+        ((IMAGE, MASK), {"tile": 0}, "tile must be positive; got 0"),
         ((IMAGE, MASK), {"size": (0, 9)}, "size must be two positive integers"),
     ],
 )

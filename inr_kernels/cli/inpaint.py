@@ -7,7 +7,8 @@ The mask is a picture of the same size: white is a hole, black is known; what li
 grey 128 (of 255) on. At the input's size the known pixels stay as they are, bit for bit (in PNG, TIFF and BMP).
 Formats, greyscale, transparency, 16 bits and profiles: as `inr-kernels upscale`.
 
-Every known pixel attends to every pixel: twice the pixels take four times the time, a megapixel minutes.
+The network sees the picture in tiles with their surroundings. With --tile 0 every known pixel attends to every
+pixel, as the paper has it: twice the pixels then take four times the time.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ from inr_kernels._core import dispatch
 from inr_kernels.models import DEAR
 
 from . import pictures
+from .parsing import positive
 
 NETWORKS = {"dear": DEAR}
 
@@ -31,7 +33,15 @@ def add_arguments(parser):
     pictures.add_size(parser, required=False)
     names = ", ".join(NETWORKS)
     parser.add_argument("--model", default="dear", help=f"{names} or a checkpoint (.safetensors); default: dear")
-    pictures.add_machine(parser, megapixels=1)
+    parser.add_argument(
+        "--tile", type=tile, default="64", metavar="PIXELS", help="side of a tile, 0: all at once; default: 64"
+    )
+    pictures.add_machine(parser, megapixels=25)
+
+
+def tile(text):
+    """A side in pixels, or None for 0."""
+    return None if text == "0" else positive(int)(text)
 
 
 def run(args):
@@ -49,6 +59,7 @@ def run(args):
             picture.colour.expand(-1, 3, -1, -1).to(args.device),
             mask.to(args.device),
             size,
+            tile=args.tile,
             workspace=args.workspace,
             progress=lambda done, rows: bar.update(done - bar.n),
         )
