@@ -1,6 +1,7 @@
 // The whole native interface: pointers and sizes in, a status out. No torch, no Python, no exceptions.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 namespace inr {
@@ -9,6 +10,7 @@ enum class Status : int { ok = 0, out_of_memory = 1, row_outside_band = 2, unsup
 constexpr int max_depth = 64;  // Linear layers after the first
 
 enum class Type : int { float32 = 0, float64 = 1, bfloat16 = 2, float16 = 3 };
+constexpr std::size_t bytes_of(Type type) { return type == Type::float64 ? 8 : type == Type::float32 ? 4 : 2; }
 
 // A float32 [batch, rows, cols] view with strides in elements; any of them may be 0 (broadcast).
 struct Plane {

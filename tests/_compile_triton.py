@@ -1,7 +1,8 @@
-"""Compiles every launch of the Triton backend ahead of time and prints its resources as JSON lines; needs no GPU.
+"""Compiles every launch of an op's Triton backend ahead of time and prints its resources as JSON lines; needs no GPU.
 
-Run without TRITON_INTERPRET: `python _compile_triton.py 89`. A driver without a device stands behind Triton, and a
-launch stops after the compilation, so what is compiled is what the launcher would launch, argument by argument.
+Run without TRITON_INTERPRET: `python _compile_triton.py 89 local_implicit`. A driver without a device stands behind
+Triton, and a launch stops after the compilation, so what is compiled is what the launcher would launch, argument by
+argument.
 """
 
 import json
@@ -17,7 +18,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from inr_kernels.local_implicit import triton_kernels
+from inr_kernels.elementwise_filter import triton_kernels as filter_kernels
+from inr_kernels.local_implicit import triton_kernels as implicit_kernels
 
 BIN = Path(triton.__file__).parent / "backends/nvidia/bin"
 TENSOR_CORE = re.compile(r"\b(HMMA|HGMMA|QMMA|UTCHMMA)\b")
@@ -56,7 +58,7 @@ def resources(kernel):
         "stack": int(usage["STACK"]),
         "shared": kernel.metadata.shared,
         "warps": kernel.metadata.num_warps,
-        "tensor_cores": bool(TENSOR_CORE.search(tool("nvdisasm", cubin, "-c"))),
+        "tensor_cores": "mma" in kernel.asm["ptx"] and bool(TENSOR_CORE.search(tool("nvdisasm", cubin, "-c"))),
         "fused": "fma.rn.f32" in kernel.asm["ptx"],
     }
 
@@ -73,7 +75,45 @@ def paper_shape(dtype, first):
     return hoisted, y, x, cell, position, weights, biases, 48, 0, True, first
 
 
-def main(arch):
+def local_implicit(dtype):
+    """Launches the decoder, forward and backward; yields the name of each mode before it does."""
+    for mode in ("last", "first"):
+        yield mode
+        args = paper_shape(dtype, mode == "first")
+        implicit_kernels.forward(*args)
+        grad = torch.empty(1, 64, 64, 3, dtype=dtype)
+        implicit_kernels.backward(grad, *args, needs_hoisted=True, needs_weights=True)
+
+
+# channels, groups, (kernel_size, dilation, stride, upscale, padding, normalize, alpha, beta, gamma), window
+FILTERS = {
+    "DEAR": (64, 64, ((3, 3), (1,), 1, 1, "zeros", "taps", 2.0, 0.0, -1.0), False),
+    "STFAN": (64, 64, ((5, 5), (1,), 1, 1, "replicate", "none", 0.0, 0.0, 1.0), False),
+    "PASA": (64, 2, ((3, 3), (1,), 2, 1, "reflect", "all", 0.0, 0.0, 1.0), False),
+    "CARAFE": (64, 1, ((9, 9), (1,), 1, 2, "zeros", "taps", 0.0, 0.0, 1.0), True),
+}
+
+
+def elementwise_filter(dtype):
+    """Launches each filter, forward and backward; yields its name before it does."""
+    for mode, (channels, groups, options, window) in FILTERS.items():
+        if dtype == torch.float32 and mode in ("STFAN", "PASA"):
+            continue  # the others, larger, stand for them
+        yield mode
+        (kh, kw), dilations, stride, upscale, *_ = options
+        x = torch.empty(2, channels, 64, 64, dtype=dtype)
+        kernel = torch.empty(2, groups * kh * kw, *[64 * upscale // stride] * 2, dtype=dtype)
+        args = x, kernel, options[0], groups, *options[1:], torch.empty(kh, kw) if window else None
+        filter_kernels.forward(*args)
+        grad = torch.empty(len(dilations), 2, channels, *kernel.shape[2:], dtype=dtype)
+        filter_kernels.backward(grad, *args, needs_x=True, needs_kernel=True)
+
+
+OPS = {"local_implicit": local_implicit, "elementwise_filter": elementwise_filter}
+
+
+def main(arch, op):
+    """A line for each kernel that the op compiles; the mode is the first that needs it."""
     compiled, label = {}, {}
     launch = JITFunction.run
 
@@ -84,18 +124,14 @@ def main(arch):
 
     JITFunction.run = compile_only
     triton.runtime.driver.set_active(Driver(arch))
-    triton_kernels._capability = lambda device: divmod(arch, 10)
+    implicit_kernels._capability = lambda device: divmod(arch, 10)
     for dtype in (torch.bfloat16, torch.float32):
-        for first in (False, True):
-            label.update(dtype=str(dtype).removeprefix("torch."), ensemble="first" if first else "last")
-            args = paper_shape(dtype, first)
-            triton_kernels.forward(*args)
-            grad = torch.empty(1, 64, 64, 3, dtype=dtype)
-            triton_kernels.backward(grad, *args, needs_hoisted=True, needs_weights=True)
+        for mode in OPS[op](dtype):
+            label.update(dtype=str(dtype).removeprefix("torch."), mode=mode)
     for row in compiled.values():
         kernel = row.pop("asm")
         print(json.dumps({"arch": arch, **row, **resources(kernel)}))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), sys.argv[2])

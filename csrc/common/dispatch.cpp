@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "../cpu/kernels.h"
+#include "pages.h"
 
 namespace inr {
 namespace {
@@ -59,11 +60,14 @@ Status local_implicit_backward(Type type, const LocalImplicit& p, const void* gr
 }
 
 Status elementwise_filter_forward(Type type, const ElementwiseFilter& p, void* out) {
+  large_pages(out, std::size_t(p.dilation_count * p.batch * p.channels * p.out_height * p.out_width) * bytes_of(type));
   return build().filter_forward(type, p, out);
 }
 
 Status elementwise_filter_backward(Type type, const ElementwiseFilter& p, const void* grad_out, void* grad_x,
                                    void* grad_kernel) {
+  large_pages(grad_x, std::size_t(p.batch * p.channels * p.height * p.width) * bytes_of(type));
+  large_pages(grad_kernel, std::size_t(p.batch * p.groups * p.taps() * p.out_height * p.out_width) * bytes_of(type));
   return build().filter_backward(type, p, grad_out, grad_x, grad_kernel);
 }
 

@@ -1,4 +1,4 @@
-#include "elementwise_filter.h"
+#include "elementwise_filter_direct.h"
 
 #include <type_traits>
 
@@ -37,6 +37,7 @@ void filter_row(const Rows<T>& rows, const Real<T>* w) {
 
 template <class T>
 Status forward(const ElementwiseFilter& p, T* out) {
+  if (is_direct(p)) return forward_direct(p, out);
   const Plan<T> plan(p);
   return for_each_task<Rows<T>>(plan, [&](Rows<T>& rows, const Task& task) {
     const std::int64_t last = plan.first_output(task.end), channel = task.image * p.channels + task.unit * plan.channels;
@@ -156,6 +157,7 @@ class GradientRows : public Rows<T> {
 
 template <class T>
 Status backward(const ElementwiseFilter& p, const T* grad_out, T* grad_x, T* grad_kernel) {
+  if (is_direct(p)) return backward_direct(p, grad_out, grad_x, grad_kernel);
   const Plan<T> plan(p);
   return for_each_task<GradientRows<T>>(plan, [&](GradientRows<T>& rows, const Task& task) {
     const std::int64_t channel = task.image * p.channels + task.unit * plan.channels;

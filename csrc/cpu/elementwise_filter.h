@@ -59,7 +59,7 @@ struct Plan {
     padded = round_up(p.out_width, lanes<T>);
     block = clamp(512 / padded, 1, p.out_height);
     line = block * padded;
-    const std::int64_t expanded = (p.width + 2 * halo) * p.upscale;
+    expanded = (p.width + 2 * halo) * p.upscale;
     phase = round_up((expanded + p.stride - 1) / p.stride + lanes<T>, lanes<T>);
     row = phase * p.stride;
     column.resize(row);
@@ -81,7 +81,7 @@ struct Plan {
     threads = int(clamp(std::int64_t(bytes / (128 << 10)) + 1, 1, p.threads));
     const std::int64_t least = clamp(2 * reach, 4, p.height < 4 ? 4 : p.height);
     const std::int64_t fits = (384 << 10) / (channels * row * std::int64_t(sizeof(Real<T>))) - 2 * reach;
-    const std::int64_t wanted = threads > 1 ? (4 * threads + p.batch * units - 1) / (p.batch * units) : 1;
+    const std::int64_t wanted = threads > 1 ? (8 * threads + p.batch * units - 1) / (p.batch * units) : 1;
     const std::int64_t share = (p.height + wanted - 1) / wanted;
     band_rows = clamp(fits < share ? fits : share, least, p.height > least ? p.height : least);
     bands = (p.height + band_rows - 1) / band_rows;
@@ -99,7 +99,7 @@ struct Plan {
     const std::int64_t above = clamp(y - origin_y, 0, p.height) * p.upscale;
     return clamp((above + p.stride - 1) / p.stride, 0, p.out_height);
   }
-  std::int64_t centre_row(std::int64_t Y) const { return Y * p.stride / p.upscale + origin_y; }
+  std::int64_t centre_row(std::int64_t Y) const { return (plain() ? Y : Y * p.stride / p.upscale) + origin_y; }
   std::int64_t source_row(std::int64_t Y, std::int64_t i, std::int64_t dilation) const {
     return fold(p.padding, centre_row(Y) + (i - p.kernel_height / 2) * dilation, p.height);
   }
@@ -113,7 +113,8 @@ struct Plan {
   // x [width] -> staged row
   void pad(const T* x, Real<T>* to) const {
     if (plain()) stage(x, 1, p.width, to + halo);
-    for (std::int64_t i = next(-1); i < row; i = next(i)) to[i] = column[i] < 0 ? Real<T>(0) : to_real(x[column[i]]);
+    for (std::int64_t i = next(-1); i < filled(); i = next(i))
+      to[i] = column[i] < 0 ? Real<T>(0) : to_real(x[column[i]]);
   }
   // gradient of a staged row -> that of x [width]; `sum` [width] is work space
   void unpad(const Real<T>* from, Real<T>* sum, T* x) const {
@@ -121,14 +122,15 @@ struct Plan {
       std::memcpy(sum, from + halo, std::size_t(p.width) * sizeof(Real<T>));
     else
       std::memset(static_cast<void*>(sum), 0, std::size_t(p.width) * sizeof(Real<T>));
-    for (std::int64_t i = next(-1); i < row; i = next(i))
+    for (std::int64_t i = next(-1); i < filled(); i = next(i))
       if (column[i] >= 0) sum[column[i]] += from[i];
     unstage(sum, p.width, x);
   }
 
   const ElementwiseFilter& p;
-  // padded: out_width in whole vectors; phase, row: lengths of a staged image row and of a phase in it
-  std::int64_t longest = 0, reach, origin_y, origin_x, halo, padded, phase, row;
+  // padded: out_width in whole vectors; expanded: a padded and repeated image row; phase, row: lengths of a staged
+  // image row's phase and of all of it
+  std::int64_t longest = 0, reach, origin_y, origin_x, halo, padded, expanded, phase, row;
   std::int64_t block, line;                   // output rows staged at a time, so that memory is read in long runs
   std::int64_t unit_groups, units, channels;  // groups of a unit, units of an image, channels of a unit
   std::int64_t band_rows, bands, held;
@@ -138,6 +140,7 @@ struct Plan {
  private:
   // The next staged column that the fast path leaves: with no stride and upscale, those of the borders.
   std::int64_t next(std::int64_t i) const { return plain() && i + 1 == halo ? halo + p.width : i + 1; }
+  std::int64_t filled() const { return plain() ? expanded : row; }
 };
 
 // The rows that one thread works on.
@@ -189,11 +192,15 @@ class Rows {
     }
   }
 
+  // The staged row of channel c that row i of output row Y's taps reads.
+  const R* tap_row(std::int64_t c, std::int64_t Y, std::int64_t i, std::int64_t dilation) const {
+    const std::int64_t y = plan.source_row(Y, i, dilation);
+    return image + (y < 0 ? plan.channels * plan.held : c * plan.held + y - low) * plan.row;
+  }
   // taps[t]: where tap t of output row Y reads channel c.
   void find_taps(std::int64_t c, std::int64_t Y, std::int64_t dilation) {
     for (std::int64_t i = 0, t = 0; i < p.kernel_height; ++i) {
-      const std::int64_t y = plan.source_row(Y, i, dilation);
-      const R* row = image + (y < 0 ? plan.channels * plan.held : c * plan.held + y - low) * plan.row;
+      const R* row = tap_row(c, Y, i, dilation);
       for (std::int64_t j = 0; j < p.kernel_width; ++j, ++t) taps[t] = row + offsets[j];
     }
   }

@@ -118,7 +118,6 @@ INR_INLINE void store(T* p, Vec<T> v) {
   std::memcpy(p, &v, sizeof v);
 }
 
-#if defined(__AVX512BF16__)
 INR_INLINE Vec<float> load(const bf16* p) {
   typedef std::uint16_t Half __attribute__((vector_size(vector_bytes / 2)));
   typedef std::uint32_t Word __attribute__((vector_size(vector_bytes)));
@@ -126,9 +125,42 @@ INR_INLINE Vec<float> load(const bf16* p) {
   std::memcpy(&half, p, sizeof half);
   return (Vec<float>)(__builtin_convertvector(half, Word) << 16);
 }
+INR_INLINE Vec<float> load(const f16* p) {
+  Vec<float> v;
+  for (int i = 0; i < lanes<f16>; ++i) v[i] = to_real(p[i]);
+  return v;
+}
+#if defined(__AVX512BF16__)
 INR_INLINE void store(bf16* p, Vec<float> v) {
   const __m256bh half = _mm512_cvtneps_pbh((__m512)v);
   std::memcpy(p, &half, sizeof half);
+}
+#else
+INR_INLINE void store(bf16* p, Vec<float> v) {
+  for (int i = 0; i < lanes<bf16>; ++i) from_real(float(v[i]), p + i);
+}
+#endif
+INR_INLINE void store(f16* p, Vec<float> v) {
+  for (int i = 0; i < lanes<f16>; ++i) from_real(float(v[i]), p + i);
+}
+
+// The first n lanes, n < lanes<T>; zeros stand behind them.
+template <class T>
+INR_INLINE Vec<T> load_part(const T* p, std::int64_t n) {
+  Real<T> v[lanes<T>] = {};
+  for (std::int64_t i = 0; i < n; ++i) v[i] = to_real(p[i]);
+  return load(v);
+}
+template <class T>
+INR_INLINE void store_part(T* p, Vec<T> v, std::int64_t n) {
+  for (std::int64_t i = 0; i < n; ++i) from_real(v[i], p + i);
+}
+#if defined(__AVX512F__)
+INR_INLINE Vec<float> load_part(const float* p, std::int64_t n) {
+  return (Vec<float>)_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p);
+}
+INR_INLINE void store_part(float* p, Vec<float> v, std::int64_t n) {
+  _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), (__m512)v);
 }
 #endif
 
@@ -154,14 +186,17 @@ INR_INLINE void streamed() {
 }
 
 // e^x for x <= 0, to an ulp or two; 0 where the result would be subnormal, NaN for NaN.
-// x = n ln 2 + r; adding `magic` rounds n to an integer and leaves it in the low bits.
+// x = n ln 2 + r, or x / ln 2 = n + f; adding `magic` rounds n to an integer and leaves it in the low bits.
 INR_INLINE Vec<float> exp_negative(Vec<float> x) {
+  const Vec<float> shifted = x * 0x1.715476p0f + 0x1.8p23f, n = shifted - 0x1.8p23f, f = x * 0x1.715476p0f - n;
+  Vec<float> e = f * 0x1.5bba14p-10f + 0x1.3cea88p-7f;  // 2^f on [-1/2, 1/2] to 1e-7, exact at 0
+  for (const float c : {0x1.c6b752p-5f, 0x1.ebf9bcp-3f, 0x1.62e42ap-1f, 1.f}) e = e * f + c;
+#if defined(__AVX512F__)
+  e = (Vec<float>)_mm512_maskz_scalef_ps(0xffff, (__m512)e, (__m512)n);
+#else
   typedef std::uint32_t Word __attribute__((vector_size(vector_bytes)));
-  const Vec<float> shifted = x * 1.44269504f + 0x1.8p23f, n = shifted - 0x1.8p23f;
-  const Vec<float> r = x - n * 0.693359375f + n * 2.12194440e-4f;
-  Vec<float> e = r * (1 / 5040.f) + 1 / 720.f;
-  for (const float c : {1 / 120.f, 1 / 24.f, 1 / 6.f, 0.5f, 1.f, 1.f}) e = e * r + c;
   e *= (Vec<float>)(((Word)shifted << 23) + 0x3f800000u);
+#endif
   return x < -87.f ? Vec<float>{} : e;
 }
 INR_INLINE Vec<double> exp_negative(Vec<double> x) {

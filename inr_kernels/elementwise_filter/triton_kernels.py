@@ -97,10 +97,10 @@ def filter_pixels(
     x += (image * G + group) * CG * size[0] * size[1]
     most, total = tl.full([BP], float("-inf"), tl.float32), tl.zeros([BP], tl.float32)
     sums = tl.zeros([BC, BP], tl.float32)
-    box, centre = sums, sums
+    box = sums
     if NORMALIZE == 2:
         shift = tl.load(lse + image * P + pixels, mask=live, other=0.0)
-    for t in tl.static_range(KH * KW):
+    for t in tl.range(KH * KW, loop_unroll_factor=3):  # all of 25 taps, let alone 81, would spill
         z = gather(x, pixels, channels, t, size, dilation, stride, upscale, origin, KH, KW, PADDING, mask)
         weight = load_logits(kernel, window, pixels, image, group * KH * KW + t, t, size[2], strides, live)
         if NORMALIZE == 1:
@@ -115,8 +115,6 @@ def filter_pixels(
             weight = tl.exp(weight - shift)
         sums += weight[None, :] * z
         box += z
-        if t == KH * KW // 2:
-            centre = z
     if NORMALIZE == 1:
         sums /= total[None, :]
     result = tl.zeros([BC, BP], tl.float32)
@@ -125,6 +123,8 @@ def filter_pixels(
     if beta != 0:
         result += beta * box
     if alpha != 0:
+        t = KH * KW // 2
+        centre = gather(x, pixels, channels, t, size, dilation, stride, upscale, origin, KH, KW, PADDING, mask)
         result += alpha * centre
     at = out + ((image * G + group) * CG + channels)[:, None] * P + pixels[None, :]
     tl.store(at, result.to(out.dtype.element_ty), mask=mask)
@@ -191,7 +191,7 @@ def image_gradient(
         for n in range(tl.cdiv(upscale, stride) * tl.cdiv(upscale, stride)):
             Y, X = first_y + n // tl.cdiv(upscale, stride), first_x + n % tl.cdiv(upscale, stride)
             here = reads & (last_y > Y) & (size[0] > Y) & (last_x > X) & (size[1] > X)
-            p = tl.where(here, Y * size[1] + X, 0)
+            p = Y * size[1] + X  # anywhere, if nothing reads this pixel; every load is masked
             weight = load_logits(kernel, window, p, image, group * KH * KW + t, t, size[1], strides, here)
             if NORMALIZE != 0:
                 weight = tl.exp(weight - tl.load(lse + (image * LG + group % LG) * P + p, mask=here, other=0.0))
@@ -201,7 +201,7 @@ def image_gradient(
             if t == KH * KW // 2:
                 factor += alpha
             g = tl.load(grad + p[None, :], mask=mask & here[None, :], other=0.0).to(tl.float32)
-            sums += tl.where(here[None, :], g * factor[None, :], 0.0)
+            sums += g * factor[None, :]
     tl.store(d, sums, mask=mask)
 
 
