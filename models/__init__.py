@@ -1,6 +1,7 @@
 """Networks, one file each."""
 
+from .dear import DEAR, DEARConfig
 from .edsr import EDSR
 from .liif import LIIF, LIIFConfig
 
-__all__ = ["EDSR", "LIIF", "LIIFConfig"]
+__all__ = ["DEAR", "EDSR", "LIIF", "DEARConfig", "LIIFConfig"]

@@ -1,26 +1,17 @@
 """LIIF: an EDSR encoder in front of the local implicit decoder; a picture at any size."""
 
-import dataclasses
-import json
-import os
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
-from inr_kernels._core.files import replacing
 from inr_kernels.local_implicit import LocalImplicitDecoder
 from inr_kernels.local_implicit.functional import WORKSPACE
 
+from . import checkpoints
 from .edsr import EDSR
 
 PRETRAINED = Path(__file__).with_name("liif_small.safetensors")
-# What torch, safetensors and a wrong structure raise.
-UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError)
-UNREADABLE += (pickle.UnpicklingError, SafetensorError)
 # LIIF's names of the encoders that an EDSR can be, with their defaults.
 ENCODERS = {
     "edsr-baseline": {"n_resblocks": 16, "n_feats": 64, "res_scale": 1.0},
@@ -121,11 +112,7 @@ class LIIF(LocalImplicitDecoder):
 
     def save(self, path, notes=None):
         """Writes safetensors: parameters, config and notes (JSON: on what it was trained, say)."""
-        config = dataclasses.asdict(self.config)
-        metadata = {"config": json.dumps(config), "notes": json.dumps(notes or self.notes)}
-        state = {name: value.contiguous() for name, value in self.state_dict().items()}
-        with replacing(path) as temporary:
-            temporary.write_bytes(save(state, metadata))
+        checkpoints.save(self, path, notes or self.notes)
 
     @classmethod
     def from_checkpoint(cls, path):
@@ -135,18 +122,8 @@ class LIIF(LocalImplicitDecoder):
             OSError: the file cannot be read.
             ValueError: it is damaged, or holds something else; the message says what.
         """
-        with open(path, "rb"):  # the system's own error, before any library's
-            pass
-        load = _load_safetensors if Path(path).suffix == ".safetensors" else _load_pth
-        try:
-            config, state, notes = load(path)
-            model = cls(config)
-            model.load_state_dict(state)
-        except UNREADABLE as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise ValueError(f"{os.fspath(path)} is not a LIIF checkpoint: {reason[:300]}") from error
-        model.notes = notes
-        return model.eval()
+        read = checkpoints.read if Path(path).suffix == ".safetensors" else _read_pth
+        return checkpoints.load(path, "LIIF", lambda config: cls(LIIFConfig(**config)), read)
 
     @classmethod
     def pretrained(cls):
@@ -162,18 +139,7 @@ class LIIF(LocalImplicitDecoder):
         return {**self.__dict__, "feat": None}
 
 
-def _load_safetensors(path):
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata() or {}
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if "config" not in metadata:
-        raise ValueError("its metadata has no config")
-    config = json.loads(metadata["config"])
-    config["hidden"] = tuple(config["hidden"])
-    return LIIFConfig(**config), state, json.loads(metadata.get("notes", "{}"))
-
-
-def _load_pth(path):
+def _read_pth(path):
     """{"model": {"name": "liif", "args": ..., "sd": state dict}, ...}"""
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     model = checkpoint.get("model") if isinstance(checkpoint, dict) else None
@@ -190,11 +156,11 @@ def _load_pth(path):
         raise ValueError("its encoder has an upsampler")
     if imnet is None or imnet["name"] != "mlp" or imnet["args"]["out_dim"] != 3:
         raise ValueError(f"its decoder is no mlp of three outputs: {imnet}")
-    config = LIIFConfig(
-        edsr["n_resblocks"],
-        edsr["n_feats"],
-        edsr["res_scale"],
-        tuple(imnet["args"]["hidden_list"]),
+    config = {
+        "blocks": edsr["n_resblocks"],
+        "features": edsr["n_feats"],
+        "res_scale": edsr["res_scale"],
+        "hidden": tuple(imnet["args"]["hidden_list"]),
         **args,
-    )
+    }
     return config, model["sd"], {}

@@ -1,4 +1,4 @@
-"""The command inr-kernels: upscale pictures, show the machine, run a demonstration.
+"""The command inr-kernels: upscale pictures, fill their holes, show the machine, run a demonstration.
 
 Exit status: 0, 2 for a wrong command line, 1 for everything else; a line on stderr says why.
 """
@@ -8,7 +8,7 @@ import signal
 import sys
 from importlib.metadata import version
 
-from . import demo, info, upscale
+from . import demo, info, inpaint, upscale
 from .parsing import Parser, UsageError
 
 
@@ -17,7 +17,7 @@ def main(argv=None):
     parser = Parser(prog="inr-kernels", description=__doc__.split("\n")[0])
     parser.add_argument("--version", action="version", version=f"inr-kernels {version('inr-kernels')}")
     commands = parser.add_subparsers(required=True, metavar="command")
-    for command in (upscale, info, demo):
+    for command in (upscale, inpaint, info, demo):
         name = command.__name__.split(".")[-1]
         about = command.__doc__.split("\n")[0]
         sub = commands.add_parser(

@@ -1,0 +1,75 @@
+"""Fill the holes of a picture, and render it at any size in the same pass.
+
+  inr-kernels inpaint in.png --mask mask.png -o out.png
+  inr-kernels inpaint in.png --mask mask.png --scale 2.5 -o large.png
+
+The mask is a picture of the same size: white is a hole, black is known; what lies between is a hole from
+grey 128 (of 255) on. At the input's size the known pixels stay as they are, bit for bit (in PNG, TIFF and BMP).
+Formats, greyscale, transparency, 16 bits and profiles: as `inr-kernels upscale`.
+
+The network sees the picture in tiles with their surroundings. With --tile 0 every known pixel attends to every
+pixel, as the paper has it: twice the pixels then take four times the time.
+"""
+
+import contextlib
+from pathlib import Path
+
+from tqdm import tqdm
+
+from inr_kernels._core import dispatch
+from inr_kernels.models import DEAR
+
+from . import pictures
+from .parsing import positive
+
+NETWORKS = {"dear": DEAR}
+
+
+def add_arguments(parser):
+    """The arguments of `inr-kernels inpaint`."""
+    parser.add_argument("input", type=Path, help="a picture")
+    parser.add_argument("--mask", type=Path, required=True, help="a picture of the same size; white: to be filled")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="a picture to write")
+    pictures.add_size(parser, required=False)
+    names = ", ".join(NETWORKS)
+    parser.add_argument("--model", default="dear", help=f"{names} or a checkpoint (.safetensors); default: dear")
+    parser.add_argument(
+        "--tile", type=tile, default="64", metavar="PIXELS", help="side of a tile, 0: all at once; default: 64"
+    )
+    pictures.add_machine(parser, megapixels=25)
+
+
+def tile(text):
+    """A side in pixels, or None for 0."""
+    return None if text == "0" else positive(int)(text)
+
+
+def run(args):
+    """Reads both, fills and renders in bands, writes."""
+    pictures.prepare(args, args.input, args.mask)
+    picture = pictures.read(args.input, args)
+    mask = read_mask(args, picture)
+    network = NETWORKS.get(args.model)
+    model = network.pretrained() if network else DEAR.from_checkpoint(args.model)
+    size = pictures.output_size(picture, args)
+    pictures.check_output(picture, size, args.output, model.bytes_per_pixel, args.workspace)
+    chosen = dispatch.backend(args.backend) if args.backend else contextlib.nullcontext()
+    with chosen, tqdm(total=size[0], unit="row", disable=args.quiet) as bar:
+        colour = model.to(args.device).inpaint(
+            picture.colour.expand(-1, 3, -1, -1).to(args.device),
+            mask.to(args.device),
+            size,
+            tile=args.tile,
+            workspace=args.workspace,
+            progress=lambda done, rows: bar.update(done - bar.n),
+        )
+    pictures.write(args.output, picture, colour)
+
+
+def read_mask(args, picture):
+    """[1, 1, h, w] of zeros and ones."""
+    mask = pictures.read(args.mask, args).colour.mean(1, keepdim=True)
+    (had, wanted) = ("x".join(map(str, p.shape[2:])) for p in (mask, picture.colour))
+    if had != wanted:
+        raise ValueError(f"{args.mask}: the mask must have the input's size {wanted}; got {had}")
+    return (mask >= 0.5).to(picture.colour.dtype)

@@ -1,0 +1,182 @@
+"""The recipe of the shipped checkpoint: `python -m inr_kernels.models.train_dear`.
+
+DEAR's training (shrunken pictures with holes in, full pictures out, L1 + 0.01 L1, Adam) on crops of photographs of
+scikit-image with free-form masks, on a CPU. `HELD_OUT` takes no part in it: the tests measure on that one.
+"""
+
+import argparse
+import math
+from pathlib import Path
+
+import numpy
+import torch
+from PIL import Image, ImageDraw
+from tqdm import tqdm
+
+from inr_kernels._core.files import replacing
+from inr_kernels._core.images import psnr, shrink, to_image, to_tensor
+
+from .dear import DEAR, PRETRAINED, SMALL, dear_loss, sample_queries
+from .train_liif import HELD_OUT, TRAINED_ON, learning_rate, photographs
+
+SCALES = (1, 2, 4)
+SAVE_EVERY = 250  # steps
+SIDE = 40  # of an input crop
+SHARE = 0.15  # of a picture that the holes of `free_form_mask` cover, about
+PART = (108, 72, 492, 328)  # of the held-out photograph: its middle
+THICKNESS = (4, 12)  # pixels of a stroke
+
+
+def free_form_mask(size, rng, share=SHARE):
+    """[1, h, w], 1 = hole: strokes along random walks and, now and then, an ellipse, until `share` is covered."""
+    height, width = size
+    mask = Image.new("L", (width, height))
+    pen, shorter = ImageDraw.Draw(mask), min(size)
+    while numpy.asarray(mask).mean() < share:
+        x, y = rng.uniform(0, width), rng.uniform(0, height)
+        thickness = rng.uniform(*THICKNESS)
+        if rng.random() < 0.2:
+            a, b = rng.uniform(0.5, 1.5, 2) * thickness
+            pen.ellipse((x - a, y - b, x + a, y + b), fill=1)
+            continue
+        angle, points = rng.uniform(0, 2 * math.pi), [(x, y)]
+        for _ in range(rng.integers(2, 8)):
+            angle += rng.normal(0, 0.7)
+            step = rng.uniform(0.05, 0.2) * min(shorter, 128)
+            x, y = x + step * math.cos(angle), y + step * math.sin(angle)
+            points.append((x, y))
+        pen.line(points, fill=1, width=round(thickness), joint="curve")
+        for x, y in points:  # round joints and ends
+            pen.ellipse([c + s * thickness / 2 for s in (-1, 1) for c in (x, y)], fill=1)
+    return torch.from_numpy(numpy.array(mask, numpy.float32))[None]
+
+
+def crop(photos, rng, scale):
+    """(input [3, 40, 40], target [3, n, n]), both in [0, 1], n = 40 times the scale, turned and mirrored at random."""
+    photo = photos[rng.integers(len(photos))]
+    side = round(SIDE * scale)
+    zoom = rng.uniform(1, min(2, min(photo.size) / side)) if rng.random() < 0.5 else 1
+    left, top = (rng.uniform(0, n - side * zoom) for n in photo.size)
+    if zoom == 1:
+        left, top = int(left), int(top)
+    target = photo.resize((side, side), Image.BICUBIC, (left, top, left + side * zoom, top + side * zoom))
+    target = target.transpose(rng.choice(list(Image.Transpose))) if rng.random() < 0.9 else target
+    source = target.resize((SIDE, SIDE), Image.BICUBIC)
+    channels = rng.permutation(3)
+    return tuple(to_tensor(picture)[0, channels] for picture in (source, target))
+
+
+def batch(photos, rng, size):
+    """image [B, 3, 40, 40], mask [B, 1, 40, 40], target [B, 3, n, n], of one random scale from 1 to 4."""
+    scale = rng.uniform(1, 4)
+    pairs = [crop(photos, rng, scale) for _ in range(size)]
+    masks = [free_form_mask((SIDE, SIDE), rng, rng.uniform(0.05, 0.4)) for _ in pairs]
+    image, target = map(torch.stack, zip(*pairs, strict=True))
+    return image, torch.stack(masks), target
+
+
+def filled(small, mask):
+    """The picture with its known pixels' mean colour in the holes."""
+    known = 1 - mask
+    mean = (small * known).sum((2, 3), keepdim=True) / known.sum()
+    return small * known + mean * mask
+
+
+def measure(model, photo, scale):
+    """PSNR of the model and of its rival on a photograph that was shrunk by scale and lost 15 % of its pixels.
+
+    The rival is, at scale 1, OpenCV's inpainting by Telea's method; else the bicubic interpolation of the picture
+    whose holes have the mean colour.
+    """
+    small, shown = shrink(photo, scale)
+    image = to_tensor(small)
+    mask = free_form_mask(small.size[::-1], numpy.random.default_rng(0))[None]
+    if scale == 1:
+        import cv2
+
+        holes = mask[0, 0].byte().numpy()
+        rival = Image.fromarray(cv2.inpaint(numpy.array(small) * (1 - holes[..., None]), holes, 3, cv2.INPAINT_TELEA))
+    else:
+        rival = to_image(filled(image, mask)).resize(shown.size, Image.BICUBIC)
+    ours = to_image(model.inpaint(image, mask, shown.size[::-1]))
+    return tuple(psnr(picture, shown, 0) for picture in (ours, rival))
+
+
+def measured(model):
+    """{"x1": (model, rival), ...} on the held-out photograph, in dB."""
+    (photo,) = photographs(HELD_OUT)
+    photo = photo.crop(PART)
+    return {f"x{s}": tuple(round(v, 2) for v in measure(model, photo, s)) for s in SCALES}
+
+
+def training_step(model, image, mask, target, queries, fast=False):
+    """The loss of one step (eq. 10), at random pixels of the target."""
+    coord, cell, rgb = sample_queries(target, queries)
+    with torch.autocast("cpu", torch.bfloat16, enabled=fast):
+        encoded, kernels = model.encode(image, mask)
+    cell = cell if model.config.cell_decode else None
+    rebuilt = model.reconstruct(image, mask, kernels.float())
+    return dear_loss(model.decode(encoded.float(), coord, cell), rgb, rebuilt, image)
+
+
+def train(args):
+    torch.manual_seed(args.seed)
+    model = DEAR(SMALL)
+    optimizer = torch.optim.Adam(model.parameters())
+    photos = [photo for name in TRAINED_ON for photo in photographs(name)]
+    state, start = args.out.with_suffix(".training.pt"), 0
+    if args.resume:
+        saved = torch.load(state, weights_only=True)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        start = saved["step"]
+    bar = tqdm(range(start, args.steps), initial=start, total=args.steps, mininterval=5)
+    average = 0
+    for step in bar:
+        torch.manual_seed(args.seed + step)  # so that a resumed run sees the same
+        rng = numpy.random.default_rng([args.seed, step])
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, args.steps, args.lr)
+        # The last fifth is exact: it takes out what bfloat16 left in the weights.
+        fast = args.bf16 and step < 0.8 * args.steps
+        loss = training_step(model, *batch(photos, rng, args.batch), args.queries, fast)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1)
+        optimizer.step()
+        average += (loss.item() - average) * max(0.01, 1 / (step - start + 1))
+        bar.set_postfix(loss=f"{average:.4f}", refresh=False)
+        if (step + 1) % SAVE_EVERY == 0 or step + 1 == args.steps:
+            saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            with replacing(state) as temporary:
+                torch.save({**saved, "step": step + 1}, temporary)
+        if (step + 1) % 1000 == 0:
+            bar.write(f"step {step + 1}: PSNR, rival: {measured(model)}")
+    return model.eval()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=PRETRAINED)
+    parser.add_argument("--steps", type=int, default=4500)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--queries", type=int, default=384, help="of each crop")
+    parser.add_argument("--lr", type=float, default=1.5e-3, help="its peak")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--bf16", action="store_true", help="encode in bfloat16 at first: faster")
+    parser.add_argument("--resume", action="store_true", help="go on from OUT's .training.pt")
+    args = parser.parse_args()
+    model = train(args)
+    notes = {
+        "trained_on": [f"skimage.data.{name}" for name in TRAINED_ON],
+        "held_out": f"skimage.data.{HELD_OUT}",
+        "recipe": f"{args.steps} steps of {args.batch} crops, {args.queries} queries each, peak"
+        f" learning rate {args.lr:g}, seed {args.seed}{', --bf16' if args.bf16 else ''}",
+        "psnr_and_rival": measured(model),
+    }
+    model.save(args.out, notes, dtype=torch.float16)
+    print(notes)
+
+
+if __name__ == "__main__":
+    main()
