@@ -4,15 +4,19 @@ from ._core.dispatch import backend, explain
 from .elementwise_filter import ElementwiseFilter, elementwise_filter
 from .integrations import accelerate
 from .local_implicit import LocalImplicitDecoder, local_implicit_decode
+from .neighborhood_attention import NeighborhoodAttention2D, neighborhood_attention_2d, neighborhood_attention_2d_packed
 
 __version__ = "0.1.0"
 __all__ = [
     "ElementwiseFilter",
     "LocalImplicitDecoder",
+    "NeighborhoodAttention2D",
     "__version__",
     "accelerate",
     "backend",
     "elementwise_filter",
     "explain",
     "local_implicit_decode",
+    "neighborhood_attention_2d",
+    "neighborhood_attention_2d_packed",
 ]

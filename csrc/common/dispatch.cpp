@@ -14,11 +14,14 @@ struct Build {
   decltype(&local_implicit_backward) backward;
   decltype(&elementwise_filter_forward) filter_forward;
   decltype(&elementwise_filter_backward) filter_backward;
+  decltype(&neighborhood_attention_forward) attention_forward;
+  decltype(&neighborhood_attention_backward) attention_backward;
 };
 
 #define INR_BUILD(isa, runs)                                                                    \
   {#isa, bool(runs), isa::local_implicit_forward, isa::local_implicit_backward,                 \
-   isa::elementwise_filter_forward, isa::elementwise_filter_backward}
+   isa::elementwise_filter_forward, isa::elementwise_filter_backward,                           \
+   isa::neighborhood_attention_forward, isa::neighborhood_attention_backward}
 
 const Build& build() {
   static const Build& chosen = []() -> const Build& {
@@ -62,6 +65,16 @@ Status elementwise_filter_forward(Type type, const ElementwiseFilter& p, void* o
 Status elementwise_filter_backward(Type type, const ElementwiseFilter& p, const void* grad_out, void* grad_x,
                                    void* grad_kernel) {
   return build().filter_backward(type, p, grad_out, grad_x, grad_kernel);
+}
+
+Status neighborhood_attention_forward(Type type, const NeighborhoodAttention& p, const Tokens& out, void* lse) {
+  return build().attention_forward(type, p, out, lse);
+}
+
+Status neighborhood_attention_backward(Type type, const NeighborhoodAttention& p, const void* lse,
+                                       const Tokens& grad_out, const void* grad_lse,
+                                       const NeighborhoodAttentionGradients& grads) {
+  return build().attention_backward(type, p, lse, grad_out, grad_lse, grads);
 }
 
 }  // namespace inr
