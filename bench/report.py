@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+BASELINES = "eager", "dense"  # what the speed-ups of an op are held against; dense: attention of all pixels to all
 
 
 def results():
@@ -25,7 +26,7 @@ def cases(result, op):
 
 def speed_up(row, rows):
     """How many times faster than eager float32 in the same run; None where that is not known."""
-    eager = next((r["seconds"] for r in rows if r["implementation"] == "eager"), None)
+    eager = next((r["seconds"] for r in rows if r["implementation"] in BASELINES), None)
     return eager / row["seconds"] if eager and row["seconds"] else None
 
 
@@ -48,7 +49,7 @@ def cell(row, rows):
 def memory(rows, key):
     """Megabytes of eager and of ours."""
     found = {row["implementation"]: row[key] for row in rows if key in row}
-    wanted = [found.get("eager"), found.get("ours")]
+    wanted = [next((found[name] for name in BASELINES if name in found), None), found.get("ours")]
     return " / ".join("" if n is None else f"{n / 2**20:,.0f}" for n in wanted) if any(wanted) else ""
 
 
