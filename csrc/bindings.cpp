@@ -149,6 +149,36 @@ class ElementwiseFilter {
   std::vector<std::int64_t> dilations_;
 };
 
+class UnmaskAttention {
+ public:
+  UnmaskAttention(int type, std::array<std::int64_t, 3> size, double scale, bool mask_keys, Address feat,
+                  Address weight, int threads)
+      : type_(static_cast<inr::Type>(type)),
+        p_{size[0], size[1], size[2], scale, mask_keys, reinterpret_cast<const void*>(feat),
+           reinterpret_cast<const void*>(weight), threads} {}
+
+  void forward(Address out, Address softmax) {
+    check([&] {
+      py::gil_scoped_release released;
+      return inr::unmask_attention_forward(type_, p_, reinterpret_cast<void*>(out), reinterpret_cast<void*>(softmax));
+    }());
+  }
+
+  void backward(Address out, Address softmax, Address grad_out, Address grad_feat) {
+    check([&] {
+      py::gil_scoped_release released;
+      return inr::unmask_attention_backward(type_, p_, reinterpret_cast<const void*>(out),
+                                            reinterpret_cast<const void*>(softmax),
+                                            reinterpret_cast<const void*>(grad_out),
+                                            reinterpret_cast<void*>(grad_feat));
+    }());
+  }
+
+ private:
+  inr::Type type_;
+  inr::UnmaskAttention p_;
+};
+
 // (length, kernel, dilation, stride, causal)
 using Axis = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, bool>;
 inr::Axis axis(const Axis& a) {
@@ -224,6 +254,13 @@ PYBIND11_MODULE(_C, m) {
       .def("forward", &ElementwiseFilter::forward, py::arg("out"))
       .def("backward", &ElementwiseFilter::backward, py::kw_only(), py::arg("grad_out"), py::arg("x"),
            py::arg("kernel"));
+  py::class_<UnmaskAttention>(m, "UnmaskAttention")
+      .def(py::init<int, std::array<std::int64_t, 3>, double, bool, Address, Address, int>(), py::kw_only(),
+           py::arg("type"), py::arg("size"), py::arg("scale"), py::arg("mask_keys"), py::arg("feat"),
+           py::arg("weight"), py::arg("threads"))
+      .def("forward", &UnmaskAttention::forward, py::kw_only(), py::arg("out"), py::arg("softmax"))
+      .def("backward", &UnmaskAttention::backward, py::kw_only(), py::arg("out"), py::arg("softmax"),
+           py::arg("grad_out"), py::arg("grad_feat"));
   py::class_<NeighborhoodAttention>(m, "NeighborhoodAttention")
       .def(py::init<int, std::int64_t, std::int64_t, std::int64_t, Axis, Axis, double, Tokens, Tokens, Tokens, Address,
                     int>(),

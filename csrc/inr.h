@@ -86,6 +86,23 @@ Status elementwise_filter_forward(Type, const ElementwiseFilter&, void* out);
 Status elementwise_filter_backward(Type, const ElementwiseFilter&, const void* grad_out, void* grad_x,
                                    void* grad_kernel);
 
+// Every token of an image attends to all of them; a token of weight 0 gets their mean (inr_kernels/unmask_attention).
+struct UnmaskAttention {
+  std::int64_t batch, channels, tokens;
+  double scale;
+  bool mask_keys;       // a token's weight is also its weight as a key
+  const void* feat;     // [batch, channels, tokens]
+  const void* weight;   // [batch, tokens] in [0, 1]; float64 for float64, else float32
+  int threads;
+};
+
+// out as feat; softmax [batch, 2, tokens] as weight: a row's highest score, +infinity for weight 0, and the sum of its
+// e^(score - highest).
+Status unmask_attention_forward(Type, const UnmaskAttention&, void* out, void* softmax);
+// grad_out, grad_feat as out. Deterministic, whatever the number of threads.
+Status unmask_attention_backward(Type, const UnmaskAttention&, const void* out, const void* softmax,
+                                 const void* grad_out, void* grad_feat);
+
 // One axis of a neighborhood: NATTEN's window rule. kernel * dilation <= length, stride <= kernel.
 struct Axis {
   std::int64_t length, kernel, dilation, stride;

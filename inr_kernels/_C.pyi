@@ -63,6 +63,21 @@ class ElementwiseFilter:
     def forward(self, out: int) -> None: ...
     def backward(self, *, grad_out: int, x: int, kernel: int) -> None: ...
 
+class UnmaskAttention:
+    def __init__(
+        self,
+        *,
+        type: int,
+        size: tuple[int, int, int],
+        scale: float,
+        mask_keys: bool,
+        feat: int,
+        weight: int,
+        threads: int,
+    ) -> None: ...
+    def forward(self, *, out: int, softmax: int) -> None: ...
+    def backward(self, *, out: int, softmax: int, grad_out: int, grad_feat: int) -> None: ...
+
 _Axis = tuple[int, int, int, int, bool]
 _Tokens = tuple[int, tuple[int, int, int, int]]
 

@@ -5,12 +5,14 @@ from .elementwise_filter import ElementwiseFilter, elementwise_filter
 from .integrations import accelerate
 from .local_implicit import LocalImplicitDecoder, local_implicit_decode
 from .neighborhood_attention import NeighborhoodAttention2D, neighborhood_attention_2d, neighborhood_attention_2d_packed
+from .unmask_attention import UnmaskAttention, unmask_attention
 
 __version__ = "0.1.0"
 __all__ = [
     "ElementwiseFilter",
     "LocalImplicitDecoder",
     "NeighborhoodAttention2D",
+    "UnmaskAttention",
     "__version__",
     "accelerate",
     "backend",
@@ -19,4 +21,5 @@ __all__ = [
     "local_implicit_decode",
     "neighborhood_attention_2d",
     "neighborhood_attention_2d_packed",
+    "unmask_attention",
 ]

@@ -151,6 +151,17 @@ def test_nothing_but_the_inputs_is_saved():
     assert saved == [x.data_ptr(), kernel.data_ptr()]
 
 
+def test_transforms_come_from_the_reference():
+    x, kernel = torch.randn(1, 2, 4, 5), torch.randn(1, 18, 4, 5)
+    filtered = lambda x: elementwise_filter(x, kernel, kernel_size=3, normalize="taps")  # noqa: E731
+    expected = torch.autograd.grad(filtered(x.requires_grad_()).square().sum(), x)[0]
+    x = x.detach()
+    torch.testing.assert_close(torch.func.grad(lambda x: filtered(x).square().sum())(x), expected)
+    torch.testing.assert_close(torch.func.jvp(filtered, (x,), (x,))[1], filtered(x))  # it is linear in x
+    with pytest.raises(RuntimeError, match="'cpu' has no forward derivative"):
+        torch.func.jvp(lambda x: elementwise_filter(x, kernel, kernel_size=3, backend="cpu"), (x,), (x,))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_mixes_dtypes(dtype):
     x, kernel = torch.randn(1, 2, 4, 5).to(dtype), torch.randn(1, 18, 4, 5, requires_grad=True)

@@ -23,7 +23,7 @@ from local_implicit_cases import FLAGS
 from torch import nn
 
 from inr_kernels import accelerate
-from inr_kernels.integrations import liif, restore
+from inr_kernels.integrations import liif, replacing, restore
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +78,7 @@ def test_log_names_what_was_replaced(log):
 
 def test_no_decoder(log):
     accelerate(nn.Linear(2, 2))
-    assert log.messages == ["no LIIF decoder in Linear"]
+    assert log.messages == ["nothing that accelerate knows in Linear"]
     for function in (accelerate, restore):
         with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module; got str"):
             function("liif")
@@ -107,7 +107,7 @@ def test_probe_leaves_the_world_as_it_was():
     state, rng = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         accelerate(model)
-    assert liif._Accelerated in type(model).__mro__
+    assert replacing.Accelerated in type(model).__mro__
     assert torch.equal(rng, torch.get_rng_state())
     assert "feat" not in vars(model)
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
@@ -120,16 +120,16 @@ def test_probe_stays_on_the_cpu():
             coord = coord.to("cuda") + torch.zeros(2, device=torch.device("cuda", 0))
             return super().query_rgb(coord.cuda(0), cell.to(device="cuda:0"))
 
-    assert isinstance(accelerate(Restless()), liif._Accelerated)
+    assert isinstance(accelerate(Restless()), replacing.Accelerated)
 
 
 def test_weights_do_not_matter_to_the_probe():
     with torch.device("meta"):
         model = accelerate(Kept())
-    assert isinstance(model, liif._Accelerated)
+    assert isinstance(model, replacing.Accelerated)
     model = Kept()
     nn.init.zeros_(model.imnet.layers[-1].weight)
-    assert isinstance(accelerate(model), liif._Accelerated)
+    assert isinstance(accelerate(model), replacing.Accelerated)
 
 
 def test_float64_stays_with_the_original():
@@ -204,7 +204,9 @@ def test_later_changes_are_honoured(cls, change, log):
         ours = [model(*args), model(*args)]
     theirs = original(model, *args)
     assert torch.equal(ours[0], theirs)
-    assert len([message for message in log.messages if message.startswith("Fresh decodes some calls as before: ")]) == 1
+    assert (
+        len([message for message in log.messages if message.startswith("Fresh computes some calls as before: ")]) == 1
+    )
 
 
 @BOTH

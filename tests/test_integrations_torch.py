@@ -81,9 +81,9 @@ def test_torch_save_is_read_by_a_process_that_knows_us(cls, tmp_path, run_python
         theirs = model(*args)
         torch.save((model, args), tmp_path / "model.pt")
     code = (
-        "import inr_kernels, torch; from inr_kernels.integrations import liif\n"
+        "import inr_kernels, torch; from inr_kernels.integrations import replacing\n"
         f"model, args = torch.load({str(tmp_path / 'model.pt')!r}, weights_only=False)\n"
-        "assert isinstance(model, liif._Accelerated)\n"
+        "assert isinstance(model, replacing.Accelerated)\n"
         f"torch.save(model(*args).detach(), {str(tmp_path / 'out.pt')!r})"
     )
     run_python(code, PYTHONPATH=str(Path(__file__).parent))

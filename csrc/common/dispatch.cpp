@@ -14,6 +14,8 @@ struct Build {
   decltype(&local_implicit_backward) backward;
   decltype(&elementwise_filter_forward) filter_forward;
   decltype(&elementwise_filter_backward) filter_backward;
+  decltype(&unmask_attention_forward) unmask_forward;
+  decltype(&unmask_attention_backward) unmask_backward;
   decltype(&neighborhood_attention_forward) attention_forward;
   decltype(&neighborhood_attention_backward) attention_backward;
 };
@@ -21,6 +23,7 @@ struct Build {
 #define INR_BUILD(isa, runs)                                                                    \
   {#isa, bool(runs), isa::local_implicit_forward, isa::local_implicit_backward,                 \
    isa::elementwise_filter_forward, isa::elementwise_filter_backward,                           \
+   isa::unmask_attention_forward, isa::unmask_attention_backward,                               \
    isa::neighborhood_attention_forward, isa::neighborhood_attention_backward}
 
 const Build& build() {
@@ -65,6 +68,15 @@ Status elementwise_filter_forward(Type type, const ElementwiseFilter& p, void* o
 Status elementwise_filter_backward(Type type, const ElementwiseFilter& p, const void* grad_out, void* grad_x,
                                    void* grad_kernel) {
   return build().filter_backward(type, p, grad_out, grad_x, grad_kernel);
+}
+
+Status unmask_attention_forward(Type type, const UnmaskAttention& p, void* out, void* softmax) {
+  return build().unmask_forward(type, p, out, softmax);
+}
+
+Status unmask_attention_backward(Type type, const UnmaskAttention& p, const void* out, const void* softmax,
+                                 const void* grad_out, void* grad_feat) {
+  return build().unmask_backward(type, p, out, softmax, grad_out, grad_feat);
 }
 
 Status neighborhood_attention_forward(Type type, const NeighborhoodAttention& p, const Tokens& out, void* lse) {

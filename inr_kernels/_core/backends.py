@@ -1,5 +1,6 @@
 """What the ops' backends share: whether C++ and Triton can run, and how a tensor reaches native code."""
 
+import contextlib
 import os
 from dataclasses import dataclass
 
@@ -55,3 +56,13 @@ def triton_runner(kernels):
 def address(tensor) -> int:
     """The tensor's address for native code; 0 for None."""
     return 0 if tensor is None else tensor.data_ptr()
+
+
+def on(device):
+    """The context in which a Triton kernel starts on the tensors' device."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def precision() -> str:
+    """What `tl.dot` makes of float32: as torch's own matrix products are told to."""
+    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"

@@ -84,6 +84,15 @@ def is_transformed(*tensors) -> bool:
     )
 
 
+def settle_wish(wish: str, *tensors) -> str:
+    """The wish, or "reference" where `is_transformed`; a wish for a kernel raises there."""
+    if not is_transformed(*tensors):
+        return wish
+    if wish not in ("", "reference"):
+        raise RuntimeError(f"backend {wish!r} has no forward derivative and no torch.func; the reference has")
+    return "reference"
+
+
 @contextlib.contextmanager
 def backend(name: str):
     """Runs every op of the block on one backend: "reference", "cpu" or "triton".

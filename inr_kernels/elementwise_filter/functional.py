@@ -61,7 +61,7 @@ def elementwise_filter(
         autocast).
 
     Gradients reach x and kernel, only those asked for, deterministically; nothing but x and kernel is kept for them.
-    A second derivative comes through `backend="reference"`.
+    A second derivative comes through `backend="reference"`; forward-mode differentiation and torch.func take it.
 
     Raises:
         TypeError: an argument is no floating-point tensor.
@@ -91,7 +91,7 @@ def elementwise_filter(
         require(kernel.dtype == dtype, "kernel", f"have x's dtype {dtype}", kernel.dtype)
     form = kernel_size, groups, dilations, stride, upscale, padding, normalize
     form += (*map(float, (alpha, beta, gamma)), log_window)
-    wish = dispatch.wished(backend)
+    wish = dispatch.settle_wish(dispatch.wished(backend), x, kernel)
     with torch.autocast(x.device.type, enabled=False):  # the dtypes are settled
         x, kernel = x.to(dtype), kernel.to(dtype)
         if wish == "reference":

@@ -1,42 +1,46 @@
 """Drop-in for models of other projects: `accelerate` and `restore`."""
 
-import logging
-
 from torch import nn
 
-from . import liif
+from . import fac, kernel_conv, liif, raft, replacing
+from .replacing import LOG
 
-LOG = logging.getLogger("inr_kernels")
+ADAPTERS = (liif, kernel_conv, fac, raft)
 
 __all__ = ["accelerate", "restore"]
 
 
 def accelerate(model):
-    """Replaces, in place, the decoding of every LIIF decoder inside a model by `local_implicit_decode`.
+    """Replaces, in place, what other projects' models compute slowly by this package's operators.
 
-        out = sum_t w_t imnet([unfold3x3(feat)[t]; rel_t; rel_cell])      (`local_implicit_decode` has the details)
+    | found by its structure, whatever its project                                   | runs on                 |
+    | ------------------------------------------------------------------------------ | ----------------------- |
+    | LIIF's decoder (yinboc/liif and copies, mmagic): `query_rgb(coord, cell)` that | `local_implicit_decode` |
+    | reads what `gen_feat` left, or `query_rgb(feature, coord, cell)`; the flags    |                         |
+    | local_ensemble, feat_unfold, cell_decode; `imnet.layers`, Linear, ReLU, ...    |                         |
+    | MISF's `KernelConv([K])`, also EfficientDeRain's, JPGNet's and KPN's:          | `elementwise_filter`    |
+    | `forward(frames, core, white_level, rate)`, frames [B, N, (3,) H, W]           |                         |
+    | STFAN's `KernelConv2D(K)`, also GLF-CR's: `forward(input, kernel)`. Who cannot | `elementwise_filter`    |
+    | build its CUDA extension: see `inr_kernels.integrations.fac`                   |                         |
+    | RAFT's `upsample_flow(flow, mask)` and its copies', by any factor              | `elementwise_filter`    |
 
-    A decoder is found by its structure, whatever its project: `query_rgb(coord, cell)` that reads the features
-    which `gen_feat` left in `self.feat` (yinboc/liif and its copies), or `query_rgb(feature, coord, cell)` (mmagic);
-    the flags `local_ensemble`, `feat_unfold`, `cell_decode`; and `imnet.layers`, an nn.Sequential of Linear, ReLU,
-    ..., Linear. Structure proves nothing, so its `query_rgb` must also agree with ours on random features,
-    coordinates and weights: output and gradients, on a CPU, without its `.cuda()`.
+    Structure proves nothing, so the method must also agree with ours on random inputs and weights: output and
+    gradients, on a CPU, without its `.cuda()`. All else is left alone, and the logger "inr_kernels" says why
+    (replaced: INFO, left alone: WARNING): other layers in LIIF's MLP, hooks on it, separable cores, something added
+    to the output, arguments changed in place. What changes later is seen at the next call: a hook, a layer, a flag of
+    the object, another imnet, arguments that do not fit send it to the original method.
 
-    All else is left alone, and the logger "inr_kernels" says why (replaced: INFO, left alone: WARNING): other
-    layers in the MLP (dropout, normalisation, another activation, no bias, parametrized or quantised weights),
-    hooks on it, another ensemble, something added to the output. What changes later is seen at the next call:
-    a hook, a layer, a flag, another imnet, arguments that LIIF does not take send it to the original `query_rgb`.
-
-    Only the object's class changes, to a subclass of its own that overrides `query_rgb`: parameters, state_dict,
-    gen_feat, forward, isinstance, pickle (what reads it needs inr_kernels), deepcopy, DataParallel, train(), .to()
-    and torch.compile work as before. It now runs on the model's device, a CPU too. Coordinates are computed in
-    float32 where the original rounds them to half precision; the output has the dtype that the original gives it.
-    Without gradients, callers that go through a picture in chunks pay for the first layer once. A second
-    derivative, torch.func and ONNX export need the original: `restore` first.
+    Only the object's class changes, to a subclass of its own that overrides that method: parameters, state_dict,
+    forward, isinstance, pickle (what reads it needs inr_kernels), deepcopy, DataParallel, train(), .to() and
+    torch.compile work as before. It now runs on the model's device, a CPU too; a CUDA extension alone is trusted by
+    its name, as no CPU can run it. The output has the dtype that the original gives it. In LIIF's decoder,
+    coordinates are computed in float32 where the original rounds them to half precision, and without gradients,
+    callers that go through a picture in chunks pay for the first layer once. A second derivative, torch.func and
+    ONNX export need the original: `restore` first.
 
     Args:
-        model: any nn.Module; itself or a module inside may be a decoder. To call it again is harmless, and takes
-            up flags that were changed on purpose.
+        model: any nn.Module; itself or modules inside may be replaced. To call it again is harmless, and takes up
+            flags that were changed on purpose.
 
     Returns:
         The same model.
@@ -47,19 +51,20 @@ def accelerate(model):
     Example:
         >>> import torch
         >>> from inr_kernels import accelerate
-        >>> model = accelerate(torch.nn.Sequential(torch.nn.Linear(2, 3)))  # warns: no LIIF decoder in Sequential
+        >>> model = accelerate(torch.nn.Sequential(torch.nn.Linear(2, 3)))  # warns: nothing known in Sequential
     """
     found = False
     for name, module in _modules(model):
-        if liif.is_decoder(module):
-            found = True
-            what = type(module).__qualname__ + (f" at {name!r}" if name else "")
-            if reason := liif.replace(module):
+        for adapter in ADAPTERS:
+            if adapter.is_candidate(module):
+                found = True
+                what = type(module).__qualname__ + (f" at {name!r}" if name else "")
+                if not (reason := adapter.replace(module)):
+                    LOG.info("%s replaced: %s, fused", what, adapter.WHAT)
+                    break
                 LOG.warning("%s left alone: %s", what, reason)
-            else:
-                LOG.info("%s replaced: LIIF's decoding, fused", what)
     if not found:
-        LOG.warning("no LIIF decoder in %s", type(model).__qualname__)
+        LOG.warning("nothing that accelerate knows in %s", type(model).__qualname__)
     return model
 
 
@@ -76,7 +81,7 @@ def restore(model):
         TypeError: model is no nn.Module.
     """
     for _, module in _modules(model):
-        liif.restore(module)
+        replacing.restore(module)
     return model
 
 

@@ -1,12 +1,11 @@
 """LIIF's decoder in other projects: yinboc/liif and its many copies, and mmagic's port.
 
-`why_not` reads the structure, `probe.differs` compares the numbers, and `replace` swaps the object's class for a
-subclass of it that overrides `query_rgb`. Every call asks `why_not` again: hooks, layers and flags may change.
+`why_not` reads the structure, `_differs` compares the numbers, and the object's class becomes a subclass of it that
+overrides `query_rgb`. Every call asks `why_not` again: hooks, layers and flags may change.
 """
 
-import functools
-import inspect
-import logging
+import contextlib
+import copy
 import weakref
 from typing import NamedTuple
 
@@ -16,38 +15,23 @@ from torch import nn
 from inr_kernels.local_implicit.functional import Form, decode_queries, feature_columns
 from inr_kernels.local_implicit.module import HoistCache
 
-from . import probe
+from . import probe, replacing
 
-LOG = logging.getLogger("inr_kernels")
+WHAT = "LIIF's decoding"
 FLAGS = ("local_ensemble", "feat_unfold", "cell_decode")
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+SIZE = 5, 4  # of the features that the probe uses
 # float64 stays with the original, as our coordinates are float32.
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def is_decoder(module):
+def is_candidate(module):
     """Whether it deserves a word in the log: it has a method query_rgb."""
     return callable(getattr(type(module), "query_rgb", None))
 
 
 def replace(module):
     """Accelerates one decoder, in place. Returns why it was left alone, "" if it was not."""
-    restore(module)
-    _warn_once.cache_clear()
-    try:
-        if reason := _why_not_new(module):
-            return reason
-        _become(module, _subclass(type(module), _MIXINS[_signature(type(module))], _verified(module)))
-    except Exception as error:  # whatever foreign code raises
-        return f"trying it raised {type(error).__name__}: {error}".splitlines()[0]
-    return ""
-
-
-def restore(module):
-    """Gives a module its own class back, if it has one of ours."""
-    if isinstance(module, _Accelerated):
-        _become(module, module._inr_original)
-        _CACHES.pop(module, None)
+    return replacing.attempt(module, _verify)
 
 
 def why_not(module):
@@ -61,7 +45,7 @@ def why_not(module):
     parts = list(layers)
     if len(parts) < 3 or [type(part) for part in parts] != [nn.Linear, nn.ReLU] * (len(parts) // 2) + [nn.Linear]:
         return f"imnet.layers is not Linear, ReLU, ..., Linear but {', '.join(type(part).__name__ for part in parts)}"
-    if any("forward" in vars(part) or any(getattr(part, hooks) for hooks in HOOKS) for part in (imnet, layers, *parts)):
+    if replacing.has_hooks(imnet, layers, *parts):
         return "imnet or a layer of it has a hook or a patched forward"
     weights, biases = _linears(module)
     if any(bias is None for bias in biases):
@@ -77,19 +61,23 @@ def why_not(module):
     return ""
 
 
-def _why_not_new(module):
-    """All that can speak against replacing a module."""
-    if (signature := _signature(type(module))) not in _MIXINS:
-        return "query_rgb takes neither (coord, cell) nor (feature, coord, cell)"
+def _verify(module):
+    """The mixin and what must hold later; LeftAlone if anything speaks against replacing a module."""
+    signature = replacing.signature(type(module), "query_rgb")
+    names = signature and tuple(name for name, *_ in signature)
+    if names not in _MIXINS:
+        raise replacing.LeftAlone("query_rgb takes neither (coord, cell) nor (feature, coord, cell)")
     if "query_rgb" in vars(module):
-        return "query_rgb is patched on the object"
+        raise replacing.LeftAlone("query_rgb is patched on the object")
     if reason := why_not(module):
-        return reason
+        raise replacing.LeftAlone(reason)
     per_channel = feature_columns(1, _form(module))
     channels, rest = divmod(module.imnet.layers[0].in_features - _columns(module, 0), per_channel)
     if channels < 1 or rest:
-        return "imnet's inputs are not features, offset and cell"
-    return probe.differs(module, channels, "feature" in signature, _decode_by_reference)
+        raise replacing.LeftAlone("imnet's inputs are not features, offset and cell")
+    if reason := _differs(module, channels, "feature" in names):
+        raise replacing.LeftAlone(f"query_rgb is not LIIF's: {reason}")
+    return _MIXINS[names], _verdict(module)
 
 
 def _linears(module):
@@ -106,44 +94,29 @@ def _columns(module, channels):
     return feature_columns(channels, _form(module)) + (4 if module.cell_decode else 2)
 
 
-def _signature(original):
-    parameters = list(inspect.signature(original.query_rgb).parameters.values())[1:]
-    plain = all(parameter.kind is parameter.POSITIONAL_OR_KEYWORD for parameter in parameters)
-    return tuple(parameter.name for parameter in parameters) if plain else None
+class _Imnet(NamedTuple):
+    """What the probe saw of the MLP."""
 
-
-class _Verified(NamedTuple):
-    """What the probe saw, and what must still hold at every call."""
-
-    query_rgb: object
-    imnet: type
-    imnet_forward: object
+    type: type
+    forward: object
     switches: tuple
-    imnet_switches: tuple
 
 
-def _verified(module):
-    """Any plain switch may change a decoding, not LIIF's flags alone."""
-    flags, imnet = {flag: getattr(module, flag) for flag in FLAGS}, module.imnet
-    switches = tuple((flags | _switches(module)).items()), tuple(_switches(imnet).items())
-    return _Verified(type(module).query_rgb, type(imnet), type(imnet).forward, *switches)
-
-
-def _switches(module):
-    """`training` is none: the probe ran in both modes. Nor is mmagic's `eval_bsize`: it only cuts calls."""
-    return {
-        name: value
-        for name, value in vars(module).items()
-        if isinstance(value, (bool, str, int, float)) and name[0] != "_" and name not in ("training", "eval_bsize")
-    }
+def _verdict(module):
+    """LIIF's flags may be the class's; mmagic's `eval_bsize` only cuts calls."""
+    imnet = module.imnet
+    found = _Imnet(type(imnet), type(imnet).forward, tuple(replacing.switches(imnet).items()))
+    verdict = replacing.verdict(module, "query_rgb", found)
+    flags = {flag: getattr(module, flag) for flag in FLAGS} | dict(verdict.switches)
+    flags.pop("eval_bsize", None)
+    return verdict._replace(switches=tuple(flags.items()))
 
 
 def _decode(module, feat, coord, cell):
     """LIIF's output, or None if the original has to compute it."""
     cell = cell if module.cell_decode else None
     if reason := _why_not_this_call(module, feat, coord, cell):
-        if not torch.compiler.is_compiling():
-            _warn_once(module._inr_original, reason)
+        replacing.as_before(module, reason)
         return None
     weights, biases = _linears(module)
     hoist = None
@@ -160,18 +133,15 @@ def _decode_by_reference(module, feat, coord, cell):
 
 
 def _why_not_this_call(module, feat, coord, cell):
-    verified = module._inr_verified
-    if module._inr_original.query_rgb is not verified.query_rgb:
-        return "its query_rgb has changed"
-    if reason := why_not(module):
+    if reason := replacing.why_changed(module) or why_not(module):
         return reason
-    if type(module.imnet) is not verified.imnet or verified.imnet.forward is not verified.imnet_forward:
+    kind, forward, switches = module._inr_verdict.found
+    if type(module.imnet) is not kind or kind.forward is not forward:
         return "its imnet has another class or forward"
     if nn.modules.module._has_any_global_hook():
         return "there is a hook on all modules"
-    for owner, switches in ((module, verified.switches), (module.imnet, verified.imnet_switches)):
-        if any(getattr(owner, name, None) != value for name, value in switches):
-            return "a flag has changed; accelerate(model) takes it up"
+    if reason := replacing.why_switched(module.imnet, switches):
+        return reason
     weight = module.imnet.layers[0].weight
     tensors = [feat, coord] if cell is None and not module.cell_decode else [feat, coord, cell]
     fits = (
@@ -186,41 +156,24 @@ def _why_not_this_call(module, feat, coord, cell):
     return "" if fits else "the arguments of a call fit neither each other nor LIIF in float32 or half precision"
 
 
-@functools.cache
-def _warn_once(original, reason):
-    LOG.warning("%s decodes some calls as before: %s", original.__qualname__, reason)
-
-
 _CACHES = weakref.WeakKeyDictionary()  # beside the modules, so that no pickle, copy or state_dict holds one
 
 
-class _Accelerated(nn.Module):
-    """The first base of a replaced class; query_rgb is in its subclasses."""
+class _Decoder(replacing.Accelerated):
+    _inr_replace = staticmethod(replace)
 
-    def __init_subclass__(cls, **_):
-        """The foreign classes' own, a registry's perhaps, shall not see ours."""
-
-    def __reduce_ex__(self, protocol):
-        make, args, *rest = super().__reduce_ex__(protocol)
-        args = tuple(self._inr_original if arg is type(self) else arg for arg in args)
-        return _remake, (make, args), *rest
-
-    def __setstate__(self, state):
-        """A copy, or what was pickled, is verified anew: there, the class may be another one."""
-        _become(self, self._inr_original)
-        self.__setstate__(state)
-        if reason := replace(self):
-            LOG.warning("%s left alone: %s", type(self).__qualname__, reason)
+    def _inr_forget(self):
+        _CACHES.pop(self, None)
 
 
-class _FeatureKept(_Accelerated):
+class _FeatureKept(_Decoder):
     def query_rgb(self, coord, cell=None):
         """The features are self.feat, as in yinboc/liif."""
         out = _decode(self, getattr(self, "feat", None), coord, cell)
         return super().query_rgb(coord, cell) if out is None else out
 
 
-class _FeatureGiven(_Accelerated):
+class _FeatureGiven(_Decoder):
     def query_rgb(self, feature, coord, cell=None):
         """The features are an argument, as in mmagic."""
         out = _decode(self, feature, coord, cell)
@@ -230,19 +183,85 @@ class _FeatureGiven(_Accelerated):
 _MIXINS = {("coord", "cell"): _FeatureKept, ("feature", "coord", "cell"): _FeatureGiven}
 
 
-def _become(module, cls):
-    object.__setattr__(module, "__class__", cls)
+def _differs(module, channels, feature_given):
+    """Why query_rgb is not LIIF's, "" if on random numbers it is.
+
+    The module itself, the random generators and the global settings stay as they are: what runs is its class on a
+    shell with random weights (its own may hide a term that is still zero), in float32 on the CPU.
+    """
+    generator = torch.Generator().manual_seed(0)
+    with probe.quiet_and_plain() as random:
+        feat = random((2, channels, *SIZE))
+        shell = _shell(module, feat, generator)
+        coord, cell = _queries(generator)
+        feat = _give_features(shell, feat, feature_given, coord, cell)
+
+        def queries(grad):
+            return (t if grad else t.repeat(1, 5, 1) for t in (coord, cell))
+
+        return probe.differs(
+            shell,
+            lambda grad: shell.query_rgb(*([feat] if feature_given else []), *queries(grad)),
+            lambda grad: _decode_by_reference(shell, feat, *queries(grad)),
+            [feat, *shell.imnet.parameters()],
+            random,
+            gradients=1e-2,  # a hidden unit that rounding takes over its ReLU's corner changes one summand of many
+        )
 
 
-def _remake(make, args):
-    """Pickles name it: it must keep its name and place."""
-    module = make(*args)
-    _become(module, _subclass(type(module), _Accelerated, None))  # until __setstate__
-    return module
+def _shell(module, feat, generator):
+    """An object of the module's class: its imnet copied, in float32 on the CPU; its other modules just return feat."""
+    imnet = copy.deepcopy(module.imnet).to_empty(device="cpu").float().requires_grad_()
+    shell = probe.shell(module, {name: _Stub(feat) for name in module._modules} | {"imnet": imnet})
+    vars(shell).pop("feat", None)
+    for kind in ("_parameters", "_buffers"):
+        own = vars(module)[kind].items()
+        vars(shell)[kind] = {name: None if t is None else torch.empty(t.shape, dtype=torch.float32) for name, t in own}
+    with torch.no_grad():
+        for tensor in (*shell._parameters.values(), *shell._buffers.values(), *imnet.parameters(), *imnet.buffers()):
+            if tensor is not None:
+                fan_in = tensor.shape[-1] if tensor.dim() > 1 else 9
+                tensor.normal_(0, fan_in**-0.5, generator=generator)
+    return shell
 
 
-@functools.cache
-def _subclass(original, mixin, verified):
-    names = {name: getattr(original, name) for name in ("__module__", "__qualname__", "__doc__")}
-    ours = {"_inr_original": original, "_inr_verified": verified}
-    return type(original)(original.__name__, (mixin, original), names | ours)
+class _Stub(nn.Module):
+    """An encoder, or a part of one, that has already done its work."""
+
+    def __init__(self, feat):
+        super().__init__()
+        self.feat = feat
+
+    def forward(self, *_, **__):
+        return self.feat
+
+
+def _give_features(shell, feat, feature_given, coord, cell):
+    """Runs forward and gen_feat, which may set more than the features, and returns what query_rgb will read."""
+    image = torch.rand(2, 3, *SIZE, dtype=torch.float32)
+    with contextlib.suppress(Exception):  # it may ask more of its encoder than a stub has
+        type(shell).forward(shell, image, coord, cell)
+    if not feature_given:
+        shell.gen_feat(image)
+        return shell.feat
+    with contextlib.suppress(Exception):  # it may ask more of its encoder than a stub has; query_rgb reads no self.feat
+        shell.gen_feature(image)
+    return feat
+
+
+def _queries(generator):
+    """coord and cell [2, Q, 2]: anywhere, outside too, and on pixel centres at x1 and x3, where rounding decides."""
+    coord = []
+    for n in SIZE:
+        parts = [torch.rand(2, 24, generator=generator, dtype=torch.float32) * 5 - 2.5]
+        for pixels in (n, 3 * n):
+            # The last is at x3 the last pixel's centre, where both neighbours are one and areas vanish.
+            centres = -1 + 1 / pixels + 2 / pixels * torch.arange(pixels, dtype=torch.float32)
+            index = torch.randint(pixels, (2, 24), generator=generator)
+            index[:, ::4] = (n - 1) * (pixels // n) + pixels // n // 2
+            parts.append(centres[index])
+        coord.append(torch.cat(parts, 1))
+    coord = torch.stack(coord, -1)
+    return coord, 0.8 * 0.01 ** torch.rand(
+        coord.shape, generator=generator, dtype=torch.float32
+    )  # scales from 0.5 to 50

@@ -190,10 +190,7 @@ def decode_grid(feat, y, x, cell, weights, biases, form, wish, hoist, band_start
 def _decode_grid(feat, y, x, cell, weights, biases, form, wish, hoist, band_start):
     coordinates = [y, x] if cell is None else [y, x, cell]
     needs_coordinates = torch.is_grad_enabled() and any(t.requires_grad for t in coordinates)
-    if dispatch.is_transformed(feat, *coordinates, *weights, *biases):
-        if wish not in ("", "reference"):
-            raise RuntimeError(f"backend {wish!r} has no forward derivative and no torch.func; the reference has")
-        wish = "reference"
+    wish = dispatch.settle_wish(wish, feat, *coordinates, *weights, *biases)
     if needs_coordinates and wish not in ("", "reference"):
         raise RuntimeError(f"backend {wish!r} has no gradient for coord and cell; the reference has")
     if needs_coordinates or wish == "reference":

@@ -1,0 +1,189 @@
+"""unmask_attention: its numbers, against eq. 6-7 as written and against float64, on every backend that runs here."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from unmask_attention_cases import HOLES, Case, assert_as_accurate, mask_of
+
+from inr_kernels import unmask_attention
+
+BACKENDS = ["reference", "cpu", "triton"]
+KERNELS = ["cpu", "triton"]
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("hole", HOLES)
+def test_equals_the_paper(hole, backend):
+    """Eq. 6-7 with the framework's own attention, which masks no keys."""
+    case = Case((2, 12, 6, 9), hole)
+    feat = case.feat.float().requires_grad_()
+    tokens = feat.flatten(2).mT
+    expected = F.scaled_dot_product_attention((1 - case.mask.flatten(2).mT) * tokens, tokens, tokens)
+    expected = expected.mT.reshape(feat.shape)
+    out = unmask_attention(feat, case.mask, backend=backend)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-6)
+    grads = [torch.autograd.grad(o, feat, case.grad.float())[0] for o in (out, expected)]
+    torch.testing.assert_close(*grads, rtol=1e-5, atol=5e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_masked_keys_take_no_part(backend):
+    """The known pixels alone, as if there were no others; a hole gets their mean."""
+    case = Case((1, 6, 5, 7), "some")
+    feat, known = case.feat.float(), case.mask.flatten() == 0
+    out = unmask_attention(feat, case.mask, mask_keys=True, backend=backend).flatten(2)[0]
+    alone = feat.flatten(2)[:, :, known]
+    expected = unmask_attention(alone[:, :, None], torch.zeros(1, 1, 1, alone.shape[2]), backend="reference")
+    torch.testing.assert_close(out[:, known], expected[0, :, 0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(out[:, ~known], alone[0].mean(1, keepdim=True).expand(-1, int((~known).sum())))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_literal_numbers(backend):
+    """Two pixels of one channel, 0 and log 3: the second weighs them 1 : e^(log² 3)."""
+    feat, x = torch.tensor([0.0, 1.0986123]).view(1, 1, 1, 2), 1.0986123
+    out = unmask_attention(feat, torch.zeros(1, 1, 1, 2), backend=backend).flatten()
+    weight = torch.tensor(x * x).exp()
+    torch.testing.assert_close(out, torch.stack([torch.tensor(x / 2), x * weight / (1 + weight)]))
+    hole = unmask_attention(feat, torch.tensor([[[[0.0, 1.0]]]]), backend=backend).flatten()
+    assert hole[1] == torch.tensor(x / 2)
+    none = unmask_attention(feat, torch.ones(1, 1, 1, 2), mask_keys=True, backend=backend)
+    assert none.tolist() == [[[[0, 0]]]]
+
+
+@pytest.mark.parametrize("mask_keys", [False, True])
+@pytest.mark.parametrize("hole", HOLES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_as_accurate_as_eager(dtype, hole, mask_keys):
+    assert_as_accurate(Case((2, 33, 13, 17), hole, mask_keys), dtype, "cpu")
+
+
+@pytest.mark.parametrize("mask_keys", [False, True])
+@pytest.mark.parametrize("hole", HOLES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_as_accurate_as_eager_in_triton(dtype, hole, mask_keys):
+    assert_as_accurate(Case((2, 20, 9, 11), hole, mask_keys), dtype, "triton")
+
+
+SHAPES = {
+    "one pixel": (1, 3, 1, 1),
+    "one row": (1, 4, 1, 67),
+    "one column": (2, 1, 50, 1),
+    "one channel": (1, 1, 9, 9),
+    "64 channels": (1, 64, 20, 31),
+    "65 channels": (1, 65, 11, 13),
+    "300 channels": (1, 300, 9, 9),
+    "many blocks": (1, 7, 40, 41),
+    "whole blocks": (1, 64, 32, 32),
+    "batch": (5, 6, 3, 4),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_shapes(name):
+    for dtype in (torch.float32, torch.bfloat16):
+        for mask_keys in (False, True):
+            assert_as_accurate(Case(SHAPES[name], "some", mask_keys), dtype, "cpu")
+
+
+@pytest.mark.parametrize("name", [name for name, shape in SHAPES.items() if shape[1] <= 256])
+def test_shapes_in_triton(name):
+    assert_as_accurate(Case(SHAPES[name], "mixed"), torch.float32, "triton")
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 80), st.integers(1, 24), st.integers(1, 24)),
+    hole=st.sampled_from(HOLES),
+    mask_keys=st.booleans(),
+    scale=st.sampled_from([None, 0.0, 1e-3, 1.0, -0.5]),
+    size=st.sampled_from([0.1, 1.0, 4.0]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_random_problems(shape, hole, mask_keys, scale, size, dtype):
+    assert_as_accurate(Case(shape, hole, mask_keys, scale, size), dtype, "cpu")
+
+
+@pytest.mark.parametrize("mask_keys", [False, True])
+@pytest.mark.parametrize("hole", ["some", "mixed"])
+def test_gradcheck_through_the_kernel(hole, mask_keys):
+    case = Case((2, 3, 3, 4), hole, mask_keys)
+    attend = lambda feat: unmask_attention(feat, case.mask, mask_keys=mask_keys, backend="cpu")  # noqa: E731
+    assert torch.autograd.gradcheck(attend, case.feat.requires_grad_())
+
+
+def test_gradgradcheck_through_the_reference():
+    feat, mask = torch.randn(1, 2, 2, 3, dtype=torch.float64, requires_grad=True), mask_of("some", 1, 2, 3)
+    assert torch.autograd.gradgradcheck(lambda feat: unmask_attention(feat, mask, backend="reference"), feat)
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+def test_a_hole_is_the_mean_to_the_last_bit(backend):
+    """However far the values lie apart; a sum of float32 would be off."""
+    feat = torch.cat((torch.full((1, 1, 8, 8), 1e4), torch.rand(1, 1, 8, 8)), 3)
+    feat = feat.double().float()
+    mask = torch.ones(1, 1, 8, 16)
+    out = unmask_attention(feat, mask, backend=backend)
+    assert out.unique().numel() == 1
+    torch.testing.assert_close(out[0, 0, 0, 0].double(), feat.double().mean(), rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_large_scores(backend):
+    """Scores of ±1e4: the softmax is a maximum, nothing overflows."""
+    feat = torch.randn(1, 4, 5, 6) * 100
+    mask = mask_of("some", 1, 5, 6)
+    feat.requires_grad_()
+    out = unmask_attention(feat, mask, backend=backend)
+    (grad,) = torch.autograd.grad(out.sum(), feat)
+    assert out.isfinite().all()
+    assert grad.isfinite().all()
+    exact = unmask_attention(feat.double(), mask, backend="reference")
+    torch.testing.assert_close(out.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_and_infinity_reach_every_pixel_of_their_image(value, backend):
+    feat, mask = torch.rand(2, 3, 4, 5) + 0.1, mask_of("none", 2, 4, 5)
+    feat[0, 1, 2, 3] = value
+    out = unmask_attention(feat, mask, backend=backend)
+    assert not out[0, 1].isfinite().any()
+    assert out[1].isfinite().all()
+
+
+def test_gradients_are_the_same_in_every_run_and_for_every_number_of_threads():
+    case, before, runs = Case((2, 16, 30, 31), "mixed"), torch.get_num_threads(), []
+    for threads in (1, before, 5, 5):
+        torch.set_num_threads(threads)
+        runs.append(case.attend(torch.float32, "cpu"))
+    torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for run in runs for a, b in zip(run, runs[0], strict=True))
+
+
+@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
+def test_every_instruction_set(run_python, isa):
+    code = (
+        "import sys; sys.path.insert(0, 'tests'); import torch\n"
+        "from inr_kernels import _C\n"
+        "from unmask_attention_cases import HOLES, Case, assert_as_accurate\n"
+        "torch.manual_seed(0)\n"
+        "for hole in HOLES:\n"
+        "    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):\n"
+        "        assert_as_accurate(Case((2, 21, 9, 31), hole), dtype, 'cpu')\n"
+        "print(_C.isa())"
+    )
+    assert run_python(code, INR_KERNELS_ISA=isa).strip() in (isa, "generic")  # the machine may lack it
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_large_map_on_a_gpu(dtype):
+    feat, mask = torch.randn(1, 64, 256, 256, device="cuda").to(dtype), mask_of("some", 1, 256, 256).cuda()
+    tokens = feat.flatten(2).mT
+    expected = F.scaled_dot_product_attention(((1 - mask.flatten(2).mT) * tokens).to(dtype), tokens, tokens)
+    out = unmask_attention(feat, mask, backend="triton").flatten(2).mT
+    torch.testing.assert_close(out, expected, rtol=2e-2, atol=2e-2)
