@@ -1,5 +1,7 @@
 """neighborhood_attention against dense attention on the same tokens, and NATTEN where it is installed.
 
+Eager is `scaled_dot_product_attention` of every pixel with every pixel: what these tokens cost without a neighborhood.
+
 The floor is what the kernels must move: query, key, value and output once, 2 KB a token of 8 heads x 32 in half
 precision; backward: these, the gradients of all four, lse and its like.
 """
@@ -19,12 +21,12 @@ SHAPES = {
     "cpu": [(1, (64, 64), 8, 32, 7, 1), (1, (64, 64), 8, 32, 7, 9), (4, (28, 28), 4, 32, 7, 1)],
     "cuda": [(1, (64, 64), 8, 32, 7, 1), (16, (64, 64), 8, 32, 7, 1), (16, (64, 64), 8, 32, 7, 9)],
 }[DEVICE]
-IMPLEMENTATIONS = ["dense", "ours", "dense bf16", "ours bf16"]
+IMPLEMENTATIONS = ["eager", "ours", "eager bf16", "ours bf16"]
 IMPLEMENTATIONS += ["natten", "natten bf16"] if importlib.util.find_spec("natten") else []
 
 
 def dense(qkv, kernel_size, dilation):
-    """Every pixel attends to every pixel: what the same tokens cost without a neighborhood."""
+    """Every pixel attends to every pixel."""
     query, key, value = (t.flatten(1, 2).transpose(1, 2) for t in qkv.unbind(3))
     out = F.scaled_dot_product_attention(query, key, value)
     return out.transpose(1, 2).reshape(qkv.shape[:3] + qkv.shape[4:])
@@ -41,7 +43,7 @@ def natten(qkv, kernel_size, dilation):
     return na2d(*qkv.unbind(3), kernel_size=kernel_size, dilation=dilation)
 
 
-RUNS = {"dense": dense, "ours": ours, "natten": natten}
+RUNS = {"eager": dense, "ours": ours, "natten": natten}
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

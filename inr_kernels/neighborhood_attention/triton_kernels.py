@@ -8,29 +8,18 @@ in the forward. No kernel uses atomics: keys gather from the queries that see th
 A NaN or an infinity reaches every pixel of the tiles that load it, not only the windows that see it.
 """
 
-import contextlib
-
 import torch
 import triton
 import triton.language as tl
+
+from inr_kernels._core import backends
 
 TY, TX, BN = 4, 8, 16
 BP = 128  # queries that `sum_bias` takes at a time
 QUERIES = 4096  # that it takes in all
 
 
-def why_not(facts) -> str:
-    """Why the kernels cannot run, "" if they can."""
-    if facts.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"it takes float32, bfloat16 and float16; got {str(facts.dtype).removeprefix('torch.')}"
-    if facts.device.type != "cuda":
-        return "Triton's interpreter multiplies bfloat16 wrongly" if facts.dtype == torch.bfloat16 else ""
-    return ""
-
-
-def precision():
-    """How tl.dot multiplies float32, as torch.matmul does."""
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+why_not = backends.why_not_dot
 
 
 @triton.jit
@@ -282,7 +271,7 @@ class _Problem:
         self.taps = [2 * k - 1 for k in kernel_size]
         block = max(16, triton.next_power_of_2(self.dim))
         self.forms = {"CAUSAL_Y": is_causal[0], "CAUSAL_X": is_causal[1], "BD": block}
-        self.tiles = self.forms | {"PRECISION": precision(), "TY": TY, "TX": TX, "BN": BN}
+        self.tiles = self.forms | {"PRECISION": backends.precision(), "TY": TY, "TX": TX, "BN": BN}
         self.tiles |= {"num_warps": 2 if block <= 64 else 4, "num_stages": 1}
 
     def forward(self, out, lse):
@@ -317,17 +306,13 @@ def _strides(tokens):
     return tokens.stride()[:4]
 
 
-def _on(device):
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-
-
 def forward(qkv, rpb, *rest):
     """out, lse of the op's arguments."""
     p = _Problem(qkv, rpb, *rest)
     out = p.query.new_empty(p.query.shape)
     lse = p.query.new_empty(p.query.shape[:-1], dtype=torch.float32)
     if out.numel():
-        with _on(out.device):
+        with backends.on(out.device):
             p.forward(out, lse)
     return out, lse
 
@@ -344,6 +329,6 @@ def backward(grad, grad_lse, lse, qkv, rpb, *rest, needs):
         d_key = p.query.new_empty(p.query.shape) if d_key is None else d_key
         d_value = p.query.new_empty(p.query.shape) if d_value is None else d_value
     grad = grad if grad.stride(-1) == 1 else grad.contiguous()
-    with _on(grad.device):
+    with backends.on(grad.device):
         d_rpb = p.backward(grad, grad_lse.contiguous(), lse.contiguous(), d_query, d_key, d_value, needs_rpb)
     return grads, d_rpb
