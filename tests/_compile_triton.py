@@ -18,6 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from inr_kernels.local_implicit import triton_kernels
+from inr_kernels.neighborhood_attention import triton_kernels as neighborhood_attention
 
 BIN = Path(triton.__file__).parent / "backends/nvidia/bin"
 TENSOR_CORE = re.compile(r"\b(HMMA|HGMMA|QMMA|UTCHMMA)\b")
@@ -73,6 +74,14 @@ def paper_shape(dtype, first):
     return hoisted, y, x, cell, position, weights, biases, 48, 0, True, first
 
 
+def attend_to_neighbours(dtype, dim):
+    """IN²'s attention, packed, with a bias."""
+    qkv, rpb = torch.empty(1, 64, 64, 3, 8, dim, dtype=dtype), torch.empty(8, 13, 13)
+    form = (7, 7), (1, 2), (1, 1), (False, False), dim**-0.5
+    out, lse = neighborhood_attention.forward([qkv], rpb, *form)
+    neighborhood_attention.backward(out, lse, lse, [qkv], rpb, *form, needs=[True, True])
+
+
 def main(arch):
     compiled, label = {}, {}
     launch = JITFunction.run
@@ -92,6 +101,10 @@ def main(arch):
             triton_kernels.forward(*args)
             grad = torch.empty(1, 64, 64, 3, dtype=dtype)
             triton_kernels.backward(grad, *args, needs_hoisted=True, needs_weights=True)
+    for dtype in (torch.bfloat16, torch.float32):
+        for dim in (32, 128):
+            label.update(dtype=str(dtype).removeprefix("torch."), ensemble=f"dim {dim}")
+            attend_to_neighbours(dtype, dim)
     for row in compiled.values():
         kernel = row.pop("asm")
         print(json.dumps({"arch": arch, **row, **resources(kernel)}))

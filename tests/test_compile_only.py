@@ -21,7 +21,9 @@ SHARED = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10}  # bytes a 
 # state of 256 channels, its successor and the accumulator are 160 of them. Some 40 words spill in each layer,
 # against 512 tensor-core instructions.
 STACK = {("decode", "bfloat16"): 160, ("backpropagate", "bfloat16"): 64}
-MULTIPLIES = {"decode", "backpropagate", "add_products"}
+# Of heads of 128 channels in float32, whose products run on no tensor core.
+STACK |= {("differentiate", "float32"): 64}
+MULTIPLIES = {"decode", "backpropagate", "add_products", "attend", "differentiate", "gather"}
 
 
 @functools.cache
@@ -47,7 +49,7 @@ def test_triton_kernels_fit(arch):
         half = dtype == "bfloat16" and kernel in MULTIPLIES
         if row["stack"] > allowed or row["shared"] > SHARED[arch] or row["tensor_cores"] < half:
             wrong.append(row)
-    assert {row["kernel"] for row in compiled(arch)} >= MULTIPLIES | {"spread", "add_segments"}
+    assert {row["kernel"] for row in compiled(arch)} >= MULTIPLIES | {"spread", "add_segments", "sum_bias"}
     assert not wrong
 
 

@@ -29,7 +29,7 @@ class ForwardRows : public Rows<T> {
     }
     this->stage_keys(windows[count - 1].end);
     for (std::int64_t v = 0; v < plan.vectors; ++v) {
-      const Partners<T>& partners = plan.keys_of[v];
+      const Partners<R>& partners = plan.keys_of[v];
       this->multiply_windows(count, windows, query, this->keys, partners, v, score, layout);
       Vec<T> total[most_rows];
       for (int r = 0; r < count; ++r) total[r] = softmax(i + r, windows[r], score[r], partners, v, lse);
@@ -41,7 +41,7 @@ class ForwardRows : public Rows<T> {
 
  private:
   // Scores -> exponentials; returns their sum.
-  Vec<T> softmax(std::int64_t i, Window rows, R* score, const Partners<T>& partners, std::int64_t v, R* lse) const {
+  Vec<T> softmax(std::int64_t i, Window rows, R* score, const Partners<R>& partners, std::int64_t v, R* lse) const {
     const Vec<T> nothing = Vec<T>{} - R(__builtin_inf());
     Vec<T> most = nothing, sum{};
     for (std::int64_t t = rows.begin; t < rows.end; ++t) {

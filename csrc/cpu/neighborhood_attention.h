@@ -20,6 +20,9 @@ namespace {
 constexpr int most_rows = 4;                         // that share the keys they load
 constexpr int most_wide = vector_bytes == 64 ? 4 : 2;  // offsets, or channels, of a block in registers
 
+// Of what is long and called from several places, or the same for every dtype, one copy.
+#define INR_ONCE __attribute__((noinline))
+
 template <class T>
 using Mask = decltype(Vec<T>{} < Vec<T>{});
 
@@ -147,7 +150,7 @@ struct Plan {
   }
 
   const NeighborhoodAttention& p;
-  Columns<T> keys_of;
+  Columns<Real<T>> keys_of;
   std::int64_t vectors, row, width;  // of a row; floats of a staged row of one channel; offsets 1 - K ... K - 1
   std::int64_t band, bands;
   int threads;
@@ -166,8 +169,8 @@ INR_INLINE void with(std::int64_t n, F&& f) {
 
 // to[r][c] = sum_d a[r][d] b[d][c]: R rows of queries, C offsets.
 template <int R, int C, class T>
-INR_INLINE void multiply(const Real<T>* const* a, const Real<T>* b, std::int64_t b_step, std::int64_t dim,
-                         std::int64_t row, Real<T>* const* to, std::int64_t to_step) {
+INR_ONCE void multiply(const T* const* a, const T* b, std::int64_t b_step, std::int64_t dim, std::int64_t row,
+                       T* const* to, std::int64_t to_step) {
   Vec<T> sum[R][C]{};
   for (std::int64_t d = 0; d < dim * row; d += row) {
     Vec<T> key[C];
@@ -183,8 +186,8 @@ INR_INLINE void multiply(const Real<T>* const* a, const Real<T>* b, std::int64_t
 
 // sums[r][d] += sum_o weights[r][o] b[d][o]: R rows, D channels.
 template <int R, int D, class T>
-INR_INLINE void combine(const Real<T>* const* weights, std::int64_t weight_step, const Real<T>* b, std::int64_t b_step,
-                        std::int64_t row, const Partners<T>& partners, Real<T>* const* sums) {
+INR_ONCE void combine(const T* const* weights, std::int64_t weight_step, const T* b, std::int64_t b_step,
+                      std::int64_t row, const Partners<T>& partners, T* const* sums) {
   Vec<T> sum[R][D];
   for (int r = 0; r < R; ++r)
     for (int d = 0; d < D; ++d) sum[r][d] = load(sums[r] + d * lanes<T>);
@@ -239,7 +242,7 @@ class Rows {
   std::int64_t y(std::int64_t i) const { return task.residue + i * p.y.dilation; }
 
   // Row i of some tokens, `scale` times, transposed; columns past the last are zero.
-  void stage(const Tokens& tokens, std::int64_t i, R scale, R* to) const {
+  INR_ONCE void stage(const Tokens& tokens, std::int64_t i, R scale, R* to) const {
     const std::int64_t* s = tokens.strides;
     const T* from = static_cast<const T*>(tokens.data) + task.image * s[0] + y(i) * s[1] + task.head * s[3];
     to += lanes<T>;
@@ -254,7 +257,7 @@ class Rows {
   }
 
   // sums [dim][lanes], each lane `scale` times, -> a vector of columns of row i.
-  void unstage(const R* from, Vec<T> scale, const Tokens& tokens, std::int64_t i, std::int64_t v) const {
+  INR_ONCE void unstage(const R* from, Vec<T> scale, const Tokens& tokens, std::int64_t i, std::int64_t v) const {
     const std::int64_t *s = tokens.strides, x = v * lanes<T>;
     T* to = static_cast<T*>(const_cast<void*>(tokens.data)) + task.image * s[0] + y(i) * s[1] + task.head * s[3];
     for (std::int64_t d = 0; d < p.dim; d += lanes<T>) {
@@ -274,8 +277,8 @@ class Rows {
   }
 
   // scores[r] = queries[r] . keys, of `count` rows that see the windows; queries, keys: any two staged kinds.
-  void multiply_windows(int count, const Window* windows, const R* const* queries, const Ring<R>& ring,
-                        const Partners<T>& partners, std::int64_t v, R* const* scores, Layout layout) const {
+  INR_ONCE void multiply_windows(int count, const Window* windows, const R* const* queries, const Ring<R>& ring,
+                        const Partners<R>& partners, std::int64_t v, R* const* scores, Layout layout) const {
     for_each_row(count, windows, [&](std::int64_t t, int first, int rows) {
       const R* a[most_rows];
       R* to[most_rows];
@@ -289,7 +292,7 @@ class Rows {
         wide = (partners.count - o + blocks - 1) / blocks;
         with<most_rows>(rows, [&](auto R_) {
           with<most_wide>(wide, [&](auto C) {
-            multiply<R_, C, T>(a, b + o * p.x.dilation, p.x.dilation, p.dim, plan.row, to, layout.offset);
+            multiply<R_, C>(a, b + o * p.x.dilation, p.x.dilation, p.dim, plan.row, to, layout.offset);
           });
         });
         for (int r = 0; r < rows; ++r) to[r] += wide * layout.offset;
@@ -298,8 +301,8 @@ class Rows {
   }
 
   // sums[r] += scores[r] . values, of the same windows.
-  void combine_windows(int count, const Window* windows, R* const* scores, Layout layout, const Ring<R>& ring,
-                       const Partners<T>& partners, std::int64_t v) {
+  INR_ONCE void combine_windows(int count, const Window* windows, R* const* scores, Layout layout, const Ring<R>& ring,
+                       const Partners<R>& partners, std::int64_t v) {
     for_each_row(count, windows, [&](std::int64_t t, int first, int rows) {
       const R* weights[most_rows];
       for (int r = 0; r < rows; ++r) weights[r] = scores[first + r] + (t - windows[first + r].begin) * layout.key;
@@ -308,14 +311,14 @@ class Rows {
     });
   }
 
-  void combine_rows(int first, int rows, const R* const* weights, std::int64_t weight_step, const R* b,
-                    std::int64_t b_step, const Partners<T>& partners) {
+  INR_ONCE void combine_rows(int first, int rows, const R* const* weights, std::int64_t weight_step, const R* b,
+                    std::int64_t b_step, const Partners<R>& partners) {
     for (std::int64_t d = 0; d < p.dim; d += most_wide) {
       R* to[most_rows];
       for (int r = 0; r < rows; ++r) to[r] = sum(first + r) + d * lanes<T>;
       with<most_rows>(rows, [&](auto R_) {
         with<most_wide>(clamp(p.dim - d, 0, most_wide), [&](auto D) {
-          combine<R_, D, T>(weights, weight_step, b + d * plan.row, b_step, plan.row, partners, to);
+          combine<R_, D>(weights, weight_step, b + d * plan.row, b_step, plan.row, partners, to);
         });
       });
     }
@@ -326,7 +329,7 @@ class Rows {
   void clear_sums() { clear(static_cast<R*>(sums), most_rows * p.dim * lanes<T>); }
 
   // The bias of the scores of query row i with key row t, at a vector's first offset; nullptr: none.
-  const R* bias(std::int64_t i, std::int64_t t, const Partners<T>& partners) const {
+  const R* bias(std::int64_t i, std::int64_t t, const Partners<R>& partners) const {
     if (!p.bias) return nullptr;
     return static_cast<const R*>(p.bias) +
            (task.head * (2 * p.y.kernel - 1) + t - i + p.y.kernel - 1) * plan.width + partners.first + p.x.kernel - 1;

@@ -43,7 +43,7 @@ class BackwardRows : public Rows<T> {
     this->stage_keys(windows[count - 1].end);
     if (bias_rows) clear(static_cast<Vec<T>*>(bias_sums), most_rows * p.y.kernel * plan.width);
     for (std::int64_t v = 0; v < plan.vectors; ++v) {
-      const Partners<T>& partners = plan.keys_of[v];
+      const Partners<R>& partners = plan.keys_of[v];
       R *weight[most_rows], *slope[most_rows];
       for (int r = 0; r < count; ++r) {
         const std::int64_t at = (partners.first + p.x.kernel - 1) * plan.row + (v + 1) * lanes<T>;
@@ -66,11 +66,11 @@ class BackwardRows : public Rows<T> {
   }
 
   // The gradients of the key rows [t, t + count), of rows `scores` of slopes or weights and of queries or their grads.
-  void gather(std::int64_t t, int count, const Columns<T>& queries_of, const Ring<R>& scores, const Ring<R>& ring,
+  void gather(std::int64_t t, int count, const Columns<R>& queries_of, const Ring<R>& scores, const Ring<R>& ring,
               const Tokens& to) {
     const std::int64_t last = viewers(p.y, t + count - 1, this->n).end;
     for (std::int64_t v = 0; v < plan.vectors; ++v) {
-      const Partners<T>& partners = queries_of[v];
+      const Partners<R>& partners = queries_of[v];
       // A query that sees the key from `offset` lies as many steps back.
       const std::int64_t back = (v + 1) * lanes<T> - partners.first * p.x.dilation;
       this->clear_sums();
@@ -91,7 +91,7 @@ class BackwardRows : public Rows<T> {
 
  private:
   // weight: scores -> P; slope: P' -> S'.
-  void differentiate_softmax(std::int64_t i, Window rows, R* weight, R* slope, const Partners<T>& partners,
+  void differentiate_softmax(std::int64_t i, Window rows, R* weight, R* slope, const Partners<R>& partners,
                              std::int64_t v, const R* lse, const R* grad_lse, Vec<T>* bias_sums) const {
     Vec<T> shift{}, mean{};
     const std::int64_t pixel = (task.image * p.y.length + this->y(i)) * p.x.length + v * lanes<T>;
@@ -162,7 +162,7 @@ Status backward(const NeighborhoodAttention& p, const void* lse, const Tokens& g
                 const NeighborhoodAttentionGradients& to) {
   using R = Real<T>;
   const Plan<T> plan(p);
-  const Columns<T> queries_of(p.x, true);
+  const Columns<R> queries_of(p.x, true);
   Buffer<R> bias_rows;
   if (to.bias && !bias_rows.resize(p.batch * p.heads * p.y.length * p.y.kernel * plan.width))
     return Status::out_of_memory;

@@ -15,8 +15,7 @@ import triton.language as tl
 from inr_kernels._core import backends
 
 TY, TX, BN = 4, 8, 16
-BP = 128  # queries that `sum_bias` takes at a time
-QUERIES = 4096  # that it takes in all
+QUERIES, CHANNELS = 4096, 4096  # that a program of `sum_bias` takes in all; queries x channels at a time
 
 
 why_not = backends.why_not_dot
@@ -65,11 +64,13 @@ def tile(size, heads, dilation, TY: tl.constexpr, TX: tl.constexpr):
 
 @triton.jit
 def least(values, mask):
+    """The smallest of those that exist."""
     return tl.min(tl.where(mask, values, 1 << 30))
 
 
 @triton.jit
 def most(values, mask):
+    """The largest of those that exist."""
     return tl.max(tl.where(mask, values, -1))
 
 
@@ -83,12 +84,14 @@ def addresses(tokens, strides, image, head, y, x, BD: tl.constexpr):
 
 @triton.jit
 def load_tokens(tokens, strides, image, head, y, x, mask, dim, BD: tl.constexpr):
+    """[N, BD], zeros where there is none."""
     inside = mask[:, None] & (tl.arange(0, BD) < dim)[None, :]
     return tl.load(addresses(tokens, strides, image, head, y, x, BD), mask=inside, other=0.0)
 
 
 @triton.jit
 def store_tokens(tokens, strides, image, head, y, x, mask, dim, values, BD: tl.constexpr):
+    """values [N, BD], in the tensor's dtype."""
     inside = mask[:, None] & (tl.arange(0, BD) < dim)[None, :]
     at = addresses(tokens, strides, image, head, y, x, BD)
     tl.store(at, values.to(tokens.dtype.element_ty), mask=inside)
@@ -272,7 +275,8 @@ class _Problem:
         block = max(16, triton.next_power_of_2(self.dim))
         self.forms = {"CAUSAL_Y": is_causal[0], "CAUSAL_X": is_causal[1], "BD": block}
         self.tiles = self.forms | {"PRECISION": backends.precision(), "TY": TY, "TX": TX, "BN": BN}
-        self.tiles |= {"num_warps": 2 if block <= 64 else 4, "num_stages": 1}
+        # Told how many registers there are, ptxas does not spill to make room for more programs.
+        self.tiles |= {"num_warps": 4 if block <= 64 else 8, "num_stages": 1, "maxnreg": 255}
 
     def forward(self, out, lse):
         tensors = out, *self.tensors
@@ -297,7 +301,7 @@ class _Problem:
         shares = lse.new_empty(triton.cdiv(count, QUERIES), self.heads, *self.taps)
         sum_bias[(shares.numel(),)](
             shares, grad, delta, lse, *self.tensors, self.rpb, *map(_strides, given), *self.shape, count,
-            QUERIES=QUERIES, BP=BP, **self.forms,
+            QUERIES=QUERIES, BP=max(1, CHANNELS // self.forms["BD"]), **self.forms,
         )  # fmt: skip
         return shares.sum(0)
 
