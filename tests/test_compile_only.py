@@ -21,8 +21,6 @@ SHARED = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10}  # bytes a 
 # state of 256 channels, its successor and the accumulator are 160 of them. Some 40 words spill in each layer,
 # against 512 tensor-core instructions.
 STACK = {("decode", "bfloat16"): 160, ("backpropagate", "bfloat16"): 64}
-# Of heads of 128 channels in float32, whose products run on no tensor core.
-STACK |= {("differentiate", "float32"): 64}
 MULTIPLIES = {"decode", "backpropagate", "add_products", "attend", "differentiate", "gather"}
 
 

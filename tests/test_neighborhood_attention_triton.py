@@ -21,6 +21,7 @@ CASES = {
     "stride": {"kernel_size": (3, 4), "stride": (2, 4), "dim": 1},
     "causal": {"is_causal": True, "kernel_size": (2, 3), "stride": (2, 1), "bias": True},
     "packed": {"layout": "packed", "dim": 19},
+    "dim 70": {"dim": 70, "size": (3, 9)},
     "heads first": {"layout": "heads first", "scale": 0.0},
 }
 

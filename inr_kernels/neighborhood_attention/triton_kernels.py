@@ -268,13 +268,14 @@ class _Problem:
         batch, *self.size, self.heads, self.dim = self.query.shape
         classes = [(triton.cdiv(n, d), d) for n, d in zip(self.size, dilation, strict=True)]
         (rows, dy), (columns, dx) = classes
-        self.grid = (batch * dy * triton.cdiv(rows, TY) * dx * triton.cdiv(columns, TX) * self.heads,)
+        block = max(16, triton.next_power_of_2(self.dim))
+        height = TY if block * self.query.element_size() <= 256 else TY // 2  # or the state spills
+        self.grid = (batch * dy * triton.cdiv(rows, height) * dx * triton.cdiv(columns, TX) * self.heads,)
         self.window = tuple(kernel_size), tuple(dilation), tuple(stride)
         self.shape = tuple(self.size), self.heads, self.dim, scale, *self.window
         self.taps = [2 * k - 1 for k in kernel_size]
-        block = max(16, triton.next_power_of_2(self.dim))
         self.forms = {"CAUSAL_Y": is_causal[0], "CAUSAL_X": is_causal[1], "BD": block}
-        self.tiles = self.forms | {"PRECISION": backends.precision(), "TY": TY, "TX": TX, "BN": BN}
+        self.tiles = self.forms | {"PRECISION": backends.precision(), "TY": height, "TX": TX, "BN": BN}
         # Told how many registers there are, ptxas does not spill to make room for more programs.
         self.tiles |= {"num_warps": 4 if block <= 64 else 8, "num_stages": 1, "maxnreg": 255}
 
