@@ -5,6 +5,7 @@
 
 #include <array>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "inr.h"
@@ -178,6 +179,51 @@ class UnmaskAttention {
   inr::UnmaskAttention p_;
 };
 
+// (length, kernel, dilation, stride, causal)
+using Axis = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, bool>;
+inr::Axis axis(const Axis& a) {
+  return {std::get<0>(a), std::get<1>(a), std::get<2>(a), std::get<3>(a), std::get<4>(a)};
+}
+
+// (address, strides of batch, height, width, heads)
+using Tokens = std::pair<Address, std::array<std::int64_t, 4>>;
+inr::Tokens tokens(const Tokens& t) {
+  const auto& s = t.second;
+  return {reinterpret_cast<const void*>(t.first), {s[0], s[1], s[2], s[3]}};
+}
+
+class NeighborhoodAttention {
+ public:
+  NeighborhoodAttention(int type, std::int64_t batch, std::int64_t heads, std::int64_t dim, const Axis& y,
+                        const Axis& x, double scale, const Tokens& query, const Tokens& key, const Tokens& value,
+                        Address bias, int threads)
+      : type_(static_cast<inr::Type>(type)),
+        p_{batch, heads, dim, axis(y), axis(x), scale, tokens(query), tokens(key), tokens(value),
+           reinterpret_cast<const void*>(bias), threads} {}
+
+  void forward(const Tokens& out, Address lse) {
+    check([&] {
+      py::gil_scoped_release released;
+      return inr::neighborhood_attention_forward(type_, p_, tokens(out), reinterpret_cast<void*>(lse));
+    }());
+  }
+
+  void backward(Address lse, const Tokens& grad_out, Address grad_lse, const Tokens& query, const Tokens& key,
+                const Tokens& value, Address bias) {
+    const inr::NeighborhoodAttentionGradients grads{tokens(query), tokens(key), tokens(value),
+                                                    reinterpret_cast<void*>(bias)};
+    check([&] {
+      py::gil_scoped_release released;
+      return inr::neighborhood_attention_backward(type_, p_, reinterpret_cast<const void*>(lse), tokens(grad_out),
+                                                  reinterpret_cast<const void*>(grad_lse), grads);
+    }());
+  }
+
+ private:
+  inr::Type type_;
+  inr::NeighborhoodAttention p_;
+};
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -215,4 +261,13 @@ PYBIND11_MODULE(_C, m) {
       .def("forward", &UnmaskAttention::forward, py::kw_only(), py::arg("out"), py::arg("softmax"))
       .def("backward", &UnmaskAttention::backward, py::kw_only(), py::arg("out"), py::arg("softmax"),
            py::arg("grad_out"), py::arg("grad_feat"));
+  py::class_<NeighborhoodAttention>(m, "NeighborhoodAttention")
+      .def(py::init<int, std::int64_t, std::int64_t, std::int64_t, Axis, Axis, double, Tokens, Tokens, Tokens, Address,
+                    int>(),
+           py::kw_only(), py::arg("type"), py::arg("batch"), py::arg("heads"), py::arg("dim"), py::arg("y"),
+           py::arg("x"), py::arg("scale"), py::arg("query"), py::arg("key"), py::arg("value"), py::arg("bias"),
+           py::arg("threads"))
+      .def("forward", &NeighborhoodAttention::forward, py::kw_only(), py::arg("out"), py::arg("lse"))
+      .def("backward", &NeighborhoodAttention::backward, py::kw_only(), py::arg("lse"), py::arg("grad_out"),
+           py::arg("grad_lse"), py::arg("query"), py::arg("key"), py::arg("value"), py::arg("bias"));
 }

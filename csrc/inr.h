@@ -105,6 +105,40 @@ Status unmask_attention_forward(Type, const UnmaskAttention&, void* out, void* s
 Status unmask_attention_backward(Type, const UnmaskAttention&, const void* out, const void* softmax,
                                  const void* grad_out, void* grad_feat);
 
+// One axis of a neighborhood: NATTEN's window rule. kernel * dilation <= length, stride <= kernel.
+struct Axis {
+  std::int64_t length, kernel, dilation, stride;
+  bool causal;
+};
+
+// [batch, height, width, heads, dim] with strides in elements of all but the last, whose elements are adjacent.
+struct Tokens {
+  const void* data;
+  std::int64_t strides[4];
+};
+
+// Every pixel attends to a window of pixels around it (inr_kernels/neighborhood_attention).
+struct NeighborhoodAttention {
+  std::int64_t batch, heads, dim;
+  Axis y, x;
+  double scale;
+  Tokens query, key, value;
+  const void* bias;  // [heads, 2 y.kernel - 1, 2 x.kernel - 1], float32 (float64: float64), or nullptr
+  int threads;
+};
+
+// A null pointer is not computed.
+struct NeighborhoodAttentionGradients {
+  Tokens query, key, value;
+  void* bias;
+};
+
+// out: where to write. lse: [batch, height, width, heads], float32 (float64: float64), or nullptr.
+Status neighborhood_attention_forward(Type, const NeighborhoodAttention&, const Tokens& out, void* lse);
+// grad_lse as lse, nullptr: zeros. Deterministic.
+Status neighborhood_attention_backward(Type, const NeighborhoodAttention&, const void* lse, const Tokens& grad_out,
+                                       const void* grad_lse, const NeighborhoodAttentionGradients&);
+
 // The instruction set that the CPU kernels run on: generic, avx2, avx512 or avx512bf16.
 const char* isa();
 

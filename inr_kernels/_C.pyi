@@ -77,3 +77,36 @@ class UnmaskAttention:
     ) -> None: ...
     def forward(self, *, out: int, softmax: int) -> None: ...
     def backward(self, *, out: int, softmax: int, grad_out: int, grad_feat: int) -> None: ...
+
+_Axis = tuple[int, int, int, int, bool]
+_Tokens = tuple[int, tuple[int, int, int, int]]
+
+class NeighborhoodAttention:
+    def __init__(
+        self,
+        *,
+        type: int,
+        batch: int,
+        heads: int,
+        dim: int,
+        y: _Axis,
+        x: _Axis,
+        scale: float,
+        query: _Tokens,
+        key: _Tokens,
+        value: _Tokens,
+        bias: int,
+        threads: int,
+    ) -> None: ...
+    def forward(self, *, out: _Tokens, lse: int) -> None: ...
+    def backward(
+        self,
+        *,
+        lse: int,
+        grad_out: _Tokens,
+        grad_lse: int,
+        query: _Tokens,
+        key: _Tokens,
+        value: _Tokens,
+        bias: int,
+    ) -> None: ...

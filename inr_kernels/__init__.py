@@ -4,12 +4,14 @@ from ._core.dispatch import backend, explain
 from .elementwise_filter import ElementwiseFilter, elementwise_filter, pixelwise_reconstruct
 from .integrations import accelerate
 from .local_implicit import LocalImplicitDecoder, local_implicit_decode
+from .neighborhood_attention import NeighborhoodAttention2D, neighborhood_attention_2d, neighborhood_attention_2d_packed
 from .unmask_attention import UnmaskAttention, unmask_attention
 
 __version__ = "0.1.0"
 __all__ = [
     "ElementwiseFilter",
     "LocalImplicitDecoder",
+    "NeighborhoodAttention2D",
     "UnmaskAttention",
     "__version__",
     "accelerate",
@@ -17,6 +19,8 @@ __all__ = [
     "elementwise_filter",
     "explain",
     "local_implicit_decode",
+    "neighborhood_attention_2d",
+    "neighborhood_attention_2d_packed",
     "pixelwise_reconstruct",
     "unmask_attention",
 ]

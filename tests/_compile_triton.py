@@ -20,6 +20,7 @@ from triton.runtime.jit import JITFunction
 
 from inr_kernels.elementwise_filter import triton_kernels as filter_kernels
 from inr_kernels.local_implicit import triton_kernels as implicit_kernels
+from inr_kernels.neighborhood_attention import triton_kernels as neighborhood_kernels
 from inr_kernels.unmask_attention import triton_kernels as attention_kernels
 
 BIN = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -121,10 +122,21 @@ def unmask_attention(dtype):
         attention_kernels.backward(torch.empty_like(feat), feat, weight, out, softmax, 0.125, mask_keys)
 
 
+def neighborhood_attention(dtype):
+    """Launches IN²'s attention, packed, with a bias, forward and backward; yields the head's width before it does."""
+    for dim in (32, 128):
+        yield f"dim {dim}"
+        qkv, rpb = torch.empty(1, 64, 64, 3, 8, dim, dtype=dtype), torch.empty(8, 13, 13)
+        form = (7, 7), (1, 2), (1, 1), (False, False), dim**-0.5
+        out, lse = neighborhood_kernels.forward([qkv], rpb, *form)
+        neighborhood_kernels.backward(out, lse, lse, [qkv], rpb, *form, needs=[True, True])
+
+
 OPS = {
     "local_implicit": local_implicit,
     "elementwise_filter": elementwise_filter,
     "unmask_attention": unmask_attention,
+    "neighborhood_attention": neighborhood_attention,
 }
 
 

@@ -20,11 +20,12 @@ SHARED = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10}  # bytes a 
 # state of 256 channels, its successor and the accumulator are 160 of them. Some 40 words spill in each layer,
 # against 512 tensor-core instructions.
 STACK = {("decode", "bfloat16"): 160, ("backpropagate", "bfloat16"): 64}
-MULTIPLIES = {"decode", "backpropagate", "add_products", "attend", "meet"}
+MULTIPLIES = {"decode", "backpropagate", "add_products", "attend", "meet", "differentiate", "gather"}
 KERNELS = {
     "local_implicit": {"decode", "backpropagate", "add_products", "spread", "add_segments"},
     "elementwise_filter": {"filter_pixels", "logsumexp", "kernel_gradient", "image_gradient"},
     "unmask_attention": {"attend", "meet"},
+    "neighborhood_attention": {"attend", "differentiate", "gather", "sum_bias"},
 }
 
 

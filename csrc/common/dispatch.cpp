@@ -17,12 +17,15 @@ struct Build {
   decltype(&elementwise_filter_backward) filter_backward;
   decltype(&unmask_attention_forward) unmask_forward;
   decltype(&unmask_attention_backward) unmask_backward;
+  decltype(&neighborhood_attention_forward) attention_forward;
+  decltype(&neighborhood_attention_backward) attention_backward;
 };
 
 #define INR_BUILD(isa, runs)                                                                    \
   {#isa, bool(runs), isa::local_implicit_forward, isa::local_implicit_backward,                 \
-   isa::elementwise_filter_forward, isa::elementwise_filter_backward,                  \
-   isa::unmask_attention_forward, isa::unmask_attention_backward}
+   isa::elementwise_filter_forward, isa::elementwise_filter_backward,                           \
+   isa::unmask_attention_forward, isa::unmask_attention_backward,                               \
+   isa::neighborhood_attention_forward, isa::neighborhood_attention_backward}
 
 const Build& build() {
   static const Build& chosen = []() -> const Build& {
@@ -78,6 +81,16 @@ Status unmask_attention_forward(Type type, const UnmaskAttention& p, void* out, 
 Status unmask_attention_backward(Type type, const UnmaskAttention& p, const void* out, const void* softmax,
                                  const void* grad_out, void* grad_feat) {
   return build().unmask_backward(type, p, out, softmax, grad_out, grad_feat);
+}
+
+Status neighborhood_attention_forward(Type type, const NeighborhoodAttention& p, const Tokens& out, void* lse) {
+  return build().attention_forward(type, p, out, lse);
+}
+
+Status neighborhood_attention_backward(Type type, const NeighborhoodAttention& p, const void* lse,
+                                       const Tokens& grad_out, const void* grad_lse,
+                                       const NeighborhoodAttentionGradients& grads) {
+  return build().attention_backward(type, p, lse, grad_out, grad_lse, grads);
 }
 
 }  // namespace inr

@@ -9,6 +9,9 @@ namespace inr {
 namespace INR_ISA {
 
 INR_INLINE std::int64_t round_up(std::int64_t n, std::int64_t to) { return (n + to - 1) / to * to; }
+INR_INLINE std::int64_t clamp(std::int64_t v, std::int64_t low, std::int64_t high) {
+  return v < low ? low : v > high ? high : v;
+}
 
 // Zeroed, aligned memory; false before resize and when there is none.
 template <class T>

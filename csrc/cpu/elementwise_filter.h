@@ -16,10 +16,6 @@ namespace inr {
 namespace INR_ISA {
 namespace {
 
-INR_INLINE std::int64_t clamp(std::int64_t v, std::int64_t low, std::int64_t high) {
-  return v < low ? low : v > high ? high : v;
-}
-
 // The pixel that stands at v of n, -1 for a zero.
 INR_INLINE std::int64_t fold(Padding padding, std::int64_t v, std::int64_t n) {
   if (v >= 0 && v < n) return v;

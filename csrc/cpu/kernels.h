@@ -14,6 +14,9 @@
   Status unmask_attention_forward(Type, const UnmaskAttention&, void* out, void* softmax); \
   Status unmask_attention_backward(Type, const UnmaskAttention&, const void* out, const void* softmax, \
                                    const void* grad_out, void* grad_feat);      \
+  Status neighborhood_attention_forward(Type, const NeighborhoodAttention&, const Tokens& out, void* lse); \
+  Status neighborhood_attention_backward(Type, const NeighborhoodAttention&, const void* lse, const Tokens& grad_out, \
+                                         const void* grad_lse, const NeighborhoodAttentionGradients&); \
   }
 
 namespace inr {
