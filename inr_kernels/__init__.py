@@ -2,17 +2,20 @@
 
 from ._core.dispatch import backend, explain
 from .elementwise_filter import ElementwiseFilter, elementwise_filter
+from .fourier_unit import FourierUnit, fourier_unit
 from .integrations import accelerate
 from .local_implicit import LocalImplicitDecoder, local_implicit_decode
 
 __version__ = "0.1.0"
 __all__ = [
     "ElementwiseFilter",
+    "FourierUnit",
     "LocalImplicitDecoder",
     "__version__",
     "accelerate",
     "backend",
     "elementwise_filter",
     "explain",
+    "fourier_unit",
     "local_implicit_decode",
 ]

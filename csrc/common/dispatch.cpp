@@ -14,11 +14,13 @@ struct Build {
   decltype(&local_implicit_backward) backward;
   decltype(&elementwise_filter_forward) filter_forward;
   decltype(&elementwise_filter_backward) filter_backward;
+  decltype(&spectrum_product) product;
+  decltype(&conv3x3) convolve;
 };
 
 #define INR_BUILD(isa, runs)                                                                    \
   {#isa, bool(runs), isa::local_implicit_forward, isa::local_implicit_backward,                 \
-   isa::elementwise_filter_forward, isa::elementwise_filter_backward}
+   isa::elementwise_filter_forward, isa::elementwise_filter_backward, isa::spectrum_product, isa::conv3x3}
 
 const Build& build() {
   static const Build& chosen = []() -> const Build& {
@@ -63,5 +65,9 @@ Status elementwise_filter_backward(Type type, const ElementwiseFilter& p, const 
                                    void* grad_kernel) {
   return build().filter_backward(type, p, grad_out, grad_x, grad_kernel);
 }
+
+Status spectrum_product(Type type, const SpectrumProduct& p, void* out) { return build().product(type, p, out); }
+
+Status conv3x3(Type type, const Conv3x3& p, void* out) { return build().convolve(type, p, out); }
 
 }  // namespace inr

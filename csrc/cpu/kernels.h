@@ -11,6 +11,8 @@
   Status elementwise_filter_forward(Type, const ElementwiseFilter&, void* out); \
   Status elementwise_filter_backward(Type, const ElementwiseFilter&, const void* grad_out, void* grad_x, \
                                      void* grad_kernel);                        \
+  Status spectrum_product(Type, const SpectrumProduct&, void* out);             \
+  Status conv3x3(Type, const Conv3x3&, void* out);                              \
   }
 
 namespace inr {
