@@ -17,7 +17,8 @@ import triton.language as tl
 
 from . import reference
 
-BLOCK = {"BM": 64, "BN": 64, "BK": 32, "num_warps": 4}
+BLOCK = {"BM": 64, "BN": 64, "BK": 32}
+WARPS = {"ieee": 4, "tf32": 8}  # otherwise some chip spills
 LONGEST = 64  # sides up to which the transform is a matrix product
 
 
@@ -37,23 +38,27 @@ def mix(
 
     Row or column i of a matrix stands for part i % 2 of channel i // 2.
     """
-    unit, group = tl.program_id(2).to(tl.int64), tl.program_id(2) % G
-    m, n = tl.program_id(1) * BM + tl.arange(0, BM), tl.program_id(0) * BN + tl.arange(0, BN)
+    unit, group, row = tl.program_id(2).to(tl.int64), tl.program_id(2) % G, tl.program_id(1) * BM
+    i, k, n = tl.arange(0, BM), tl.arange(0, BK), tl.program_id(0) * BN + tl.arange(0, BN)
+    m = row + i
     z += unit * K * N
     weight += group * M * K
     sums = tl.zeros([BM, BN], tl.float32)
     for first in range(0, K, BK):
-        k = first + tl.arange(0, BK)
-        w = tl.load(weight + m[:, None] * K + k[None, :], mask=(m < M)[:, None] & (k < K)[None, :], other=0.0)
-        at = (k.to(tl.int64) // 2 * N * 2 + k % 2)[:, None] + 2 * n[None, :]
-        sums += tl.dot(
-            w, tl.load(z + at, mask=(k < K)[:, None] & (n < N)[None, :], other=0.0), input_precision=PRECISION
+        inside = (first + k) < K
+        w = tl.load(
+            weight + (m * K)[:, None] + (first + k)[None, :], mask=(m < M)[:, None] & inside[None, :], other=0.0
         )
+        at = (k // 2 * N * 2 + k % 2)[:, None] + 2 * n[None, :]
+        values = tl.load(z + at, mask=inside[:, None] & (n < N)[None, :], other=0.0)
+        sums += tl.dot(w, values, input_precision=PRECISION)
+        z += BK * N
     if shift is not None:
         sums += tl.load(shift + group * M + m, mask=m < M, other=0.0)[:, None]
     if RELU:
         sums = tl.where(sums < 0, 0.0, sums)  # hands a NaN on
-    at = unit * M * N + (m.to(tl.int64) // 2 * N * 2 + m % 2)[:, None] + 2 * n[None, :]
+    out += unit * M * N + row.to(tl.int64) * N
+    at = (i // 2 * N * 2 + i % 2)[:, None] + 2 * n[None, :]
     tl.store(out + at, sums, mask=(m < M)[:, None] & (n < N)[None, :])
 
 
@@ -75,8 +80,9 @@ def product(z, weight, shift, relu, groups):
     weight, shift = weight.contiguous(), None if shift is None else shift.contiguous()
     with _on(z.device):
         mix[grid](
-            out, z, weight, shift, groups, rows, weight.shape[1], count, RELU=relu, PRECISION=precision(), **BLOCK
-        )
+            out, z, weight, shift, groups, rows, weight.shape[1], count,
+            RELU=relu, PRECISION=precision(), num_warps=WARPS[precision()], **BLOCK,
+        )  # fmt: skip
     return torch.view_as_complex(out)
 
 
