@@ -69,6 +69,7 @@ def flops(channels, side):
     return unit, layer
 
 
+@pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation for complex")
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def bench_block(measure, smoke, shape, implementation):

@@ -107,6 +107,7 @@ def test_slice(op):
 def test_public_names():
     names = {"LocalImplicitDecoder", "local_implicit_decode", "accelerate", "explain", "backend"}
     names |= {"ElementwiseFilter", "elementwise_filter"}
+    names |= {"FourierUnit", "fourier_unit"}
     assert set(inr_kernels.__all__) == names | {"__version__"}
     assert not [name for name in inr_kernels.__all__ if not hasattr(inr_kernels, name)]
 

@@ -78,7 +78,7 @@ def test_log_names_what_was_replaced(log):
 
 def test_no_decoder(log):
     accelerate(nn.Linear(2, 2))
-    assert log.messages == ["no LIIF decoder in Linear"]
+    assert log.messages == ["no LIIF decoder and no LaMa layer in Linear"]
     for function in (accelerate, restore):
         with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module; got str"):
             function("liif")

@@ -4,15 +4,20 @@ import logging
 
 from torch import nn
 
-from . import liif
+from . import lama, liif
 
 LOG = logging.getLogger("inr_kernels")
+# Whether a module is a project's, what replaces it, and what that does.
+PROJECTS = (
+    (liif.is_decoder, liif.replace, "LIIF's decoding"),
+    (lama.is_layer, lama.replace, "LaMa's Fourier convolution"),
+)
 
 __all__ = ["accelerate", "restore"]
 
 
 def accelerate(model):
-    """Replaces, in place, the decoding of every LIIF decoder inside a model by `local_implicit_decode`.
+    """Replaces, in place, the decoding of every LIIF decoder inside a model, and LaMa's Fourier convolutions.
 
         out = sum_t w_t imnet([unfold3x3(feat)[t]; rel_t; rel_cell])      (`local_implicit_decode` has the details)
 
@@ -34,6 +39,10 @@ def accelerate(model):
     Without gradients, callers that go through a picture in chunks pay for the first layer once. A second
     derivative, torch.func and ONNX export need the original: `restore` first.
 
+    LaMa's FourierUnit, FFC and FFC_BN_ACT are found by their attributes, tried on random weights (outputs, gradients,
+    running statistics) and get the forward of `inr_kernels.models.ffc`, in the same way: the blocks around them keep
+    their class, every layer keeps isinstance, its parameters and its keys.
+
     Args:
         model: any nn.Module; itself or a module inside may be a decoder. To call it again is harmless, and takes
             up flags that were changed on purpose.
@@ -47,19 +56,20 @@ def accelerate(model):
     Example:
         >>> import torch
         >>> from inr_kernels import accelerate
-        >>> model = accelerate(torch.nn.Sequential(torch.nn.Linear(2, 3)))  # warns: no LIIF decoder in Sequential
+        >>> model = accelerate(torch.nn.Sequential(torch.nn.Linear(2, 3)))  # warns: there is nothing to replace
     """
     found = False
     for name, module in _modules(model):
-        if liif.is_decoder(module):
-            found = True
-            what = type(module).__qualname__ + (f" at {name!r}" if name else "")
-            if reason := liif.replace(module):
-                LOG.warning("%s left alone: %s", what, reason)
-            else:
-                LOG.info("%s replaced: LIIF's decoding, fused", what)
+        for known, replace, does in PROJECTS:
+            if known(module):
+                found = True
+                what = type(module).__qualname__ + (f" at {name!r}" if name else "")
+                if reason := replace(module):
+                    LOG.warning("%s left alone: %s", what, reason)
+                else:
+                    LOG.info("%s replaced: %s, fused", what, does)
     if not found:
-        LOG.warning("no LIIF decoder in %s", type(model).__qualname__)
+        LOG.warning("no LIIF decoder and no LaMa layer in %s", type(model).__qualname__)
     return model
 
 
@@ -77,6 +87,7 @@ def restore(model):
     """
     for _, module in _modules(model):
         liif.restore(module)
+        lama.restore(module)
     return model
 
 
