@@ -11,7 +11,8 @@ from torch import nn
 
 import inr_kernels
 from inr_kernels import fourier_unit
-from inr_kernels.fourier_unit import FFC_BN_ACT, conv3x3, triton_kernels
+from inr_kernels.fourier_unit import FFC_BN_ACT, conv3x3
+from inr_kernels.fourier_unit.op import by_products
 
 BACKENDS = ["reference", "cpu", "triton"]
 KERNELS = ["cpu", "triton"]
@@ -117,7 +118,7 @@ def test_shapes(name, training):
 @pytest.mark.parametrize("name", ["many channels", "groups", "one row"])
 def test_shapes_in_triton(monkeypatch, name, longest):
     """Small maps are transformed by matrix products, larger ones by FFTs."""
-    monkeypatch.setattr(triton_kernels, "LONGEST", longest)
+    monkeypatch.setattr(by_products, "LONGEST", longest)
     assert_as_accurate(Case(**SHAPES[name], training=True), torch.float32, "triton")
 
 

@@ -1,25 +1,18 @@
 """The Triton backend of fourier_unit: its kernel, launches, block sizes. Proven in Triton's interpreter and compiled
 ahead of time (tests/test_compile_only.py); not run on a GPU.
 
-One kernel multiplies the parts of a spectrum by a real matrix, adds and takes the ReLU, where they lie. With the
-channels as rows it is the unit's convolution; with the rows of one channel's map as "channels", and cosines and sines
-as the matrix, it is a discrete Fourier transform of the columns. So small maps, where a transform as a matrix product
-is a launch or two and any size is as good as a power of two, go without an FFT: rows by torch's product, columns by
-this. Larger ones take torch's FFT in float32.
+One kernel multiplies the parts of a spectrum by a real matrix, adds and takes the ReLU, where they lie. It is the
+unit's convolution, and the transform of a small map's columns (op/by_products.py).
 """
 
 import contextlib
-import functools
 
 import torch
 import triton
 import triton.language as tl
 
-from . import reference
-
 BLOCK = {"BM": 64, "BN": 64, "BK": 32}
 WARPS = {"ieee": 4, "tf32": 8}  # otherwise some chip spills
-LONGEST = 64  # sides up to which the transform is a matrix product
 
 
 def why_not(facts) -> str:
@@ -84,39 +77,3 @@ def product(z, weight, shift, relu, groups):
             RELU=relu, PRECISION=precision(), num_warps=WARPS[precision()], **BLOCK,
         )  # fmt: skip
     return torch.view_as_complex(out)
-
-
-@functools.lru_cache(maxsize=32)
-def _factors(height, width, device):
-    """Of both directions: the rows' matrices [W, 2 W'] and [2 W', W], the columns' [2 H, 2 H] and their inverse."""
-    like = torch.zeros((), dtype=torch.float64, device=device)
-    cos, sin = reference.dft_factors(width, width // 2 + 1, like)
-    times = torch.full((width // 2 + 1,), 2.0, dtype=torch.float64, device=device)
-    times[0] = 1
-    if width % 2 == 0:
-        times[-1] = 1
-    rows = torch.stack((cos, -sin), 2).flatten(1)
-    rows_back = (torch.stack((cos, -sin), 2) * times[:, None]).flatten(1).T
-    cos, sin = reference.dft_factors(height, height, like)
-    columns = torch.stack((torch.stack((cos, sin), 2), torch.stack((-sin, cos), 2)), 1).flatten(2).flatten(0, 1)
-    return tuple(t.float().contiguous() for t in (rows, rows_back, columns, columns.T))
-
-
-def transform(x, norm):
-    """x [B, C, H, W] float32 -> its half spectrum [B, C, H, W // 2 + 1], complex."""
-    height, width = x.shape[2:]
-    if max(height, width) > LONGEST:
-        return torch.fft.rfftn(x, dim=(-2, -1), norm=norm)
-    rows, _, columns, _ = _factors(height, width, x.device)
-    z = torch.view_as_complex((x @ (rows * reference.norm_factor(height * width, norm, False))).unflatten(3, (-1, 2)))
-    return product(z.flatten(0, 1).unsqueeze(2), columns, None, False, 1).view(z.shape)
-
-
-def inverse(z, size, norm):
-    """The image [B, C, H, W] of a half spectrum that need not be Hermitian, as numpy's irfft2."""
-    height, width = size
-    if max(height, width) > LONGEST:
-        return reference.inverse(z, size, norm)
-    _, rows, _, columns = _factors(height, width, z.device)
-    z = product(z.flatten(0, 1).unsqueeze(2), columns, None, False, 1).view(z.shape)
-    return torch.view_as_real(z).flatten(3) @ (rows * reference.norm_factor(height * width, norm, True))

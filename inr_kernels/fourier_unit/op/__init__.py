@@ -14,7 +14,7 @@ from inr_kernels._core import backends, dispatch, native
 from inr_kernels._core.registration import LIBRARY, define, forbid_second_derivative
 
 from .. import reference
-from . import by_steps
+from . import by_products, by_steps
 from .conv3x3 import conv3x3, is_for_native
 
 __all__ = ["conv3x3", "fourier_unit", "is_for_native", "why_not_cpu", "why_not_triton"]
@@ -57,8 +57,9 @@ def _by_cpu():
 
 
 def _by_triton():
-    kernels = _triton_kernels()
-    return by_steps.Backend(kernels.transform, kernels.product, kernels.inverse)
+    product = _triton_kernels().product
+    transform, inverse = (functools.partial(f, product) for f in (by_products.transform, by_products.inverse))
+    return by_steps.Backend(transform, product, inverse)
 
 
 _STEPS = {"cpu": _by_cpu, "triton": _by_triton}
