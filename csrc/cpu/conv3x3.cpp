@@ -61,8 +61,8 @@ class Winograd {
   }
 
   bool prepare() {
-    for (RowPanels<T>& w : weight_)
-      if (!w.resize(p_.outputs, channels_)) return false;
+    for (int point = 0; point < points; ++point)
+      if (!weight_[point].resize(p_.outputs, channels_, point * lanes<T>)) return false;
     return true;
   }
   // The kernels of outputs [i, i + block_rows) to the 16 points.
@@ -85,10 +85,10 @@ class Winograd {
 
   std::int64_t tasks() const { return p_.batch * row_tasks_ * column_tasks_; }
   std::int64_t stage_size() const { return (2 * rows_ + 2) * line_; }
-  std::int64_t inputs_size() const { return points * channels_ * tiles_; }
-  std::int64_t products_size() const { return points * round_up(p_.outputs, block_rows) * tiles_; }
+  std::int64_t inputs_size() const { return points * apart(channels_ * tiles_); }
+  std::int64_t products_size() const { return points * apart(round_up(p_.outputs, block_rows) * tiles_); }
 
-  // stage: [2 rows + 2][line]; inputs: [16][channels][tiles]; products: [16][outputs][tiles]
+  // stage: [2 rows + 2][line]; inputs: [16][channels][tiles]; products: [16][outputs][tiles]; points lie apart()
   void run(std::int64_t task, T* stage, T* inputs, T* products, T* out) const {
     const std::int64_t image = task / (row_tasks_ * column_tasks_);
     const std::int64_t y = task / column_tasks_ % row_tasks_ * 2 * rows_, x = task % column_tasks_ * 2 * columns_;
@@ -101,12 +101,12 @@ class Winograd {
         for (std::int64_t t = 0; t < columns_; t += lanes<T>)  // what overhangs is overwritten by the next row
           transform(stage + 2 * r * line_ + 2 * t, inputs + c * tiles_ + r * columns_ + t);
     }
-    const std::int64_t padded = round_up(p_.outputs, block_rows), count = rows_ * columns_;
+    const std::int64_t count = rows_ * columns_, step = apart(round_up(p_.outputs, block_rows) * tiles_);
     for (int point = 0; point < points; ++point)
       for (std::int64_t i = 0; i < p_.outputs; i += block_rows)
-        RowPanels<T>::multiply(weight_[point], i, inputs + point * channels_ * tiles_, tiles_, count,
+        RowPanels<T>::multiply(weight_[point], i, inputs + point * apart(channels_ * tiles_), tiles_, count,
                                [&](std::int64_t j, const auto& sums) {
-                                 T* to = products + (point * padded + i) * tiles_ + j;
+                                 T* to = products + point * step + i * tiles_ + j;
 #pragma GCC unroll 12
                                  for (int r = 0; r < block_rows; ++r)
                                    for (int v = 0; v < 2; ++v) store(to + r * tiles_ + v * lanes<T>, sums[r][v]);
@@ -116,11 +116,13 @@ class Winograd {
         const std::int64_t row = y + 2 * r;
         if (row >= p_.height) break;
         for (std::int64_t t = 0; t < columns_ && x + 2 * t < p_.width; t += lanes<T>)
-          finish(image, o, row, x + 2 * t, products + o * tiles_ + r * columns_ + t, padded * tiles_, columns_ - t, out);
+          finish(image, o, row, x + 2 * t, products + o * tiles_ + r * columns_ + t, step, columns_ - t, out);
       }
   }
 
  private:
+  // At least n, so that what lies 1 ... 15 times as far apart falls into different cache sets.
+  static std::int64_t apart(std::int64_t n) { return round_up(n, 64 * lanes<T>) + lanes<T>; }
   std::int64_t filled(std::int64_t rows) const { return round_up(rows * columns_, panel<T>); }
 
   // Where the padding finds the value of v of n; -1: it is zero.
@@ -164,7 +166,7 @@ class Winograd {
     for (int j = 0; j < 4; ++j) {
       transform_inputs(d[0][j], d[1][j], d[2][j], d[3][j]);
 #pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) store(to + (4 * i + j) * channels_ * tiles_, d[i][j]);
+      for (int i = 0; i < 4; ++i) store(to + (4 * i + j) * apart(channels_ * tiles_), d[i][j]);
     }
   }
 

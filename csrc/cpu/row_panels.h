@@ -12,17 +12,19 @@ namespace INR_ISA {
 template <class T>
 class RowPanels {
  public:
-  bool resize(std::int64_t rows, std::int64_t steps) {
-    steps_ = steps;
-    return data_.resize(round_up(rows, block_rows) * steps);
+  // `ahead`: elements left free before the first, so that matrices side by side fall into different cache sets.
+  bool resize(std::int64_t rows, std::int64_t steps, std::int64_t ahead = 0) {
+    steps_ = steps, ahead_ = ahead;
+    return data_.resize(round_up(rows, block_rows) * steps + ahead);
   }
   // The values of rows [i, i + block_rows) at one step; i is a multiple of block_rows.
-  T* block(std::int64_t i, std::int64_t step) const { return data_ + i * steps_ + step * block_rows; }
+  T* block(std::int64_t i, std::int64_t step) const { return data_ + ahead_ + i * steps_ + step * block_rows; }
   // emit(j, sums) for the rows [i, i + block_rows) times b, `cols` columns of rows `b_row` apart, a panel at a time.
-  // Sums of many steps are summed in runs: rounding grows with the run's length, not with the number of steps.
+  // Sums of many steps are summed in runs: rounding grows with a run's length, not with the number of steps.
   template <class Emit>
   INR_INLINE void multiply(const RowPanels& a, std::int64_t i, const T* b, std::int64_t b_row, std::int64_t cols,
                            Emit emit) {
+    constexpr std::int64_t run = 64;
     for (std::int64_t j = 0; j < cols; j += panel<T>) {
       Vec<T> sums[block_rows][2] = {};
       for (std::int64_t k = 0; k < a.steps_; k += run) {
@@ -39,9 +41,8 @@ class RowPanels {
   }
 
  private:
-  static constexpr std::int64_t run = 64;
   Buffer<T> data_;
-  std::int64_t steps_ = 0;
+  std::int64_t steps_ = 0, ahead_ = 0;
 };
 
 template <class V, std::size_t... I>
