@@ -110,7 +110,9 @@ def test_cpp_under_address_and_undefined_behaviour_sanitizers(tmp_path):
     """The numeric tests once more, through a build with ASan and UBSan that stops at the first finding."""
     environment = build_with_sanitizers(tmp_path)
     chosen = "shapes_and_scales or layouts or wanted or foreign_memory or not_finite or gradcheck or heap"
-    files = [ROOT / "tests" / name for name in ("test_local_implicit.py", "test_local_implicit_contract.py")]
+    chosen += " or winograd or halves_of or test_shapes"
+    names = "test_local_implicit.py", "test_local_implicit_contract.py", "test_fourier_unit.py"
+    files = [ROOT / "tests" / name for name in names]
     run = [Path(sys.executable).parent / "pytest", "-q", "-x", "-o", "pythonpath=", "-k", chosen, *files]
     for isa in ("generic", "avx512"):
         done = subprocess.run(
