@@ -19,6 +19,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from inr_kernels.elementwise_filter import triton_kernels as filter_kernels
+from inr_kernels.fourier_unit import triton_kernels as fourier_kernels
 from inr_kernels.local_implicit import triton_kernels as implicit_kernels
 from inr_kernels.neighborhood_attention import triton_kernels as neighborhood_kernels
 from inr_kernels.unmask_attention import triton_kernels as attention_kernels
@@ -132,11 +133,24 @@ def neighborhood_attention(dtype):
         neighborhood_kernels.backward(out, lse, lse, [qkv], rpb, *form, needs=[True, True])
 
 
+def fourier_unit(dtype):
+    """Launches the product on the spectrum, Big-LaMa's at 512 x 512, and its columns' DFT; yields the precision before.
+
+    The spectrum is float32 always: dtype bfloat16 stands for TF32, on the tensor cores.
+    """
+    torch.set_float32_matmul_precision("highest" if dtype == torch.float32 else "high")
+    yield "ieee" if dtype == torch.float32 else "tf32"
+    spectrum, weight = torch.empty(1, 192, 64, 33, dtype=torch.complex64), torch.empty(384, 384)
+    fourier_kernels.product(spectrum, weight, torch.empty(384), True, 1)
+    fourier_kernels.product(spectrum.view(192, 64, 1, 33), torch.empty(128, 128), None, False, 1)
+
+
 OPS = {
     "local_implicit": local_implicit,
     "elementwise_filter": elementwise_filter,
     "unmask_attention": unmask_attention,
     "neighborhood_attention": neighborhood_attention,
+    "fourier_unit": fourier_unit,
 }
 
 

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CHOSEN = {
     "local_implicit": "shapes_and_scales or layouts or wanted or foreign_memory or not_finite or gradcheck or heap",
     "elementwise_filter": "test_shapes or gradcheck or wanted or foreign_memory or extreme or nan_stays or empty",
+    "fourier_unit": "winograd or halves_of or test_shapes",
     "unmask_attention": "test_shapes or gradcheck or foreign_memory or large_scores or nan_and or empty or strides",
 }
 

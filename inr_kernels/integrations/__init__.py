@@ -2,10 +2,10 @@
 
 from torch import nn
 
-from . import fac, kernel_conv, liif, raft, replacing
+from . import fac, kernel_conv, lama, liif, raft, replacing
 from .replacing import LOG
 
-ADAPTERS = (liif, kernel_conv, fac, raft)
+ADAPTERS = (liif, kernel_conv, fac, raft, lama)
 
 __all__ = ["accelerate", "restore"]
 
@@ -37,6 +37,10 @@ def accelerate(model):
     coordinates are computed in float32 where the original rounds them to half precision, and without gradients,
     callers that go through a picture in chunks pay for the first layer once. A second derivative, torch.func and
     ONNX export need the original: `restore` first.
+
+    LaMa's FourierUnit, FFC and FFC_BN_ACT are found by their attributes, tried on random weights (outputs, gradients,
+    running statistics) and get the forward of `inr_kernels.models.ffc`, in the same way: the blocks around them keep
+    their class, every layer keeps isinstance, its parameters and its keys.
 
     Args:
         model: any nn.Module; itself or modules inside may be replaced. To call it again is harmless, and takes up
@@ -82,6 +86,7 @@ def restore(model):
     """
     for _, module in _modules(model):
         replacing.restore(module)
+        lama.restore(module)
     return model
 
 
