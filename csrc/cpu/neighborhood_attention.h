@@ -42,7 +42,7 @@ struct Window {
 };
 
 // NATTEN's rule: the keys that the query at position i of its class of n sees.
-INR_INLINE Window window(const Axis& a, std::int64_t i, std::int64_t n) {
+inline Window window(const Axis& a, std::int64_t i, std::int64_t n) {
   const std::int64_t group = i / a.stride * a.stride;
   if (a.causal) {
     const std::int64_t lead = clamp(group + a.stride - 1, 0, n - 1);
@@ -54,7 +54,7 @@ INR_INLINE Window window(const Axis& a, std::int64_t i, std::int64_t n) {
 }
 
 // Its inverse: the queries that see the key at position i. Windows hold their query, and neither end ever moves back.
-INR_INLINE Window viewers(const Axis& a, std::int64_t i, std::int64_t n) {
+inline Window viewers(const Axis& a, std::int64_t i, std::int64_t n) {
   Window w{i, i + 1};
   while (w.begin > 0 && window(a, w.begin - 1, n).end > i) --w.begin;
   while (w.end < n && window(a, w.end, n).begin <= i) ++w.end;
