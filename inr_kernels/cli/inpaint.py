@@ -34,7 +34,7 @@ def add_arguments(parser):
     names = ", ".join(NETWORKS)
     parser.add_argument("--model", default="dear", help=f"{names} or a checkpoint (.safetensors); default: dear")
     parser.add_argument(
-        "--tile", type=tile, default="64", metavar="PIXELS", help="side of a tile, 0: all at once; default: 64"
+        "--tile", type=tile, default="32", metavar="PIXELS", help="side of a tile, 0: all at once; default: 32"
     )
     pictures.add_machine(parser, megapixels=25)
 
