@@ -224,6 +224,31 @@ class NeighborhoodAttention {
   inr::NeighborhoodAttention p_;
 };
 
+void spectrum_product(int type, std::array<std::int64_t, 5> size, Address x, Address weight, Address shift, bool relu,
+                      Address out, int threads) {
+  const inr::SpectrumProduct p{size[0], size[1], size[2], size[3], size[4], reinterpret_cast<const void*>(x),
+                               reinterpret_cast<const void*>(weight), reinterpret_cast<const void*>(shift), relu,
+                               threads};
+  check([&] {
+    py::gil_scoped_release released;
+    return inr::spectrum_product(static_cast<inr::Type>(type), p, reinterpret_cast<void*>(out));
+  }());
+}
+
+// x: (address, channels, batch stride) of both inputs.
+void conv3x3(int type, std::array<std::int64_t, 3> size, std::array<std::array<std::int64_t, 3>, 2> x,
+             std::int64_t outputs, int padding, Address weight, Address bias, Address add, bool relu, Address out,
+             int threads) {
+  const inr::Conv3x3 p{size[0], size[1], size[2], {x[0][1], x[1][1]}, outputs, static_cast<inr::Padding>(padding),
+                       {reinterpret_cast<const void*>(x[0][0]), reinterpret_cast<const void*>(x[1][0])},
+                       {x[0][2], x[1][2]}, reinterpret_cast<const void*>(weight), reinterpret_cast<const void*>(bias),
+                       reinterpret_cast<const void*>(add), relu, threads};
+  check([&] {
+    py::gil_scoped_release released;
+    return inr::conv3x3(static_cast<inr::Type>(type), p, reinterpret_cast<void*>(out));
+  }());
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -270,4 +295,9 @@ PYBIND11_MODULE(_C, m) {
       .def("forward", &NeighborhoodAttention::forward, py::kw_only(), py::arg("out"), py::arg("lse"))
       .def("backward", &NeighborhoodAttention::backward, py::kw_only(), py::arg("lse"), py::arg("grad_out"),
            py::arg("grad_lse"), py::arg("query"), py::arg("key"), py::arg("value"), py::arg("bias"));
+  m.def("spectrum_product", &spectrum_product, py::kw_only(), py::arg("type"), py::arg("size"), py::arg("x"),
+        py::arg("weight"), py::arg("shift"), py::arg("relu"), py::arg("out"), py::arg("threads"));
+  m.def("conv3x3", &conv3x3, py::kw_only(), py::arg("type"), py::arg("size"), py::arg("x"), py::arg("outputs"),
+        py::arg("padding"), py::arg("weight"), py::arg("bias"), py::arg("add"), py::arg("relu"), py::arg("out"),
+        py::arg("threads"));
 }

@@ -137,6 +137,41 @@ Status neighborhood_attention_forward(Type, const NeighborhoodAttention&, const 
 Status neighborhood_attention_backward(Type, const NeighborhoodAttention&, const void* lse, const Tokens& grad_out,
                                        const void* grad_lse, const NeighborhoodAttentionGradients&);
 
+// The product of a real matrix with a complex spectrum whose real and imaginary parts are channels of their own
+// (inr_kernels/fourier_unit): out = W x + shift, or its ReLU.
+struct SpectrumProduct {
+  std::int64_t batch, groups;
+  std::int64_t inputs, outputs;  // complex channels of a group
+  std::int64_t positions;
+  const void* x;                 // [batch, groups * inputs, positions], complex
+  const void* weight;            // [groups, 2 * outputs, 2 * inputs], real
+  const void* shift;             // [groups * 2 * outputs] or nullptr
+  bool relu;
+  int threads;
+};
+
+// out: [batch, groups * outputs, positions], complex; float32 and float64 alone.
+Status spectrum_product(Type, const SpectrumProduct&, void* out);
+
+// A convolution with kernels 3 x 3 of one tensor, or of two whose channels follow each other; out = conv + bias + add,
+// or its ReLU.
+struct Conv3x3 {
+  std::int64_t batch, height, width;
+  std::int64_t channels[2];      // of the inputs; the second may have none
+  std::int64_t outputs;
+  Padding padding;               // zeros, or reflect: 1 < height, width
+  const void* x[2];              // [batch, channels, height, width] each
+  std::int64_t batch_stride[2];  // in elements; within an image they are contiguous
+  const void* weight;            // [outputs, channels[0] + channels[1], 3, 3]
+  const void* bias;              // [outputs] or nullptr
+  const void* add;               // as out, or nullptr
+  bool relu;
+  int threads;
+};
+
+// out: [batch, outputs, height, width]; float32 and float64 alone.
+Status conv3x3(Type, const Conv3x3&, void* out);
+
 // The instruction set that the CPU kernels run on: generic, avx2, avx512 or avx512bf16.
 const char* isa();
 

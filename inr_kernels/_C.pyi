@@ -110,3 +110,29 @@ class NeighborhoodAttention:
         value: _Tokens,
         bias: int,
     ) -> None: ...
+
+def spectrum_product(
+    *,
+    type: int,
+    size: tuple[int, int, int, int, int],
+    x: int,
+    weight: int,
+    shift: int,
+    relu: bool,
+    out: int,
+    threads: int,
+) -> None: ...
+def conv3x3(
+    *,
+    type: int,
+    size: tuple[int, int, int],
+    x: tuple[tuple[int, int, int], tuple[int, int, int]],
+    outputs: int,
+    padding: int,
+    weight: int,
+    bias: int,
+    add: int,
+    relu: bool,
+    out: int,
+    threads: int,
+) -> None: ...

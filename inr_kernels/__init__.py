@@ -2,6 +2,7 @@
 
 from ._core.dispatch import backend, explain
 from .elementwise_filter import ElementwiseFilter, elementwise_filter
+from .fourier_unit import FourierUnit, fourier_unit
 from .integrations import accelerate
 from .local_implicit import LocalImplicitDecoder, local_implicit_decode
 from .neighborhood_attention import NeighborhoodAttention2D, neighborhood_attention_2d, neighborhood_attention_2d_packed
@@ -10,6 +11,7 @@ from .unmask_attention import UnmaskAttention, unmask_attention
 __version__ = "0.1.0"
 __all__ = [
     "ElementwiseFilter",
+    "FourierUnit",
     "LocalImplicitDecoder",
     "NeighborhoodAttention2D",
     "UnmaskAttention",
@@ -18,6 +20,7 @@ __all__ = [
     "backend",
     "elementwise_filter",
     "explain",
+    "fourier_unit",
     "local_implicit_decode",
     "neighborhood_attention_2d",
     "neighborhood_attention_2d_packed",

@@ -18,13 +18,16 @@ struct Build {
   decltype(&unmask_attention_backward) unmask_backward;
   decltype(&neighborhood_attention_forward) attention_forward;
   decltype(&neighborhood_attention_backward) attention_backward;
+  decltype(&spectrum_product) product;
+  decltype(&conv3x3) convolve;
 };
 
 #define INR_BUILD(isa, runs)                                                                    \
   {#isa, bool(runs), isa::local_implicit_forward, isa::local_implicit_backward,                 \
    isa::elementwise_filter_forward, isa::elementwise_filter_backward,                           \
    isa::unmask_attention_forward, isa::unmask_attention_backward,                               \
-   isa::neighborhood_attention_forward, isa::neighborhood_attention_backward}
+   isa::neighborhood_attention_forward, isa::neighborhood_attention_backward,                   \
+   isa::spectrum_product, isa::conv3x3}
 
 const Build& build() {
   static const Build& chosen = []() -> const Build& {
@@ -88,5 +91,9 @@ Status neighborhood_attention_backward(Type type, const NeighborhoodAttention& p
                                        const NeighborhoodAttentionGradients& grads) {
   return build().attention_backward(type, p, lse, grad_out, grad_lse, grads);
 }
+
+Status spectrum_product(Type type, const SpectrumProduct& p, void* out) { return build().product(type, p, out); }
+
+Status conv3x3(Type type, const Conv3x3& p, void* out) { return build().convolve(type, p, out); }
 
 }  // namespace inr

@@ -17,6 +17,8 @@
   Status neighborhood_attention_forward(Type, const NeighborhoodAttention&, const Tokens& out, void* lse); \
   Status neighborhood_attention_backward(Type, const NeighborhoodAttention&, const void* lse, const Tokens& grad_out, \
                                          const void* grad_lse, const NeighborhoodAttentionGradients&); \
+  Status spectrum_product(Type, const SpectrumProduct&, void* out);             \
+  Status conv3x3(Type, const Conv3x3&, void* out);                              \
   }
 
 namespace inr {

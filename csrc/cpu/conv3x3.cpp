@@ -1,0 +1,220 @@
+// A 3 x 3 convolution by Winograd's F(2 x 2, 3 x 3): 16 products of a matrix give 4 outputs that take 36 directly.
+//
+//   tile of outputs = A^T [ (G g G^T) * (B^T d B) ] A,   d: 4 x 4 inputs, g: the kernel, * summed over channels
+//
+//   B^T = 1  0 -1  0      G = 1    0    0       A^T = 1  1  1  0
+//         0  1  1  0          1/2  1/2  1/2           0  1 -1 -1
+//         0 -1  1  0          1/2 -1/2  1/2
+//         0  1  0 -1          0    0    1
+//
+// A task is some rows of tiles. Its inputs are transformed channel by channel, a vector across tiles; then each of the
+// 16 points is a product of [outputs, channels] with [channels, tiles] in the register micro-kernel.
+#include <atomic>
+
+#include "../common/threads.h"
+#include "kernels.h"
+#include "row_panels.h"
+
+namespace inr {
+namespace INR_ISA {
+namespace {
+
+constexpr int points = 16;
+constexpr std::int64_t longest = 64;  // tiles of a task, about: its transformed inputs stay near the core
+
+INR_INLINE std::int64_t divide_up(std::int64_t n, std::int64_t by) { return (n + by - 1) / by; }
+
+// (v0, v1, v2, v3) -> B^T v
+template <class V>
+INR_INLINE void transform_inputs(V& v0, V& v1, V& v2, V& v3) {
+  const V a = v0 - v2, b = v1 + v2, c = v2 - v1, d = v1 - v3;
+  v0 = a, v1 = b, v2 = c, v3 = d;
+}
+
+template <class T>
+class Winograd {
+ public:
+  explicit Winograd(const Conv3x3& p) : p_(p), channels_(p.channels[0] + p.channels[1]) {
+    const std::int64_t high = divide_up(p.height, 2), wide = divide_up(p.width, 2);
+    columns_ = divide_up(wide, divide_up(wide, longest));
+    column_tasks_ = divide_up(wide, columns_);
+    // Rows of tiles whose number of tiles fills whole panels best.
+    rows_ = 1;
+    for (std::int64_t r = 2; r * columns_ <= longest && r <= high; ++r)
+      if (r * columns_ * filled(rows_) >= rows_ * columns_ * filled(r)) rows_ = r;
+    row_tasks_ = divide_up(high, rows_);
+    tiles_ = filled(rows_) + lanes<T>;  // consecutive rows fall into different cache sets; a last vector may overhang
+    line_ = round_up(2 * columns_, 2 * lanes<T>) + 2 + 2 * lanes<T>;
+  }
+
+  bool prepare() {
+    for (RowPanels<T>& w : weight_)
+      if (!w.resize(p_.outputs, channels_)) return false;
+    return true;
+  }
+  // The kernels of outputs [i, i + block_rows) to the 16 points.
+  void transform_weights(std::int64_t i) {
+    for (std::int64_t o = i; o < p_.outputs && o < i + block_rows; ++o) {
+      const T* g = static_cast<const T*>(p_.weight) + o * channels_ * 9;
+      for (std::int64_t c = 0; c < channels_; ++c, g += 9) {
+        T rows[4][3], all[4][4];
+        for (int j = 0; j < 3; ++j) {
+          const T sum = (g[j] + g[6 + j]) / 2, middle = g[3 + j] / 2;
+          rows[0][j] = g[j], rows[1][j] = sum + middle, rows[2][j] = sum - middle, rows[3][j] = g[6 + j];
+        }
+        for (int k = 0; k < 4; ++k) {
+          const T sum = (rows[k][0] + rows[k][2]) / 2, middle = rows[k][1] / 2;
+          all[k][0] = rows[k][0], all[k][1] = sum + middle, all[k][2] = sum - middle, all[k][3] = rows[k][2];
+        }
+        for (int point = 0; point < points; ++point) weight_[point].at(o, c) = all[point / 4][point % 4];
+      }
+    }
+  }
+
+  std::int64_t tasks() const { return p_.batch * row_tasks_ * column_tasks_; }
+  std::int64_t stage_size() const { return (2 * rows_ + 2) * line_; }
+  std::int64_t inputs_size() const { return points * channels_ * tiles_; }
+  std::int64_t products_size() const { return points * round_up(p_.outputs, block_rows) * tiles_; }
+
+  // stage: [2 rows + 2][line]; inputs: [16][channels][tiles]; products: [16][outputs][tiles]
+  void run(std::int64_t task, T* stage, T* inputs, T* products, T* out) const {
+    const std::int64_t image = task / (row_tasks_ * column_tasks_);
+    const std::int64_t y = task / column_tasks_ % row_tasks_ * 2 * rows_, x = task % column_tasks_ * 2 * columns_;
+    for (std::int64_t c = 0; c < channels_; ++c) {
+      const int part = c >= p_.channels[0];
+      const std::int64_t channel = part ? c - p_.channels[0] : c;
+      load_rows(static_cast<const T*>(p_.x[part]) + image * p_.batch_stride[part] + channel * p_.height * p_.width, y, x,
+                stage);
+      for (std::int64_t r = 0; r < rows_; ++r)
+        for (std::int64_t t = 0; t < columns_; t += lanes<T>)  // what overhangs is overwritten by the next row
+          transform(stage + 2 * r * line_ + 2 * t, inputs + c * tiles_ + r * columns_ + t);
+    }
+    const std::int64_t padded = round_up(p_.outputs, block_rows), count = rows_ * columns_;
+    for (int point = 0; point < points; ++point)
+      for (std::int64_t i = 0; i < p_.outputs; i += block_rows)
+        RowPanels<T>::multiply(weight_[point], i, inputs + point * channels_ * tiles_, tiles_, count,
+                               [&](std::int64_t j, const auto& sums) {
+                                 T* to = products + (point * padded + i) * tiles_ + j;
+#pragma GCC unroll 12
+                                 for (int r = 0; r < block_rows; ++r)
+                                   for (int v = 0; v < 2; ++v) store(to + r * tiles_ + v * lanes<T>, sums[r][v]);
+                               });
+    for (std::int64_t o = 0; o < p_.outputs; ++o)
+      for (std::int64_t r = 0; r < rows_; ++r) {
+        const std::int64_t row = y + 2 * r;
+        if (row >= p_.height) break;
+        for (std::int64_t t = 0; t < columns_ && x + 2 * t < p_.width; t += lanes<T>)
+          finish(image, o, row, x + 2 * t, products + o * tiles_ + r * columns_ + t, padded * tiles_, columns_ - t, out);
+      }
+  }
+
+ private:
+  std::int64_t filled(std::int64_t rows) const { return round_up(rows * columns_, panel<T>); }
+
+  // Where the padding finds the value of v of n; -1: it is zero.
+  std::int64_t fold(std::int64_t v, std::int64_t n) const {
+    if (v >= 0 && v < n) return v;
+    if (p_.padding == Padding::zeros || v > n) return -1;  // beyond n nothing is read that counts
+    return v < 0 ? -v : 2 * (n - 1) - v;
+  }
+
+  // The padded plane's rows from y - 1 and columns from x - 1 on.
+  void load_rows(const T* plane, std::int64_t y, std::int64_t x, T* stage) const {
+    const std::int64_t wide = 2 * columns_ + 2, left = x == 0;
+    const std::int64_t inside = p_.width - x + 1 < wide ? p_.width - x + 1 : wide;
+    for (std::int64_t i = 0; i < 2 * rows_ + 2; ++i, stage += line_) {
+      const std::int64_t row = fold(y + i - 1, p_.height);
+      if (row < 0) {
+        std::memset(static_cast<void*>(stage), 0, std::size_t(wide) * sizeof(T));
+        continue;
+      }
+      const T* from = plane + row * p_.width;
+      std::memcpy(stage + left, from + x - 1 + left, std::size_t(inside - left) * sizeof(T));
+      const auto pad = [&](std::int64_t j) {
+        const std::int64_t col = fold(x + j - 1, p_.width);
+        stage[j] = col < 0 ? T(0) : from[col];
+      };
+      if (left) pad(0);
+      for (std::int64_t j = inside; j < wide; ++j) pad(j);
+    }
+  }
+
+  // A vector of tiles: 4 rows of the stage -> 16 points
+  void transform(const T* stage, T* to) const {
+    Vec<T> d[4][4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      load_pairs(stage + i * line_, d[i][0], d[i][1]);
+      load_pairs(stage + i * line_ + 2, d[i][2], d[i][3]);
+      transform_inputs(d[i][0], d[i][1], d[i][2], d[i][3]);
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      transform_inputs(d[0][j], d[1][j], d[2][j], d[3][j]);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) store(to + (4 * i + j) * channels_ * tiles_, d[i][j]);
+    }
+  }
+
+  // A vector of tiles: 16 points -> 2 rows of the output
+  void finish(std::int64_t image, std::int64_t o, std::int64_t y, std::int64_t x, const T* from, std::int64_t step,
+              std::int64_t tiles, T* out) const {
+    const T bias = p_.bias ? static_cast<const T*>(p_.bias)[o] : T(0);
+    Vec<T> m[2][4];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      const Vec<T> a = load(from + j * step), b = load(from + (4 + j) * step), c = load(from + (8 + j) * step);
+      m[0][j] = a + b + c;
+      m[1][j] = b - c - load(from + (12 + j) * step);
+    }
+    const std::int64_t left = p_.width - x, whole = 2 * (tiles < lanes<T> ? tiles : lanes<T>);
+    const std::int64_t count = left < whole ? left : whole, at = ((image * p_.outputs + o) * p_.height + y) * p_.width + x;
+    for (int i = 0; i < 2 && y + i < p_.height; ++i) {
+      T row[2 * lanes<T>];
+      store_pairs(row, m[i][0] + m[i][1] + m[i][2] + bias, m[i][1] - m[i][2] - m[i][3] + bias);
+      const T* add = p_.add ? static_cast<const T*>(p_.add) + at + i * p_.width : nullptr;
+      T* to = out + at + i * p_.width;
+      for (std::int64_t j = 0; j < count; ++j) {
+        const T v = add ? row[j] + add[j] : row[j];
+        to[j] = p_.relu && v < 0 ? T(0) : v;
+      }
+    }
+  }
+
+  const Conv3x3& p_;
+  std::int64_t channels_, columns_, column_tasks_, rows_, row_tasks_, tiles_, line_;
+  RowPanels<T> weight_[points];
+};
+
+template <class T>
+Status convolve(const Conv3x3& p, T* out) {
+  Winograd<T> winograd(p);
+  if (!winograd.prepare()) return Status::out_of_memory;
+  const double flops = 8.0 * double((p.channels[0] + p.channels[1]) * p.outputs) * double(p.batch * p.height * p.width);
+  const int threads = flops / 2e7 + 1 < p.threads ? int(flops / 2e7 + 1) : p.threads;
+  std::atomic<std::int64_t> next{0}, next_weights{0};
+  std::atomic<Status> status{Status::ok};
+  parallel(threads, [&](int) {
+    for (std::int64_t o; (o = next_weights.fetch_add(block_rows)) < p.outputs;) winograd.transform_weights(o);
+  });
+  parallel(threads, [&](int) {
+    Buffer<T> stage(winograd.stage_size()), inputs(winograd.inputs_size()), products(winograd.products_size());
+    if (!stage || !inputs || !products) status = Status::out_of_memory;
+    for (std::int64_t task; status == Status::ok && (task = next++) < winograd.tasks();)
+      winograd.run(task, stage, inputs, products, out);
+  });
+  return status;
+}
+
+}  // namespace
+
+Status conv3x3(Type type, const Conv3x3& p, void* out) {
+  switch (type) {
+    case Type::float32: return convolve(p, static_cast<float*>(out));
+    case Type::float64: return convolve(p, static_cast<double*>(out));
+    default: return Status::unsupported_type;
+  }
+}
+
+}  // namespace INR_ISA
+}  // namespace inr

@@ -1,0 +1,6 @@
+"""The Fourier unit, and the fast Fourier convolution that LaMa builds around it."""
+
+from .functional import conv3x3, fourier_unit
+from .module import FFC, FFC_BN_ACT, FFCResnetBlock, FourierUnit, SpectralTransform
+
+__all__ = ["FFC", "FFC_BN_ACT", "FFCResnetBlock", "FourierUnit", "SpectralTransform", "conv3x3", "fourier_unit"]

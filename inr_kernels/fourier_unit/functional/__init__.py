@@ -1,0 +1,147 @@
+"""The Fourier unit: the contract, the checks, autocast. conv3x3, the convolution beside it, has a file of its own."""
+
+import torch
+
+from inr_kernels._core import dispatch
+from inr_kernels._core.backends import Facts
+from inr_kernels._core.checks import require, require_tensor, shape
+
+from .. import op, reference
+from .conv3x3 import conv3x3, result_dtype
+
+__all__ = ["conv3x3", "fourier_unit"]
+
+NORMS = ("ortho", "backward", "forward")
+
+
+def fourier_unit(
+    x,
+    weight,
+    bn_weight,
+    bn_bias,
+    running_mean=None,
+    running_var=None,
+    *,
+    training=False,
+    momentum=0.1,
+    eps=1e-5,
+    groups=1,
+    norm="ortho",
+    dft=False,
+    backend=None,
+):
+    """Mixes an image's channels frequency by frequency.
+
+        z = rfft2(x)                                       complex, [B, C, H, W // 2 + 1]
+        p = weight [re z_0; im z_0; re z_1; im z_1; ...]   a convolution 1 x 1 of 2 C channels to 2 O
+        p = relu(batch_norm(p))
+        y = irfft2([p_0 + i p_1; p_2 + i p_3; ...])
+
+    The spectrum p is not Hermitian. irfft2 is numpy's, on every backend: of the first column and, at an even width, of
+    the last it takes the part that a real image can have. H and W are any, the spectrum is float32 at least: half
+    precision neither needs powers of two nor overflows.
+
+    Args:
+        x: [B, C, H, W], float32, float64, bfloat16 or float16.
+        weight: [2 O, 2 C / groups] or [2 O, 2 C / groups, 1, 1], any floating-point dtype, like all parameters; they
+            are taken to float32, with float64 x to float64.
+        bn_weight, bn_bias: [2 O], of the batch norm.
+        running_mean, running_var: [2 O], its statistics. Without `training` the norm uses them; with it, they are
+            None or get updated in place, as by torch.nn.functional.batch_norm.
+        training: normalize with the statistics of this batch, over B, H and W // 2 + 1.
+        momentum: share of this batch's statistics in the update.
+        eps: added to the variance.
+        groups: of the convolution.
+        norm: of both transforms: "ortho", "backward" or "forward".
+        dft: whether to compute by matrix products with cosines and sines, in plain PyTorch without a Fourier transform
+            or an op of this package in the graph: what exports to ONNX. O(H + W) per value instead of O(log H W).
+        backend: "reference", "cpu", "triton"; None: the fastest that can run (see `inr_kernels.explain`).
+
+    Returns:
+        [B, O, H, W] in x's dtype (autocast's, under autocast).
+
+    Gradients reach x, weight, bn_weight and bn_bias, through the batch's statistics too; nothing but the inputs and
+    the statistics is kept for them. A second derivative, forward mode and torch.func come through
+    `backend="reference"`, the latter two by themselves.
+
+    Raises:
+        TypeError: an argument is no floating-point tensor.
+        ValueError: a shape, device or option that does not fit, or a single value per channel to normalize in training;
+            the message names the argument.
+        RuntimeError: the wished backend cannot run here, and why.
+
+    Source: Chi, Jiang and Mu, Fast Fourier Convolution, NeurIPS 2020; Suvorov et al., Resolution-robust Large Mask
+    Inpainting with Fourier Convolutions (LaMa), WACV 2022.
+
+    Example:
+        >>> import torch
+        >>> x, weight, ones, zeros = torch.randn(1, 4, 5, 7), torch.randn(8, 8), torch.ones(8), torch.zeros(8)
+        >>> fourier_unit(x, weight, ones, zeros, running_mean=zeros, running_var=ones).shape
+        torch.Size([1, 4, 5, 7])
+    """
+    require_tensor(x, "x", dims=(4,))
+    require(min(x.shape[1:]) > 0, "x", "have at least one channel and one pixel, [B, C, H, W]", shape(x))
+    require(norm in NORMS, "norm", f"be one of {', '.join(NORMS)}", repr(norm))
+    weight = check_weight(weight, x, groups)
+    vectors = {"bn_weight": bn_weight, "bn_bias": bn_bias, "running_mean": running_mean, "running_var": running_var}
+    for name, value in vectors.items():
+        if value is None and name.startswith("running"):
+            require(training, name, "be a tensor unless training", None)
+            continue
+        require_tensor(value, name, dims=(1,), like=x)
+        require(len(value) == len(weight), name, f"have weight's {len(weight)} rows", shape(value))
+    count = len(x) * x.shape[2] * (x.shape[3] // 2 + 1)
+    require(not training or count > 1, "x", "have more than one frequency in all to train batch norm on", shape(x))
+
+    wish = dispatch.wished(backend)
+    if dispatch.is_transformed(x, weight, bn_weight, bn_bias):
+        wish = "reference"
+    with torch.autocast(x.device.type, enabled=False):  # the dtypes are settled
+        x = x.to(result_dtype(x))
+        weight, scale, shift = (t.to(reference.compute_dtype(x.dtype)) for t in (weight, bn_weight, bn_bias))
+        if not training:
+            scale = scale * torch.rsqrt(running_var.to(scale.dtype) + eps)
+            shift = shift - running_mean.to(scale.dtype) * scale
+        problem = x, weight, scale, shift, bool(training), float(eps), groups, norm
+        if dft or wish == "reference":
+            y, mean, var = reference.fourier_unit(*problem, dft)
+        else:
+            y, mean, var = op.fourier_unit(*problem, wish)
+        if training:
+            with torch.no_grad():
+                for running, new in ((running_mean, mean), (running_var, var * (count / (count - 1)))):
+                    if running is not None:
+                        running.lerp_(new.detach().to(running.dtype), momentum)
+    return y
+
+
+def check_weight(weight, x, groups):
+    """weight as [2 O, 2 C / groups]."""
+    require_tensor(weight, "weight", dims=(2, 4), like=x)
+    channels = x.shape[1]
+    fits = isinstance(groups, int) and not isinstance(groups, bool) and groups > 0 and channels % groups == 0
+    require(fits, "groups", f"divide x's {channels} channels", groups)
+    rule = f"have shape [2 O, {2 * channels // groups}] or that with [1, 1], for x's {channels} channels"
+    fits = weight.shape[1] == 2 * channels // groups and set(weight.shape[2:]) <= {1}
+    require(fits, "weight", rule, shape(weight))
+    rule = f"have two rows per output channel, in {groups} groups"
+    require(len(weight) > 0 and len(weight) % (2 * groups) == 0, "weight", rule, shape(weight))
+    return weight.flatten(1)
+
+
+def _facts(x=None, *args, **kwargs):
+    """What `explain` needs to know of a call."""
+    if x is None:
+        return Facts(torch.device("cpu"), torch.float32)
+    return Facts(x.device, result_dtype(x))
+
+
+dispatch.register(
+    dispatch.Op(
+        name="fourier_unit",
+        function=fourier_unit,
+        facts=_facts,
+        # Triton only at a wish, until the test suite has passed on a GPU.
+        backends={"cpu": op.why_not_cpu, "reference": lambda facts: "", "triton": op.why_not_triton},
+    )
+)

@@ -1,0 +1,107 @@
+"""A Fourier unit from a backend's transforms and its product: what they have in common, forward and backward.
+
+The columns of a half spectrum that stand for two, all but the first and at an even width the last, count twice in the
+adjoint of the transform back and half in that of the transform. The statistics count every column once, as LaMa's do.
+A spectrum is complex [B, C, H, W']; its real view is [B, C, H, 2 W'], without a copy.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+# The norm whose inverse transform is a transform's adjoint.
+ADJOINT = {"ortho": "ortho", "backward": "forward", "forward": "backward"}
+
+
+class Backend(NamedTuple):
+    """transform(x, norm) -> z, product(z, weight, shift, relu, groups) -> z, inverse(z, size, norm) -> x.
+
+    weight [2 O, 2 C / groups] multiplies the real and imaginary parts; shift [2 O] or None is added; then the ReLU.
+    """
+
+    transform: object
+    product: object
+    inverse: object
+
+
+def forward(backend, x, weight, scale, shift, training, eps, groups, norm):
+    """The op's outputs."""
+    mean = var = weight.new_empty(0)
+    if not x.numel():
+        return x.new_empty(len(x), len(weight) // 2, *x.shape[2:]), mean, weight.new_empty(0)
+    z = backend.transform(x.to(weight.dtype), norm)
+    if training:
+        z = backend.product(z, weight, None, False, groups)
+        var, mean = (t.flatten() for t in torch.var_mean(torch.view_as_real(z), (0, 2, 3), correction=0))
+        factor, summand = _affine(scale, shift, mean, var, eps, training)
+        p = _real(z)
+        p.mul_(_rows(factor, p)).add_(_rows(summand, p)).relu_()
+    else:
+        z = backend.product(z, weight * scale[:, None], shift, True, groups)
+    return backend.inverse(z, x.shape[2:], norm).to(x.dtype), mean, var if training else weight.new_empty(0)
+
+
+def backward(backend, grad, x, weight, scale, shift, mean, var, training, eps, groups, norm, needs):
+    """Gradients of x, weight, scale and shift; None for what is not needed."""
+    if not x.numel():
+        return x.new_empty(x.shape), *(torch.zeros_like(t) for t in (weight, scale, shift))
+    size, width = x.shape[2:], x.shape[3]
+    z = backend.transform(x.to(weight.dtype), norm)
+    g = _real(_scale_pairs(backend.transform(grad.to(weight.dtype), ADJOINT[norm]), width, 2))
+    factor, summand = _affine(scale, shift, mean, var, eps, training)
+    d_scale = d_shift = None
+    if training or needs[2]:
+        p = _real(backend.product(z, weight, None, False, groups))
+        g = torch.ops.aten.threshold_backward(g, torch.addcmul(_rows(summand, p), p, _rows(factor, p)), 0)
+        if training:
+            p.sub_(_rows(mean, p)).mul_(_rows(torch.rsqrt(var + eps), p))
+        d_shift, d_scale = _sums(g), _sums(g * p)
+        if training:
+            count = p[:, 0].numel() // 2
+            g = g - torch.addcmul(_rows(d_shift / count, p), p, _rows(d_scale / count, p))
+    else:
+        g = torch.ops.aten.threshold_backward(
+            g, _real(backend.product(z, weight * factor[:, None], summand, True, groups)), 0
+        )
+    g, weight = torch.view_as_complex(g.unflatten(3, (-1, 2))), weight * factor[:, None]
+    d_weight = _outer(g, z, groups) * factor[:, None] if needs[1] else None
+    d_x = None
+    if needs[0]:
+        transposed = weight.unflatten(0, (groups, -1)).mT.flatten(0, 1)
+        d_z = _scale_pairs(backend.product(g, transposed, None, False, groups), width, 0.5)
+        d_x = backend.inverse(d_z, size, ADJOINT[norm]).to(x.dtype)
+    return d_x, d_weight, d_scale, d_shift
+
+
+def _affine(scale, shift, mean, var, eps, training):
+    """(factor, summand) that normalize, scale and shift at once."""
+    if not training:
+        return scale, shift
+    factor = scale * torch.rsqrt(var + eps)
+    return factor, shift - mean * factor
+
+
+def _real(z):
+    return torch.view_as_real(z).flatten(3)
+
+
+def _rows(values, p):
+    """[2 O] as [O, 1, 2 W'], which multiplies a real view row by row."""
+    return values.view(-1, 1, 1, 2).expand(-1, 1, p.shape[3] // 2, 2).flatten(2)
+
+
+def _sums(p):
+    """A real view's sums over all but the parts of its channels, [2 O]."""
+    return p.unflatten(3, (-1, 2)).sum((0, 2, 3)).flatten()
+
+
+def _scale_pairs(z, width, factor):
+    """Multiplies, in place, the columns of z that stand for two."""
+    z[..., 1 : (width + 1) // 2] *= factor
+    return z
+
+
+def _outer(g, z, groups):
+    """[2 O, 2 C / groups]: sums over images and frequencies of g's parts times z's."""
+    g, z = (torch.view_as_real(t).permute(1, 4, 0, 2, 3).reshape(groups, 2 * t.shape[1] // groups, -1) for t in (g, z))
+    return (g @ z.mT).flatten(0, 1)
