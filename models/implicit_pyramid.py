@@ -49,6 +49,7 @@ class ImplicitUpsample(nn.Module):
             hidden and min(widths) > 0, "in_channels, hidden, out_channels", "be positive, hidden not empty", widths
         )
         self.mode, self.cell_scale, self.reference = mode, cell_scale, reference
+        self.form = Form(feat_unfold=False, ensemble_after=MODES[mode])
         inputs = [in_channels, *hidden]
         inputs[0] += 4 if mode == "liif" else 2
         inputs[1] += 2 if mode == "split" else 0
@@ -67,19 +68,18 @@ class ImplicitUpsample(nn.Module):
         """
         require_tensor(feat, "feat", dims=(4,), like=self.layers[0].weight)
         weights, biases = self._linears()
-        form = Form(feat_unfold=False, ensemble_after=MODES[self.mode])
         sides = [torch.full((len(feat),), self.cell_scale / n, device=feat.device) for n in size]
         cell = torch.stack(sides, -1)
         if self.reference:
             coord = torch.stack(torch.meshgrid(*(_centres(n, feat.device) for n in size), indexing="ij"), -1)
             coord = coord.expand(len(feat), *coord.shape)
-            out = local_implicit_decode(feat, coord, cell, weights, biases, **form._asdict(), backend="reference")
+            out = local_implicit_decode(feat, coord, cell, weights, biases, **self.form._asdict(), backend="reference")
             out = out.permute(0, 3, 1, 2)
             return out if head is None else head(out)
         if head is None:
-            return render(feat, size, weights, biases, form, cell=cell, **options)
+            return render(feat, size, weights, biases, self.form, cell=cell, **options)
         weights[-1], biases[-1] = _taps(weights[-1], biases[-1], head)
-        taps = render(feat, size, weights, biases, form, cell=cell, **options)
+        taps = render(feat, size, weights, biases, self.form, cell=cell, **options)
         out = F.fold(taps.flatten(2), taps.shape[2:], 3, padding=1)
         return out + head.bias.to(out.dtype).view(-1, 1, 1)
 
