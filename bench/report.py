@@ -1,4 +1,4 @@
-"""`python -m bench.report`: the README's tables, and a plot per op, from the committed bench/results/*.json."""
+"""`python -m bench.report`: the README's table, bench/README.md's and a plot per op, from bench/results/*.json."""
 
 import json
 import os
@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "bench" / "README.md"]
+SUMMARY = ["eager", "ours", "ours bf16"]  # the columns of the README's one table
 
 
 def results():
@@ -52,35 +54,53 @@ def memory(rows, key):
     return " / ".join("" if n is None else f"{n / 2**20:,.0f}" for n in wanted) if any(wanted) else ""
 
 
-def table(result, op):
-    """The Markdown of one op on one machine: a row a case, a column an implementation."""
+def origin(result):
+    """What was run, where, and the ceilings of that run."""
     about = ", ".join(f"{key} {value}" if key != "name" else value for key, value in result["machine"].items())
     rates = [f"{flops / 1e9:,.0f} GFLOP/s {dtype}" for dtype, flops in result["gemm_flops"].items()]
     rates = f"GEMM {', '.join(rates)}" + (f"; copy {copied / 1e9:.1f} GB/s" if (copied := result["copy_bytes"]) else "")
+    return f"`{result['command']}` at {result['commit']} ({result['date']}) on {about}. Measured ceilings: {rates}."
+
+
+def markdown(header, lines):
+    """A table."""
+    rows = [header, ["---"] * len(header), *lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def table(result, op):
+    """The Markdown of one op on one machine: a row a case, a column an implementation."""
     grouped = cases(result, op)
     names = list(dict.fromkeys(row["implementation"] for rows in grouped.values() for row in rows))
-    header = ["", *names, "peak MB, eager / ours", "kept for the backward"]
-    lines = [
-        f"`{result['command']}` at {result['commit']} ({result['date']}) on {about}. Measured ceilings: {rates}.",
-        "",
-    ]
-    lines += ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    lines = []
     for case, rows in grouped.items():
         by_name = {row["implementation"]: row for row in rows}
         cells = [cell(by_name.get(name), rows) for name in names]
-        line = [case, *cells, memory(rows, "peak_bytes"), memory(rows, "saved_bytes")]
-        lines.append("| " + " | ".join(line) + " |")
-    return "\n".join(lines)
+        lines.append([case, *cells, memory(rows, "peak_bytes"), memory(rows, "saved_bytes")])
+    return f"{origin(result)}\n\n" + markdown(["", *names, "peak MB, eager / ours", "kept for the backward"], lines)
 
 
-def render(readme):
-    """The README's text with every table between `<!-- bench:op -->` and `<!-- end -->` made anew."""
+def summary(result):
+    """The Markdown of all ops on one machine: eager and ours."""
+    lines = []
+    for op in dict.fromkeys(row["op"] for row in result["rows"]):
+        for case, rows in cases(result, op).items():
+            by_name = {row["implementation"]: row for row in rows}
+            cells = [cell(by_name.get(name), rows) for name in SUMMARY]
+            if all(cells[:2]):
+                lines.append([f"`{op}` {case}", *cells, memory(rows, "peak_bytes")])
+    return f"{origin(result)}\n\n" + markdown(["", *SUMMARY, "peak MB, eager / ours"], lines)
+
+
+def render(page):
+    """The page's text with what stands between `<!-- bench:op -->` or `<!-- bench -->` and `<!-- end -->` made anew."""
 
     def tables(match):
-        found = [table(result, match[1]) for result in results() if cases(result, match[1])]
-        return f"<!-- bench:{match[1]} -->\n" + "\n\n".join(found) + "\n<!-- end -->"
+        op = match[2]
+        found = [table(r, op) if op else summary(r) for r in results() if not op or cases(r, op)]
+        return f"<!-- {match[1]} -->\n" + "\n\n".join(found) + "\n<!-- end -->"
 
-    return re.sub(r"<!-- bench:(\w+) -->\n.*?<!-- end -->", tables, readme, flags=re.DOTALL)
+    return re.sub(r"<!-- (bench(?::(\w+))?) -->\n.*?<!-- end -->", tables, page, flags=re.DOTALL)
 
 
 def plot(op, path):
@@ -119,15 +139,16 @@ def plot(op, path):
 
 
 def main():
-    """Rewrites the README's tables and the plots beside the results."""
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    partial = readme.with_suffix(".partial")
-    partial.write_text(render(text))
-    os.replace(partial, readme)
-    for op in re.findall(r"<!-- bench:(\w+) -->", text):
-        plot(op, ROOT / "bench" / "results" / f"{op}.svg")
-        print(f"{op}: README.md and bench/results/{op}.svg written")
+    """Rewrites the pages' tables and the plots beside the results."""
+    for page in PAGES:
+        text = page.read_text()
+        partial = page.with_suffix(".partial")
+        partial.write_text(render(text))
+        os.replace(partial, page)
+        print(f"{page.relative_to(ROOT)} written")
+        for op in re.findall(r"<!-- bench:(\w+) -->", text):
+            plot(op, ROOT / "bench" / "results" / f"{op}.svg")
+            print(f"bench/results/{op}.svg written")
 
 
 if __name__ == "__main__":

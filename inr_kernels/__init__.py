@@ -1,7 +1,7 @@
 """Fused, exact kernels for local implicit image decoding, on CPUs and GPUs."""
 
 from ._core.dispatch import backend, explain
-from .elementwise_filter import ElementwiseFilter, elementwise_filter
+from .elementwise_filter import ElementwiseFilter, elementwise_filter, pixelwise_reconstruct
 from .fourier_unit import FourierUnit, fourier_unit
 from .integrations import accelerate
 from .local_implicit import LocalImplicitDecoder, local_implicit_decode
@@ -24,5 +24,6 @@ __all__ = [
     "local_implicit_decode",
     "neighborhood_attention_2d",
     "neighborhood_attention_2d_packed",
+    "pixelwise_reconstruct",
     "unmask_attention",
 ]

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import inr_kernels
-from bench.report import render
+from bench.report import PAGES, render
+from inr_kernels import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ["csrc", "inr_kernels", "models", "bench", "tests"]
@@ -106,7 +107,7 @@ def test_slice(op):
 
 def test_public_names():
     names = {"LocalImplicitDecoder", "local_implicit_decode", "accelerate", "explain", "backend"}
-    names |= {"ElementwiseFilter", "elementwise_filter", "UnmaskAttention", "unmask_attention"}
+    names |= {"ElementwiseFilter", "elementwise_filter", "pixelwise_reconstruct", "UnmaskAttention", "unmask_attention"}
     names |= {"NeighborhoodAttention2D", "neighborhood_attention_2d", "neighborhood_attention_2d_packed"}
     assert set(inr_kernels.__all__) == names | {"__version__"}
     assert not [name for name in inr_kernels.__all__ if not hasattr(inr_kernels, name)]
@@ -159,13 +160,22 @@ def test_every_requirement_is_pinned():
     assert needed - {"inr-kernels"} <= set(pinned)
 
 
-def test_one_version():
+def test_one_version(capsys):
     assert f'\nversion = "{inr_kernels.__version__}"\n' in (ROOT / "pyproject.toml").read_text()
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--version"])
+    assert capsys.readouterr().out == f"inr-kernels {inr_kernels.__version__}\n"
 
 
 def test_readme_is_short():
     assert len(README.splitlines()) <= 150
 
 
-def test_readme_shows_the_committed_numbers():
-    assert render(README) == README, "python -m bench.report writes them"
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+def test_pages_show_the_committed_numbers(page):
+    assert render(page.read_text()) == page.read_text(), "python -m bench.report writes them"
+
+
+def test_every_benchmark_has_its_table():
+    shown = set(re.findall(r"<!-- bench:(\w+) -->", PAGES[1].read_text()))
+    assert shown == {path.stem.removeprefix("bench_") for path in ROOT.glob("bench/bench_*.py")}

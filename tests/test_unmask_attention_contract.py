@@ -33,6 +33,7 @@ BAD = {
     "scale no number": ({"scale": "1"}, ValueError, "scale must be a finite number or None; got '1'"),
     "scale NaN": ({"scale": float("nan")}, ValueError, "scale must be a finite number or None; got nan"),
     "mask_keys no bool": ({"mask_keys": 1}, ValueError, "mask_keys must be a bool; got 1"),
+    "backend no name": ({"backend": 3}, TypeError, "backend must be the name of one or None; got 3"),
     "no such backend": ({"backend": "fast"}, ValueError, "backend must be one of cpu, reference, triton"),
 }
 

@@ -8,11 +8,10 @@
 
 #include <atomic>
 #include <type_traits>
-#include <utility>
 
 #include "../common/threads.h"
-#include "buffer.h"
 #include "kernels.h"
+#include "transpose.h"
 
 namespace inr {
 namespace INR_ISA {
@@ -154,47 +153,6 @@ struct Plan {
   int threads;
 };
 
-// Swaps the rows and columns of a square tile.
-template <int Half, int High, class V, std::size_t... L>
-INR_INLINE V exchange(V a, V b, std::index_sequence<L...>) {
-  constexpr int n = sizeof...(L);
-#if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
-  return __builtin_shufflevector(a, b, (int(L) & Half ? n + int(L) - (High ? 0 : Half) : int(L) + (High ? Half : 0))...);
-#else
-  return V{(int(L) & Half ? b[int(L) - (High ? 0 : Half)] : a[int(L) + (High ? Half : 0)])...};
-#endif
-}
-template <class T, int Half = lanes<T> / 2>
-INR_INLINE void transpose(Vec<T>* tile) {
-  constexpr auto every = std::make_index_sequence<std::size_t(lanes<T>)>{};
-  for (int i = 0; i < lanes<T>; ++i) {
-    if (i & Half) continue;
-    const Vec<T> low = exchange<Half, 0>(tile[i], tile[i + Half], every);
-    tile[i + Half] = exchange<Half, 1>(tile[i], tile[i + Half], every);
-    tile[i] = low;
-  }
-  if constexpr (Half > 1) transpose<T, Half / 2>(tile);
-}
-
-template <class T>
-INR_INLINE Vec<T> load_some(const T* from, std::int64_t n) {
-  Real<T> values[lanes<T>]{};
-  if (n >= lanes<T>)
-    for (int i = 0; i < lanes<T>; ++i) values[i] = to_real(from[i]);
-  else
-    for (int i = 0; i < n; ++i) values[i] = to_real(from[i]);
-  return load(values);
-}
-template <class T>
-INR_INLINE void store_some(Vec<T> v, std::int64_t n, T* to) {
-  Real<T> values[lanes<T>];
-  store(values, v);
-  if (n >= lanes<T>)
-    for (int i = 0; i < lanes<T>; ++i) from_real(values[i], to + i);
-  else
-    for (int i = 0; i < n; ++i) from_real(values[i], to + i);
-}
-
 // Calls f with the constant n, 1 ... Most.
 template <int Most, class F>
 INR_INLINE void with(std::int64_t n, F&& f) {
@@ -287,9 +245,9 @@ class Rows {
     to += lanes<T>;
     for (std::int64_t x = 0; x < p.x.length; x += lanes<T>)
       for (std::int64_t d = 0; d < p.dim; d += lanes<T>) {
-        Vec<T> tile[lanes<T>];
-        for (int k = 0; k < lanes<T>; ++k)
-          tile[k] = x + k < p.x.length ? load_some<T>(from + (x + k) * s[2] + d, p.dim - d) * scale : Vec<T>{};
+        Vec<T> tile[lanes<T>]{};
+        for (std::int64_t k = 0; k < clamp(p.x.length - x, 0, lanes<T>); ++k)
+          tile[k] = load_some<T>(from + (x + k) * s[2] + d, p.dim - d) * scale;
         transpose<T>(tile);
         for (std::int64_t k = 0; k < clamp(p.dim - d, 0, lanes<T>); ++k) store(to + (d + k) * plan.row + x, tile[k]);
       }

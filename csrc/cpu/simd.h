@@ -118,19 +118,44 @@ INR_INLINE void store(T* p, Vec<T> v) {
   std::memcpy(p, &v, sizeof v);
 }
 
-#if defined(__AVX512BF16__)
-INR_INLINE Vec<float> load(const bf16* p) {
-  typedef std::uint16_t Half __attribute__((vector_size(vector_bytes / 2)));
-  typedef std::uint32_t Word __attribute__((vector_size(vector_bytes)));
-  Half half;
-  std::memcpy(&half, p, sizeof half);
-  return (Vec<float>)(__builtin_convertvector(half, Word) << 16);
+typedef std::uint32_t Words __attribute__((vector_size(vector_bytes)));
+typedef std::uint16_t Halves __attribute__((vector_size(vector_bytes / 2)));
+
+INR_INLINE Words load_halves(const void* p) {
+  Halves halves;
+  std::memcpy(&halves, p, sizeof halves);
+  return __builtin_convertvector(halves, Words);
+}
+INR_INLINE void store_halves(void* p, Words words) {
+  const Halves halves = __builtin_convertvector(words, Halves);
+  std::memcpy(p, &halves, sizeof halves);
+}
+
+// As to_real and from_real, of a whole vector.
+INR_INLINE Vec<float> load(const bf16* p) { return (Vec<float>)(load_halves(p) << 16); }
+INR_INLINE Vec<float> load(const f16* p) {
+  const Words bits = load_halves(p), magnitude = (bits & 0x7fff) << 13;
+  const Words special = (Words)(magnitude >= 0x0f800000) & 0x7f800000;
+  return (Vec<float>)((Words)((Vec<float>)magnitude * 0x1p112f) | special | (bits & 0x8000) << 16);
 }
 INR_INLINE void store(bf16* p, Vec<float> v) {
+#if defined(__AVX512BF16__)
   const __m256bh half = _mm512_cvtneps_pbh((__m512)v);
   std::memcpy(p, &half, sizeof half);
-}
+#else
+  const Words bits = (Words)v, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  store_halves(p, v != v ? Words{} + 0x7fc0 : rounded);
 #endif
+}
+INR_INLINE void store(f16* p, Vec<float> v) {
+  const Words bits = (Words)v, magnitude = bits & 0x7fffffff;
+  const Words normal = (magnitude + 0xfff + ((magnitude >> 13) & 1) - (112u << 23)) >> 13;
+  const Words small = (Words)((Vec<float>)magnitude + 0.5f) - bits_of(0.5f);
+  Words half = magnitude < 0x38800000 ? small : normal;
+  half = magnitude >= 0x477ff000 ? Words{} + 0x7c00 : half;
+  half = magnitude > 0x7f800000 ? Words{} + 0x7e00 : half;
+  store_halves(p, half | (bits >> 16 & 0x8000));
+}
 
 // Past the caches, where the processor can: p is aligned to vector_bytes, and `streamed` comes before others read.
 INR_INLINE void stream(float* p, Vec<float> v) {
@@ -156,12 +181,11 @@ INR_INLINE void streamed() {
 // e^x for x <= 0, to an ulp or two; 0 where the result would be subnormal, NaN for NaN.
 // x = n ln 2 + r; adding `magic` rounds n to an integer and leaves it in the low bits.
 INR_INLINE Vec<float> exp_negative(Vec<float> x) {
-  typedef std::uint32_t Word __attribute__((vector_size(vector_bytes)));
   const Vec<float> shifted = x * 1.44269504f + 0x1.8p23f, n = shifted - 0x1.8p23f;
   const Vec<float> r = x - n * 0.693359375f + n * 2.12194440e-4f;
   Vec<float> e = r * (1 / 5040.f) + 1 / 720.f;
   for (const float c : {1 / 120.f, 1 / 24.f, 1 / 6.f, 0.5f, 1.f, 1.f}) e = e * r + c;
-  e *= (Vec<float>)(((Word)shifted << 23) + 0x3f800000u);
+  e *= (Vec<float>)(((Words)shifted << 23) + 0x3f800000u);
   return x < -87.f ? Vec<float>{} : e;
 }
 INR_INLINE Vec<double> exp_negative(Vec<double> x) {

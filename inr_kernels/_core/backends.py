@@ -41,6 +41,16 @@ def why_not_triton(kernels, facts: Facts) -> str:
     return module.why_not(facts)
 
 
+def why_not_dot(facts: Facts) -> str:
+    """What every Triton kernel that multiplies matrices asks for."""
+    if facts.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"it takes float32, bfloat16 and float16; got {str(facts.dtype).removeprefix('torch.')}"
+    if facts.device.type != "cuda":
+        return "Triton's interpreter multiplies bfloat16 wrongly" if facts.dtype == torch.bfloat16 else ""
+    major, minor = torch.cuda.get_device_capability(facts.device)
+    return "" if major >= 8 else f"it needs compute capability 8.0; this GPU has {major}.{minor}"
+
+
 def triton_runner(kernels):
     """(forward, backward) of the module that `kernels()` imports, not before they run."""
 

@@ -69,6 +69,8 @@ def wished(argument: str | None) -> str:
 
     A compiled graph holds the argument alone: the op reads the rest again when it runs.
     """
+    if argument is not None and not isinstance(argument, str):
+        raise TypeError(f"backend must be the name of one or None; got {argument!r}")
     if torch.compiler.is_compiling():
         return argument or ""
     return argument or _wish.get() or os.environ.get("INR_KERNELS_BACKEND", "")

@@ -12,7 +12,8 @@ def replacing(path):
     Otherwise it is removed, and an older file stays as it was.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    # Not from the name: that may be as long as the file system takes.
+    temporary = path.with_name(f".inr-kernels-{os.getpid()}{path.suffix}")
     try:
         yield temporary
         os.replace(temporary, path)

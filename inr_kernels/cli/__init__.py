@@ -6,6 +6,7 @@ Exit status: 0, 2 for a wrong command line, 1 for everything else; a line on std
 import argparse
 import signal
 import sys
+from importlib.metadata import version
 
 from . import demo, info, upscale
 from .parsing import Parser, UsageError
@@ -14,6 +15,7 @@ from .parsing import Parser, UsageError
 def main(argv=None):
     """Runs the command line, and exits with its status."""
     parser = Parser(prog="inr-kernels", description=__doc__.split("\n")[0])
+    parser.add_argument("--version", action="version", version=f"inr-kernels {version('inr-kernels')}")
     commands = parser.add_subparsers(required=True, metavar="command")
     for command in (upscale, info, demo):
         name = command.__name__.split(".")[-1]

@@ -110,6 +110,20 @@ class _Problem:
             threads=torch.get_num_threads(),
         )
 
+    def forward(self, out, lse):
+        self.native.forward(out=_tokens(out), lse=lse.data_ptr())
+
+    def backward(self, grad, grad_lse, lse, query, key, value, rpb):
+        self.native.backward(
+            lse=lse.data_ptr(),
+            grad_out=_tokens(grad),
+            grad_lse=grad_lse.data_ptr(),
+            query=_tokens(query),
+            key=_tokens(key),
+            value=_tokens(value),
+            bias=backends.address(rpb),
+        )
+
 
 def _tokens(tensor):
     """The tensor's address and its strides but the last; an address of 0 for None."""
@@ -121,7 +135,7 @@ def _cpu_forward(qkv, *rest):
     out = query.new_empty(query.shape)
     lse = query.new_empty(query.shape[:-1], dtype=exact(query.dtype))
     if out.numel():
-        _Problem(qkv, *rest).native.forward(out=_tokens(out), lse=lse.data_ptr())
+        _Problem(qkv, *rest).forward(out, lse)
     return out, lse
 
 
@@ -130,16 +144,7 @@ def _cpu_backward(grad, grad_lse, lse, qkv, rpb, *rest, needs):
     grad_lse, lse = grad_lse.contiguous(), lse.contiguous()
     grads, d_rpb = empty_gradients(qkv, rpb, needs)
     if grad.numel():
-        query, key, value = unpack(grads)
-        _Problem(qkv, rpb, *rest).native.backward(
-            lse=lse.data_ptr(),
-            grad_out=_tokens(grad),
-            grad_lse=grad_lse.data_ptr(),
-            query=_tokens(query),
-            key=_tokens(key),
-            value=_tokens(value),
-            bias=backends.address(d_rpb),
-        )
+        _Problem(qkv, rpb, *rest).backward(grad, grad_lse, lse, *unpack(grads), d_rpb)
     elif d_rpb is not None:
         d_rpb.zero_()
     return grads, d_rpb

@@ -19,11 +19,9 @@ CHANNELS = 256  # at most: the tiles of more would not stay on chip
 
 def why_not(facts) -> str:
     """Why the kernels cannot run, "" if they can."""
-    if facts.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"it takes float32, bfloat16 and float16; got {str(facts.dtype).removeprefix('torch.')}"
-    if facts.channels > CHANNELS:
-        return f"it takes at most {CHANNELS} channels; got {facts.channels}"
-    return ""
+    if reason := backends.why_not_dot(facts):
+        return reason
+    return f"it takes at most {CHANNELS} channels; got {facts.channels}" if facts.channels > CHANNELS else ""
 
 
 @triton.jit

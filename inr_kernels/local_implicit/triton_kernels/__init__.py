@@ -7,12 +7,13 @@ through a bounded workspace, their hidden layers through torch's own matrix prod
 Proven in Triton's interpreter and compiled ahead of time (tests/test_compile_only.py); not run on a GPU.
 """
 
-import contextlib
 import functools
 from typing import NamedTuple
 
 import torch
 import triton
+
+from inr_kernels._core import backends
 
 from . import kernels
 from .first_layer import Axis, Queries
@@ -20,18 +21,7 @@ from .first_layer import Axis, Queries
 WIDEST = 256  # hidden layers that stay on chip; wider ones, and float32's, pass through the workspace
 WORKSPACE = 64 << 20  # bytes of hidden states and their gradients that the backward keeps at a time
 SPLITS = 8  # partial sums of a weight's gradient: fixed, so that every device adds in the same order
-
-
-def why_not(facts) -> str:
-    """Why the kernels cannot run, "" if they can."""
-    if facts.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"it takes float32, bfloat16 and float16; got {str(facts.dtype).removeprefix('torch.')}"
-    if facts.device.type != "cuda":
-        return "Triton's interpreter multiplies bfloat16 wrongly" if facts.dtype == torch.bfloat16 else ""
-    capability = torch.cuda.get_device_capability(facts.device)
-    return (
-        "" if capability >= (8, 0) else f"it needs compute capability 8.0; this GPU has {capability[0]}.{capability[1]}"
-    )
+why_not = backends.why_not_dot
 
 
 class Config(NamedTuple):
@@ -55,11 +45,6 @@ def config(widest: int, itemsize: int, capability: tuple[int, int], first: bool)
 def fused(widest: int, itemsize: int) -> bool:
     """Whether the hidden state fits the registers: in float32, or wider, the compiler spills it by the kilobyte."""
     return itemsize == 2 and widest <= WIDEST
-
-
-def precision():
-    """How tl.dot multiplies float32, as torch.matmul does."""
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
 class _Problem:
@@ -154,7 +139,7 @@ class _Problem:
             LATE_CELL=self.late_cell,
             ENSEMBLE=self.ensemble,
             FIRST=self.first,
-            PRECISION=precision(),
+            PRECISION=backends.precision(),
             num_warps=self.config.warps,
             num_stages=1,
             enable_fp_fusion=False,
@@ -284,7 +269,7 @@ class _Sums:
             BK=BK,
             BR=32,
             SPLITS=SPLITS,
-            PRECISION=precision(),
+            PRECISION=backends.precision(),
             num_warps=4,
             num_stages=3,
             enable_fp_fusion=False,
@@ -318,7 +303,7 @@ def forward(*args):
     p = _Problem(*args)
     out = p.hoisted.new_empty(*p.y.shape, p.out)
     if out.numel():
-        with _on(out.device):
+        with backends.on(out.device):
             total, longest = out.numel() // p.out, p.longest_run(states=2)
             for begin in range(0, total, total if p.fused else longest):
                 p.decode(out, begin, total if p.fused else min(begin + longest, total))
@@ -332,7 +317,7 @@ def backward(grad, *args, needs_hoisted, needs_weights):
     """
     p = _Problem(*args)
     grad = grad.contiguous()
-    with _on(grad.device):
+    with backends.on(grad.device):
         sums = _Sums(p)
         d_map = torch.zeros(p.hoisted.shape, device=grad.device)
         total = p.y.numel()
@@ -352,7 +337,3 @@ def backward(grad, *args, needs_hoisted, needs_weights):
 
 def _capability(device):
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else (8, 0)
-
-
-def _on(device):
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

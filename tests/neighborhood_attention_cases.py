@@ -1,0 +1,88 @@
+"""Problems for the tests of neighborhood_attention, and the rule for how close is close."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+
+from inr_kernels import neighborhood_attention_2d, neighborhood_attention_2d_packed
+
+
+@dataclass
+class Case:
+    """An attention problem in float64, to be cast to what is tested."""
+
+    batch: int = 2
+    size: tuple = (9, 20)
+    heads: int = 2
+    dim: int = 8
+    kernel_size: int | tuple = 3
+    dilation: int | tuple = 1
+    stride: int | tuple = 1
+    is_causal: bool | tuple = False
+    scale: float | None = None
+    bias: bool = False
+    layout: str = "contiguous"
+    tensors: tuple = field(default=())
+
+    def __post_init__(self):
+        qkv = torch.randn(self.batch, *self.size, 3, self.heads, self.dim, dtype=torch.float64)
+        kh, kw = (self.kernel_size,) * 2 if isinstance(self.kernel_size, int) else self.kernel_size
+        rpb = torch.randn(self.heads, 2 * kh - 1, 2 * kw - 1, dtype=torch.float64) if self.bias else None
+        self.tensors = qkv, rpb
+
+    def options(self):
+        names = "dilation", "stride", "is_causal", "scale"
+        return {name: getattr(self, name) for name in names}
+
+    def laid_out(self, tensor):
+        """[B, H, W, heads, dim] in the memory order under test."""
+        if self.layout == "heads first":  # [B, heads, H, W, dim], permuted
+            return tensor.permute(0, 3, 1, 2, 4).contiguous().permute(0, 2, 3, 1, 4)
+        if self.layout == "dim first":
+            return tensor.permute(0, 4, 1, 2, 3).contiguous().permute(0, 2, 3, 4, 1)
+        return tensor.contiguous()
+
+    def attend(self, dtype, backend, rounded=torch.float64):
+        """out, lse and the gradients of (out * g).sum() + (lse * h).sum(), with fixed random g, h.
+
+        With respect to query, key, value and, if there is one, rpb. rounded: the dtype that the inputs went through
+        before; a truth starts from what was tested.
+        """
+        qkv, rpb = self.tensors
+        leaves = [self.laid_out(t.to(rounded).to(dtype)).requires_grad_() for t in qkv.unbind(3)]
+        if self.layout == "packed":
+            leaves = [qkv.to(rounded).to(dtype).requires_grad_()]
+        if rpb is not None:
+            rpb = rpb.float().to(dtype).requires_grad_()
+        run = neighborhood_attention_2d_packed if self.layout == "packed" else neighborhood_attention_2d
+        out, lse = run(*leaves, self.kernel_size, rpb=rpb, **self.options(), return_lse=True, backend=backend)
+        generator = torch.Generator().manual_seed(1)
+        grads = [torch.randn(t.shape, dtype=torch.float64, generator=generator).to(rounded) for t in (out, lse)]
+        inputs = leaves if rpb is None else [*leaves, rpb]
+        results = torch.autograd.grad(
+            (out, lse), inputs, [g.to(t.dtype) for g, t in zip(grads, (out, lse), strict=True)]
+        )
+        if self.layout == "packed":
+            results = *results[0].unbind(3), *results[1:]
+        return [out.detach(), lse.detach(), *results]
+
+
+def assert_kernel_as_accurate(case, dtype, backend):
+    """Each error against float64 is at most twice eager's in the same dtype, or a few roundings.
+
+    In the largest element and in relative norm. The scale is the truth's, but at least one, that of its summands: a
+    gradient of a query whose window is one pixel is exactly zero, and its sum cancels.
+    """
+    truth = case.attend(torch.float64, "reference", rounded=dtype)
+    eager = case.attend(dtype, "reference")
+    for i, (result, other, exact) in enumerate(zip(case.attend(dtype, backend), eager, truth, strict=True)):
+        assert result.shape == exact.shape
+        assert result.dtype == other.dtype
+        few = 1e-6 if i < 2 else 4e-6
+        few += torch.finfo(dtype).eps if dtype.itemsize == 2 else 0  # the result's own rounding
+        norms = {"max": lambda t: t.abs().max().item(), "norm": lambda t: torch.linalg.vector_norm(t).item()}
+        for name, norm in norms.items():
+            scale = max(norm(exact), math.sqrt(exact.numel()) if name == "norm" else 1.0)
+            error, allowed = norm(result.double() - exact) / scale, 2 * norm(other.double() - exact) / scale + few
+            assert error <= allowed, f"tensor {i}, {name}: error {error:.1e}, allowed {allowed:.1e}"

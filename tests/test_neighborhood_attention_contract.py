@@ -1,0 +1,343 @@
+"""neighborhood_attention: what it promises beside numbers: errors, empty calls, the module, torch's machinery."""
+
+import os
+import sys
+import types
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from neighborhood_attention_cases import Case
+
+import inr_kernels
+from inr_kernels import (
+    NeighborhoodAttention2D,
+    explain,
+    neighborhood_attention_2d,
+    neighborhood_attention_2d_packed,
+)
+
+Q = torch.zeros(2, 6, 7, 2, 4)
+RPB = torch.zeros(2, 5, 5)
+BACKENDS = ["reference", "cpu", "triton"]
+
+# What is wrong -> changes to a good call, the error, and what its text must say.
+BAD = {
+    "query no tensor": ({"query": [1]}, TypeError, "query must be a torch.Tensor; got list"),
+    "query integer": ({"query": Q.int()}, TypeError, "query must have a floating-point dtype; got torch.int32"),
+    "query of 4 dimensions": ({"query": Q[0]}, ValueError, r"query must have 5 dimensions; got \[6, 7, 2, 4\]"),
+    "no heads": (
+        dict.fromkeys(("query", "key", "value"), Q[..., :0, :]),
+        ValueError,
+        "query must have at least one head",
+    ),
+    "no channels": (
+        dict.fromkeys(("query", "key", "value"), Q[..., :0]),
+        ValueError,
+        "query must have at least one head",
+    ),
+    "another size": (
+        {"key": Q[:, 1:]},
+        ValueError,
+        r"key must have query's shape \[2, 6, 7, 2, 4\]; got \[2, 5, 7, 2, 4\]",
+    ),
+    "another batch": ({"value": Q[:1]}, ValueError, "value must have query's shape"),
+    "another device": ({"key": Q.to("meta")}, ValueError, "key must be on cpu; got meta"),
+    "another dtype": (
+        {"value": Q.double()},
+        ValueError,
+        "value must have query's dtype torch.float32; got torch.float64",
+    ),
+    "K 0": ({"kernel_size": 0}, ValueError, "kernel_size must be a positive integer or a pair of them; got 0"),
+    "three sides": ({"kernel_size": (3, 3, 3)}, ValueError, r"kernel_size must be .* got \(3, 3, 3\)"),
+    "a fraction": ({"kernel_size": 2.5}, ValueError, "kernel_size must be a positive integer"),
+    "dilation 0": ({"dilation": (1, 0)}, ValueError, r"dilation must be a positive integer .* got \(1, 0\)"),
+    "stride True": ({"stride": True}, ValueError, "stride must be a positive integer .* got True"),
+    "stride above K": ({"stride": (4, 1)}, ValueError, r"stride must be at most kernel_size \(3, 3\); got \(4, 1\)"),
+    "K above the map": (
+        {"kernel_size": (3, 8)},
+        ValueError,
+        r"kernel_size must be at most \(6, 7\), the map's size, after multiplication by dilation \(1, 1\); got",
+    ),
+    "K x dilation above the map": ({"dilation": (3, 1)}, ValueError, r"by dilation \(3, 1\); got \(3, 3\)"),
+    "no such causality": ({"is_causal": 1}, ValueError, "is_causal must be a bool or a pair of them; got 1"),
+    "rpb no tensor": ({"rpb": 1.0}, TypeError, "rpb must be a torch.Tensor; got float"),
+    "rpb of other heads": ({"rpb": RPB[:1]}, ValueError, r"rpb must have shape \[2, 5, 5\], .* got \[1, 5, 5\]"),
+    "rpb of another K": ({"rpb": RPB[..., 1:]}, ValueError, r"rpb must have shape \[2, 5, 5\]"),
+    "scale a tensor": ({"scale": torch.ones(1)}, ValueError, "scale must be a number or None"),
+    "no such backend": ({"backend": "fast"}, ValueError, "backend must be one of cpu, reference, triton, natten"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_argument(name):
+    changes, error, text = BAD[name]
+    with pytest.raises(error, match=text):
+        neighborhood_attention_2d(**{"query": Q, "key": Q, "value": Q, "kernel_size": 3} | changes)
+
+
+def test_bad_packed_argument():
+    for wrong in (Q, Q.unsqueeze(3), Q.unsqueeze(3).expand(-1, -1, -1, 4, -1, -1)):
+        with pytest.raises(ValueError, match="qkv must have"):
+            neighborhood_attention_2d_packed(wrong, 3)
+
+
+def test_the_op_itself_refuses_what_would_read_foreign_memory():
+    op = torch.ops.inr_kernels.neighborhood_attention
+    good = [[Q, Q, Q], RPB, [3, 3], [1, 1], [1, 1], [False, False], 1.0, ""]
+    out, lse = op(*good)
+    wrong = [(0, [Q, Q[:1], Q]), (0, [Q, Q]), (0, [Q]), (0, [Q, Q.half(), Q]), (1, RPB[:1]), (1, RPB.double())]
+    wrong += [(2, [7, 3]), (2, [0, 3]), (3, [3, 1]), (4, [4, 1]), (4, [0, 1])]
+    for i, value in wrong:
+        with pytest.raises(ValueError, match=r"expected|out of range"):
+            op(*good[:i], value, *good[i + 1 :])
+    backward = torch.ops.inr_kernels.neighborhood_attention_backward
+    needs = [True] * 4
+    backward(out, lse, lse, *good, needs)
+    for grads in [(out[:1], lse, lse), (out, lse[:1], lse), (out, lse, lse.double())]:
+        with pytest.raises(ValueError, match="gradients and lse of the output's shape"):
+            backward(*grads, *good, needs)
+    with pytest.raises(ValueError, match="a need for each tensor"):
+        backward(out, lse, lse, *good, needs[1:])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_empty_batch(backend):
+    qkv, rpb = torch.zeros(0, 6, 7, 3, 2, 4, requires_grad=True), RPB.clone().requires_grad_()
+    out, lse = neighborhood_attention_2d_packed(qkv, 3, rpb=rpb, return_lse=True, backend=backend)
+    assert out.shape == (0, 6, 7, 2, 4)
+    assert lse.shape == (0, 6, 7, 2)
+    grads = torch.autograd.grad(out.sum() + lse.sum(), [qkv, rpb])
+    assert grads[0].shape == qkv.shape
+    assert torch.equal(grads[1], RPB)
+
+
+@pytest.mark.parametrize("wanted", range(4))
+def test_only_the_wanted_gradient_is_computed(wanted):
+    case = Case(kernel_size=3, bias=True)
+    tensors = [t.float() for t in (*case.tensors[0].unbind(3), case.tensors[1])]
+
+    def grad_of(leaves, backend):
+        out, lse = neighborhood_attention_2d(*leaves[:3], 3, rpb=leaves[3], return_lse=True, backend=backend)
+        return torch.autograd.grad(out.square().sum() + lse.square().sum(), leaves[wanted])[0]
+
+    one = [t.clone().requires_grad_(i == wanted) for i, t in enumerate(tensors)]
+    full = [t.clone().requires_grad_() for t in tensors]
+    assert torch.equal(grad_of(one, "cpu"), grad_of(full, "cpu"))
+    torch.testing.assert_close(grad_of(one, "cpu"), grad_of(full, "reference"), rtol=1e-4, atol=1e-4)
+
+
+def test_nothing_but_inputs_and_lse_is_saved_and_nothing_is_copied():
+    qkv = torch.randn(1, 6, 7, 3, 2, 4, requires_grad=True)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        out, lse = neighborhood_attention_2d_packed(qkv, 3, return_lse=True)
+    assert [t.data_ptr() for t in saved] == [lse.data_ptr(), qkv.data_ptr()]
+    grad = torch.autograd.grad(out.sum(), qkv)[0]
+    assert grad.is_contiguous()
+
+
+def test_a_second_derivative_is_refused():
+    qkv = torch.randn(1, 4, 4, 3, 1, 2, requires_grad=True)
+    out = neighborhood_attention_2d_packed(qkv, 3, backend="cpu")
+    (grad,) = torch.autograd.grad(out.sum(), qkv, create_graph=True)
+    with pytest.raises(RuntimeError, match="neighborhood_attention's kernels have no second derivative"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_mixes_dtypes(dtype):
+    q, k = torch.randn(1, 4, 5, 1, 2).to(dtype), torch.randn(1, 4, 5, 1, 2, requires_grad=True)
+    rpb = torch.randn(1, 5, 5, requires_grad=True)
+    with torch.autocast("cpu", dtype=dtype):
+        out, lse = neighborhood_attention_2d(q, k, q, 3, rpb=rpb, return_lse=True)
+    assert (out.dtype, lse.dtype) == (dtype, torch.float32)
+    out.sum().backward()
+    assert k.grad.dtype == rpb.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_any_bias_dtype(dtype):
+    rpb = torch.randn(2, 5, 5, dtype=dtype, requires_grad=True)
+    out = neighborhood_attention_2d(Q + 1, Q, Q + 2, 3, rpb=rpb)
+    assert out.dtype == torch.float32
+    assert torch.autograd.grad(out.sum(), rpb)[0].dtype == dtype
+
+
+def arguments(packed=False, gradients=False, **options):
+    case = Case(1, (5, 6), kernel_size=3, **options)
+    qkv, rpb = case.tensors
+    tensors = [qkv] if packed else [t.clone() for t in qkv.unbind(3)]
+    tensors = [t.requires_grad_(gradients) for t in tensors]
+    rpb = rpb if rpb is None else rpb.requires_grad_(gradients)
+    return tensors, rpb, [3, 3], [1, 2], [2, 1], [False, True], 0.5, ""
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("options", [{}, {"bias": True}, {"packed": True}], ids=str)
+def test_opcheck_forward(options, gradients):
+    op = torch.ops.inr_kernels.neighborhood_attention.default
+    torch.library.opcheck(op, arguments(gradients=gradients, **options))
+
+
+@pytest.mark.parametrize("needs", [(True,) * 4, (True, False, False, False), (False, True, False, True)])
+def test_opcheck_backward(needs):
+    args = arguments(bias=True)
+    out, lse = torch.ops.inr_kernels.neighborhood_attention(*args)
+    op = torch.ops.inr_kernels.neighborhood_attention_backward.default
+    torch.library.opcheck(op, (torch.randn_like(out), torch.randn_like(lse), lse, *args, list(needs)))
+
+
+class Block(torch.nn.Module):
+    """The layer as people train it."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.LayerNorm(8)
+        self.attention = NeighborhoodAttention2D(8, 2, 3, (1, 2), rel_pos_bias=True)
+
+    def forward(self, x):
+        return x + self.attention(self.norm(x))
+
+
+def test_compile_trains():
+    model, x = Block(), torch.randn(2, 5, 6, 8)
+    compiled = torch.compile(model, fullgraph=True)
+    runs = []
+    for run in (model, compiled):
+        out = run(x)
+        runs.append([out, *torch.autograd.grad(out.square().sum(), list(model.parameters()))])
+    for eager, fused in zip(*runs, strict=True):
+        torch.testing.assert_close(fused, eager, rtol=1e-5, atol=1e-5)
+
+
+def test_compile_infers_with_other_shapes():
+    model = Block()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True)
+    with torch.no_grad():
+        for size in ((5, 6), (8, 9), (12, 7)):
+            x = torch.randn(2, *size, 8)
+            torch.testing.assert_close(compiled(x), model(x), rtol=1e-5, atol=1e-6)
+
+
+def test_export():
+    model, x = Block(), torch.randn(2, 5, 6, 8)
+    torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), model(x), rtol=1e-5, atol=1e-6)
+
+
+def test_torch_func_and_forward_mode_take_the_reference():
+    qkv, tangent = torch.randn(2, 3, 1, 4, 5, 1, 2, dtype=torch.float64)
+    attend = lambda *qkv: neighborhood_attention_2d(*qkv, 3)  # noqa: E731
+    _, forward = torch.func.jvp(attend, tuple(qkv), tuple(tangent))
+    step = 1e-6
+    numeric = (attend(*(qkv + step * tangent)) - attend(*(qkv - step * tangent))) / (2 * step)
+    torch.testing.assert_close(forward, numeric, rtol=1e-6, atol=1e-7)
+    batched = torch.func.vmap(attend)(*torch.randn(3, 4, 1, 4, 5, 1, 2))
+    assert batched.shape == (4, 1, 4, 5, 1, 2)
+    with pytest.raises(RuntimeError, match="backend 'cpu' has no forward derivative"):
+        torch.func.jvp(lambda *qkv: neighborhood_attention_2d(*qkv, 3, backend="cpu"), tuple(qkv), tuple(tangent))
+
+
+def test_module_state_dicts():
+    """NATTEN's own keys; old checkpoints have rpb."""
+    assert list(NeighborhoodAttention2D(8, 2, qkv_bias=False).state_dict()) == [
+        "qkv.weight",
+        "proj.weight",
+        "proj.bias",
+    ]
+    old = NeighborhoodAttention2D(8, 2, (3, 5), rel_pos_bias=True)
+    assert {key: list(value.shape) for key, value in old.state_dict().items()} == {
+        "rpb": [2, 5, 9],
+        "qkv.weight": [24, 8],
+        "qkv.bias": [24],
+        "proj.weight": [8, 8],
+        "proj.bias": [8],
+    }
+    assert "pad_small_inputs=True" in repr(NeighborhoodAttention2D(8, 2, pad_small_inputs=True))
+
+
+def test_module_on_small_maps():
+    x = torch.randn(1, 4, 9, 8)
+    strict = NeighborhoodAttention2D(8, 2, 3, 2)
+    with pytest.raises(ValueError, match=r"kernel_size must be at most \(4, 9\)"):
+        strict(x)
+    padding = NeighborhoodAttention2D(8, 2, 3, 2, pad_small_inputs=True)
+    padding.load_state_dict(strict.state_dict())
+    torch.testing.assert_close(padding(x), strict(F.pad(x, (0, 0, 0, 0, 0, 2)))[:, :4])
+    large = torch.randn(1, 6, 9, 8)
+    assert torch.equal(padding(large), strict(large))
+
+
+def test_module_refuses():
+    with pytest.raises(ValueError, match="dim must be a multiple of 3 heads; got 8"):
+        NeighborhoodAttention2D(8, 3)
+    with pytest.raises(ValueError, match=r"x must have shape \[B, H, W, 8\]; got \[1, 9, 9, 4\]"):
+        NeighborhoodAttention2D(8, 2)(torch.zeros(1, 9, 9, 4))
+
+
+def test_explain_and_wishes(capsys, monkeypatch):
+    text = explain(neighborhood_attention_2d, Q.bfloat16())
+    assert capsys.readouterr().out.strip() == text
+    assert text.startswith("neighborhood_attention on cpu, bfloat16\n  cpu        runs  <- default")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(RuntimeError, match="backend 'triton' cannot run neighborhood_attention: it takes CUDA tensors"):
+        neighborhood_attention_2d(Q, Q, Q, 3, backend="triton")
+    with inr_kernels.backend("reference"):
+        assert torch.equal(neighborhood_attention_2d(Q, Q, Q, 3), Q)
+
+
+def fake_natten(monkeypatch, kernels=True):
+    """What a machine with NATTEN would have: its signature, our arithmetic."""
+
+    def na2d(query, key, value, kernel_size, stride=1, dilation=1, is_causal=False, scale=None, return_lse=False):
+        options = {"dilation": dilation, "stride": stride, "is_causal": is_causal, "scale": scale}
+        return neighborhood_attention_2d(query, key, value, kernel_size, **options, return_lse=return_lse)
+
+    module = types.ModuleType("natten")
+    module.__spec__ = types.SimpleNamespace(name="natten")
+    module.na2d, module.HAS_LIBNATTEN = na2d, kernels
+    monkeypatch.setitem(sys.modules, "natten", module)
+
+
+def test_natten_at_a_wish(monkeypatch):
+    tensors = [torch.randn(1, 6, 7, 2, 4, requires_grad=True) for _ in range(3)]
+    run = lambda **options: neighborhood_attention_2d(*tensors, 3, dilation=(2, 1), **options)  # noqa: E731
+    if "natten" not in sys.modules:
+        with pytest.raises(RuntimeError, match="cannot run neighborhood_attention: natten is not installed"):
+            run(backend="natten")
+    fake_natten(monkeypatch, kernels=False)
+    with pytest.raises(RuntimeError, match="natten is installed without its kernels"):
+        run(backend="natten")
+    fake_natten(monkeypatch)
+    with pytest.raises(RuntimeError, match="NATTEN's kernels take CUDA tensors"):
+        run(backend="natten")
+
+
+def test_natten_where_its_kernels_run(monkeypatch):
+    fake_natten(monkeypatch)
+    op = dict(inr_kernels._core.dispatch.OPS["neighborhood_attention"].backends)
+    cuda = inr_kernels.neighborhood_attention.op.Facts(torch.device("cuda"), torch.float16)
+    assert op["natten"](cuda) == ""
+    for wrong, text in (({"rpb": True}, "no relative position bias"), ({"scale": 0.0}, "a scale of 0 for none")):
+        facts = inr_kernels.neighborhood_attention.op.Facts(torch.device("cuda"), torch.float16, **wrong)
+        assert text in op["natten"](facts)
+    monkeypatch.setitem(inr_kernels._core.dispatch.OPS["neighborhood_attention"].backends, "natten", lambda facts: "")
+    tensors = [torch.randn(1, 6, 7, 2, 4, requires_grad=True) for _ in range(3)]
+    options = {"dilation": (2, 1), "stride": 2, "is_causal": (False, True), "scale": 0.3, "return_lse": True}
+    out, lse = neighborhood_attention_2d(*tensors, 3, **options, backend="natten")
+    expected = neighborhood_attention_2d(*tensors, 3, **options)
+    torch.testing.assert_close((out, lse), expected)
+    assert out.requires_grad
+    assert not lse.requires_grad  # NATTEN ignores its gradient
+
+
+def test_forked_child_attends():
+    qkv = torch.randn(1, 32, 32, 3, 4, 16)
+    expected = neighborhood_attention_2d_packed(qkv, 7, backend="cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python warns of any fork beside threads
+        child = os.fork()
+    if child == 0:
+        os._exit(0 if torch.equal(neighborhood_attention_2d_packed(qkv, 7, backend="cpu"), expected) else 1)
+    assert os.waitpid(child, 0)[1] == 0

@@ -1,0 +1,116 @@
+"""neighborhood_attention on Triton: in its interpreter where there is no GPU; what only a GPU can show is marked.
+
+An interpreted program takes a tenth of a second, so problems are as small as what they are to show.
+"""
+
+import pytest
+import torch
+from neighborhood_attention_cases import Case, assert_kernel_as_accurate
+
+from inr_kernels import neighborhood_attention_2d
+from inr_kernels.neighborhood_attention import op, triton_kernels
+
+SMALL = {"batch": 1, "heads": 1, "size": (4, 9)}
+CASES = {
+    "plain": {"size": (5, 9)},
+    "bias, two heads and images": {"bias": True, "heads": 2, "batch": 2, "size": (3, 4)},
+    "K 1": {"kernel_size": 1, "size": (1, 1)},
+    "even K": {"kernel_size": (4, 2)},
+    "columns in two blocks": {"kernel_size": (1, 13), "size": (1, 19), "dim": 3},
+    "dilation": {"kernel_size": 2, "dilation": (2, 3), "size": (5, 7), "bias": True},
+    "stride": {"kernel_size": (3, 4), "stride": (2, 4), "dim": 1},
+    "causal": {"is_causal": True, "kernel_size": (2, 3), "stride": (2, 1), "bias": True},
+    "packed": {"layout": "packed", "dim": 19},
+    "heads first": {"layout": "heads first", "scale": 0.0},
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_as_accurate_as_eager(dtype, name):
+    assert_kernel_as_accurate(Case(**SMALL | CASES[name]), dtype, "triton")
+
+
+@pytest.mark.parametrize("name", ["k7", "k3d2_odd", "even_k4", "stride", "causal"])
+def test_equals_natten(golden, name):
+    """One head of one image."""
+    arrays = golden(f"natten_{name}")
+    options = {key: arrays[key].tolist() for key in ("kernel_size", "dilation", "stride", "is_causal")}
+    tensors = (arrays[key][:1, :, :, 1:] for key in "qkv")
+    out, lse = neighborhood_attention_2d(*tensors, **options, return_lse=True, backend="triton")
+    assert (out - arrays["out"][:1, :, :, 1:]).abs().max() <= 1e-6
+    assert (lse - arrays["lse"][:1, :, :, 1:]).abs().max() <= 2e-6
+
+
+def test_equals_natten_with_bias(golden):
+    arrays = golden("natten_rpb_k3")
+    leaves = [arrays[key][:, :, :, 1:].requires_grad_() for key in ("q", "k", "v")]
+    rpb = arrays["rpb"][1:].requires_grad_()
+    out = neighborhood_attention_2d(*leaves, 3, rpb=rpb, backend="triton")
+    assert (out - arrays["out"][:, :, :, 1:]).abs().max() <= 2e-6
+    *grads, d_rpb = torch.autograd.grad(out, [*leaves, rpb], arrays["grad_out"][:, :, :, 1:])
+    for grad, key in zip(grads, "qkv", strict=True):
+        expected = arrays[f"grad_{key}"][:, :, :, 1:]
+        assert (grad - expected).abs().max() <= 1e-6 * expected.abs().max()
+    expected = arrays["grad_rpb"][1:]
+    assert (d_rpb - expected).abs().max() <= 1e-6 * expected.abs().max()
+
+
+def test_the_bias_gradient_adds_up_in_parts(monkeypatch):
+    case = Case(1, (6, 7), 1, 2, 2, bias=True)
+    whole = case.attend(torch.float32, "triton")
+    monkeypatch.setattr(triton_kernels, "QUERIES", 16)
+    monkeypatch.setattr(triton_kernels, "BP", 8)
+    for one, other in zip(case.attend(torch.float32, "triton"), whole, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("wanted", range(4))
+def test_only_the_wanted_gradient(wanted):
+    case = Case(1, (2, 3), 1, 2, 2, bias=True)
+    tensors = [t.float() for t in (*case.tensors[0].unbind(3), case.tensors[1])]
+    leaves = [t.clone().requires_grad_(i == wanted) for i, t in enumerate(tensors)]
+    grads = []
+    for backend in ("triton", "reference"):
+        out = neighborhood_attention_2d(*leaves[:3], 2, rpb=leaves[3], backend=backend)
+        grads += torch.autograd.grad(out.square().sum(), leaves[wanted])
+    torch.testing.assert_close(*grads)
+
+
+def test_why_not():
+    facts = [op.Facts(torch.device("cpu"), dtype) for dtype in (torch.float64, torch.bfloat16)]
+    assert "float64" in triton_kernels.why_not(facts[0])
+    assert "bfloat16" in triton_kernels.why_not(facts[1])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dilation", [1, 2, 9])
+def test_paper_shape_on_a_gpu(dilation, dtype):
+    qkv = torch.randn(2, 64, 64, 3, 8, 32, device="cuda").to(dtype)
+    rpb = torch.randn(8, 13, 13, device="cuda")
+    runs = []
+    for dtype_, backend in ((dtype, "triton"), (dtype, "reference"), (torch.float64, "reference")):
+        leaves = [t.to(dtype_).requires_grad_() for t in qkv.unbind(3)]
+        bias = rpb.to(op.exact(dtype_)).requires_grad_()
+        out = neighborhood_attention_2d(*leaves, 7, dilation=dilation, rpb=bias, backend=backend)
+        runs.append([out, *torch.autograd.grad(out.sum(), [*leaves, bias])])
+    for ours, theirs, exact in zip(*runs, strict=True):
+        allowed = 2 * (theirs - exact).norm() + 2e-3 * exact.norm()
+        assert (ours - exact).norm() <= allowed
+
+
+@pytest.mark.gpu
+def test_cuda_graph():
+    qkv = torch.randn(1, 20, 24, 3, 4, 32, device="cuda", dtype=torch.float16)
+    step = lambda: neighborhood_attention_2d(*qkv.unbind(3), 7, backend="triton")  # noqa: E731
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        expected = [step() for _ in range(3)][-1]
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(captured, expected)
