@@ -17,6 +17,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
+from inr_kernels.fourier_unit import triton_kernels as fourier_unit
 from inr_kernels.local_implicit import triton_kernels
 
 BIN = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -92,6 +93,12 @@ def main(arch):
             triton_kernels.forward(*args)
             grad = torch.empty(1, 64, 64, 3, dtype=dtype)
             triton_kernels.backward(grad, *args, needs_hoisted=True, needs_weights=True)
+    for precision in ("highest", "high"):
+        torch.set_float32_matmul_precision(precision)
+        label.update(dtype="float32" if precision == "highest" else "tf32", ensemble="")
+        spectrum, weight = torch.empty(1, 192, 64, 33, dtype=torch.complex64), torch.empty(384, 384)
+        fourier_unit.product(spectrum, weight, torch.empty(384), True, 1)  # Big-LaMa's, at 512 x 512
+        fourier_unit.product(spectrum.view(192, 64, 1, 33), torch.empty(128, 128), None, False, 1)  # its columns' DFT
     for row in compiled.values():
         kernel = row.pop("asm")
         print(json.dumps({"arch": arch, **row, **resources(kernel)}))

@@ -31,6 +31,19 @@ INR_INLINE void transform_inputs(V& v0, V& v1, V& v2, V& v3) {
   v0 = a, v1 = b, v2 = c, v3 = d;
 }
 
+// (g0, g1, g2) -> G g, each a block of rows; the results are `step` blocks apart.
+template <class T>
+INR_INLINE void transform_kernel(const T (&g0)[block_rows], const T (&g1)[block_rows], const T (&g2)[block_rows],
+                                 T (*to)[block_rows], int step) {
+  for (int r = 0; r < block_rows; ++r) {
+    const T sum = (g0[r] + g2[r]) / 2, middle = g1[r] / 2;
+    to[0][r] = g0[r];
+    to[step][r] = sum + middle;
+    to[2 * step][r] = sum - middle;
+    to[3 * step][r] = g2[r];
+  }
+}
+
 template <class T>
 class Winograd {
  public:
@@ -54,19 +67,18 @@ class Winograd {
   }
   // The kernels of outputs [i, i + block_rows) to the 16 points.
   void transform_weights(std::int64_t i) {
-    for (std::int64_t o = i; o < p_.outputs && o < i + block_rows; ++o) {
-      const T* g = static_cast<const T*>(p_.weight) + o * channels_ * 9;
-      for (std::int64_t c = 0; c < channels_; ++c, g += 9) {
-        T rows[4][3], all[4][4];
-        for (int j = 0; j < 3; ++j) {
-          const T sum = (g[j] + g[6 + j]) / 2, middle = g[3 + j] / 2;
-          rows[0][j] = g[j], rows[1][j] = sum + middle, rows[2][j] = sum - middle, rows[3][j] = g[6 + j];
-        }
-        for (int k = 0; k < 4; ++k) {
-          const T sum = (rows[k][0] + rows[k][2]) / 2, middle = rows[k][1] / 2;
-          all[k][0] = rows[k][0], all[k][1] = sum + middle, all[k][2] = sum - middle, all[k][3] = rows[k][2];
-        }
-        for (int point = 0; point < points; ++point) weight_[point].at(o, c) = all[point / 4][point % 4];
+    using Block = T[block_rows];
+    const std::int64_t rows = p_.outputs - i < block_rows ? p_.outputs - i : block_rows;
+    Block g[9] = {}, half[12];
+    for (std::int64_t c = 0; c < channels_; ++c) {
+      const T* w = static_cast<const T*>(p_.weight) + (i * channels_ + c) * 9;
+      for (std::int64_t r = 0; r < rows; ++r, w += channels_ * 9)
+        for (int j = 0; j < 9; ++j) g[j][r] = w[j];
+      for (int j = 0; j < 3; ++j) transform_kernel(g[j], g[3 + j], g[6 + j], half + j, 3);
+      for (int j = 0; j < 4; ++j) {
+        Block whole[4];
+        transform_kernel(half[3 * j], half[3 * j + 1], half[3 * j + 2], whole, 1);
+        for (int k = 0; k < 4; ++k) std::memcpy(weight_[4 * j + k].block(i, c), whole[k], sizeof(Block));
       }
     }
   }

@@ -24,11 +24,12 @@ class Product {
     const T* w = static_cast<const T*>(p_.weight);
     const T* shift = static_cast<const T*>(p_.shift);
     if (!weight_.resize(p_.groups * rows_, steps) || !shift_.resize(p_.groups * rows_)) return false;
-    for (std::int64_t g = 0; g < p_.groups; ++g)
-      for (std::int64_t i = 0; i < 2 * p_.outputs; ++i) {
-        for (std::int64_t k = 0; k < steps; ++k) weight_.at(g * rows_ + i, k) = *w++;
-        if (shift) shift_[g * rows_ + i] = *shift++;
-      }
+    for (std::int64_t g = 0; g < p_.groups; ++g, w += 2 * p_.outputs * steps)
+      for (std::int64_t i = 0; i < rows_; i += block_rows)
+        for (std::int64_t r = 0; r < block_rows && i + r < 2 * p_.outputs; ++r) {
+          for (std::int64_t k = 0; k < steps; ++k) weight_.block(g * rows_ + i, k)[r] = w[(i + r) * steps + k];
+          if (shift) shift_[g * rows_ + i + r] = shift[g * 2 * p_.outputs + i + r];
+        }
     return true;
   }
 

@@ -16,9 +16,8 @@ class RowPanels {
     steps_ = steps;
     return data_.resize(round_up(rows, block_rows) * steps);
   }
-  T& at(std::int64_t row, std::int64_t step) const {
-    return data_[(row / block_rows * steps_ + step) * block_rows + row % block_rows];
-  }
+  // The values of rows [i, i + block_rows) at one step; i is a multiple of block_rows.
+  T* block(std::int64_t i, std::int64_t step) const { return data_ + i * steps_ + step * block_rows; }
   // emit(j, sums) for the rows [i, i + block_rows) times b, `cols` columns of rows `b_row` apart, a panel at a time.
   // Sums of many steps are summed in runs: rounding grows with the run's length, not with the number of steps.
   template <class Emit>
@@ -29,7 +28,7 @@ class RowPanels {
       for (std::int64_t k = 0; k < a.steps_; k += run) {
         Vec<T> acc[block_rows][2];
         const std::int64_t steps = a.steps_ - k < run ? a.steps_ - k : run;
-        micro_kernel<T, 2>(steps, &a.at(i, k), 1, block_rows, b + k * b_row + j, b_row, acc);
+        micro_kernel<T, 2>(steps, a.block(i, k), 1, block_rows, b + k * b_row + j, b_row, acc);
 #pragma GCC unroll 12
         for (int r = 0; r < block_rows; ++r)
 #pragma GCC unroll 2

@@ -18,6 +18,7 @@ def fourier_unit(x, weight, scale, shift, training, eps, groups, norm, dft=False
     training normalized with, empty otherwise. dft: by matrix products instead of FFTs.
     """
     image, size = x.to(compute_dtype(x.dtype)), x.shape[2:]
+    dft = dft or not len(x)  # an FFT of nothing is refused
     z = dft_spectrum(image, norm) if dft else fft_spectrum(image, norm)
     z = F.conv2d(z, weight[:, :, None, None], groups=groups)
     mean = var = z.new_empty(0)

@@ -93,12 +93,12 @@ def fourier_unit(
     count = len(x) * x.shape[2] * (x.shape[3] // 2 + 1)
     require(not training or count > 1, "x", "have more than one frequency in all to train batch norm on", shape(x))
 
-    wish = dispatch.wished(backend)
+    wish, dtype = dispatch.wished(backend), result_dtype(x)
     if dispatch.is_transformed(x, weight, bn_weight, bn_bias):
         wish = "reference"
     with torch.autocast(x.device.type, enabled=False):  # the dtypes are settled
-        x = x.to(result_dtype(x))
-        weight, scale, shift = (t.to(reference.compute_dtype(x.dtype)) for t in (weight, bn_weight, bn_bias))
+        x = x.to(dtype)
+        weight, scale, shift = (t.to(reference.compute_dtype(dtype)) for t in (weight, bn_weight, bn_bias))
         if not training:
             scale = scale * torch.rsqrt(running_var.to(scale.dtype) + eps)
             shift = shift - running_mean.to(scale.dtype) * scale

@@ -73,7 +73,7 @@ def conv3x3(x, weight, bias=None, *, other=None, add=None, relu=False, padding="
     with torch.autocast(x.device.type, enabled=False):  # the dtypes are settled
         x, weight, bias, other, add = (None if t is None else t.to(dtype) for t in tensors)
         moved = dispatch.is_transformed(*(t for t in (x, weight, bias, other, add) if t is not None))
-        if wish == "reference" or moved or not op.has_native_conv3x3(x):
+        if wish == "reference" or moved or not op.is_for_native(x):
             return reference.conv3x3(x, weight, bias, other, add, bool(relu), padding)
         return op.conv3x3(x, weight, bias, other, add, bool(relu), padding, wish)
 

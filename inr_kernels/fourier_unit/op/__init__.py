@@ -15,9 +15,9 @@ from inr_kernels._core.registration import LIBRARY, define, forbid_second_deriva
 
 from .. import reference
 from . import by_steps
-from .conv3x3 import conv3x3, has_native_conv3x3
+from .conv3x3 import conv3x3, is_for_native
 
-__all__ = ["conv3x3", "fourier_unit", "has_native_conv3x3", "why_not_cpu", "why_not_triton"]
+__all__ = ["conv3x3", "fourier_unit", "is_for_native", "why_not_cpu", "why_not_triton"]
 
 _FORM = "bool training, float eps, SymInt groups, str norm, str backend"
 

@@ -17,9 +17,9 @@ from .. import reference
 _PADDINGS = {"zeros": 0, "reflect": 2}
 
 
-def has_native_conv3x3(x):
-    """Whether the C++ kernel can run on a tensor."""
-    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not native.load()[1]
+def is_for_native(x):
+    """Whether a tensor is one that the C++ kernel takes."""
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
 
 
 def _check(x, weight, bias, other, add, padding):
@@ -36,14 +36,15 @@ def _check(x, weight, bias, other, add, padding):
 
 def _conv3x3(x, weight, bias, other, add, relu, padding, backend):
     _check(x, weight, bias, other, add, padding)
-    if not has_native_conv3x3(x) or dispatch.wished(backend) not in ("", "cpu"):
+    library = native.load()[0]
+    if library is None or not is_for_native(x) or dispatch.wished(backend) not in ("", "cpu"):
         return reference.conv3x3(x, weight, bias, other, add, relu, padding)
     out = x.new_empty(len(x), len(weight), *x.shape[2:])
     if not out.numel():
         return out
     parts = [_images(t) for t in (x, other) if t is not None]
     weight, bias, add = (None if t is None else t.contiguous() for t in (weight, bias, add))
-    native.load()[0].conv3x3(
+    library.conv3x3(
         type=backends.TYPES[x.dtype],
         size=(len(x), *x.shape[2:]),
         x=[*((t.data_ptr(), t.shape[1], t.stride(0)) for t in parts), (0, 0, 0)][:2],

@@ -1,0 +1,66 @@
+"""Random problems for fourier_unit, and what "as accurate as eager" means."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from inr_kernels import fourier_unit
+
+
+@dataclass
+class Case:
+    """A problem in float64, to be cast to what is tested: x, weight, bn_weight, bn_bias, and the running statistics."""
+
+    batch: int = 2
+    channels: int = 4
+    outputs: int = 6
+    size: tuple = (6, 7)
+    groups: int = 1
+    training: bool = False
+    norm: str = "ortho"
+    layout: str = "contiguous"
+    tensors: tuple = field(default=())
+    statistics: tuple = field(default=())
+
+    def __post_init__(self):
+        rows, columns = 2 * self.outputs, 2 * self.channels // self.groups
+        x = torch.randn(self.batch, self.channels, *self.size, dtype=torch.float64) + 0.5
+        weight = torch.randn(rows, columns, 1, 1, dtype=torch.float64) / columns**0.5
+        vectors = torch.rand(rows, dtype=torch.float64) + 0.5, torch.randn(rows, dtype=torch.float64)
+        self.tensors = x, weight, *vectors
+        self.statistics = torch.randn(rows, dtype=torch.float64), torch.rand(rows, dtype=torch.float64) + 0.5
+
+    def run(self, dtype, backend, rounded=torch.float64, **options):
+        """The output, the gradients of (output * a fixed random tensor).sum(), and the statistics afterwards.
+
+        rounded: the dtype that x went through before; a truth starts from what was tested. Parameters stay in float32
+        beside a half-precision x.
+        """
+        parameters = torch.promote_types(dtype, torch.float32)
+        kept = torch.promote_types(rounded, torch.float32)
+        x, *rest = self.tensors
+        leaves = [x.to(rounded).to(dtype), *(t.to(kept).to(parameters) for t in rest)]
+        if self.layout == "channels_last":
+            leaves[0] = leaves[0].contiguous(memory_format=torch.channels_last)
+        leaves = [t.requires_grad_() for t in leaves]
+        statistics = [t.to(kept).to(parameters) for t in self.statistics]
+        form = {"training": self.training, "groups": self.groups, "norm": self.norm}
+        out = fourier_unit(*leaves, *statistics, **form, backend=backend, **options)
+        grad = torch.randn(out.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        grads = torch.autograd.grad(out, leaves, grad.to(rounded).to(dtype))
+        return [out.detach(), *grads, *statistics]
+
+
+def assert_as_accurate(case, dtype, backend, **options):
+    """Each error against float64 is at most twice eager's in the same dtype, or a few roundings, in two norms."""
+    truth = case.run(torch.float64, "reference", rounded=dtype)
+    eager = case.run(dtype, "reference")
+    for i, (result, other, exact) in enumerate(zip(case.run(dtype, backend, **options), eager, truth, strict=True)):
+        assert result.shape == exact.shape
+        assert result.dtype == other.dtype
+        few = 4 * torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+        few += torch.finfo(dtype).eps if result.dtype.itemsize == 2 else 0  # the result's own rounding
+        for norm in (lambda t: t.abs().max().item(), lambda t: torch.linalg.vector_norm(t).item()):
+            scale = max(norm(exact), 1e-300)
+            error, allowed = norm(result.double() - exact) / scale, 2 * norm(other.double() - exact) / scale + few
+            assert error <= allowed, f"tensor {i}: error {error:.1e}, allowed {allowed:.1e}"
