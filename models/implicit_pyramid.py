@@ -8,7 +8,7 @@ from torch import nn
 
 from inr_kernels._core.checks import require, require_tensor
 from inr_kernels.local_implicit import local_implicit_decode
-from inr_kernels.local_implicit.functional import Form, render
+from inr_kernels.local_implicit.functional import Form, check_size, render
 
 # Where the ensemble of the four neighbours stands.
 MODES = {"split": "first", "bilinear": "first", "liif": "last"}
@@ -68,6 +68,7 @@ class ImplicitUpsample(nn.Module):
         """
         require_tensor(feat, "feat", dims=(4,), like=self.layers[0].weight)
         weights, biases = self._linears()
+        size = check_size(size)
         sides = [torch.full((len(feat),), self.cell_scale / n, device=feat.device) for n in size]
         cell = torch.stack(sides, -1)
         if self.reference:

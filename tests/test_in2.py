@@ -2,17 +2,15 @@
 
 import copy
 import dataclasses
-import itertools
 import pickle
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-from inr_kernels.models import IN2, ImplicitPyramidDecoder, ImplicitUpsample, IN2Config
+from inr_kernels.models import IN2, IN2Config
 from inr_kernels.models.in2_blocks import ChannelAttentionBlock, ClampedAttention
 
-TINY = IN2Config(channels=(16, 16, 32), blocks=1, heads=4, alpha=0.5, hidden=(32, 24))
+TINY = IN2Config(channels=(16, 16, 32), blocks=1, heads=4, alpha=0.5, squeeze=4, hidden=(32, 24))
 
 
 @torch.no_grad()
@@ -21,6 +19,8 @@ def stirred(model):
     for name, parameter in model.named_parameters():
         if parameter.dim() == 1 and name.endswith("weight"):  # of norms
             parameter.uniform_(0.5, 1.5)
+        if name.endswith("attention.1.bias"):  # no gate is dead
+            parameter.fill_(1)
     for name, buffer in model.named_buffers():
         if name.endswith("running_mean"):
             buffer.uniform_(-0.2, 0.2)
@@ -47,8 +47,8 @@ def example(batch=1, height=57, width=61, dtype=torch.double):
     return torch.rand(batch, 3, height, width, dtype=dtype), mask.to(dtype)
 
 
-def close(a, b, atol=1e-6):
-    """Equal, and of more than one colour. (Weights of float32 coordinates agree to 1e-7.)"""
+def close(a, b, atol=1e-7):
+    """Equal, and of more than one colour. (In float64, "liif" shares float32 weights that sum to 1 within 1e-7.)"""
     assert b.std() > 0.02
     torch.testing.assert_close(a, b, rtol=0, atol=atol)
 
@@ -84,7 +84,7 @@ def test_full_size_network():
     ours, plain = both(IN2Config(), torch.float)
     image, mask = example(1, 33, 41, torch.float)
     with torch.no_grad():
-        close(ours.predict(image, mask), plain.predict(image, mask), atol=2e-5)
+        close(ours.predict(image, mask), plain.predict(image, mask), atol=3e-6)
 
 
 @pytest.mark.parametrize("upsample", ["split", "bilinear", "liif"])
@@ -112,7 +112,7 @@ def test_kernels_give_what_plain_torch_gives(upsample, size):
         {"rel_pos_bias": False},
         {"alpha": 0.03},
         {"attention_residual": False},
-        {"compress": 3, "squeeze": 8},
+        {"compress": 3, "squeeze": 16},
         {"mlp_ratio": 1.5},
         {"group_convs": False},
         {"cell_scale": 2.0},
@@ -164,71 +164,6 @@ def test_a_clamped_window_is_the_whole_map():
     bias = attention.rpb[:, y - y[:, None] + 6, x_ - x_[:, None] + 6]
     out = (query @ key.mT * 6**-0.5 + bias).softmax(-1) @ value
     torch.testing.assert_close(attention(x), attention.proj(out.transpose(0, 1).reshape(1, 5, 4, 12)))
-
-
-def literal(layer, feat, y, x, size):
-    """`ImplicitUpsample` at one pixel of the output, from the formula, feat [C, h, w]."""
-    linears = list(layer.layers)[::2]
-    cell = torch.tensor([n / m for n, m in zip(feat.shape[1:], size, strict=True)], dtype=feat.dtype) * layer.cell_scale
-    at = [(i + 0.5) * n / m - 0.5 for i, n, m in zip((y, x), feat.shape[1:], size, strict=True)]
-    low = [int(i // 1) for i in at]
-    total = 0
-
-    def run(values, layers):
-        for linear in layers[:-1]:
-            values = linear(values).relu()
-        return layers[-1](values)
-
-    for dy, dx in itertools.product((0, 1), repeat=2):
-        row, col = (min(max(i + d, 0), n - 1) for i, d, n in zip(low, (dy, dx), feat.shape[1:], strict=True))
-        offset = torch.tensor([2 * (at[0] - row), 2 * (at[1] - col)], dtype=feat.dtype)
-        area = (abs(at[0] - low[0] - (1 - dy)) * abs(at[1] - low[1] - (1 - dx)),)[0]
-        value = feat[:, row, col]
-        if layer.mode == "split":
-            value = linears[0](torch.cat((value, offset))).relu()
-        elif layer.mode == "liif":
-            value = run(torch.cat((value, offset, cell)), linears)
-        total = total + area * value
-    if layer.mode == "liif":
-        return total
-    return run(torch.cat((total, cell)), linears[1:] if layer.mode == "split" else linears)
-
-
-@pytest.mark.parametrize("reference", [False, True])
-@pytest.mark.parametrize("mode", ["split", "bilinear", "liif"])
-def test_upsample_is_its_formula(mode, reference):
-    layer = ImplicitUpsample(5, 4, hidden=(12, 9), mode=mode, cell_scale=1.5, reference=reference).double()
-    feat, size = torch.randn(1, 5, 6, 7, dtype=torch.double), (11, 14)
-    out = layer(feat, size)[0]
-    for y, x in [(1, 1), (4, 7), (9, 12), (5, 2)]:  # inside: at the border half of an offset is clamped away
-        torch.testing.assert_close(out[:, y, x], literal(layer, feat[0], y, x, size), rtol=0, atol=1e-6)
-
-
-def test_bilinear_keeps_every_sign():
-    """With the identity for its MLP, it is torch's own interpolation."""
-    layer = ImplicitUpsample(3, 3, hidden=(6,), mode="bilinear").double()
-    eye = torch.eye(3, dtype=torch.double)
-    with torch.no_grad():
-        layer.layers[0].weight.copy_(torch.cat((torch.cat((eye, -eye)), torch.zeros(6, 2)), 1))
-        layer.layers[2].weight.copy_(torch.cat((eye, -eye), 1))
-        for linear in layer.layers[::2]:
-            linear.bias.zero_()
-    feat = torch.randn(2, 3, 5, 6, dtype=torch.double)
-    expected = F.interpolate(feat, (10, 12), mode="bilinear", align_corners=False)
-    torch.testing.assert_close(layer(feat, (10, 12)), expected, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("size", [(1, 1), (1, 6), (7, 5)])
-def test_head_and_last_layer_are_one_matrix(size):
-    decoder = ImplicitPyramidDecoder((5, 4), hidden=(8, 8)).double()
-    feat = torch.randn(2, 5, 4, 3, dtype=torch.double)
-    out = decoder(feat, [size])
-    expected = decoder.head(decoder.layers[0](feat, size))
-    torch.testing.assert_close(out, expected)
-    grad = torch.randn_like(out)
-    inputs = [*decoder.parameters()]
-    for ours, theirs in zip(*(torch.autograd.grad(y, inputs, grad) for y in (out, expected)), strict=True):
-        torch.testing.assert_close(ours, theirs)
 
 
 def test_masks_of_all_and_nothing():
@@ -338,8 +273,8 @@ def test_training():
         grads.append({name: p.grad for name, p in model.named_parameters()})
     for name, grad in grads[0].items():
         scale = grads[1][name].abs().max()
-        assert scale > 0, name
-        torch.testing.assert_close(grad / scale, grads[1][name] / scale, rtol=0, atol=1e-5, msg=name)
+        assert scale > 0 and grad.isfinite().all(), name
+        torch.testing.assert_close(grad / scale, grads[1][name] / scale, rtol=0, atol=1e-10)
     for (name, a), b in zip(ours.named_buffers(), plain.buffers(), strict=True):
         torch.testing.assert_close(a, b, msg=name)
 
