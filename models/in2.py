@@ -213,6 +213,11 @@ class IN2(nn.Module):
         with torch.no_grad():
             return self(image, mask, size, **options)
 
+    @property
+    def bytes_per_pixel(self):
+        """What `inpaint` needs for a pixel of the input, about, beside the workspace and the output."""
+        return round(2.5 * self.config.channels[0] * max(4, self.decoder.head.weight.element_size()))
+
     def save(self, path, notes=None):
         """Writes safetensors: parameters, config and notes (JSON: on what it was trained, say)."""
         metadata = {"config": json.dumps(dataclasses.asdict(self.config)), "notes": json.dumps(notes or self.notes)}
