@@ -1,28 +1,22 @@
 """LaMa: inpainting with fast Fourier convolutions, at any size."""
 
-import dataclasses
 import json
 import math
 import os
-import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import safe_open
 from torch import nn
 
 from inr_kernels._core.checks import require, require_tensor, shape
-from inr_kernels._core.files import replacing
 
+from . import checkpoints
 from .ffc import FFC_BN_ACT, ConcatTupleLayer, FFCResnetBlock
 
 ACTIVATIONS = {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "none": nn.Identity}
-# What torch, safetensors and a wrong structure raise.
-UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError)
-UNREADABLE += (pickle.UnpicklingError, SafetensorError)
 
 
 @dataclass(frozen=True)
@@ -113,10 +107,7 @@ class LaMa(nn.Module):
 
     def save(self, path):
         """Writes safetensors: parameters and config."""
-        metadata = {"config": json.dumps(dataclasses.asdict(self.config))}
-        state = {name: value.contiguous() for name, value in self.state_dict().items()}
-        with replacing(path) as temporary:
-            temporary.write_bytes(save(state, metadata))
+        checkpoints.save(self, path, {})
 
     @classmethod
     def from_checkpoint(cls, path, activation="sigmoid"):
@@ -147,7 +138,7 @@ class LaMa(nn.Module):
                 config = _config_of(state, activation)
             model = cls(config)
             model.load_state_dict(state)
-        except UNREADABLE as error:
+        except checkpoints.UNREADABLE as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"{os.fspath(path)} is not a LaMa checkpoint: {reason[:300]}") from error
         return model.eval()

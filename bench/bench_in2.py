@@ -1,0 +1,73 @@
+"""IN² against itself in plain PyTorch (`reference=True`): whole pictures, and an INRB alone.
+
+Eager is LaMa's order of operations in the encoder, neighborhood attention by gathering every query's window, and the
+four-neighbour formula of every INRB on all queries at once. The floor: every convolution and product of encoder and
+body (Fourier transforms not counted), and the decoder after the hoist.
+"""
+
+import itertools
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from inr_kernels.models import IN2, ImplicitUpsample, IN2Config
+
+from .conftest import DEVICE
+
+SMOKE = IN2Config(channels=(16, 16, 32), blocks=1, heads=4, hidden=(16, 16))
+IMPLEMENTATIONS = ["eager", "ours", "eager bf16", "ours bf16"]
+
+
+def upsampling_flops(channels, hidden, outputs, pixels, queries):
+    """What an INRB of mode "split" has to do."""
+    inner = sum(a * b for a, b in itertools.pairwise((*hidden, outputs))) + 2 * hidden[1]
+    return 2 * (pixels * channels * hidden[0] + queries * (4 * 2 * hidden[0] + inner))
+
+
+def flops(config, size):
+    """What IN² has to do for a picture of its size."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        IN2(config, reference=True).eval().encode(torch.empty(1, 3, *size), torch.empty(1, 1, *size))
+    total = counter.get_total_flops()
+    pixels, outputs = [h * w for h, w in (size, *config.grids(size))], (27, *config.channels)  # 27: with the head
+    for level, channels in enumerate(config.channels):
+        total += upsampling_flops(channels, config.hidden, outputs[level], pixels[level + 1], pixels[level])
+    return total
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("size", [(512, 512), (683, 384)])
+def bench_picture(measure, smoke, size, implementation):
+    config, size = (SMOKE, (24, 17)) if smoke else (IN2Config(), size)
+    dtype = torch.bfloat16 if implementation.endswith("bf16") else torch.float32
+    model = IN2(config, reference=implementation.startswith("eager")).to(DEVICE, dtype).eval()
+    image, mask = torch.rand(1, 3, *size, device=DEVICE), torch.zeros(1, 1, *size, device=DEVICE)
+    mask[..., : size[0] // 2, : size[1] // 2] = 1
+    measure(
+        lambda: model.inpaint(image, mask),
+        op="in2",
+        case=f"{size[0]} x {size[1]}",
+        implementation=implementation,
+        dtype=dtype,
+        flops=flops(config, size),
+        rounds=3,
+    )
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def bench_last_inrb(measure, smoke, implementation):
+    side, hidden = (4, (16, 16)) if smoke else (256, IN2Config.hidden)
+    dtype = torch.bfloat16 if implementation.endswith("bf16") else torch.float32
+    layer = ImplicitUpsample(64, 64, hidden, reference=implementation.startswith("eager")).to(DEVICE, dtype)
+    feat = torch.randn(1, 64, side, side, device=DEVICE).to(dtype)
+    with torch.no_grad():
+        measure(
+            lambda: layer(feat, (2 * side, 2 * side)),
+            op="in2",
+            case=f"the last INRB alone, {side}² → {2 * side}²",
+            implementation=implementation,
+            dtype=dtype,
+            flops=upsampling_flops(64, hidden, 64, side * side, 4 * side * side),
+            rounds=3,
+        )

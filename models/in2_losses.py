@@ -1,0 +1,139 @@
+"""What IN² is trained with: a discriminator, and the losses of section 4.3 of its paper.
+
+    L_G = -E log D(x'),   L_D = -E log D(x) - E log(1 - D(x')) + r1 E |grad D(x)|²
+    generator: L_G + perceptual L_per + feature_matching L_fm
+
+x: photographs, x': filled ones, [B, 3, H, W] in [0, 1]. The paper lists R1 among the generator's losses, where it has
+no gradient, and without its square; it stands, squared, in the discriminator's step, as in its source.
+
+Source: Zhao, Yang and Fu, Learning Position-Aware Implicit Neural Network for Real-World Face Inpainting, 2024,
+eq. 5-9.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from inr_kernels._core.checks import require
+
+# torchvision's vgg19 up to relu5_1: channels of the convolutions, "M" a pooling; the indices of relu1_1 ... relu5_1.
+VGG19 = (64, 64, "M", 128, 128, "M", 256, 256, 256, 256, "M", 512, 512, 512, 512, "M", 512)
+VGG19_RELUS = (1, 6, 11, 20, 29)
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """The paper's weights.
+
+    Args:
+        perceptual: lambda_per.
+        feature_matching: lambda_fm. CoordFill and LaMa, which the paper follows, have 100.
+        r1: lambda_R.
+    """
+
+    perceptual: float = 10.0
+    feature_matching: float = 0.1
+    r1: float = 10.0
+
+
+class Discriminator(nn.Module):
+    """Convolutions 4 x 4 with spectral norms and leaky ReLUs, one logit a patch: CoordFill's, which the paper follows.
+
+    Args:
+        channels: of all layers but the last; the first three have stride 2.
+
+    Example:
+        >>> logits, features = Discriminator((8, 8, 8, 8))(torch.rand(1, 3, 64, 48))
+        >>> logits.shape, len(features)
+        (torch.Size([1, 1, 6, 4]), 4)
+    """
+
+    def __init__(self, channels=(64, 128, 256, 512)):
+        super().__init__()
+        layers = zip((3, *channels), (*channels, 1), strict=True)
+        convs = (nn.Conv2d(*pair, 4, 2 if i < 3 else 1, 1) for i, pair in enumerate(layers))
+        self.layers = nn.ModuleList(map(spectral_norm, convs))
+
+    def forward(self, x):
+        """[B, 3, H, W] in [0, 1] -> logits [B, 1, h, w], and the activations of every layer before."""
+        x, features = 2 * x - 1, []
+        for layer in self.layers[:-1]:
+            x = F.leaky_relu(layer(x), 0.2)
+            features.append(x)
+        return self.layers[-1](x), features
+
+
+class VGG19Features(nn.Module):
+    """Activations relu1_1 to relu5_1 of VGG-19, without gradients for its weights.
+
+    Args:
+        path: a state dict in the layout of torchvision's vgg19 (`features.0.weight`, ...), by torch.save. What it has
+            of the classifier is not read.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: a weight is missing.
+
+    Source: Simonyan and Zisserman, Very Deep Convolutional Networks for Large-Scale Image Recognition, ICLR 2015.
+    """
+
+    def __init__(self, path):
+        super().__init__()
+        layers, inputs = [], 3
+        for width in VGG19:
+            layers += [nn.MaxPool2d(2)] if width == "M" else [nn.Conv2d(inputs, width, 3, padding=1), nn.ReLU()]
+            inputs = inputs if width == "M" else width
+        self.features = nn.Sequential(*layers)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        missing = [name for name in self.state_dict() if not isinstance(state, dict) or name not in state]
+        require(not missing, "path", "hold a state dict of torchvision's vgg19", f"no {', '.join(missing[:3])}")
+        self.load_state_dict({name: state[name] for name in self.state_dict()})
+        self.requires_grad_(False).eval()
+        for name, values in (("mean", (0.485, 0.456, 0.406)), ("std", (0.229, 0.224, 0.225))):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
+
+    def forward(self, x):
+        """[B, 3, H, W] in [0, 1] -> the five maps."""
+        x, maps = (x - self.mean) / self.std, []
+        for i, layer in enumerate(self.features):
+            x = layer(x)
+            if i in VGG19_RELUS:
+                maps.append(x)
+        return maps
+
+
+def generator_loss(logits):
+    """L_G of the discriminator's logits on filled pictures: softplus(-logits), which does not saturate."""
+    return F.softplus(-logits).mean()
+
+
+def discriminator_loss(real, fake):
+    """L_D without R1, of the logits on photographs and on filled pictures (detached by the caller)."""
+    return F.softplus(-real).mean() + F.softplus(fake).mean()
+
+
+def r1_penalty(discriminator, image):
+    """E |grad D(x)|², the squared norm a picture; its own gradient reaches the discriminator's weights."""
+    image = image.detach().requires_grad_()
+    logits, _ = discriminator(image)
+    (gradient,) = torch.autograd.grad(logits.sum(), image, create_graph=True)
+    return gradient.square().flatten(1).sum(1).mean()
+
+
+def feature_matching_loss(real, fake):
+    """L_fm: the sum over layers of the mean |D^i(x) - D^i(x')|; real ones count as constants."""
+    return sum(F.l1_loss(b, a.detach()) for a, b in zip(real, fake, strict=True))
+
+
+def perceptual_loss(vgg, image, filled):
+    """L_per: the weighted sum over VGG-19's relu1_1 to relu5_1 of mean absolute differences.
+
+    Weights 1/32, 1/16, 1/8, 1/4, 1: pix2pixHD's, which the paper cites without a list of layers.
+    """
+    with torch.no_grad():
+        real = vgg(image)
+    weights = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1)
+    return sum(w * F.l1_loss(b, a) for w, a, b in zip(weights, real, vgg(filled), strict=True))

@@ -1,0 +1,59 @@
+"""The parts of IN² in plain PyTorch, as one writes them without kernels: what the kernels are held against."""
+
+import torch
+import torch.nn.functional as F
+
+
+def ffc_resnet_block(block, x):
+    """An `FFCResnetBlock` on (local, global), in LaMa's order of operations."""
+    out = ffc_bn_act(block.conv2, ffc_bn_act(block.conv1, x))
+    return tuple(a + b for a, b in zip(x, out, strict=True))
+
+
+def ffc_bn_act(layer, x):
+    """An `FFC_BN_ACT` on (local, global) or on a local part alone."""
+    ffc, (x_l, x_g) = layer.ffc, x if isinstance(x, tuple) else (x, None)
+    out_l, out_g = ffc.convl2l(x_l), ffc.convl2g(x_l)
+    if x_g is not None:
+        out_l = out_l + ffc.convg2l(x_g)
+        out_g = out_g + spectral_transform(ffc.convg2g, x_g)
+    return layer.act_l(layer.bn_l(out_l)), layer.act_g(layer.bn_g(out_g))
+
+
+def spectral_transform(spectral, x):
+    """A `SpectralTransform` without a local Fourier unit."""
+    x = spectral.conv1(x)
+    return spectral.conv2(x + fourier_unit(spectral.fu, x))
+
+
+def fourier_unit(unit, x):
+    """A `FourierUnit`; the transforms are float32 at least."""
+    exact = torch.promote_types(x.dtype, torch.float32)
+    z = torch.fft.rfftn(x.to(exact), dim=(-2, -1), norm="ortho")
+    z = torch.stack((z.real, z.imag), 2).flatten(1, 2).to(x.dtype)
+    z = unit.bn(unit.conv_layer(z)).relu().to(exact).unflatten(1, (-1, 2))
+    z = torch.complex(z[:, :, 0].contiguous(), z[:, :, 1].contiguous())
+    z = torch.fft.ifft(z, dim=-2, norm="ortho")
+    return torch.fft.irfft(z, n=x.shape[-1], norm="ortho").to(x.dtype)
+
+
+def neighborhood_attention(query, key, value, kernel_size, rpb):
+    """`inr_kernels.neighborhood_attention_2d` by gathering every query's window: [B, H, W, heads, dim] each."""
+    (rows, step_y), (cols, step_x) = map(_window, query.shape[1:3], kernel_size, [query.device] * 2)
+
+    def windows(x):  # [B, H, Kh, W, Kw, heads, dim]
+        return x[:, rows][:, :, :, cols]
+
+    scores = torch.einsum("byxhd,byixjhd->byxhij", query * query.shape[-1] ** -0.5, windows(key))
+    if rpb is not None:
+        bias = rpb[:, step_y[:, None, :, None], step_x[None, :, None, :]]  # [heads, H, W, Kh, Kw]
+        scores = scores + bias.permute(1, 2, 0, 3, 4).to(scores.dtype)
+    weights = F.softmax(scores.flatten(-2), -1).view_as(scores).to(value.dtype)
+    return torch.einsum("byxhij,byixjhd->byxhd", weights, windows(value))
+
+
+def _window(length, kernel_size, device):
+    """[length, kernel_size]: the positions that each pixel of an axis sees, and their distances, counted from 1 - K."""
+    pixel = torch.arange(length, device=device)[:, None]
+    seen = (pixel - kernel_size // 2).clamp(0, length - kernel_size) + torch.arange(kernel_size, device=device)
+    return seen, seen - pixel + kernel_size - 1
