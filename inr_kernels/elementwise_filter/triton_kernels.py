@@ -6,11 +6,11 @@ atomics. Several dilations are several launches. The softmax's gradient needs, o
 times filtered value, which is computed from the forward's own output in float32.
 """
 
-import contextlib
-
 import torch
 import triton
 import triton.language as tl
+
+from inr_kernels._core import backends
 
 BP = 128  # pixels of a program
 PADDINGS = {"zeros": 0, "replicate": 1, "reflect": 2, "valid": 3}
@@ -311,17 +311,13 @@ def _fold(d, dim, reach, n, padding):
     return inner
 
 
-def _on(device):
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-
-
 def forward(*args):
     """[len(dilation), B, C, Ho, Wo] of the op's arguments."""
     p = _Problem(*args)
     out = p.x.new_empty(len(p.dilations), *p.x.shape[:2], *p.out_size)
     if not out.numel():
         return out
-    with _on(out.device):
+    with backends.on(out.device):
         return p.filter(out, p.lse() if p.normalize == "all" else None, p.coefficients)
 
 
@@ -331,7 +327,7 @@ def backward(grad, *args, needs_x, needs_kernel):
     grad = grad.contiguous()
     if not grad.numel():
         return torch.zeros_like(p.x) if needs_x else None, torch.zeros_like(p.kernel) if needs_kernel else None
-    with _on(grad.device):
+    with backends.on(grad.device):
         lse = None if p.normalize == "none" else p.lse()
         d_x = p.image_gradient(grad, lse) if needs_x else None
         return d_x, p.kernel_gradient(grad, lse) if needs_kernel else None

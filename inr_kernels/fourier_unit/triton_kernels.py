@@ -5,11 +5,11 @@ One kernel multiplies the parts of a spectrum by a real matrix, adds and takes t
 unit's convolution, and the transform of a small map's columns (op/by_products.py).
 """
 
-import contextlib
-
 import torch
 import triton
 import triton.language as tl
+
+from inr_kernels._core import backends
 
 BLOCK = {"BM": 64, "BN": 64, "BK": 32}
 WARPS = {"ieee": 4, "tf32": 8}  # otherwise some chip spills
@@ -55,15 +55,6 @@ def mix(
     tl.store(out + at, sums, mask=(m < M)[:, None] & (n < N)[None, :])
 
 
-def precision():
-    """How tl.dot multiplies float32, as torch.matmul does."""
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
-
-
-def _on(device):
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-
-
 def product(z, weight, shift, relu, groups):
     """z [B, C, H, W'] complex, weight [2 O, 2 C / groups], shift [2 O] or None -> [B, O, H, W'] complex."""
     z, rows = torch.view_as_real(z.contiguous()), len(weight) // groups
@@ -71,9 +62,9 @@ def product(z, weight, shift, relu, groups):
     count = z.shape[2] * z.shape[3]
     grid = triton.cdiv(count, BLOCK["BN"]), triton.cdiv(rows, BLOCK["BM"]), len(z) * groups
     weight, shift = weight.contiguous(), None if shift is None else shift.contiguous()
-    with _on(z.device):
+    with backends.on(z.device):
         mix[grid](
             out, z, weight, shift, groups, rows, weight.shape[1], count,
-            RELU=relu, PRECISION=precision(), num_warps=WARPS[precision()], **BLOCK,
+            RELU=relu, PRECISION=backends.precision(), num_warps=WARPS[backends.precision()], **BLOCK,
         )  # fmt: skip
     return torch.view_as_complex(out)

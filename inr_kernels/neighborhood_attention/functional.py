@@ -128,11 +128,7 @@ def _attend(qkv, names, kernel_size, dilation, stride, is_causal, rpb, scale, re
     if dtype == query.dtype and not torch.is_autocast_enabled(query.device.type):
         for tensor, name in zip(qkv, names, strict=True):
             require(tensor.dtype == dtype, name, f"have query's dtype {dtype}", tensor.dtype)
-    wish = dispatch.wished(backend)
-    if dispatch.is_transformed(*qkv, *([] if rpb is None else [rpb])):
-        if wish not in ("", "reference"):
-            raise RuntimeError(f"backend {wish!r} has no forward derivative and no torch.func; the reference has")
-        wish = "reference"
+    wish = dispatch.settle_wish(dispatch.wished(backend), *qkv, *([] if rpb is None else [rpb]))
     with torch.autocast(query.device.type, enabled=False):  # the dtypes are settled
         qkv = [t.to(dtype) for t in qkv]
         rpb = None if rpb is None else rpb.to(op.exact(dtype))

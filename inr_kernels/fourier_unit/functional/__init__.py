@@ -93,9 +93,7 @@ def fourier_unit(
     count = len(x) * x.shape[2] * (x.shape[3] // 2 + 1)
     require(not training or count > 1, "x", "have more than one frequency in all to train batch norm on", shape(x))
 
-    wish, dtype = dispatch.wished(backend), result_dtype(x)
-    if dispatch.is_transformed(x, weight, bn_weight, bn_bias):
-        wish = "reference"
+    wish, dtype = dispatch.settle_wish(dispatch.wished(backend), x, weight, bn_weight, bn_bias), result_dtype(x)
     with torch.autocast(x.device.type, enabled=False):  # the dtypes are settled
         x = x.to(dtype)
         weight, scale, shift = (t.to(reference.compute_dtype(dtype)) for t in (weight, bn_weight, bn_bias))
