@@ -92,6 +92,7 @@ def test_shapes(name):
 @pytest.mark.parametrize("name", SHAPES)
 def test_shapes_in_triton(name):
     batch, channels, *sides = SHAPES[name]
+    sides = [min(side, 24) if min(sides) > 24 else side for side in sides]  # the interpreter is slow
     for dtype, widest in ((torch.float32, 64), (torch.float16, 256)):
         assert_as_accurate(Case((batch, min(channels, widest), *sides), "mixed"), dtype, "triton")
 
