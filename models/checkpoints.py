@@ -35,7 +35,7 @@ def read(path):
 
 
 def load(path, network, make, read=read):
-    """The `network` that `make(config)` gives, in eval mode, with what `read(path)` has: config, state dict, notes.
+    """The `network` ("a LIIF") that `make(config)` gives, in eval mode, with what `read(path)` has: config, state dict, notes.
 
     Raises:
         OSError: the file cannot be read.
@@ -49,6 +49,6 @@ def load(path, network, make, read=read):
         model.load_state_dict(state)
     except UNREADABLE as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{os.fspath(path)} is not a {network} checkpoint: {reason[:300]}") from error
+        raise ValueError(f"{os.fspath(path)} is not {network} checkpoint: {reason[:300]}") from error
     model.notes = notes
     return model.eval()

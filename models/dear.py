@@ -269,7 +269,7 @@ class DEAR(nn.Module):
             OSError: the file cannot be read.
             ValueError: it is damaged, or holds something else; the message says what.
         """
-        return checkpoints.load(path, "DEAR", lambda config: cls(DEARConfig(**config), reference=reference))
+        return checkpoints.load(path, "a DEAR", lambda config: cls(DEARConfig(**config), reference=reference))
 
     @classmethod
     def pretrained(cls):

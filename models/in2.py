@@ -221,7 +221,7 @@ class IN2(nn.Module):
             OSError: the file cannot be read.
             ValueError: it is damaged, or holds something else; the message says what.
         """
-        return checkpoints.load(path, "IN2", lambda config: cls(IN2Config(**config), reference=reference))
+        return checkpoints.load(path, "an IN2", lambda config: cls(IN2Config(**config), reference=reference))
 
 
 def _known(image, mask):

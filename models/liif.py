@@ -123,7 +123,7 @@ class LIIF(LocalImplicitDecoder):
             ValueError: it is damaged, or holds something else; the message says what.
         """
         read = checkpoints.read if Path(path).suffix == ".safetensors" else _read_pth
-        return checkpoints.load(path, "LIIF", lambda config: cls(LIIFConfig(**config)), read)
+        return checkpoints.load(path, "a LIIF", lambda config: cls(LIIFConfig(**config)), read)
 
     @classmethod
     def pretrained(cls):
