@@ -35,7 +35,9 @@ def read(path):
 
 
 def load(path, network, make, read=read):
-    """The `network` ("a LIIF") that `make(config)` gives, in eval mode, with what `read(path)` has: config, state dict, notes.
+    """The network that `make(config)` gives, in eval mode, with what `read(path)` has: config, state dict, notes.
+
+    network: "a LIIF", for errors.
 
     Raises:
         OSError: the file cannot be read.
