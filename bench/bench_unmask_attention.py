@@ -23,8 +23,8 @@ IMPLEMENTATIONS = ["eager", "matrix", "ours", "eager bf16", "ours bf16"]
 
 
 def eager(feat, mask):
-    """The framework's attention; F.scaled_dot_product_attention picks its flash kernel for four dimensions."""
-    tokens = feat.flatten(2).mT[:, None]
+    """The framework's attention; its flash kernel takes four dimensions and contiguous tokens."""
+    tokens = feat.flatten(2).mT[:, None].contiguous()
     queries = (1 - mask.flatten(2).mT[:, None]) * tokens
     return F.scaled_dot_product_attention(queries, tokens, tokens)[:, 0].mT.reshape(feat.shape)
 
