@@ -71,12 +71,16 @@ class Run:
         about = machine()
         slug = re.sub(r"[^a-z0-9]+", "-", about["name"].lower()).strip("-")
         path = RESULTS / f"{slug}.json"
-        fresh = {(row["op"], row["case"]) for row in self.rows}
-        old = json.loads(path.read_text())["rows"] if path.exists() else []
-        rows = [row for row in old if (row["op"], row["case"]) not in fresh] + self.rows
         stamp = {"commit": commit(), "command": "pytest " + " ".join(sys.argv[1:]), "date": time.strftime("%Y-%m-%d")}
-        rates = {"gemm_flops": self._ceilings, "copy_bytes": self._copy}
-        text = json.dumps({"machine": about, **stamp, **rates, "rows": rows}, indent=1)
+        stamp |= {"gemm_flops": self._ceilings, "copy_bytes": self._copy}
+        run = f"{stamp['commit']} {stamp['command']}"
+        fresh = {(row["op"], row["case"]) for row in self.rows}
+        old = json.loads(path.read_text()) if path.exists() else {"runs": {}, "rows": []}
+        rows = [row for row in old["rows"] if (row["op"], row["case"]) not in fresh]
+        rows += [row | {"run": run} for row in self.rows]
+        kept = dict.fromkeys(row["run"] for row in rows if row["run"] != run)
+        runs = {name: old["runs"][name] for name in kept} | {run: stamp}
+        text = json.dumps({"machine": about, "runs": runs, "rows": rows}, indent=1)
         partial = path.with_suffix(".partial")
         partial.write_text(text + "\n")
         os.replace(partial, path)

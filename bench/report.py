@@ -7,7 +7,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "bench" / "README.md"]
-SUMMARY = ["eager", "ours", "ours bf16"]  # the columns of the README's one table
+# The README's one table: its columns, and how many cases it has of an op.
+SUMMARY, CASES = ["eager", "ours", "ours bf16"], 3
 
 
 def results():
@@ -54,12 +55,17 @@ def memory(rows, key):
     return " / ".join("" if n is None else f"{n / 2**20:,.0f}" for n in wanted) if any(wanted) else ""
 
 
-def origin(result):
-    """What was run, where, and the ceilings of that run."""
+def origin(result, rows):
+    """What was run, where, and the ceilings of that run: a line for each run that gave one of the rows."""
     about = ", ".join(f"{key} {value}" if key != "name" else value for key, value in result["machine"].items())
-    rates = [f"{flops / 1e9:,.0f} GFLOP/s {dtype}" for dtype, flops in result["gemm_flops"].items()]
-    rates = f"GEMM {', '.join(rates)}" + (f"; copy {copied / 1e9:.1f} GB/s" if (copied := result["copy_bytes"]) else "")
-    return f"`{result['command']}` at {result['commit']} ({result['date']}) on {about}. Measured ceilings: {rates}."
+    lines = []
+    for name in dict.fromkeys(row["run"] for row in rows):
+        run = result["runs"][name]
+        ops = ", ".join(f"`{op}`" for op in dict.fromkeys(row["op"] for row in rows if row["run"] == name))
+        rates = ", ".join(f"{flops / 1e9:,.0f} GFLOP/s {dtype}" for dtype, flops in run["gemm_flops"].items())
+        rates = f"GEMM {rates}" + (f"; copy {copied / 1e9:.1f} GB/s" if (copied := run["copy_bytes"]) else "")
+        lines.append(f"{ops}: `{run['command']}` at {run['commit']} ({run['date']}), measured ceilings {rates}.")
+    return "\n".join([f"On {about}:", "", *(f"- {line}" for line in lines)])
 
 
 def markdown(header, lines):
@@ -77,19 +83,24 @@ def table(result, op):
         by_name = {row["implementation"]: row for row in rows}
         cells = [cell(by_name.get(name), rows) for name in names]
         lines.append([case, *cells, memory(rows, "peak_bytes"), memory(rows, "saved_bytes")])
-    return f"{origin(result)}\n\n" + markdown(["", *names, "peak MB, eager / ours", "kept for the backward"], lines)
+    rows = [row for rows in grouped.values() for row in rows]
+    return f"{origin(result, rows)}\n\n" + markdown(
+        ["", *names, "peak MB, eager / ours", "kept for the backward"], lines
+    )
 
 
 def summary(result):
-    """The Markdown of all ops on one machine: eager and ours."""
+    """The Markdown of all ops on one machine: eager and ours, of the first cases that have both."""
     lines = []
     for op in dict.fromkeys(row["op"] for row in result["rows"]):
+        found = []
         for case, rows in cases(result, op).items():
             by_name = {row["implementation"]: row for row in rows}
             cells = [cell(by_name.get(name), rows) for name in SUMMARY]
             if all(cells[:2]):
-                lines.append([f"`{op}` {case}", *cells, memory(rows, "peak_bytes")])
-    return f"{origin(result)}\n\n" + markdown(["", *SUMMARY, "peak MB, eager / ours"], lines)
+                found.append([f"`{op}` {case}", *cells, memory(rows, "peak_bytes")])
+        lines += found[:CASES]
+    return f"{origin(result, result['rows'])}\n\n" + markdown(["", *SUMMARY, "peak MB, eager / ours"], lines)
 
 
 def render(page):
