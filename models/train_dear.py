@@ -1,23 +1,21 @@
-"""The recipe of the shipped checkpoint: `python -m inr_kernels.models.train_dear`.
+"""The recipe behind the shipped checkpoint: `python -m inr_kernels.models.train_dear`.
 
 DEAR's training (shrunken pictures with holes in, full pictures out, L1 + 0.01 L1, Adam) on crops of photographs of
-scikit-image with free-form masks, on a CPU. `HELD_OUT` takes no part in it: the tests measure on that one.
+scikit-image with free-form masks, on a CPU. `HELD_OUT` takes no part in it: the tests measure on that one. The shipped
+file came of interrupted runs with two lengths, as its notes say; no single command gives it.
 """
 
-import argparse
 import math
-from pathlib import Path
 
 import numpy
 import torch
 from PIL import Image, ImageDraw
-from tqdm import tqdm
 
-from inr_kernels._core.files import replacing
 from inr_kernels._core.images import psnr, shrink, to_image, to_tensor
 
+from . import training
 from .dear import DEAR, PRETRAINED, SMALL, dear_loss, sample_queries
-from .train_liif import HELD_OUT, TRAINED_ON, learning_rate, photographs
+from .train_liif import HELD_OUT, TRAINED_ON, photographs
 
 SCALES = (1, 2, 4)
 SAVE_EVERY = 250  # steps
@@ -122,56 +120,22 @@ def training_step(model, image, mask, target, queries, fast=False):
 def train(args):
     torch.manual_seed(args.seed)
     model = DEAR(SMALL)
-    optimizer = torch.optim.Adam(model.parameters())
     photos = [photo for name in TRAINED_ON for photo in photographs(name)]
-    state, start = args.out.with_suffix(".training.pt"), 0
-    if args.resume:
-        saved = torch.load(state, weights_only=True)
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        start = saved["step"]
-    bar = tqdm(range(start, args.steps), initial=start, total=args.steps, mininterval=5)
-    average = 0
-    for step in bar:
-        torch.manual_seed(args.seed + step)  # so that a resumed run sees the same
-        rng = numpy.random.default_rng([args.seed, step])
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, args.steps, args.lr)
-        # The last fifth is exact: it takes out what bfloat16 left in the weights.
-        fast = args.bf16 and step < 0.8 * args.steps
-        loss = training_step(model, *batch(photos, rng, args.batch), args.queries, fast)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1)
-        optimizer.step()
-        average += (loss.item() - average) * max(0.01, 1 / (step - start + 1))
-        bar.set_postfix(loss=f"{average:.4f}", refresh=False)
-        if (step + 1) % SAVE_EVERY == 0 or step + 1 == args.steps:
-            saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-            with replacing(state) as temporary:
-                torch.save({**saved, "step": step + 1}, temporary)
-        if (step + 1) % 1000 == 0:
-            bar.write(f"step {step + 1}: PSNR, rival: {measured(model)}")
-    return model.eval()
+
+    def loss(rng, fast):
+        return training_step(model, *batch(photos, rng, args.batch), args.queries, fast)
+
+    return training.optimize(model, args, loss, measured, SAVE_EVERY)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=PRETRAINED)
-    parser.add_argument("--steps", type=int, default=4500)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--queries", type=int, default=384, help="of each crop")
-    parser.add_argument("--lr", type=float, default=1.5e-3, help="its peak")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--bf16", action="store_true", help="encode in bfloat16 at first: faster")
-    parser.add_argument("--resume", action="store_true", help="go on from OUT's .training.pt")
-    args = parser.parse_args()
+    about = __doc__.split("\n")[0]
+    args = training.parser(about, out=PRETRAINED, steps=4500, queries=384, lr=1.5e-3).parse_args()
     model = train(args)
     notes = {
         "trained_on": [f"skimage.data.{name}" for name in TRAINED_ON],
         "held_out": f"skimage.data.{HELD_OUT}",
-        "recipe": f"{args.steps} steps of {args.batch} crops, {args.queries} queries each, peak"
-        f" learning rate {args.lr:g}, seed {args.seed}{', --bf16' if args.bf16 else ''}",
+        "recipe": training.recipe(args),
         "psnr_and_rival": measured(model),
     }
     model.save(args.out, notes, dtype=torch.float16)

@@ -5,18 +5,15 @@ scikit-image, on a CPU. `HELD_OUT` takes no part in it: the demo and the tests m
 The shipped file is what `--bf16` gives: 40 minutes on one core of a processor that has bfloat16.
 """
 
-import argparse
 import math
-from pathlib import Path
 
 import numpy
 import torch
 from PIL import Image
-from tqdm import tqdm
 
-from inr_kernels._core.files import replacing
 from inr_kernels._core.images import psnr, shrink, to_image, to_tensor
 
+from . import training
 from .liif import LIIF, PRETRAINED, SMALL
 
 TRAINED_ON = ["astronaut", "chelsea", "rocket", "stereo_motorcycle", "camera"]
@@ -83,67 +80,29 @@ def measured(model):
     return {f"x{s}": tuple(round(v, 2) for v in measure(model, photo, s)) for s in SCALES}
 
 
-def learning_rate(step, steps, peak):
-    """A short warm-up, then half a cosine to zero."""
-    return peak * min(1, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * step / steps))
-
-
 def train(args):
     torch.manual_seed(args.seed)
     model = LIIF(SMALL)
-    optimizer = torch.optim.Adam(model.parameters())
     photos = [photo for name in TRAINED_ON for photo in photographs(name)]
-    state, start = args.out.with_suffix(".training.pt"), 0
-    if args.resume:
-        saved = torch.load(state, weights_only=True)
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        start = saved["step"]
-    bar = tqdm(range(start, args.steps), initial=start, total=args.steps, mininterval=5)
-    average = 0
-    for step in bar:
-        rng = numpy.random.default_rng([args.seed, step])  # so that a resumed run sees the same
+
+    def loss(rng, fast):
         inp, coord, cell, rgb = batch(photos, rng, args.batch, args.queries)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, args.steps, args.lr)
-        # The last fifth is exact: it takes out what bfloat16 left in the weights.
-        fast = args.bf16 and step < 0.8 * args.steps
         with torch.autocast("cpu", torch.bfloat16, enabled=fast):
             feat = model.gen_feat(inp)
         model.feat = feat.float()
-        loss = (model.query_rgb(coord, cell) - rgb).abs().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1)
-        optimizer.step()
-        average += (loss.item() - average) * max(0.01, 1 / (step - start + 1))
-        bar.set_postfix(loss=f"{average:.4f}", refresh=False)
-        if (step + 1) % SAVE_EVERY == 0 or step + 1 == args.steps:
-            saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-            with replacing(state) as temporary:
-                torch.save({**saved, "step": step + 1}, temporary)
-        if (step + 1) % 1000 == 0:
-            bar.write(f"step {step + 1}: PSNR, bicubic: {measured(model)}")
-    return model.eval()
+        return (model.query_rgb(coord, cell) - rgb).abs().mean()
+
+    return training.optimize(model, args, loss, measured, SAVE_EVERY)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=PRETRAINED)
-    parser.add_argument("--steps", type=int, default=7000)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--queries", type=int, default=1024, help="of each patch")
-    parser.add_argument("--lr", type=float, default=1e-3, help="its peak")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--bf16", action="store_true", help="encode in bfloat16 at first: faster")
-    parser.add_argument("--resume", action="store_true", help="go on from OUT's .training.pt")
-    args = parser.parse_args()
+    about = __doc__.split("\n")[0]
+    args = training.parser(about, out=PRETRAINED, steps=7000, queries=1024, lr=1e-3).parse_args()
     model = train(args)
     notes = {
         "trained_on": [f"skimage.data.{name}" for name in TRAINED_ON],
         "held_out": f"skimage.data.{HELD_OUT}",
-        "recipe": f"{args.steps} steps of {args.batch} patches, {args.queries} queries each, peak"
-        f" learning rate {args.lr:g}, seed {args.seed}{', --bf16' if args.bf16 else ''}",
+        "recipe": training.recipe(args),
         "psnr_and_bicubic": measured(model),
     }
     model.save(args.out, notes)

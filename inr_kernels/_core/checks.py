@@ -25,3 +25,10 @@ def require_tensor(value, argument, *, dims=None, like=None):
 def shape(tensor):
     """The shape as users write it."""
     return list(tensor.shape)
+
+
+def result_dtype(tensor):
+    """The tensor's dtype or, where autocast is on, autocast's; like autocast, float64 stays."""
+    device = tensor.device.type
+    casts = torch.is_autocast_enabled(device) and tensor.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if casts else tensor.dtype

@@ -6,7 +6,7 @@ import torch
 
 from inr_kernels._core import dispatch
 from inr_kernels._core.backends import Facts
-from inr_kernels._core.checks import require, require_tensor, shape
+from inr_kernels._core.checks import require, require_tensor, result_dtype, shape
 
 from . import op, reference
 
@@ -125,13 +125,6 @@ def pixelwise_reconstruct(image, kernel, *, backend=None):
     side = math.isqrt(kernel.shape[1])
     require(side * side == kernel.shape[1] and side % 2, "kernel", "have K² channels, K odd", shape(kernel))
     return elementwise_filter(image, kernel, kernel_size=side, groups=1, backend=backend)
-
-
-def result_dtype(x):
-    """x's dtype or, where autocast is on, autocast's; like autocast, float64 stays."""
-    device = x.device.type
-    casts = torch.is_autocast_enabled(device) and x.dtype != torch.float64
-    return torch.get_autocast_dtype(device) if casts else x.dtype
 
 
 def _positive(value):

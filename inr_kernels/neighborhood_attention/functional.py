@@ -3,7 +3,7 @@
 import torch
 
 from inr_kernels._core import dispatch
-from inr_kernels._core.checks import require, require_tensor, shape
+from inr_kernels._core.checks import require, require_tensor, result_dtype, shape
 
 from . import op, reference
 
@@ -139,13 +139,6 @@ def _attend(qkv, names, kernel_size, dilation, stride, is_causal, rpb, scale, re
         else:
             out, lse = op.neighborhood_attention(qkv, rpb, *form, float(scale), wish)
     return (out, lse) if return_lse else out
-
-
-def result_dtype(query):
-    """query's dtype or, where autocast is on, autocast's; like autocast, float64 stays."""
-    device = query.device.type
-    casts = torch.is_autocast_enabled(device) and query.dtype != torch.float64
-    return torch.get_autocast_dtype(device) if casts else query.dtype
 
 
 def check_pair(value, name):

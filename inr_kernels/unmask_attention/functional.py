@@ -5,7 +5,7 @@ import math
 import torch
 
 from inr_kernels._core import dispatch
-from inr_kernels._core.checks import require, require_tensor, shape
+from inr_kernels._core.checks import require, require_tensor, result_dtype, shape
 
 from . import op, reference
 
@@ -62,13 +62,6 @@ def unmask_attention(feat, mask, *, scale=None, mask_keys=False, backend=None):
         else:
             out = op.unmask_attention(tokens, weight, scale, mask_keys, wish)[0]
     return out.reshape(feat.shape)
-
-
-def result_dtype(feat):
-    """feat's dtype or, where autocast is on, autocast's; like autocast, float64 stays."""
-    device = feat.device.type
-    casts = torch.is_autocast_enabled(device) and feat.dtype != torch.float64
-    return torch.get_autocast_dtype(device) if casts else feat.dtype
 
 
 def check_tensors(feat, mask):

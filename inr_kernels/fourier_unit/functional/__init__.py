@@ -4,10 +4,10 @@ import torch
 
 from inr_kernels._core import dispatch
 from inr_kernels._core.backends import Facts
-from inr_kernels._core.checks import require, require_tensor, shape
+from inr_kernels._core.checks import require, require_tensor, result_dtype, shape
 
 from .. import op, reference
-from .conv3x3 import conv3x3, result_dtype
+from .conv3x3 import conv3x3
 
 __all__ = ["conv3x3", "fourier_unit"]
 

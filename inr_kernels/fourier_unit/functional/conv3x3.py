@@ -3,7 +3,7 @@
 import torch
 
 from inr_kernels._core import dispatch
-from inr_kernels._core.checks import require, require_tensor, shape
+from inr_kernels._core.checks import require, require_tensor, result_dtype, shape
 
 from .. import op, reference
 
@@ -76,10 +76,3 @@ def conv3x3(x, weight, bias=None, *, other=None, add=None, relu=False, padding="
         if wish == "reference" or moved or not op.is_for_native(x):
             return reference.conv3x3(x, weight, bias, other, add, bool(relu), padding)
         return op.conv3x3(x, weight, bias, other, add, bool(relu), padding, wish)
-
-
-def result_dtype(x):
-    """x's dtype or, where autocast is on, autocast's; like autocast, float64 stays."""
-    device = x.device.type
-    casts = torch.is_autocast_enabled(device) and x.dtype != torch.float64
-    return torch.get_autocast_dtype(device) if casts else x.dtype

@@ -5,10 +5,10 @@ import functools
 import torch
 
 from inr_kernels._core import dispatch
-from inr_kernels._core.checks import require, require_tensor, shape
+from inr_kernels._core.checks import require, require_tensor, result_dtype, shape
 
 from .. import op, reference
-from .checks import check_decoder, check_queries, check_size, result_dtype, settle_dtypes
+from .checks import check_decoder, check_queries, check_size, settle_dtypes
 from .hoist import Form, feature_columns, hoist_features
 
 WORKSPACE = 256 << 20

@@ -2,17 +2,10 @@
 
 import torch
 
-from inr_kernels._core.checks import require, require_tensor, shape
+from inr_kernels._core.checks import require, require_tensor, result_dtype, shape
 
 from .. import op
 from .hoist import feature_columns
-
-
-def result_dtype(feat):
-    """feat's dtype or, where autocast is on, autocast's; like autocast, float64 stays."""
-    device = feat.device.type
-    casts = torch.is_autocast_enabled(device) and feat.dtype != torch.float64
-    return torch.get_autocast_dtype(device) if casts else feat.dtype
 
 
 def settle_dtypes(wish, feat, weights, biases):
