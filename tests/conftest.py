@@ -2,8 +2,10 @@
 
 import functools
 import os
+import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy
@@ -78,3 +80,23 @@ def run_python():
         return done.stdout
 
     return run
+
+
+@pytest.fixture
+def in_a_fork():
+    """in_a_fork(compute): whether a forked child computes the same; one that hangs is killed after a minute."""
+
+    def check(compute):
+        expected = compute()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Python warns of any fork beside threads
+            child = os.fork()
+        if child == 0:
+            signal.alarm(60)
+            try:
+                os._exit(0 if torch.equal(compute(), expected) else 1)
+            finally:
+                os._exit(2)
+        return os.waitpid(child, 0)[1] == 0
+
+    return check

@@ -1,8 +1,5 @@
 """elementwise_filter: what it promises beside numbers: errors, empty calls, threads, torch's machinery."""
 
-import os
-import warnings
-
 import pytest
 import torch
 from elementwise_filter_cases import DELTA, Case
@@ -253,15 +250,9 @@ def test_explain_and_wishes(capsys, monkeypatch):
         assert torch.equal(elementwise_filter(X, KERNEL, kernel_size=3), X)
 
 
-def test_forked_child_filters():
+def test_forked_child_filters(in_a_fork):
     x, kernel = torch.randn(1, 8, 64, 64), torch.randn(1, 72, 64, 64)
-    expected = elementwise_filter(x, kernel, kernel_size=3, backend="cpu")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Python warns of any fork beside threads
-        child = os.fork()
-    if child == 0:
-        os._exit(0 if torch.equal(elementwise_filter(x, kernel, kernel_size=3, backend="cpu"), expected) else 1)
-    assert os.waitpid(child, 0)[1] == 0
+    assert in_a_fork(lambda: elementwise_filter(x, kernel, kernel_size=3, backend="cpu"))
 
 
 @pytest.mark.gpu

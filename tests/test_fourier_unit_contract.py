@@ -1,8 +1,5 @@
 """fourier_unit and conv3x3: what they promise beside numbers: errors, empty calls, threads, torch's machinery."""
 
-import os
-import warnings
-
 import pytest
 import torch
 from fourier_unit_cases import Case
@@ -282,14 +279,17 @@ def test_explain_and_wishes(capsys, monkeypatch):
         assert torch.equal(conv3x3(X, KERNEL + 1, padding="zeros"), expected)
 
 
-def test_forked_child_computes():
+@pytest.mark.parametrize("op", [fourier_unit, conv3x3])
+def test_forked_child_computes(op, in_a_fork):
     unit, kernel = (torch.randn(64, 64), *(torch.ones(64) for _ in range(4))), torch.randn(32, 32, 3, 3)
     x = torch.randn(1, 32, 48, 40)
-    run = lambda: (fourier_unit(x, *unit, backend="cpu"), conv3x3(x, kernel, backend="cpu"))  # noqa: E731
-    expected = run()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Python warns of any fork beside threads
-        child = os.fork()
-    if child == 0:
-        os._exit(0 if all(map(torch.equal, run(), expected)) else 1)
-    assert os.waitpid(child, 0)[1] == 0
+
+    def compute():
+        # A child has no threads of torch's: its Fourier transform would wait for them, so DataLoader asks for one too.
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        out = op(x, *(unit if op is fourier_unit else (kernel,)), backend="cpu")
+        torch.set_num_threads(threads)
+        return out
+
+    assert in_a_fork(compute)

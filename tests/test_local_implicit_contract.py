@@ -2,11 +2,9 @@
 
 import copy
 import gc
-import os
 import pickle
 import re
 import threading
-import warnings
 import weakref
 
 import pytest
@@ -371,19 +369,13 @@ def test_two_threads_decode_at_once():
     assert not wrong
 
 
-def test_forked_child_decodes():
+def test_forked_child_decodes(in_a_fork):
     case = Case(batch=1, queries=5000, hidden=(64, 64))
     feat, coord, cell, weights, biases = case.cast(torch.float32)
     hoisted = hoist_features(feat, weights[0], biases[0], Form())  # torch's own convolution may hang in a child
     y, x = (t.unsqueeze(1) for t in coord.unbind(-1))
     args = hoisted, y, x, cell[:, None], weights[0][:, 45:], weights[1:], biases[1:], 6, 0, True, False, "cpu"
-    expected = torch.ops.inr_kernels.local_implicit(*args)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Python warns of any fork beside threads
-        child = os.fork()
-    if child == 0:
-        os._exit(0 if torch.equal(torch.ops.inr_kernels.local_implicit(*args), expected) else 1)
-    assert os.waitpid(child, 0)[1] == 0
+    assert in_a_fork(lambda: torch.ops.inr_kernels.local_implicit(*args))
 
 
 def test_any_number_of_threads_gives_the_same():

@@ -1,9 +1,7 @@
 """neighborhood_attention: what it promises beside numbers: errors, empty calls, the module, torch's machinery."""
 
-import os
 import sys
 import types
-import warnings
 
 import pytest
 import torch
@@ -332,12 +330,6 @@ def test_natten_where_its_kernels_run(monkeypatch):
     assert not lse.requires_grad  # NATTEN ignores its gradient
 
 
-def test_forked_child_attends():
-    qkv = torch.randn(1, 32, 32, 3, 4, 16)
-    expected = neighborhood_attention_2d_packed(qkv, 7, backend="cpu")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Python warns of any fork beside threads
-        child = os.fork()
-    if child == 0:
-        os._exit(0 if torch.equal(neighborhood_attention_2d_packed(qkv, 7, backend="cpu"), expected) else 1)
-    assert os.waitpid(child, 0)[1] == 0
+def test_forked_child_attends(in_a_fork):
+    qkv = torch.randn(1, 32, 32, 3, 2, 16)  # torch fills what is larger (poison) with threads that a child lacks
+    assert in_a_fork(lambda: neighborhood_attention_2d_packed(qkv, 7, backend="cpu"))

@@ -1,8 +1,5 @@
 """unmask_attention: what it promises beside numbers: errors, empty calls, memory, torch's machinery."""
 
-import os
-import warnings
-
 import pytest
 import torch
 from unmask_attention_cases import Case, mask_of
@@ -230,12 +227,6 @@ def test_the_reference_runs_in_parts(monkeypatch):
     torch.testing.assert_close((out, grad), tuple(t.flatten(2) for t in whole))
 
 
-def test_forked_child_attends():
+def test_forked_child_attends(in_a_fork):
     feat, mask = torch.randn(1, 16, 40, 40), mask_of("some", 1, 40, 40)
-    expected = unmask_attention(feat, mask, backend="cpu")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Python warns of any fork beside threads
-        child = os.fork()
-    if child == 0:
-        os._exit(0 if torch.equal(unmask_attention(feat, mask, backend="cpu"), expected) else 1)
-    assert os.waitpid(child, 0)[1] == 0
+    assert in_a_fork(lambda: unmask_attention(feat, mask, backend="cpu"))
