@@ -13,12 +13,13 @@ from inr_kernels._core.checks import require, require_tensor, shape
 from inr_kernels.local_implicit.functional import WORKSPACE
 
 from . import checkpoints, dear_reference
-from .dear_blocks import REACH, STRIDE, Encoder, encoder_input, enlarge, initialize
+from .dear_blocks import REACH, STRIDE, Encoder, encoder_input, enlarge, initialize, smooth_fill
 
 PRETRAINED = Path(__file__).with_name("dear_small.safetensors")
 # alpha, beta, gamma of `elementwise_filter`, so that it gives Z + K_hp * Z.
 HIGH_PASS = {"delta": (2, 0, -1), "ones": (1, 1, -1)}
 CHOICES = {
+    "fill": ("zeros", "smooth"),
     "norm": ("instance", "none"),
     "high_pass": tuple(HIGH_PASS),
     "softmax": ("taps", "all"),
@@ -36,6 +37,8 @@ class DEARConfig:
         features: of F and E, and between the two convolutions of the importance branch. 64: both codes.
         blocks: ResNet blocks of the encoder. 8: the paper.
         filter_blocks: of the filter branch, an encoder "of similar architecture". 8: as the encoder.
+        fill: of the holes, before all. "zeros": the paper; "smooth": a smooth continuation of the surroundings S, to
+            whose bicubic interpolation the implicit function then adds, so that a short training is enough.
         norm: "instance" in the ResNet blocks alone, as SAIR, or "none": before the decoder it would remove what
             the literal high-pass amplifies.
         filter_size: K_z of the high-pass filters. 3: all code of the group.
@@ -55,6 +58,7 @@ class DEARConfig:
     features: int = 64
     blocks: int = 8
     filter_blocks: int = 8
+    fill: str = "zeros"
     norm: str = "instance"
     filter_size: int = 3
     high_pass: str = "delta"
@@ -77,7 +81,9 @@ class DEARConfig:
             require(side > 0 and side % 2 == 1, name, "be odd and positive", side)
 
 
-SMALL = DEARConfig(channels=64, features=32, blocks=6, filter_blocks=1, norm="none", hidden=(128, 128, 128))
+SMALL = DEARConfig(
+    channels=64, features=32, blocks=6, filter_blocks=1, fill="smooth", norm="none", hidden=(128, 128, 128)
+)
 
 
 class DEAR(nn.Module):
@@ -88,6 +94,8 @@ class DEAR(nn.Module):
         E = softmax(((1 - M) F) F^T / sqrt(C)) F
         K = importance(L),   W = sigmoid(conv3x3(K)),   I_rec[p] = sum_q K_p[q] (I (1 - M))[p + q]
         rgb(x) = sum over the four pixels p around x of area_p MLP([F_p; E_p; W_p; x - p])
+
+    With `fill="smooth"` the encoders see S instead of I (1 - M), and rgb(x) is S(x) + the sum.
 
     21,962,206 parameters. The input may have any size: up to multiples of 4 (and 12 pixels) it continues as a hole.
     Everything runs in the parameters' dtype or autocast's, coordinates in float32.
@@ -127,13 +135,14 @@ class DEAR(nn.Module):
 
     @torch.no_grad()
     def _initialize(self):
-        """A fresh network starts from grey, from no high-pass, and from the picture rebuilt as it is."""
+        """A fresh network starts from grey (or from S), from no high-pass, and from the picture rebuilt as it is."""
+        grey = self.config.fill == "zeros"
         last = self.implicit.imnet.layers[-1]
         others = [self.filter_head, self.importance, self.importance_head, self.implicit]
         initialize([self.encoder, self.filter_encoder], self.decoder, others)
-        for layer in (self.filter_head, self.importance[-1], last):
-            layer.weight.mul_(0.1)
-        last.bias.fill_(0.5)
+        for layer, gain in ((self.filter_head, 0.1), (self.importance[-1], 0.1), (last, 0.1 if grey else 0)):
+            layer.weight.mul_(gain)
+        last.bias.fill_(0.5 if grey else 0)
         self.importance[-1].bias[self.config.importance_size**2 // 2] = 1
         taps = self.config.filter_size**2
         self.filter_head.bias.view(-1, taps)[:, taps // 2] = 4
@@ -143,7 +152,8 @@ class DEAR(nn.Module):
         return dear_reference if self.reference else inr_kernels
 
     def encode(self, image, mask):
-        """The map that the implicit function reads, [F; E; W] [B, 2 C + 1, H, W], and the kernels K [B, K², H, W].
+        """The map that the implicit function reads, [F; E; W] [B, 2 C + 1, H, W], the kernels K [B, K², H, W], and
+        what the encoders see, I (1 - M) or S [B, 3, H, W].
 
         Args:
             image: [B, 3, H, W] in [0, 1]; what it holds under the mask does not matter.
@@ -153,10 +163,17 @@ class DEAR(nn.Module):
             TypeError: an argument is no floating-point tensor.
             ValueError: a shape or device that does not fit.
         """
+        seen, mask = self._see(image, mask)
+        return *self._encode(seen, mask), seen
+
+    def _see(self, image, mask):
         known, mask = self._masked(image, mask)
-        config, (height, width) = self.config, image.shape[2:]
+        return (known if self.config.fill == "zeros" else smooth_fill(known, mask)), mask
+
+    def _encode(self, seen, mask):
+        config, (height, width) = self.config, seen.shape[2:]
         shortest = max(REACH + 1, config.filter_size // 2 + 1)
-        padded = encoder_input(known, mask, shortest)
+        padded = encoder_input(seen, mask, shortest, "constant" if config.fill == "zeros" else "replicate")
         latent, guide = self.encoder(padded), self.filter_encoder(padded)
         alpha, beta, gamma = HIGH_PASS[config.high_pass]
         latent = self._ops.elementwise_filter(
@@ -175,16 +192,15 @@ class DEAR(nn.Module):
         attended = self._ops.unmask_attention(feat, mask.to(feat.dtype), mask_keys=config.mask_keys)
         return torch.cat([feat, attended, weight], 1), kernels[..., :height, :width]
 
-    def _encode_tiles(self, image, mask, side):
+    def _encode_tiles(self, seen, mask, side):
         """`encode`'s map, from tiles that overlap by half a side at each of theirs."""
-        image, mask = self._masked(image, mask)
         rows = []
-        for top in range(0, image.shape[2], side):
+        for top in range(0, seen.shape[2], side):
             row = []
-            for left in range(0, image.shape[3], side):
+            for left in range(0, seen.shape[3], side):
                 y, x = max(top - side // 2, 0), max(left - side // 2, 0)
                 around = (..., slice(y, top + side + side // 2), slice(x, left + side + side // 2))
-                encoded, _ = self.encode(image[around], mask[around])
+                encoded, _ = self._encode(seen[around], mask[around])
                 row.append(encoded[..., top - y : top - y + side, left - x : left - x + side])
             rows.append(torch.cat(row, 3))
         return torch.cat(rows, 2)
@@ -196,11 +212,18 @@ class DEAR(nn.Module):
 
     def query(self, image, mask, coord, cell=None):
         """Colours [B, Q, 3] at coord [B, Q, 2], (y, x) in [-1, 1]; cell [B, 2] or like coord with `cell_decode`."""
-        return self.decode(self.encode(image, mask)[0], coord, cell)
+        encoded, _, seen = self.encode(image, mask)
+        return self.decode(encoded, seen, coord, cell)
 
-    def decode(self, encoded, coord, cell=None):
-        """`query` on a map that `encode` gave."""
-        return self.implicit(encoded, coord, cell, backend=self._backend)
+    def decode(self, encoded, seen, coord, cell=None):
+        """`query` on a map and a picture that `encode` gave."""
+        colour = self.implicit(encoded, coord, cell, backend=self._backend)
+        if self.config.fill == "zeros":
+            return colour
+        wide = _at_least_float32(seen)
+        grid = coord.to(wide.dtype).flip(-1)[:, None]  # (x, y)
+        start = F.grid_sample(wide, grid, mode="bicubic", padding_mode="border", align_corners=False)
+        return colour + start[:, :, 0].transpose(1, 2).to(colour.dtype)
 
     def forward(self, image, mask, size=None, *, scale=None, tile=None, workspace=WORKSPACE, progress=None):
         """The whole picture [B, 3, H', W'], unclipped; without size and scale as large as the input.
@@ -216,11 +239,15 @@ class DEAR(nn.Module):
         require(size is None or scale is None, "size", "be None beside a scale", f"{size} and {scale}")
         require(scale is None or 0 < scale < float("inf"), "scale", "be positive and finite", scale)
         require(tile is None or tile > 0, "tile", "be positive", tile)
-        encoded = self._encode_tiles(image, mask, tile) if tile else self.encode(image, mask)[0]
+        seen, mask = self._see(image, mask)
+        encoded = self._encode_tiles(seen, mask, tile) if tile else self._encode(seen, mask)[0]
         if size is None:
             size = tuple(max(1, round(n * (scale or 1))) for n in image.shape[2:])
         options = {"workspace": workspace, "progress": progress, "backend": self._backend}
-        return self.implicit.render(encoded, size, **options)
+        out = self.implicit.render(encoded, size, **options)
+        if self.config.fill == "zeros":
+            return out
+        return out + F.interpolate(_at_least_float32(seen), size, mode="bicubic").to(out.dtype)
 
     @torch.no_grad()
     def inpaint(self, image, mask, size=None, *, tile=None, **options):
@@ -282,6 +309,10 @@ class DEAR(nn.Module):
         has 20.83, and OpenCV's method of Telea does better, 31.09.
         """
         return cls.from_checkpoint(PRETRAINED)
+
+
+def _at_least_float32(x):
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def dear_loss(rgb, target, reconstruction, image):

@@ -59,15 +59,40 @@ def enlarge(inputs, hidden, outputs):
     )
 
 
-def encoder_input(known, mask, shortest):
-    """[I (1 - M); M] [B, 4, H, W], sides rounded up to what the encoder takes, as a hole.
+def encoder_input(seen, mask, shortest, mode):
+    """[picture; M] [B, 4, H, W], sides rounded up to what the encoder takes: the picture by F.pad's mode, as a hole.
 
     shortest: sides of the latent, at least.
     """
     right, below = (max(-n % STRIDE, shortest * STRIDE - n) for n in (mask.shape[3], mask.shape[2]))
     sides = (0, right, 0, below)
-    both = torch.cat([F.pad(known, sides), F.pad(mask, sides, value=1)], 1)
+    both = torch.cat([F.pad(seen, sides, mode), F.pad(mask, sides, value=1)], 1)
     return both.contiguous(memory_format=torch.channels_last)
+
+
+def smooth_fill(known, mask, sweeps=4):
+    """I (1 - M) [B, 3, H, W] with its holes filled by what surrounds them: about the harmonic function.
+
+    Down a pyramid of the known pixels' means, and up again: on each level a hole starts from the level below and is
+    then swept to the mean of its 3 x 3 neighbours. A picture without a known pixel becomes grey.
+    """
+    dtype = torch.promote_types(known.dtype, torch.float32)  # half precision would leave bands
+    share = 1 - mask.to(dtype)
+    mean = known.to(dtype) / share.where(share > 0, 1)
+    levels = [(mean, share)]
+    while max(share.shape[2:]) > 1:
+        even = (0, share.shape[3] % 2, 0, share.shape[2] % 2)
+        sums, share = (F.avg_pool2d(F.pad(x, even), 2) for x in (mean * share, share))
+        mean, share = sums / share.where(share > 0, 1), (share > 0).to(dtype)
+        levels.append((mean, share))
+    out = torch.full_like(mean, 0.5)
+    for mean, share in reversed(levels):
+        out = F.interpolate(out, scale_factor=2, mode="bilinear")[..., : mean.shape[2], : mean.shape[3]]
+        for _ in range(sweeps):
+            out = torch.lerp(out, mean, share)
+            out = F.avg_pool2d(F.pad(out, (1, 1, 1, 1), mode="replicate"), 3, 1)
+        out = torch.lerp(out, mean, share)
+    return out.to(known.dtype)
 
 
 def initialize(encoders, decoder, others):

@@ -111,10 +111,10 @@ def training_step(model, image, mask, target, queries, fast=False):
     """The loss of one step (eq. 10), at random pixels of the target."""
     coord, cell, rgb = sample_queries(target, queries)
     with torch.autocast("cpu", torch.bfloat16, enabled=fast):
-        encoded, kernels = model.encode(image, mask)
+        encoded, kernels, seen = model.encode(image, mask)
     cell = cell if model.config.cell_decode else None
     rebuilt = model.reconstruct(image, mask, kernels.float())
-    return dear_loss(model.decode(encoded.float(), coord, cell), rgb, rebuilt, image)
+    return dear_loss(model.decode(encoded.float(), seen, coord, cell), rgb, rebuilt, image)
 
 
 def train(args):

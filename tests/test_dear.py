@@ -15,6 +15,7 @@ TINY = DEARConfig(channels=16, features=6, blocks=2, filter_blocks=1, hidden=(12
 CONFIGS = {
     "default": {},
     "no norm": {"norm": "none"},
+    "smooth fill": {"fill": "smooth"},
     "literal": {"high_pass": "ones", "padding": "zeros"},
     "softmax over all": {"softmax": "all", "padding": "replicate"},
     "sizes": {"filter_size": 5, "importance_size": 5},
@@ -130,7 +131,7 @@ def test_what_a_hole_hides_does_not_matter(reference):
     expected = model(image, mask)
     hidden = torch.where(mask == 1, torch.nan, image)
     close(model(hidden, mask), expected, 0)
-    encoded, kernels = model.encode(image, mask)
+    _, kernels, _ = model.encode(image, mask)
     close(model.reconstruct(hidden, mask, kernels), model.reconstruct(image, mask, kernels), 0)
     assert (model(image, 1 - mask) - expected).abs().max() > 1e-3
 
@@ -139,7 +140,7 @@ def test_attention_is_that_of_the_paper():
     """Eq. 6-7 written out: a hole's E is the mean of F; W lies between 0 and 1."""
     model = network()[0]
     image, mask = picture(9, 14)
-    encoded, _ = model.encode(image, mask)
+    encoded, *_ = model.encode(image, mask)
     feat, attended, weight = encoded.split([6, 6, 1], 1)
     f, m = feat.flatten(2).transpose(1, 2), mask.flatten(2).transpose(1, 2)
     expected = (((1 - m) * f) @ f.transpose(1, 2) / 6**0.5).softmax(-1) @ f
@@ -156,8 +157,8 @@ def test_gradients_equal_those_of_plain_pytorch(name):
     image, mask = picture(9, 14)
     coord, cell = torch.rand(2, 40, 2) * 2 - 1, torch.full((2, 2), 0.1)
     for model in models:
-        encoded, kernels = model.encode(image, mask)
-        rgb = model.decode(encoded, coord, cell if model.config.cell_decode else None)
+        encoded, kernels, seen = model.encode(image, mask)
+        rgb = model.decode(encoded, seen, coord, cell if model.config.cell_decode else None)
         loss = dear_loss(rgb, torch.zeros_like(rgb), model.reconstruct(image, mask, kernels), image)
         loss.backward()
     for (key, ours), theirs in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
@@ -219,13 +220,15 @@ def test_tiles():
     """Each is the middle of what its surroundings give; one that holds everything changes nothing."""
     model, _ = network()
     image, mask = picture(13, 30)
+    mask = mask / 2  # which fades, once
     close(model(image, mask, tile=30), model(image, mask), 1e-12)
     out = model.inpaint(image, mask, scale=2, tile=8)
     assert out.shape == (2, 3, 26, 60)
-    encoded = model._encode_tiles(image, mask, 8)
-    part, _ = model.encode(image[..., 4:, 12:28], mask[..., 4:, 12:28])
+    seen, mask = model._see(image, mask)
+    encoded = model._encode_tiles(seen, mask, 8)
+    part, *_ = model.encode(image[..., 4:, 12:28], mask[..., 4:, 12:28])
     close(encoded[..., 8:, 16:24], part[..., 4:, 4:12], 1e-12)
-    model._encode_tiles(image, mask, 5).sum().backward()
+    model._encode_tiles(seen, mask, 5).sum().backward()
     assert model.encoder[0].weight.grad.any()
 
 
@@ -275,6 +278,7 @@ def test_no_floating_point(arguments):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"fill": "mean"}, "fill must be one of zeros, smooth; got 'mean'"),
         ({"norm": "batch"}, "norm must be one of instance, none; got 'batch'"),
         ({"high_pass": "one"}, "high_pass must be one of delta, ones"),
         ({"softmax": "channels"}, "softmax must be one of taps, all"),
@@ -308,17 +312,33 @@ def test_queries_are_pixels():
 
 def test_a_fresh_network_knows_its_input():
     """What the initialization promises: grey, the picture rebuilt, and the masked picture among the features."""
-    model = DEAR(SMALL)
+    model = DEAR(dataclasses.replace(SMALL, fill="zeros"))
     image, mask = picture(16, 20, dtype=torch.float32)
-    encoded, kernels = model.encode(image, mask)
-    known = image * (1 - mask)
-    close(model.decode(encoded, torch.zeros(2, 1, 2)), torch.full((2, 1, 3), 0.5), 0.3)
+    encoded, kernels, known = model.encode(image, mask)
+    assert torch.equal(known, image * (1 - mask))
+    close(model.decode(encoded, known, torch.zeros(2, 1, 2)), torch.full((2, 1, 3), 0.5), 0.3)
     close(model.reconstruct(image, mask, kernels), known, 0.6)
     for colour in range(3):
         both = torch.stack([encoded[:, colour].flatten(), known[:, colour].flatten()])
         assert both.corrcoef()[0, 1] > 0.9
     gone = encoded[:, :3] * mask
     assert gone.abs().mean() < 0.2
+
+
+@pytest.mark.parametrize("size", [(26, 36), (29, 31), (5, 40)])
+def test_a_fresh_network_starts_from_its_fill(size):
+    """And forward adds the same interpolation as a query, where the network says something, too."""
+    image, mask = picture(13, 18, dtype=torch.float32)
+    fresh = DEAR(dataclasses.replace(TINY, fill="smooth"))
+    *_, seen = fresh.encode(image, mask)
+    start = torch.nn.functional.interpolate(seen, size, mode="bicubic")
+    close(fresh(image, mask, size), start)
+    model = network(torch.float32, fill="smooth")[0]
+    out = model(image, mask, size)
+    assert (out - start).abs().mean() > 1e-3
+    coord = torch.stack(torch.meshgrid(*((2 * torch.arange(n) + 1) / n - 1 for n in size), indexing="ij"), -1)
+    found = model.query(image, mask, coord.flatten(0, 1).expand(2, -1, 2))
+    close(found.transpose(1, 2).view_as(out), out, 1e-5)
 
 
 def test_checkpoint_round_trip(tmp_path):
