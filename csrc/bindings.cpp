@@ -8,6 +8,7 @@
 #include <tuple>
 #include <vector>
 
+#include "common/threads.h"
 #include "inr.h"
 
 #ifndef INR_CUDA_ARCHS
@@ -256,6 +257,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cuda_archs") = std::string(INR_CUDA_ARCHS);
   m.attr("max_depth") = inr::max_depth;
   m.def("isa", &inr::isa);
+  m.def("has_openmp", &inr::has_openmp);
   py::class_<LocalImplicit>(m, "LocalImplicit")
       .def(py::init<int, std::array<std::int64_t, 3>, std::array<std::int64_t, 2>, std::array<std::int64_t, 2>, bool,
                     bool, std::vector<std::int64_t>, std::pair<Address, std::array<std::int64_t, 3>>,

@@ -6,6 +6,7 @@ cuda_archs: str
 max_depth: int
 
 def isa() -> str: ...
+def has_openmp() -> bool: ...
 
 class LocalImplicit:
     def __init__(

@@ -84,9 +84,12 @@ def run_python():
 
 @pytest.fixture
 def in_a_fork():
-    """in_a_fork(compute): whether a forked child computes the same; one that hangs is killed after a minute."""
+    """in_a_fork(compute): whether a forked child computes the same; one that hangs is killed after a minute.
 
-    def check(compute):
+    threads: of torch in the child, which lacks its parent's: torch's own loops wait for them for ever.
+    """
+
+    def check(compute, threads=None):
         expected = compute()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Python warns of any fork beside threads
@@ -94,7 +97,11 @@ def in_a_fork():
         if child == 0:
             signal.alarm(60)
             try:
-                os._exit(0 if torch.equal(compute(), expected) else 1)
+                if threads:
+                    torch.set_num_threads(threads)
+                out = compute()
+                torch.set_num_threads(1)
+                os._exit(0 if torch.equal(out, expected) else 1)
             finally:
                 os._exit(2)
         return os.waitpid(child, 0)[1] == 0

@@ -39,7 +39,7 @@ def cuda_archs(tree):
         (member,) = (name for name in archive.namelist() if "/_C." in name and name.endswith(".so"))
         archive.extract(member, tree / "out")
         assert "inr_kernels/models/liif_small.safetensors" in archive.namelist()
-    code = "import sys, _C; assert 'torch' not in sys.modules; print(_C.cuda_archs)"
+    code = "import sys, _C; assert 'torch' not in sys.modules and not _C.has_openmp(); print(_C.cuda_archs)"
     where = {"PYTHONPATH": str((tree / "out" / member).parent)}
     run = [sys.executable, "-S", "-c", code]
     return subprocess.run(run, env=where, capture_output=True, text=True, check=True).stdout.strip()

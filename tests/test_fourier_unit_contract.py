@@ -282,14 +282,7 @@ def test_explain_and_wishes(capsys, monkeypatch):
 @pytest.mark.parametrize("op", [fourier_unit, conv3x3])
 def test_forked_child_computes(op, in_a_fork):
     unit, kernel = (torch.randn(64, 64), *(torch.ones(64) for _ in range(4))), torch.randn(32, 32, 3, 3)
-    x = torch.randn(1, 32, 48, 40)
-
-    def compute():
-        # A child has no threads of torch's: its Fourier transform would wait for them, so DataLoader asks for one too.
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        out = op(x, *(unit if op is fourier_unit else (kernel,)), backend="cpu")
-        torch.set_num_threads(threads)
-        return out
-
-    assert in_a_fork(compute)
+    x = torch.randn(1, 32, 24, 40)  # torch fills what is larger (poison) with threads that a child lacks
+    arguments = unit if op is fourier_unit else (kernel,)
+    threads = 1 if op is fourier_unit else None  # for torch's Fourier transform, as DataLoader asks, too
+    assert in_a_fork(lambda: op(x, *arguments, backend="cpu"), threads)

@@ -1,20 +1,62 @@
 #include "threads.h"
 
+#include <atomic>
 #include <exception>
 #include <thread>
 #include <vector>
 
+#if defined(__unix__) || defined(__APPLE__)
+#include <dlfcn.h>
+#include <pthread.h>
+#endif
+
 namespace inr {
+namespace {
+
+// The entry point of a parallel region that GCC's, LLVM's and Intel's runtimes have in common.
+using GompParallel = void (*)(void (*region)(void*), void* context, unsigned threads, unsigned flags);
+std::atomic<GompParallel> openmp{nullptr};
+
+GompParallel find_openmp() {
+#if defined(__unix__) || defined(__APPLE__)
+  static const bool found = [] {
+    openmp = reinterpret_cast<GompParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+    pthread_atfork(nullptr, nullptr, [] { openmp = nullptr; });
+    return true;
+  }();
+  (void)found;
+#endif
+  return openmp;
+}
+
+struct Jobs {
+  void (*job)(void*, int);
+  void* context;
+  int count;
+  std::atomic<int> next{0};
+
+  // Takes jobs until there are none: OpenMP may give fewer threads than were asked for.
+  static void work(void* self) {
+    Jobs& jobs = *static_cast<Jobs*>(self);
+    for (int i; (i = jobs.next++) < jobs.count;) jobs.job(jobs.context, i);
+  }
+};
+
+}  // namespace
+
+bool has_openmp() { return find_openmp() != nullptr; }
 
 void parallel(int count, void (*job)(void*, int), void* context) {
+  Jobs jobs{job, context, count};
+  if (count == 1) return Jobs::work(&jobs);
+  if (const GompParallel run = find_openmp()) return run(Jobs::work, &jobs, unsigned(count), 0);
   std::vector<std::thread> threads;
-  int next = 0;
   try {
     threads.reserve(count);
-    for (; next < count - 1; ++next) threads.emplace_back(job, context, next);
-  } catch (const std::exception&) {  // no thread to be had: the loop below does its share
+    for (int i = 1; i < count; ++i) threads.emplace_back(Jobs::work, &jobs);
+  } catch (const std::exception&) {  // no thread to be had: the others do its share
   }
-  for (; next < count; ++next) job(context, next);
+  Jobs::work(&jobs);
   for (std::thread& thread : threads) thread.join();
 }
 
