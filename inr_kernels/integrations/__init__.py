@@ -2,10 +2,10 @@
 
 from torch import nn
 
-from . import fac, kernel_conv, lama, liif, raft, replacing
+from . import fac, kernel_conv, lama, liif, natten, raft, replacing
 from .replacing import LOG
 
-ADAPTERS = (liif, kernel_conv, fac, raft, lama)
+ADAPTERS = (liif, kernel_conv, fac, raft, lama, natten)
 
 __all__ = ["accelerate", "restore"]
 
