@@ -96,12 +96,9 @@ def _try(module, ours):
     forward, form = type(module).forward, _small_form(module)
     sides = [k * d for k, d in zip(form["kernel_size"], form["dilation"], strict=True)]
     fitting, *small = ([max(1, side + more) for side, more in zip(sides, mores, strict=True)] for mores in SIZES)
-    try:
+    reason = ""
+    with contextlib.suppress(Exception):  # no kernel for a CPU, mostly
         reason = _differs(module, forward, ours, fitting, grad=False)
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException:  # no kernel for a CPU, mostly; what transformers raises without NATTEN is no Exception
-        reason = ""
     _demand(reason)
     pads = []
     for stand_in in with_stand_ins(forward):
@@ -132,8 +129,11 @@ def _check_parts(module, kind):
     rpb, expected = _rpb(module), (getattr(module, kind.heads), *(2 * k - 1 for k in kernel_size))
     if rpb is not None and (not isinstance(rpb, torch.Tensor) or rpb.shape != expected):
         raise replacing.LeftAlone(f"rpb does not have shape {list(expected)}")
-    if kind is NATTEN and type(module.scale) not in (int, float):
+    if kind is NATTEN and not isinstance(module.scale, (int, float)):
         raise replacing.LeftAlone("scale is no number")
+    dropout = getattr(module, kind.dropout, None)
+    if type(dropout) not in (type(None), nn.Dropout, nn.Identity):
+        raise replacing.LeftAlone(f"{kind.dropout} is no Dropout")
 
 
 def _demand(reason):
@@ -266,7 +266,12 @@ def _differs(module, forward, ours, size, grad=True):
 
         def theirs(_):
             with contextlib.nullcontext() if grad else torch.no_grad():
-                out = forward(shell, x)
+                try:
+                    out = forward(shell, x)
+                except (Exception, KeyboardInterrupt, SystemExit):
+                    raise
+                except BaseException as error:  # in transformers, that NATTEN is not there is no Exception
+                    raise NotImplementedError(f"{type(error).__name__}: {error}") from error
             if not isinstance(out, kind.returns):
                 raise replacing.LeftAlone(f"forward returns no {kind.returns.__name__} but {type(out).__name__}")
             return out
@@ -309,7 +314,7 @@ def _small_form(module):
     """The form that the module is tried in, as pairs: the window's parity, whether it is dilated, strided, causal."""
     form = _form(module)
     kernel_size, dilation = _window(module)
-    form["kernel_size"] = tuple(min(k, 4 + k % 2) for k in kernel_size)
+    form["kernel_size"] = tuple(min(k, 2 + k % 2) for k in kernel_size)
     form["dilation"] = tuple(min(d, 2) for d in dilation)
     stride = check_pair(form["stride"], "stride")
     form["stride"] = tuple(min(s, k) for s, k in zip(stride, form["kernel_size"], strict=True))

@@ -41,6 +41,8 @@ def _scores(query, key, kernel_size, dilation=1, is_causal=False, rpb=None):
     size = query.shape[2:4]
     scores = query.flatten(2, 3) @ key.flatten(2, 3).mT
     if rpb is not None:
+        if len(rpb) != query.shape[1]:
+            raise ValueError(f"NATTEN's function gets {query.shape[1]} heads and a bias for {len(rpb)}")
         rows, cols = (
             ((torch.arange(n) - torch.arange(n)[:, None]) // d + side // 2).clamp(0, side - 1)
             for n, d, side in zip(size, check_pair(dilation, "dilation"), rpb.shape[1:], strict=True)
