@@ -295,6 +295,11 @@ class SmallerSum(Version17):
         return self.finish(na2d_av(attn, v, kernel_size=self.kernel_size[0] - 2))
 
 
+class OtherSwitched(Version17):
+    def forward(self, x):
+        return self.proj(x) if is_fna_enabled() else Version17.forward(self, x)
+
+
 class Detached(Version21):
     def forward(self, x):
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).movedim(-3, 0)
@@ -377,6 +382,7 @@ MUTANTS = {
     "sharper": (lambda: Sharper(8, 2, 3), UNKNOWN + "another output"),
     "undilated": (lambda: Undilated(8, 2, 3, dilation=3), UNKNOWN + "another output"),
     "smaller sum": (lambda: SmallerSum(8, 2, 5), UNKNOWN + "another output"),
+    "switch": (lambda: OtherSwitched(8, 2, 3), UNKNOWN + "another output"),
     "detached": (lambda: Detached(8, 2, 3), UNKNOWN + "other gradients"),
     "keeps": (lambda: Keeps(8, 2, 3), UNKNOWN + "it sets attributes"),
     "drops nothing": (lambda: DropsNothing(8, 2, 3), UNKNOWN + "another output"),
