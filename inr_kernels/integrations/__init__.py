@@ -2,10 +2,10 @@
 
 from torch import nn
 
-from . import fac, kernel_conv, lama, liif, raft, replacing
+from . import fac, kernel_conv, lama, liif, natten, raft, replacing
 from .replacing import LOG
 
-ADAPTERS = (liif, kernel_conv, fac, raft, lama)
+ADAPTERS = (liif, kernel_conv, fac, raft, lama, natten)
 
 __all__ = ["accelerate", "restore"]
 
@@ -13,16 +13,18 @@ __all__ = ["accelerate", "restore"]
 def accelerate(model):
     """Replaces, in place, what other projects' models compute slowly by this package's operators.
 
-    | found by its structure, whatever its project                                   | runs on                 |
-    | ------------------------------------------------------------------------------ | ----------------------- |
-    | LIIF's decoder (yinboc/liif and copies, mmagic): `query_rgb(coord, cell)` that | `local_implicit_decode` |
-    | reads what `gen_feat` left, or `query_rgb(feature, coord, cell)`; the flags    |                         |
-    | local_ensemble, feat_unfold, cell_decode; `imnet.layers`, Linear, ReLU, ...    |                         |
-    | MISF's `KernelConv([K])`, also EfficientDeRain's, JPGNet's and KPN's:          | `elementwise_filter`    |
-    | `forward(frames, core, white_level, rate)`, frames [B, N, (3,) H, W]           |                         |
-    | STFAN's `KernelConv2D(K)`, also GLF-CR's: `forward(input, kernel)`. Who cannot | `elementwise_filter`    |
-    | build its CUDA extension: see `inr_kernels.integrations.fac`                   |                         |
-    | RAFT's `upsample_flow(flow, mask)` and its copies', by any factor              | `elementwise_filter`    |
+    | found by its structure, whatever its project                                   | runs on                     |
+    | ------------------------------------------------------------------------------ | --------------------------- |
+    | LIIF's decoder (yinboc/liif and copies, mmagic): `query_rgb(coord, cell)` that | `local_implicit_decode`     |
+    | reads what `gen_feat` left, or `query_rgb(feature, coord, cell)`; the flags    |                             |
+    | local_ensemble, feat_unfold, cell_decode; `imnet.layers`, Linear, ReLU, ...    |                             |
+    | MISF's `KernelConv([K])`, also EfficientDeRain's, JPGNet's and KPN's:          | `elementwise_filter`        |
+    | `forward(frames, core, white_level, rate)`, frames [B, N, (3,) H, W]           |                             |
+    | STFAN's `KernelConv2D(K)`, also GLF-CR's: `forward(input, kernel)`. Who cannot | `elementwise_filter`        |
+    | build its CUDA extension: see `inr_kernels.integrations.fac`                   |                             |
+    | RAFT's `upsample_flow(flow, mask)` and its copies', by any factor              | `elementwise_filter`        |
+    | NATTEN's `NeighborhoodAttention2D` of any version, NAT's and DiNAT's attention | `neighborhood_attention_2d` |
+    | in transformers (of DiNAT up to 4.53: later versions mix up its axes)          |                             |
 
     Structure proves nothing, so the method must also agree with ours on random inputs and weights: output and
     gradients, on a CPU, without its `.cuda()`. All else is left alone, and the logger "inr_kernels" says why
@@ -37,6 +39,10 @@ def accelerate(model):
     coordinates are computed in float32 where the original rounds them to half precision, and without gradients,
     callers that go through a picture in chunks pay for the first layer once. A second derivative, torch.func and
     ONNX export need the original: `restore` first.
+
+    NATTEN's functions run on few machines. Where they cannot, a module's forward is tried around stand-ins for them,
+    and they are trusted by their names. Dropout of attention weights in training, a hook on it, and their output go
+    to the original, as does a map on a GPU unless a backend is wished: NATTEN may have its kernels there.
 
     LaMa's FourierUnit, FFC and FFC_BN_ACT are found by their attributes, tried on random weights (outputs, gradients,
     running statistics) and get the forward of `inr_kernels.models.ffc`, in the same way: the blocks around them keep

@@ -15,7 +15,7 @@ def differs(shell, theirs, ours, leaves, random, *, gradients=1e-5):
     Args:
         shell: the object that theirs runs on; in both modes.
         theirs, ours: theirs(grad), ours(grad) -> a tensor or a tuple of them.
-        leaves: what gradients reach; no way may change them.
+        leaves: what gradients reach, and no way may change; of none, outputs alone are compared.
         random: quiet_and_plain's, for the outputs' gradient.
         gradients: how far gradients may lie apart, in relative norm.
     """
@@ -30,6 +30,8 @@ def differs(shell, theirs, ours, leaves, random, *, gradients=1e-5):
             return "it changes its arguments"
         if len(their) != len(our) or not all(map(_close, their, our)):
             return "another output on random numbers"
+    if not leaves:
+        return ""
     weights = [random(out.shape).detach() for out in our]
     grads = (torch.autograd.grad(outs, leaves, weights, allow_unused=True) for outs in (their, our))
     alike = all(_alike(*pair, gradients) for pair in zip(*grads, strict=True))
