@@ -6,6 +6,7 @@ file came of interrupted runs with two lengths, as its notes say; no single comm
 """
 
 import math
+from pathlib import Path
 
 import numpy
 import torch
@@ -117,25 +118,37 @@ def training_step(model, image, mask, target, queries, fast=False):
     return dear_loss(model.decode(encoded.float(), seen, coord, cell), rgb, rebuilt, image)
 
 
+def started(path):
+    """A network with the features of another of the same size, whose pictures are still the smooth fill alone."""
+    model = DEAR(SMALL)
+    model.load_state_dict(DEAR.from_checkpoint(path).state_dict())
+    for parameter in model.implicit.imnet.layers[-1].parameters():
+        torch.nn.init.zeros_(parameter)
+    return model
+
+
 def train(args):
     torch.manual_seed(args.seed)
-    model = DEAR(SMALL)
+    model = started(args.start) if args.start else DEAR(SMALL)
     photos = [photo for name in TRAINED_ON for photo in photographs(name)]
 
     def loss(rng, fast):
         return training_step(model, *batch(photos, rng, args.batch), args.queries, fast)
 
-    return training.optimize(model, args, loss, measured, SAVE_EVERY)
+    # At first the gradients are small and mostly noise: Adam must not blow them up.
+    return training.optimize(model, args, loss, measured, SAVE_EVERY, eps=1e-5)
 
 
 def main():
     about = __doc__.split("\n")[0]
-    args = training.parser(about, out=PRETRAINED, steps=4500, queries=384, lr=1.5e-3).parse_args()
+    parser = training.parser(about, out=PRETRAINED, steps=4500, queries=384, lr=5e-4)
+    parser.add_argument("--start", type=Path, help="a checkpoint whose features to start from")
+    args = parser.parse_args()
     model = train(args)
     notes = {
         "trained_on": [f"skimage.data.{name}" for name in TRAINED_ON],
         "held_out": f"skimage.data.{HELD_OUT}",
-        "recipe": training.recipe(args),
+        "recipe": training.recipe(args) + (f", --start {args.start.name}" if args.start else ""),
         "psnr_and_rival": measured(model),
     }
     model.save(args.out, notes, dtype=torch.float16)

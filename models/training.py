@@ -38,7 +38,7 @@ def learning_rate(step, steps, peak):
     return peak * min(1, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def optimize(model, args, loss, measured, save_every):
+def optimize(model, args, loss, measured, save_every, eps=1e-8):
     """Trains the model with Adam and returns it in eval mode.
 
     Args:
@@ -46,8 +46,9 @@ def optimize(model, args, loss, measured, save_every):
         loss: loss(rng, fast) -> the loss of a step on crops that the generator draws; fast: in bfloat16.
         measured: measured(model) -> what is printed every 1000 steps.
         save_every: steps.
+        eps: Adam's.
     """
-    optimizer = torch.optim.Adam(model.parameters())
+    optimizer = torch.optim.Adam(model.parameters(), eps=eps)
     state, start = args.out.with_suffix(".training.pt"), 0
     if args.resume:
         saved = torch.load(state, weights_only=True)
