@@ -125,9 +125,6 @@ class ImplicitPyramidDecoder(nn.Module):
         pairs = itertools.pairwise(channels)
         self.layers = nn.ModuleList(ImplicitUpsample(*pair, **options, reference=reference) for pair in pairs)
         self.head = nn.Conv2d(channels[-1], out_channels, 3, padding=1)
-        with torch.no_grad():  # a fresh network starts near grey, where the activation behind it still has a slope
-            self.head.weight.mul_(0.1)
-            self.head.bias.zero_()
 
     def forward(self, feat, sizes, **options):
         """feat [B, C, h, w] -> [B, out_channels, H, W].

@@ -82,14 +82,12 @@ def test_head_and_last_layer_are_one_matrix(size):
 
 @pytest.mark.parametrize("mode", ["split", "bilinear", "liif"])
 def test_a_fresh_pyramid_keeps_the_maps_contrast(mode):
-    """Or training starts from one colour, whatever the map; the head's are faint, so that none is at its end."""
+    """Or training starts from one colour, whatever the map."""
     decoder = ImplicitPyramidDecoder((64, 32, 16, 16), hidden=(64, 64, 64), mode=mode)
     feat, sizes = torch.randn(4, 64, 8, 8), [(16, 16), (32, 32), (64, 64)]
-    out = feat
     for layer, size in zip(decoder.layers, sizes, strict=True):
-        out = layer(out, size)
-        assert 0.1 < out.std((2, 3)).mean() < 3
-    assert 0.001 < decoder(feat, sizes).std((2, 3)).mean() < decoder(feat, sizes).abs().max() < 0.5
+        feat = layer(feat, size)
+        assert 0.1 < feat.std((2, 3)).mean() < 3
 
 
 def test_sizes_that_do_not_fit():
