@@ -76,8 +76,16 @@ def batch(photos, rng, size):
 def filled(small, mask):
     """The picture with its known pixels' mean colour in the holes."""
     known = 1 - mask
-    mean = (small * known).sum((2, 3), keepdim=True) / known.sum()
+    mean = (small * known).sum((2, 3), keepdim=True) / known.sum((2, 3), keepdim=True)
     return small * known + mean * mask
+
+
+def telea(photo, mask):
+    """The picture (Pillow), its holes filled by OpenCV's inpainting, Telea's method."""
+    import cv2
+
+    holes = mask[0, 0].byte().numpy()
+    return Image.fromarray(cv2.inpaint(numpy.array(photo) * (1 - holes[..., None]), holes, 3, cv2.INPAINT_TELEA))
 
 
 def measure(model, photo, scale):
@@ -90,10 +98,7 @@ def measure(model, photo, scale):
     image = to_tensor(small)
     mask = free_form_mask(small.size[::-1], numpy.random.default_rng(0))[None]
     if scale == 1:
-        import cv2
-
-        holes = mask[0, 0].byte().numpy()
-        rival = Image.fromarray(cv2.inpaint(numpy.array(small) * (1 - holes[..., None]), holes, 3, cv2.INPAINT_TELEA))
+        rival = telea(small, mask)
     else:
         rival = to_image(filled(image, mask)).resize(shown.size, Image.BICUBIC)
     ours = to_image(model.inpaint(image, mask, shown.size[::-1]))
@@ -130,12 +135,14 @@ def train(args):
 
 def main():
     about = __doc__.split("\n")[0]
-    args = training.parser(about, out=PRETRAINED, steps=4500, queries=384, lr=1.5e-3).parse_args()
+    parser = training.parser(about, out=PRETRAINED, steps=4500, lr=1.5e-3)
+    parser.add_argument("--queries", type=int, default=384, help="of each crop")
+    args = parser.parse_args()
     model = train(args)
     notes = {
         "trained_on": [f"skimage.data.{name}" for name in TRAINED_ON],
         "held_out": f"skimage.data.{HELD_OUT}",
-        "recipe": training.recipe(args),
+        "recipe": training.recipe(args, f"{args.queries} queries"),
         "psnr_and_rival": measured(model),
     }
     model.save(args.out, notes, dtype=torch.float16)

@@ -3,6 +3,7 @@
 import numpy
 import pytest
 import torch
+from training_cases import resumed
 
 from inr_kernels._core import images
 from inr_kernels.models import DEAR, DEARConfig, train_dear
@@ -48,31 +49,7 @@ def test_training_lowers_the_loss():
 
 
 def test_training_resumes_where_it_stopped(tmp_path, monkeypatch):
-    def run(name, *options):
-        out = tmp_path / f"{name}.safetensors"
-        words = ["train", "--out", str(out), "--steps", "4", "--batch", "1", "--queries", "16"]
-        monkeypatch.setattr("sys.argv", [*words, *options])
-        train_dear.main()
-        return DEAR.from_checkpoint(out)
-
-    monkeypatch.setattr(train_dear, "SAVE_EVERY", 2)
-    monkeypatch.setattr(train_dear, "measured", lambda model: {})
-    whole, batch = run("whole"), train_dear.batch
-    left = [1, 1, 1]
-
-    def failing(*args):
-        left.pop()
-        return batch(*args)
-
-    monkeypatch.setattr(train_dear, "batch", failing)
-    with pytest.raises(IndexError):
-        run("parts")
-    monkeypatch.setattr(train_dear, "batch", batch)
-    resumed = run("parts", "--resume")
-    assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), whole.parameters(), strict=True))
-    torch.manual_seed(0)
-    assert any((a - b).any() for a, b in zip(whole.parameters(), DEAR(SMALL).parameters(), strict=True))
-    assert resumed.config == SMALL and resumed.notes["trained_on"][0] == "skimage.data.astronaut"
+    assert resumed(train_dear, DEAR, tmp_path, monkeypatch, "--queries", "16").config == SMALL
 
 
 def test_the_rivals_are_what_they_are_called():
