@@ -231,7 +231,14 @@ class IN2(nn.Module):
 
     @classmethod
     def pretrained(cls):
-        """TODO"""
+        """The small model that ships with the package: 416 K parameters, in half precision on disk.
+
+        Trained on photographs of scikit-image (`models/train_in2.py`; `notes` hold the recipe) for 24 minutes of one
+        shared core, which is little. On the middle of its `coffee`, which it never saw, with strokes over 15 % of the
+        pixels, the filled picture has a PSNR of 27.27 dB (27.61 at 253 x 381, which 8 does not divide); with the mean
+        colour it has 20.83 (20.91), and OpenCV's method of Telea does better, 31.09 (30.80). Its strokes can be seen.
+        At another size than the input's every pixel is the network's, and x2 has 17.39 dB: `DEAR` has 24.99.
+        """
         return cls.from_checkpoint(PRETRAINED)
 
 
