@@ -126,7 +126,7 @@ def test_pretrained_fills_holes_of_any_size():
     (photo,) = train_in2.photographs(train_in2.HELD_OUT)
     for right, bottom in ((412, 308), (409, 303)):
         ours, grey, _ = train_in2.measure(IN2.pretrained(), photo.crop((220, 180, right, bottom)))
-        assert ours > grey + 3
+        assert ours > grey + 5
 
 
 def test_pretrained_says_what_it_is():

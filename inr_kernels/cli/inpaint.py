@@ -12,8 +12,8 @@ Networks, --model:
   dear    fills better of the two, and is the one to enlarge with. It sees the picture in tiles with their
           surroundings; with --tile 0 every known pixel attends to every pixel, as the paper has it: twice the
           pixels then take four times the time.
-  in2     is several times faster: it sees the whole picture at once, in time in proportion to the pixels, without tiles;
-          sides from 9 pixels on. At a larger size all pixels are its own guess, so take it without --scale.
+  in2     is several times faster: it sees the whole picture at once, in time in proportion to the pixels, without
+          tiles; sides from 9 pixels on. At a larger size all pixels are its own guess: take it without --scale.
   PATH    a checkpoint of either: the file says of which.
 
 Both that ship are small and were trained on a few photographs: for strokes and scratches, not for whole objects.
