@@ -302,11 +302,12 @@ class DEAR(nn.Module):
     def pretrained(cls):
         """The small model that ships with the package: 772 K parameters, in half precision on disk.
 
-        Trained on photographs of scikit-image (`models/train_dear.py`; `notes` hold the recipe) for half an hour of one
-        shared core, which is little. On the middle of its `coffee`, which it never saw, with strokes over 15 % of the
-        pixels, PSNR against the bicubic interpolation of the picture whose holes have the mean colour: x2 24.99 and
-        20.17 dB, x4 21.06 and 18.34 dB. At the input's size the filled picture has 28.60 dB; with the mean colour it
-        has 20.83, and OpenCV's method of Telea does better, 31.09.
+        Trained on photographs of scikit-image (`models/train_dear.py`; `notes` hold the recipe), which is little. On
+        the middle of its `coffee`, which it never saw, with strokes over 15 % of the pixels, PSNR: at the input's size
+        31.75 dB, OpenCV's method of Telea 31.09; x2 26.62 and x4 21.78 dB, the bicubic interpolation of the picture
+        whose holes have the mean colour 20.17 and 18.34. What it learned is to sharpen: around the holes it gains 0.7
+        dB at x2 and 0.4 at x4 on the interpolation that it starts from; in them it loses 0.1 at x1 and 0.5 at x4 to
+        the smooth fill, which alone has 31.86, 26.32 and 22.04 dB.
         """
         return cls.from_checkpoint(PRETRAINED)
 

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from . import checkpoints
 from .implicit_pyramid import MODES, ImplicitPyramidDecoder
 from .in2_blocks import Conv3x3, DownsampleProcessingBlock, NeighborHybridAttentionGroup
 
+PRETRAINED = Path(__file__).with_name("in2_small.safetensors")
 CHOICES = {
     "padding": ("reflect", "zeros", "replicate"),
     "norm": ("batch", "none"),
@@ -97,6 +99,9 @@ class IN2Config:
         """The shortest side of a picture that the encoder's padding allows."""
         least = 2 if self.padding == "reflect" else 1
         return next(n for n in itertools.count(least) if self.grids((n, n))[-1][0] >= least)
+
+
+SMALL = IN2Config(channels=(16, 32, 64), groups=1, blocks=2, heads=4, hidden=(64, 64, 64))
 
 
 class IN2(nn.Module):
@@ -207,11 +212,12 @@ class IN2(nn.Module):
     @property
     def bytes_per_pixel(self):
         """What `inpaint` needs for a pixel of the input, about, beside the workspace and the output."""
-        return round(2.5 * self.config.channels[0] * max(4, self.decoder.head.weight.element_size()))
+        values = 2.5 * self.config.channels[0] + 12  # the first maps; pictures, masks and their copies
+        return round(values * max(4, self.decoder.head.weight.element_size()))
 
-    def save(self, path, notes=None):
-        """Writes safetensors: parameters, config and notes (JSON: on what it was trained, say)."""
-        checkpoints.save(self, path, notes or self.notes)
+    def save(self, path, notes=None, dtype=None):
+        """Writes safetensors: parameters (in `dtype`, if given), config and notes (JSON)."""
+        checkpoints.save(self, path, notes or self.notes, dtype)
 
     @classmethod
     def from_checkpoint(cls, path, *, reference=False):
@@ -222,6 +228,18 @@ class IN2(nn.Module):
             ValueError: it is damaged, or holds something else; the message says what.
         """
         return checkpoints.load(path, "an IN2", lambda config: cls(IN2Config(**config), reference=reference))
+
+    @classmethod
+    def pretrained(cls):
+        """The small model that ships with the package: 416 K parameters, in half precision on disk.
+
+        Trained on photographs of scikit-image (`models/train_in2.py`; `notes` hold the recipe) for 24 minutes of one
+        shared core, which is little. On the middle of its `coffee`, which it never saw, with strokes over 15 % of the
+        pixels, the filled picture has a PSNR of 27.27 dB (27.61 at 253 x 381, which 8 does not divide); with the mean
+        colour it has 20.83 (20.91), and OpenCV's method of Telea does better, 31.09 (30.80). Its strokes can be seen.
+        At another size than the input's every pixel is the network's, and x2 has 17.39 dB: `DEAR` has 24.99.
+        """
+        return cls.from_checkpoint(PRETRAINED)
 
 
 def _known(image, mask):

@@ -97,12 +97,14 @@ def train(args):
 
 def main():
     about = __doc__.split("\n")[0]
-    args = training.parser(about, out=PRETRAINED, steps=7000, queries=1024, lr=1e-3).parse_args()
+    parser = training.parser(about, out=PRETRAINED, steps=7000, lr=1e-3)
+    parser.add_argument("--queries", type=int, default=1024, help="of each crop")
+    args = parser.parse_args()
     model = train(args)
     notes = {
         "trained_on": [f"skimage.data.{name}" for name in TRAINED_ON],
         "held_out": f"skimage.data.{HELD_OUT}",
-        "recipe": training.recipe(args),
+        "recipe": training.recipe(args, f"{args.queries} queries"),
         "psnr_and_bicubic": measured(model),
     }
     model.save(args.out, notes)

@@ -8,16 +8,16 @@ import numpy
 import torch
 from tqdm import tqdm
 
+from inr_kernels._core.checks import require
 from inr_kernels._core.files import replacing
 
 
-def parser(about, *, out, steps, queries, lr):
+def parser(about, *, out, steps, lr):
     """The command line of a recipe with these defaults."""
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--out", type=Path, default=out)
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--queries", type=int, default=queries, help="of each crop")
     parser.add_argument("--lr", type=float, default=lr, help="its peak")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bf16", action="store_true", help="encode in bfloat16 at first: faster")
@@ -25,10 +25,10 @@ def parser(about, *, out, steps, queries, lr):
     return parser
 
 
-def recipe(args):
-    """The command line in words, for a checkpoint's notes."""
+def recipe(args, each):
+    """The command line in words, for a checkpoint's notes; each: what is taken of a crop."""
     return (
-        f"{args.steps} steps of {args.batch} crops, {args.queries} queries each, peak learning rate {args.lr:g},"
+        f"{args.steps} steps of {args.batch} crops, {each} each, peak learning rate {args.lr:g},"
         f" seed {args.seed}{', --bf16' if args.bf16 else ''}"
     )
 
@@ -38,7 +38,7 @@ def learning_rate(step, steps, peak):
     return peak * min(1, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def optimize(model, args, loss, measured, save_every, eps=1e-8):
+def optimize(model, args, loss, measured, save_every, *, beside=None, eps=1e-8):
     """Trains the model with Adam and returns it in eval mode.
 
     Args:
@@ -46,15 +46,21 @@ def optimize(model, args, loss, measured, save_every, eps=1e-8):
         loss: loss(rng, fast) -> the loss of a step on crops that the generator draws; fast: in bfloat16.
         measured: measured(model) -> what is printed every 1000 steps.
         save_every: steps.
+        beside: what else `loss` trains, by name: whatever has a state_dict, saved and loaded with the rest.
         eps: Adam's.
+
+    Raises:
+        ValueError: --resume of a run that trained something else.
     """
     optimizer = torch.optim.Adam(model.parameters(), eps=eps)
     state, start = args.out.with_suffix(".training.pt"), 0
+    parts = {"model": model, "optimizer": optimizer, **(beside or {})}
     if args.resume:
         saved = torch.load(state, weights_only=True)
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        start = saved["step"]
+        start = saved.pop("step")
+        require(saved.keys() == parts.keys(), "--resume", f"find {', '.join(parts)} in {state}", ", ".join(saved))
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
     bar = tqdm(range(start, args.steps), initial=start, total=args.steps, mininterval=5)
     average = 0
     for step in bar:
@@ -71,9 +77,10 @@ def optimize(model, args, loss, measured, save_every, eps=1e-8):
         average += (value.item() - average) * max(0.01, 1 / (step - start + 1))
         bar.set_postfix(loss=f"{average:.4f}", refresh=False)
         if (step + 1) % save_every == 0 or step + 1 == args.steps:
-            saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            saved = {name: part.state_dict() for name, part in parts.items()}
             with replacing(state) as temporary:
                 torch.save({**saved, "step": step + 1}, temporary)
         if (step + 1) % 1000 == 0:
-            bar.write(f"step {step + 1}: PSNR, rival: {measured(model)}")
+            bar.write(f"step {step + 1}: PSNR, rivals: {measured(model.eval())}")
+            model.train()
     return model.eval()

@@ -11,7 +11,7 @@ from PIL import Image
 from inr_kernels import cli
 from inr_kernels._core import images
 from inr_kernels.cli import inpaint
-from inr_kernels.models import DEAR, DEARConfig
+from inr_kernels.models import DEAR, IN2, LIIF, DEARConfig, IN2Config, LIIFConfig
 
 SAMPLES = numpy.random.default_rng(0).integers(0, 255, (9, 14, 4), numpy.uint8)
 PICTURES = {"L": SAMPLES[..., 0], "LA": SAMPLES[..., :2], "RGB": SAMPLES[..., :3], "RGBA": SAMPLES}
@@ -54,10 +54,11 @@ def pixels(path):
         return numpy.asarray(image)
 
 
+@pytest.mark.parametrize("model", inpaint.NETWORKS)
 @pytest.mark.parametrize("mode", PICTURES)
 @pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_known_pixels_stay(mode, suffix):
-    assert run(f"{mode}.png", "--mask", "mask.png", "-o", f"out.{suffix}") == 0
+def test_known_pixels_stay(model, mode, suffix):
+    assert run(f"{mode}.png", "--mask", "mask.png", "--model", model, "-o", f"out.{suffix}") == 0
     out, known = pixels(f"out.{suffix}"), HOLES == 0
     assert out.shape == PICTURES[mode].shape and (out[known] == PICTURES[mode][known]).all()
     colours = slice(0, 3) if mode.startswith("RGB") else slice(0, 1)
@@ -66,12 +67,13 @@ def test_known_pixels_stay(mode, suffix):
     assert filled.astype(float).std() < had.astype(float).std()  # noise cannot be guessed
 
 
-def test_the_picture_is_the_models():
-    model = DEAR.pretrained()
+@pytest.mark.parametrize(("name", "network"), inpaint.NETWORKS.items())
+def test_the_picture_is_the_models(name, network):
+    model = network.pretrained()
     picture = images.read("RGB.png", 1e6).colour
     mask = torch.from_numpy(HOLES / 255).float()[None, None]
     for words, options in (((), {}), (("--scale", "2.5"), {"scale": 2.5}), (("--size", "9x31"), {"size": (9, 31)})):
-        assert run("RGB.png", "--mask", "mask.png", *words, "-o", "out.png") == 0
+        assert run("RGB.png", "--mask", "mask.png", "--model", name, *words, "-o", "out.png") == 0
         expected = model.inpaint(picture, mask, **options)
         torch.testing.assert_close(images.read("out.png", 1e6).colour, expected, rtol=0, atol=0.51 / 255)
 
@@ -121,6 +123,30 @@ def test_options(monkeypatch):
     assert (pixels("c.png") != pixels("b.png")).any()
 
 
+def test_a_checkpoint_is_of_the_network_that_wrote_it():
+    picture, mask = images.read("RGB.png", 1e6).colour, torch.from_numpy(HOLES / 255).float()[None, None]
+    dear = DEAR(DEARConfig(channels=8, features=4, blocks=1, filter_blocks=1, hidden=(8,)))
+    for model in (dear, IN2(IN2Config(channels=(16, 16), groups=1, blocks=1, hidden=(8, 8)))):
+        model.eval().save("net.safetensors")
+        assert run("RGB.png", "--mask", "mask.png", "--model", "net.safetensors", "-o", "out.png") == 0
+        expected = model.inpaint(picture, mask)
+        torch.testing.assert_close(images.read("out.png", 1e6).colour, expected, rtol=0, atol=0.51 / 255)
+
+
+def test_a_picture_for_in2_may_have_any_size_from_9_on(capsys):
+    words = ["RGB.png", "--mask", "mask.png", "--model", "in2", "-o", "out.png"]
+    assert run(*words) == 0
+    for name, samples in (("RGB.png", SAMPLES[:8, :, :3]), ("mask.png", HOLES[:8])):
+        Image.fromarray(samples).save(name)
+    refused(capsys, 1, "sides of at least 9", *words)
+
+
+def test_the_help_says_which_networks_there_are(capsys):
+    assert run("--help") == 0
+    out = capsys.readouterr().out
+    assert all(re.search(rf"^  {name}  ", out, re.MULTILINE) for name in (*inpaint.NETWORKS, "PATH"))
+
+
 def test_progress_counts_rows(monkeypatch):
     bars = []
 
@@ -149,6 +175,7 @@ def test_progress_counts_rows(monkeypatch):
         (("RGB.png", "--mask", "mask.png", "-o", "o.png", "--scale", "2", "--size", "9x9"), "not allowed with"),
         (("RGB.png", "--mask", "mask.png", "-o", "o.png", "--tile", "-1"), "must be a finite positive integer; got -1"),
         (("RGB.png", "--mask", "mask.png", "-o", "o.png", "--scale", "nan"), "must be a finite positive number"),
+        (("RGB.png", "--mask", "mask.png", "-o", "o.png", "--model", "in2", "--tile", "0"), "IN2 sees the whole .* 0"),
     ],
 )
 def test_wrong_command_lines(capsys, words, message):
@@ -168,7 +195,12 @@ def test_wrong_command_lines(capsys, words, message):
         (("RGB.png", "--mask", "mask.png", "--max-megapixels", "1e-5"), "14 x 9 .* limit of 1e-05 .*--max-megapixels"),
         (("huge.png", "--mask", "mask.png"), "9000 x 9000 pixels are more than the limit of 25 megapixels"),
         (("RGB.png", "--mask", "mask.png", "--model", "none"), "none: No such file or directory"),
-        (("RGB.png", "--mask", "mask.png", "--model", "text.png"), "text.png is not a DEAR checkpoint"),
+        (("RGB.png", "--mask", "mask.png", "--model", "text.png"), "text.png is not a DEAR or IN2 checkpoint"),
+        (("RGB.png", "--mask", "mask.png", "--model", "cut.safetensors"), "cut.safetensors is not a DEAR or IN2 check"),
+        (
+            ("RGB.png", "--mask", "mask.png", "--model", "liif.safetensors"),
+            "liif.* checkpoint: its config is neither's",
+        ),
         (("RGB.png", "--mask", "mask.png", "--scale", "1e6"), "needs about .* GB of memory, .* are free"),
         (("RGBA.png", "--mask", "mask.png", "-o", "out.jpg"), "JPEG holds no transparency"),
         (("RGB.png", "--mask", "mask.png", "-o", "no/out.png"), "no: the folder of the output does not exist"),
@@ -181,6 +213,8 @@ def test_what_it_refuses(capsys, folder, words, message):
     Image.fromarray(numpy.random.default_rng(0).integers(0, 255, (90, 80, 3), numpy.uint8)).save("cut.png")
     whole = (folder / "cut.png").read_bytes()
     (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
+    LIIF(LIIFConfig(blocks=1, features=4, hidden=(4,))).save("liif.safetensors")
+    (folder / "cut.safetensors").write_bytes((folder / "liif.safetensors").read_bytes()[:900])
     refused(capsys, 1, message, "-o", "out.png", *words)
 
 

@@ -9,6 +9,14 @@ import torch.nn.functional as F
 from inr_kernels.models import ImplicitPyramidDecoder, ImplicitUpsample
 
 
+def stirred(module):
+    """The module in float64, with biases that are not a fresh one's zeros."""
+    for name, parameter in module.double().named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.uniform_(parameter, -0.5, 0.5)
+    return module
+
+
 def literal(layer, feat, y, x, size):
     """`ImplicitUpsample` at one pixel of the output, from the formula, feat [C, h, w]."""
     linears = list(layer.layers)[::2]
@@ -40,7 +48,7 @@ def literal(layer, feat, y, x, size):
 @pytest.mark.parametrize("reference", [False, True])
 @pytest.mark.parametrize("mode", ["split", "bilinear", "liif"])
 def test_upsample_is_its_formula(mode, reference):
-    layer = ImplicitUpsample(5, 4, hidden=(12, 9), mode=mode, cell_scale=1.5, reference=reference).double()
+    layer = stirred(ImplicitUpsample(5, 4, hidden=(12, 9), mode=mode, cell_scale=1.5, reference=reference))
     feat, size = torch.randn(1, 5, 6, 7, dtype=torch.double), (11, 14)
     out = layer(feat, size)[0]
     for y, x in [(1, 1), (4, 7), (9, 12), (5, 2)]:  # inside: at the border half of an offset is clamped away
@@ -54,8 +62,6 @@ def test_bilinear_keeps_every_sign():
     with torch.no_grad():
         layer.layers[0].weight.copy_(torch.cat((torch.cat((eye, -eye)), torch.zeros(6, 2)), 1))
         layer.layers[2].weight.copy_(torch.cat((eye, -eye), 1))
-        for linear in layer.layers[::2]:
-            linear.bias.zero_()
     feat = torch.randn(2, 3, 5, 6, dtype=torch.double)
     expected = F.interpolate(feat, (10, 12), mode="bilinear", align_corners=False)
     torch.testing.assert_close(layer(feat, (10, 12)), expected, rtol=0, atol=1e-6)
@@ -63,7 +69,7 @@ def test_bilinear_keeps_every_sign():
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 6), (7, 5)])
 def test_head_and_last_layer_are_one_matrix(size):
-    decoder = ImplicitPyramidDecoder((5, 4), hidden=(8, 8)).double()
+    decoder = stirred(ImplicitPyramidDecoder((5, 4), hidden=(8, 8)))
     feat = torch.randn(2, 5, 4, 3, dtype=torch.double)
     out = decoder(feat, [size])
     expected = decoder.head(decoder.layers[0](feat, size))
@@ -72,6 +78,16 @@ def test_head_and_last_layer_are_one_matrix(size):
     inputs = [*decoder.parameters()]
     for ours, theirs in zip(*(torch.autograd.grad(y, inputs, grad) for y in (out, expected)), strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("mode", ["split", "bilinear", "liif"])
+def test_a_fresh_pyramid_keeps_the_maps_contrast(mode):
+    """Or training starts from one colour, whatever the map."""
+    decoder = ImplicitPyramidDecoder((64, 32, 16, 16), hidden=(64, 64, 64), mode=mode)
+    feat, sizes = torch.randn(4, 64, 8, 8), [(16, 16), (32, 32), (64, 64)]
+    for layer, size in zip(decoder.layers, sizes, strict=True):
+        feat = layer(feat, size)
+        assert 0.1 < feat.std((2, 3)).mean() < 3
 
 
 def test_sizes_that_do_not_fit():

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
+from training_cases import vgg19_state
 
 from inr_kernels.models import IN2, IN2Config
 from inr_kernels.models.in2_losses import (
-    VGG19,
     Discriminator,
     LossWeights,
     VGG19Features,
@@ -17,18 +17,6 @@ from inr_kernels.models.in2_losses import (
     perceptual_loss,
     r1_penalty,
 )
-
-
-def vgg19_state():
-    """A state dict of torchvision's layout; the first layers by hand, the classifier as something that is there."""
-    state, inputs, index = {"classifier.0.weight": torch.zeros(1)}, 3, 0
-    for width in VGG19:
-        if width != "M":
-            state[f"features.{index}.weight"] = torch.randn(width, inputs, 3, 3) * (2 / (9 * inputs)) ** 0.5
-            state[f"features.{index}.bias"] = torch.randn(width) * 0.1
-            inputs = width
-        index += 1 if width == "M" else 2
-    return state
 
 
 def test_adversarial_losses_are_the_papers():

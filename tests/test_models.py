@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from training_cases import resumed, same
 
 from inr_kernels import LocalImplicitDecoder
 from inr_kernels.models import EDSR, LIIF, LIIFConfig, train_liif
@@ -57,11 +58,6 @@ def published(config, **changes):
     optimizer = {"name": "adam", "args": {"lr": 1e-4}, "sd": {}}
     model_spec = {"name": "liif", "args": args, "sd": sd} | changes
     return {"model": model_spec, "optimizer": optimizer, "epoch": 1}, model
-
-
-def same(a, b):
-    a, b = a.state_dict(), b.state_dict()
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_reads_published_checkpoints(tmp_path):
@@ -267,25 +263,4 @@ def test_pretrained_says_what_it_is():
 
 
 def test_training_resumes_where_it_stopped(tmp_path, monkeypatch):
-    def run(name, *options):
-        out = tmp_path / f"{name}.safetensors"
-        words = ["train", "--out", str(out), "--steps", "4", "--batch", "1", "--queries", "16"]
-        monkeypatch.setattr("sys.argv", [*words, *options])
-        train_liif.main()
-        return LIIF.from_checkpoint(out)
-
-    monkeypatch.setattr(train_liif, "SAVE_EVERY", 2)
-    monkeypatch.setattr(train_liif, "measured", lambda model: {})
-    whole, batch = run("whole"), train_liif.batch
-    left = [1, 1, 1]
-
-    def failing(*args):
-        left.pop()
-        return batch(*args)
-
-    monkeypatch.setattr(train_liif, "batch", failing)
-    with pytest.raises(IndexError):
-        run("parts")
-    monkeypatch.setattr(train_liif, "batch", batch)
-    assert same(run("parts", "--resume"), whole)
-    assert not same(whole, LIIF(SMALL))
+    assert resumed(train_liif, LIIF, tmp_path, monkeypatch, "--queries", "16").config == SMALL

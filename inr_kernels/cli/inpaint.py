@@ -7,22 +7,32 @@ The mask is a picture of the same size: white is a hole, black is known; what li
 grey 128 (of 255) on. At the input's size the known pixels stay as they are, bit for bit (in PNG, TIFF and BMP).
 Formats, greyscale, transparency, 16 bits and profiles: as `inr-kernels upscale`.
 
-The network sees the picture in tiles with their surroundings. With --tile 0 every known pixel attends to every
-pixel, as the paper has it: twice the pixels then take four times the time.
+Networks, --model:
+
+  dear    fills better of the two, and is the one to enlarge with. It sees the picture in tiles with their
+          surroundings; with --tile 0 every known pixel attends to every pixel, as the paper has it: twice the
+          pixels then take four times the time.
+  in2     is several times faster: it sees the whole picture at once, in time in proportion to the pixels, without
+          tiles; sides from 9 pixels on. At a larger size all pixels are its own guess: take it without --scale.
+  PATH    a checkpoint of either: the file says of which.
+
+Both that ship are small and were trained on a few photographs: for strokes and scratches, not for whole objects.
 """
 
 import contextlib
+import dataclasses
 from pathlib import Path
 
 from tqdm import tqdm
 
 from inr_kernels._core import dispatch
-from inr_kernels.models import DEAR
+from inr_kernels.models import DEAR, IN2, DEARConfig, IN2Config, checkpoints
 
 from . import pictures
-from .parsing import positive
+from .parsing import UsageError, positive
 
-NETWORKS = {"dear": DEAR}
+NETWORKS = {"dear": DEAR, "in2": IN2}
+TILE = 32  # DEAR's, by default
 
 
 def add_arguments(parser):
@@ -34,14 +44,14 @@ def add_arguments(parser):
     names = ", ".join(NETWORKS)
     parser.add_argument("--model", default="dear", help=f"{names} or a checkpoint (.safetensors); default: dear")
     parser.add_argument(
-        "--tile", type=tile, default="32", metavar="PIXELS", help="side of a tile, 0: all at once; default: 32"
+        "--tile", type=tile, metavar="PIXELS", help=f"DEAR's: side of a tile, 0: all at once; default: {TILE}"
     )
     pictures.add_machine(parser, megapixels=25)
 
 
 def tile(text):
-    """A side in pixels, or None for 0."""
-    return None if text == "0" else positive(int)(text)
+    """A side in pixels, or 0."""
+    return 0 if text == "0" else positive(int)(text)
 
 
 def run(args):
@@ -49,8 +59,12 @@ def run(args):
     pictures.prepare(args, args.input, args.mask)
     picture = pictures.read(args.input, args)
     mask = read_mask(args, picture)
-    network = NETWORKS.get(args.model)
-    model = network.pretrained() if network else DEAR.from_checkpoint(args.model)
+    model = load(args.model)
+    options = {}
+    if isinstance(model, DEAR):
+        options["tile"] = (TILE if args.tile is None else args.tile) or None
+    elif args.tile is not None:
+        raise UsageError(f"--tile is DEAR's: IN2 sees the whole picture; got --tile {args.tile}")
     size = pictures.output_size(picture, args)
     pictures.check_output(picture, size, args.output, model.bytes_per_pixel, args.workspace)
     chosen = dispatch.backend(args.backend) if args.backend else contextlib.nullcontext()
@@ -59,11 +73,26 @@ def run(args):
             picture.colour.expand(-1, 3, -1, -1).to(args.device),
             mask.to(args.device),
             size,
-            tile=args.tile,
             workspace=args.workspace,
             progress=lambda done, rows: bar.update(done - bar.n),
+            **options,
         )
     pictures.write(args.output, picture, colour)
+
+
+def load(name):
+    """The shipped network of that name, or the one whose checkpoint has that path."""
+    if name in NETWORKS:
+        return NETWORKS[name].pretrained()
+    return checkpoints.load(name, "a DEAR or IN2", network_of)
+
+
+def network_of(config):
+    """The network whose config has these fields, and these values in them."""
+    for network, kind in ((DEAR, DEARConfig), (IN2, IN2Config)):
+        if config.keys() <= {field.name for field in dataclasses.fields(kind)}:
+            return network(kind(**config))
+    raise ValueError("its config is neither's")
 
 
 def read_mask(args, picture):
