@@ -14,6 +14,7 @@ from inr_kernels.local_implicit.functional import WORKSPACE
 
 from . import checkpoints, dear_reference
 from .dear_blocks import REACH, STRIDE, Encoder, encoder_input, enlarge, initialize, smooth_fill
+from .holes import known, output_size
 
 PRETRAINED = Path(__file__).with_name("dear_small.safetensors")
 # alpha, beta, gamma of `elementwise_filter`, so that it gives Z + K_hp * Z.
@@ -167,8 +168,8 @@ class DEAR(nn.Module):
         return *self._encode(seen, mask), seen
 
     def _see(self, image, mask):
-        known, mask = self._masked(image, mask)
-        return (known if self.config.fill == "zeros" else smooth_fill(known, mask)), mask
+        seen, mask = self._masked(image, mask)
+        return (seen if self.config.fill == "zeros" else smooth_fill(seen, mask)), mask
 
     def _encode(self, seen, mask):
         config, (height, width) = self.config, seen.shape[2:]
@@ -207,8 +208,8 @@ class DEAR(nn.Module):
 
     def reconstruct(self, image, mask, kernels):
         """I_rec [B, 3, H, W] of eq. 8: every pixel of the masked picture from its neighbours, by encode's kernels."""
-        known, _ = self._masked(image, mask)
-        return self._ops.pixelwise_reconstruct(known.to(kernels.dtype), kernels)
+        masked, _ = self._masked(image, mask)
+        return self._ops.pixelwise_reconstruct(masked.to(kernels.dtype), kernels)
 
     def query(self, image, mask, coord, cell=None):
         """Colours [B, Q, 3] at coord [B, Q, 2], (y, x) in [-1, 1]; cell [B, 2] or like coord with `cell_decode`."""
@@ -236,13 +237,10 @@ class DEAR(nn.Module):
             workspace: bytes that the implicit function may use, at any size.
             progress: called as progress(rows done, rows in all).
         """
-        require(size is None or scale is None, "size", "be None beside a scale", f"{size} and {scale}")
-        require(scale is None or 0 < scale < float("inf"), "scale", "be positive and finite", scale)
+        size = output_size(image, size, scale)
         require(tile is None or tile > 0, "tile", "be positive", tile)
         seen, mask = self._see(image, mask)
         encoded = self._encode_tiles(seen, mask, tile) if tile else self._encode(seen, mask)[0]
-        if size is None:
-            size = tuple(max(1, round(n * (scale or 1))) for n in image.shape[2:])
         options = {"workspace": workspace, "progress": progress, "backend": self._backend}
         out = self.implicit.render(encoded, size, **options)
         if self.config.fill == "zeros":
@@ -258,12 +256,15 @@ class DEAR(nn.Module):
             another. None: the whole at once.
         """
         out = self(image, mask, size, tile=tile, **options).clamp_(0, 1)
-        return torch.where(mask == 0, image.to(out.dtype), out) if out.shape == image.shape else out
+        return torch.where(mask == 0, image, out.to(image.dtype)) if out.shape == image.shape else out
 
-    @property
-    def bytes_per_pixel(self):
+    bytes_per_output_pixel = 12  # the interpolated fill
+
+    def bytes_per_pixel(self, tile=None):
         """What `inpaint` needs for a pixel of the input, about, beside the workspace and the output."""
         config = self.config
+        if tile:  # what the implicit function reads, and once more on its way to the whole; the tiles, more or less
+            return round((4 * config.features + 2) * self.filter_head.weight.element_size()) + 150
         latent = config.channels / STRIDE**2 * (config.filter_size**2 + 4)  # the filters, and what is around them
         values = config.channels + latent + 6 * config.features
         return round(values * self.filter_head.weight.element_size())
@@ -282,7 +283,7 @@ class DEAR(nn.Module):
         require(shape(mask) == expected, "mask", f"have shape [B, 1, H, W] = {expected}", shape(mask))
         dtype = self.filter_head.weight.dtype
         mask = mask.to(dtype).clamp(0, 1)
-        return torch.where(mask < 1, image.to(dtype) * (1 - mask), 0), mask  # NaN in a hole is no matter
+        return known(image.to(dtype), mask), mask
 
     def save(self, path, notes=None, dtype=None):
         """Writes safetensors: parameters (in `dtype`, if given), config and notes (JSON)."""

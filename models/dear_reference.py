@@ -25,6 +25,6 @@ def pixelwise_reconstruct(image, kernel):
 def unmask_attention(feat, mask, *, mask_keys=False):
     """`inr_kernels.unmask_attention` by scaled_dot_product_attention on every pixel."""
     keys, known = (x.flatten(2).transpose(1, 2).unsqueeze(1).contiguous() for x in (feat, 1 - mask))
-    seen = (known > 0).transpose(2, 3) if mask_keys else None
+    seen = known.log().transpose(2, 3) if mask_keys else None  # a key counts by what is known of it
     out = F.scaled_dot_product_attention(known * keys, keys, keys, seen)
     return out.transpose(2, 3).reshape(feat.shape)

@@ -10,6 +10,7 @@ from torch import nn
 from inr_kernels._core.checks import require, require_tensor, shape
 
 from . import checkpoints
+from .holes import known, output_size
 from .implicit_pyramid import MODES, ImplicitPyramidDecoder
 from .in2_blocks import Conv3x3, DownsampleProcessingBlock, NeighborHybridAttentionGroup
 
@@ -162,15 +163,11 @@ class IN2(nn.Module):
             TypeError: an argument is no floating-point tensor.
             ValueError: a shape or device that does not fit, a side that is too short.
         """
-        require(size is None or scale is None, "size", "be None beside a scale", f"{size} and {scale}")
-        require(scale is None or 0 < scale < float("inf"), "scale", "be positive and finite", scale)
-        if scale is not None:
-            size = tuple(max(1, round(n * scale)) for n in image.shape[2:])
-        out = self.predict(image, mask, size, **options).to(image.dtype)
+        out = self.predict(image, mask, output_size(image, size, scale), **options).to(image.dtype)
         if out.shape != image.shape:
             return out
         mask = mask.to(image.dtype).clamp(0, 1)
-        return torch.where(mask == 0, image, _known(image, mask) + mask * out)
+        return torch.where(mask == 0, image, known(image, mask) + mask * out)
 
     def predict(self, image, mask, size=None, **options):
         """What the network says of every pixel, known or not, in [0, 1]; arguments as `forward`."""
@@ -189,7 +186,7 @@ class IN2(nn.Module):
         require(shape(mask) == expected, "mask", f"have shape [B, 1, H, W] = {expected}", shape(mask))
         mask = mask.to(parameter.dtype).clamp(0, 1)
         image = image.to(parameter.dtype)
-        x = torch.cat((_known(image * 2 - 1 if self.config.activation == "tanh" else image, mask), mask), 1)
+        x = torch.cat((known(image * 2 - 1 if self.config.activation == "tanh" else image, mask), mask), 1)
         maps = []
         for block in self.encoder:
             x = block(x)
@@ -209,7 +206,8 @@ class IN2(nn.Module):
         with torch.no_grad():
             return self(image, mask, size, **options)
 
-    @property
+    bytes_per_output_pixel = 108  # the nine taps of the head's three channels
+
     def bytes_per_pixel(self):
         """What `inpaint` needs for a pixel of the input, about, beside the workspace and the output."""
         values = 2.5 * self.config.channels[0] + 12  # the first maps; pictures, masks and their copies
@@ -237,11 +235,6 @@ class IN2(nn.Module):
         shared core, which is little. On the middle of its `coffee`, which it never saw, with strokes over 15 % of the
         pixels, the filled picture has a PSNR of 27.27 dB (27.61 at 253 x 381, which 8 does not divide); with the mean
         colour it has 20.83 (20.91), and OpenCV's method of Telea does better, 31.09 (30.80). Its strokes can be seen.
-        At another size than the input's every pixel is the network's, and x2 has 17.39 dB: `DEAR` has 24.99.
+        At another size than the input's every pixel is the network's, and x2 has 17.39 dB: `DEAR` has 26.62.
         """
         return cls.from_checkpoint(PRETRAINED)
-
-
-def _known(image, mask):
-    """I (1 - M); NaN in a hole is no matter."""
-    return torch.where(mask < 1, image * (1 - mask), 0)

@@ -97,8 +97,8 @@ class DownsampleProcessingBlock(nn.Module):
 class ClampedAttention(NeighborhoodAttention2D):
     """`NeighborhoodAttention2D` whose window is as large as the map where the map is smaller."""
 
-    def __init__(self, *args, reference=False, **options):
-        super().__init__(*args, **options)
+    def __init__(self, dim, num_heads, kernel_size, *, rel_pos_bias, reference=False):
+        super().__init__(dim, num_heads, kernel_size, rel_pos_bias=rel_pos_bias)
         self.reference = reference
 
     def forward(self, x):

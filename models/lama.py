@@ -15,6 +15,7 @@ from inr_kernels._core.checks import require, require_tensor, shape
 
 from . import checkpoints
 from .ffc import FFC_BN_ACT, ConcatTupleLayer, FFCResnetBlock
+from .holes import known
 
 ACTIVATIONS = {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "none": nn.Identity}
 
@@ -82,6 +83,7 @@ class LaMa(nn.Module):
         """
         return self.model(x)
 
+    @torch.no_grad()
     def inpaint(self, image, mask):
         """Fills the holes of a picture; what is known comes back bit for bit.
 
@@ -102,8 +104,10 @@ class LaMa(nn.Module):
         require(fits, "image", f"have shape [B, {channels}, H, W] with sides of at least {least}", shape(image))
         expected = [len(image), 1, *image.shape[2:]]
         require(list(mask.shape) == expected, "mask", f"have shape {expected}, the image's", shape(mask))
-        filled = self(torch.cat((image * (1 - mask), mask), 1))[..., : image.shape[2], : image.shape[3]]
-        return torch.where(mask == 0, image, mask * filled + (1 - mask) * image)
+        mask = mask.clamp(0, 1)
+        masked = known(image, mask)
+        filled = self(torch.cat((masked, mask), 1))[..., : image.shape[2], : image.shape[3]]
+        return torch.where(mask == 0, image, masked + mask * filled)
 
     def save(self, path):
         """Writes safetensors: parameters and config."""

@@ -60,15 +60,11 @@ def batch(photos, rng, size, area):
 
 
 class Adversary:
-    """The discriminator and its optimizer.
+    """The discriminator and its optimizer, whose learning rate `training.optimize` sets with the network's."""
 
-    Args:
-        lr: its learning rate.
-    """
-
-    def __init__(self, lr):
+    def __init__(self):
         self.discriminator = in2_losses.Discriminator()
-        self.optimizer = torch.optim.Adam(self.discriminator.parameters(), lr)
+        self.optimizer = torch.optim.Adam(self.discriminator.parameters())
 
     def step(self, image, out):
         """Trains the discriminator; returns the generator's L_G + feature_matching L_fm."""
@@ -119,7 +115,7 @@ def train(args):
     model = IN2(SMALL)
     photos = [photo for name in TRAINED_ON for photo in photographs(name)]
     photos += [photo.transpose(Image.Transpose.TRANSPOSE) for photo in photos]
-    adversary = Adversary(args.lr) if args.adversarial else None
+    adversary = Adversary() if args.adversarial else None
     beside = {"discriminator": adversary.discriminator, "its optimizer": adversary.optimizer} if adversary else {}
     vgg = in2_losses.VGG19Features(args.vgg) if args.vgg else None
 

@@ -46,7 +46,8 @@ def optimize(model, args, loss, measured, save_every, *, beside=None, eps=1e-8):
         loss: loss(rng, fast) -> the loss of a step on crops that the generator draws; fast: in bfloat16.
         measured: measured(model) -> what is printed every 1000 steps.
         save_every: steps.
-        beside: what else `loss` trains, by name: whatever has a state_dict, saved and loaded with the rest.
+        beside: what else `loss` trains, by name: whatever has a state_dict, saved and loaded with the rest; an
+            optimizer gets the same learning rate.
         eps: Adam's.
 
     Raises:
@@ -66,7 +67,7 @@ def optimize(model, args, loss, measured, save_every, *, beside=None, eps=1e-8):
     for step in bar:
         torch.manual_seed(args.seed + step)  # so that a resumed run sees the same
         rng = numpy.random.default_rng([args.seed, step])
-        for group in optimizer.param_groups:
+        for group in (group for part in parts.values() for group in getattr(part, "param_groups", ())):
             group["lr"] = learning_rate(step, args.steps, args.lr)
         # The last fifth is exact: it takes out what bfloat16 left in the weights.
         value = loss(rng, args.bf16 and step < 0.8 * args.steps)

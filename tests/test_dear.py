@@ -63,6 +63,7 @@ def test_parameters():
 def test_equals_plain_pytorch(name):
     fused, plain = network(**CONFIGS[name])
     image, mask = picture(13, 18)
+    mask[0] *= torch.rand_like(mask[0])  # half transparent, too
     for ours, theirs in zip(fused.encode(image, mask), plain.encode(image, mask), strict=True):
         close(ours, theirs, 1e-10)
     assert fused(image, mask).std() > 0.01
@@ -240,6 +241,8 @@ def test_inpaint_keeps_what_is_known(dtype):
     out = model.inpaint(image, mask)
     known = (mask == 0).expand_as(out)
     assert torch.equal(out[known], image[known]) and not out.requires_grad
+    exact = image.double() / 3  # in more digits than the network's
+    assert torch.equal(model.inpaint(exact, mask.double())[known], exact[known])
     with torch.no_grad():
         close(out[~known], model(image, mask)[~known].clamp(0, 1), 0)
     large = model.inpaint(image * 9, mask, scale=3)

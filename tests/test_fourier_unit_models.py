@@ -127,6 +127,15 @@ def test_inpaints_any_size_and_keeps_what_is_known(size):
     assert not torch.equal(out, image)
 
 
+def test_inpaint_does_not_see_the_hole():
+    """NaN in it is no matter, a mask beyond 1 is 1, and there is no graph."""
+    model, image, mask = random_norms(LaMa(TINY)).eval(), torch.rand(1, 3, 16, 20), torch.zeros(1, 1, 16, 20)
+    mask[..., 4:9, 6:15] = 1
+    expected = model.inpaint(image, mask)
+    assert not expected.requires_grad and torch.equal(model.inpaint(image, 7 * mask - 1), expected)
+    assert torch.equal(model.inpaint(image.masked_fill(mask == 1, torch.nan), mask), expected)
+
+
 def test_inpaint_says_what_does_not_fit():
     model, image, mask = LaMa(TINY).eval(), torch.rand(1, 3, 16, 16), torch.ones(1, 1, 16, 16)
     bad = {

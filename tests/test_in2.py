@@ -64,7 +64,7 @@ def test_parameters():
     assert count(model.body) + count(model.body_conv) == 12_888_512
     assert [*map(count, model.decoder.layers)] == [231_296, 182_080, 165_696]
     assert count(model.decoder.head) == 1_731
-    assert model.bytes_per_pixel == model.half().bytes_per_pixel == 688  # a CPU computes in float32
+    assert model.bytes_per_pixel() == model.half().bytes_per_pixel() == 688  # a CPU computes in float32
 
 
 def test_reference_has_the_same_state_dict():

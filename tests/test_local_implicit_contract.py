@@ -2,7 +2,6 @@
 
 import copy
 import gc
-import os
 import pickle
 import re
 import threading
@@ -13,7 +12,7 @@ import torch
 from local_implicit_cases import Case
 
 import inr_kernels
-from inr_kernels import _C, LocalImplicitDecoder, explain, local_implicit_decode
+from inr_kernels import LocalImplicitDecoder, explain, local_implicit_decode
 from inr_kernels.local_implicit import functional, module
 from inr_kernels.local_implicit.functional import Form, hoist_features
 
@@ -377,13 +376,6 @@ def test_forked_child_decodes(in_a_fork):
     y, x = (t.unsqueeze(1) for t in coord.unbind(-1))
     args = hoisted, y, x, cell[:, None], weights[0][:, 45:], weights[1:], biases[1:], 6, 0, True, False, "cpu"
     assert in_a_fork(lambda: torch.ops.inr_kernels.local_implicit(*args))
-
-
-def test_threads_are_those_of_torch(in_a_fork):
-    """But in a forked child, where those are dead."""
-    parent = os.getpid()
-    assert _C.has_openmp()
-    assert in_a_fork(lambda: torch.tensor(_C.has_openmp() == (os.getpid() == parent)))
 
 
 def test_any_number_of_threads_gives_the_same():

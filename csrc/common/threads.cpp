@@ -15,19 +15,19 @@ namespace {
 
 // The entry point of a parallel region that GCC's, LLVM's and Intel's runtimes have in common.
 using GompParallel = void (*)(void (*region)(void*), void* context, unsigned threads, unsigned flags);
-std::atomic<GompParallel> openmp{nullptr};
+
+#if defined(__unix__) || defined(__APPLE__)
+std::atomic<bool> forked{false};
+// From loading on: others may have used the pool before the first of our kernels runs, in the child.
+[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 
 GompParallel find_openmp() {
-#if defined(__unix__) || defined(__APPLE__)
-  static const bool found = [] {
-    openmp = reinterpret_cast<GompParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
-    pthread_atfork(nullptr, nullptr, [] { openmp = nullptr; });
-    return true;
-  }();
-  (void)found;
-#endif
-  return openmp;
+  static const auto found = reinterpret_cast<GompParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+  return forked ? nullptr : found;
 }
+#else
+GompParallel find_openmp() { return nullptr; }
+#endif
 
 struct Jobs {
   void (*job)(void*, int);

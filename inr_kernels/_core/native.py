@@ -11,3 +11,6 @@ def load():
     except ImportError as error:
         return None, f"inr_kernels._C does not import ({error}); build it with `pip install -e .`"
     return _C, ""
+
+
+load()  # at once, as the library has to hear of every fork

@@ -66,7 +66,8 @@ def run(args):
     elif args.tile is not None:
         raise UsageError(f"--tile is DEAR's: IN2 sees the whole picture; got --tile {args.tile}")
     size = pictures.output_size(picture, args)
-    pictures.check_output(picture, size, args.output, model.bytes_per_pixel, args.workspace)
+    needs = model.bytes_per_pixel(**options), model.bytes_per_output_pixel
+    pictures.check_output(picture, size, args.output, args.workspace, *needs)
     chosen = dispatch.backend(args.backend) if args.backend else contextlib.nullcontext()
     with chosen, tqdm(total=size[0], unit="row", disable=args.quiet) as bar:
         colour = model.to(args.device).inpaint(

@@ -83,8 +83,8 @@ def output_size(picture, args):
     return wanted
 
 
-def check_output(picture, size, path, input_bytes, workspace):
-    """The format can hold the output, and the machine compute it; input_bytes: needed for a pixel of the input."""
+def check_output(picture, size, path, workspace, input_bytes, output_bytes=0):
+    """The format can hold the output, and the machine compute it; input_bytes, output_bytes: needed for a pixel."""
     height, width = size
     kind = images.FORMATS[Path(path).suffix.lower()]
     longest = images.LONGEST.get(kind, math.inf)
@@ -94,7 +94,7 @@ def check_output(picture, size, path, input_bytes, workspace):
         raise ValueError(f"{kind} holds no transparency, which the input has; .png and .webp do")
     channels = 3 if picture.alpha is None else 4
     # The output in float32, once more on its way to integers, and these.
-    need = height * width * channels * (4 + 4 + 2)
+    need = height * width * (channels * (4 + 4 + 2) + output_bytes)
     need += picture.colour[0, 0].numel() * input_bytes + workspace
     free = free_memory()
     if free is not None and need > free:

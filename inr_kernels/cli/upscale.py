@@ -31,7 +31,7 @@ def run(args):
     picture = pictures.read(args.input, args)
     model = LIIF.from_checkpoint(args.model) if args.model else LIIF.pretrained()
     size = pictures.output_size(picture, args)
-    pictures.check_output(picture, size, args.output, 4 * (model.config.features + 6), args.workspace)
+    pictures.check_output(picture, size, args.output, args.workspace, 4 * (model.config.features + 6))
     with tqdm(total=size[0], unit="row", disable=args.quiet) as bar:
         colour = model.to(args.device).upscale(
             picture.colour.expand(-1, 3, -1, -1),

@@ -71,9 +71,10 @@ def _verify(module):
         raise replacing.LeftAlone("forward is patched on the object")
     _check_parts(module, kind)
     key = _description(module, kind)
-    if key is None or key not in _PROVEN:
-        _PROVEN[key] = _Found(kind, _try(module, ours))
-    return mixin, replacing.verdict(module, "forward", _PROVEN[key])
+    found = _PROVEN.get(key) or _Found(kind, _try(module, ours))
+    if key is not None:
+        _PROVEN[key] = found
+    return mixin, replacing.verdict(module, "forward", found)
 
 
 _PROVEN = {}  # what was found for a description: a network has few kinds of layers

@@ -16,7 +16,8 @@ def unmask_attention(feat, mask, *, scale=None, mask_keys=False, backend=None):
         E = softmax((1 - M) F F^T scale) F,  F [N, C] the pixels' features, M [N] the mask; softmax along a row
 
     A pixel with M = 1 has no scores: it gets the mean of F, exactly, and costs nothing. So the time is that of the
-    pixels outside the hole. No N x N matrix is ever held: memory is O(N C), in the backward too.
+    pixels outside the hole. No kernel holds an N x N matrix: memory is O(N C), in the backward too. The
+    reference, which also gives the gradient of a mask and torch.func's transforms, does.
 
     Args:
         feat: F, [B, C, H, W], float32, float64, bfloat16 or float16 (half precision accumulates in float32).

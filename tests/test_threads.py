@@ -1,0 +1,30 @@
+"""Whose threads the C++ kernels run on: torch's OpenMP, but in a forked child."""
+
+import os
+
+import torch
+
+from inr_kernels import _C
+
+
+def test_threads_are_those_of_torch(in_a_fork):
+    """But in a forked child, where those are dead."""
+    parent = os.getpid()
+    assert _C.has_openmp()
+    assert in_a_fork(lambda: torch.tensor(_C.has_openmp() == (os.getpid() == parent)))
+
+
+def test_forked_child_is_the_first_to_compute(run_python):
+    """Its parent has used torch's threads, but no kernel."""
+    code = """if True:
+        import os, signal, torch, inr_kernels
+        torch.set_num_threads(2)
+        torch.rand(1 << 20).exp()
+        child = os.fork()
+        if child == 0:
+            signal.alarm(60)
+            inr_kernels.elementwise_filter(torch.rand(1, 8, 64, 64), torch.rand(1, 72, 64, 64), kernel_size=3)
+            os._exit(0)
+        print(os.waitpid(child, 0)[1])
+    """
+    assert run_python(code).strip() == "0"
