@@ -1,8 +1,7 @@
 """LaMa: inpainting with fast Fourier convolutions, at any size."""
 
-import json
+import dataclasses
 import math
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +60,8 @@ class LaMa(nn.Module):
 
     def __init__(self, config=LaMaConfig()):
         super().__init__()
-        self.config, width, last = config, config.width, config.downsamplings
+        self.config, self.notes = config, {}
+        width, last = config.width, config.downsamplings
         common = {"activation_layer": nn.ReLU, "enable_lfu": config.enable_lfu}
         layers = [nn.ReflectionPad2d(3), FFC_BN_ACT(config.inputs, width(0), 7, 0, 0, **common)]
         for level in range(last):
@@ -109,9 +109,9 @@ class LaMa(nn.Module):
         filled = self(torch.cat((masked, mask), 1))[..., : image.shape[2], : image.shape[3]]
         return torch.where(mask == 0, image, masked + mask * filled)
 
-    def save(self, path):
-        """Writes safetensors: parameters and config."""
-        checkpoints.save(self, path, {})
+    def save(self, path, notes=None):
+        """Writes safetensors: parameters, config and notes (JSON)."""
+        checkpoints.save(self, path, notes or self.notes)
 
     @classmethod
     def from_checkpoint(cls, path, activation="sigmoid"):
@@ -129,23 +129,9 @@ class LaMa(nn.Module):
             OSError: the file cannot be read.
             ValueError: it is damaged, or holds something else; the message says what.
         """
-        with open(path, "rb"):  # the system's own error, before any library's
-            pass
-        try:
-            safetensors = Path(path).suffix == ".safetensors"
-            state, metadata = _read_safetensors(path) if safetensors else (_read_lightning(path), {})
-            if any(name.startswith("generator.") for name in state):
-                state = {name[10:]: value for name, value in state.items() if name.startswith("generator.")}
-            if "config" in metadata:
-                config = LaMaConfig(**json.loads(metadata["config"]))
-            else:
-                config = _config_of(state, activation)
-            model = cls(config)
-            model.load_state_dict(state)
-        except checkpoints.UNREADABLE as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise ValueError(f"{os.fspath(path)} is not a LaMa checkpoint: {reason[:300]}") from error
-        return model.eval()
+        return checkpoints.load(
+            path, "a LaMa", lambda config: cls(LaMaConfig(**config)), lambda path: _read(path, activation)
+        )
 
 
 class _Shell:
@@ -170,9 +156,18 @@ def _read_lightning(path):
     return state
 
 
-def _read_safetensors(path):
-    with safe_open(path, "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+def _read(path, activation):
+    """(config, state dict, notes) of a file of ours, another's safetensors, or Lightning's."""
+    if Path(path).suffix == ".safetensors":
+        with safe_open(path, "pt") as file:
+            if "config" in (file.metadata() or {}):
+                return checkpoints.read(path)
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    else:
+        state = _read_lightning(path)
+    if any(name.startswith("generator.") for name in state):
+        state = {name[10:]: value for name, value in state.items() if name.startswith("generator.")}
+    return dataclasses.asdict(_config_of(state, activation)), state, {}
 
 
 def _config_of(state, activation):
