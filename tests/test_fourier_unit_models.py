@@ -191,6 +191,26 @@ def test_half_precision_layer(dtype):
             assert (ours - theirs).norm() <= 8 * torch.finfo(dtype).eps * theirs.norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("bias", [False, True])
+def test_half_precision_layer_of_small_variances(dtype, bias):
+    """A batch norm's scale of up to 30 is not rounded before it is folded."""
+    options = {"padding": 1, "activation_layer": nn.ReLU, "bias": bias} | RATIOS
+    layer = random_norms(FFC_BN_ACT(16, 16, 3, **options)).eval()
+    for norm in layer.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_var.uniform_(1e-3, 1e-2)
+            norm.running_mean.mul_(0.1)
+    x = torch.randn(2, 4, 20, 24).to(dtype), torch.randn(2, 12, 20, 24).to(dtype)
+    layer.to(dtype)
+    ours, eager = layer(x), lamas(layer, x)
+    exact = lamas(layer.double(), tuple(part.double() for part in x))
+    for our, other, truth in zip(ours, eager, exact, strict=True):
+        assert our.dtype == dtype
+        assert (our - truth).norm() <= 2 * (other - truth).norm()
+        assert (our - truth).abs().max() <= 2 * (other - truth).abs().max()
+
+
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 def test_gradients_of_the_folded_layer(backend):
     layer = random_norms(FFC_BN_ACT(16, 16, 3, padding=1, activation_layer=nn.ReLU, **RATIOS)).double().eval()
