@@ -193,6 +193,7 @@ def test_half_precision_layer(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("bias", [False, True])
+@torch.no_grad()
 def test_half_precision_layer_of_small_variances(dtype, bias):
     """A batch norm's scale of up to 30 is not rounded before it is folded: an error is at most twice eager's."""
     options, largest = {"padding": 1, "activation_layer": nn.ReLU, "bias": bias} | RATIOS, []
