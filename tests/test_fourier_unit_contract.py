@@ -7,8 +7,11 @@ from fourier_unit_cases import Case
 import inr_kernels
 from inr_kernels import FourierUnit, explain, fourier_unit
 from inr_kernels.fourier_unit import conv3x3
+from inr_kernels.fourier_unit.op import by_products
 
-X, WEIGHT, ONES, ZEROS = torch.randn(2, 4, 5, 6), torch.randn(12, 8), torch.ones(12), torch.zeros(12)
+RANDOM = torch.Generator().manual_seed(0)  # a difference over a ReLU's kink is no derivative
+X, WEIGHT = torch.randn(2, 4, 5, 6, generator=RANDOM), torch.randn(12, 8, generator=RANDOM)
+ONES, ZEROS = torch.ones(12), torch.zeros(12)
 GOOD = {"x": X, "weight": WEIGHT, "bn_weight": ONES, "bn_bias": ZEROS, "running_mean": ZEROS, "running_var": ONES}
 
 # What is wrong -> changes to a good call, the error, and what its text must say.
@@ -44,6 +47,12 @@ BAD = {
     "an empty batch to train on": ({"x": X[:0], "training": True}, ValueError, "x must have more than one frequency"),
     "no such norm": ({"norm": "unitary"}, ValueError, "norm must be one of ortho, backward, forward; got 'unitary'"),
     "no such backend": ({"backend": "fast"}, ValueError, "backend must be one of cpu, reference, triton"),
+    "no such backend by products": (
+        {"backend": "fast", "dft": True},
+        ValueError,
+        "backend must be None or 'reference' with dft; got 'fast'",
+    ),
+    "a kernel by products": ({"backend": "cpu", "dft": True}, ValueError, "backend must be None or 'reference' with"),
 }
 
 
@@ -65,6 +74,13 @@ BAD_CONVOLUTIONS = {
     "bias of another length": ({"bias": ZEROS}, ValueError, r"bias must have shape \[3\]; got \[12\]"),
     "add of another shape": ({"add": X}, ValueError, r"add must have shape \[2, 3, 5, 6\]; got \[2, 4, 5, 6\]"),
     "another dtype": ({"weight": KERNEL.double()}, ValueError, "weight must have x's dtype torch.float32"),
+    "no such backend": ({"backend": "cup"}, ValueError, "backend must be one of .* for conv3x3; got 'cup'"),
+    "another op's backend": ({"backend": "natten"}, ValueError, "backend must be one of .* for conv3x3; got 'natten'"),
+    "half precision in C++": (
+        {"x": X.bfloat16(), "weight": KERNEL.bfloat16(), "backend": "cpu"},
+        RuntimeError,
+        "backend 'cpu' cannot run conv3x3: it takes float32 and float64; got bfloat16",
+    ),
 }
 
 
@@ -277,6 +293,29 @@ def test_explain_and_wishes(capsys, monkeypatch):
     with inr_kernels.backend("reference"):
         expected = torch.nn.functional.conv2d(X, KERNEL + 1, padding=1)
         assert torch.equal(conv3x3(X, KERNEL + 1, padding="zeros"), expected)
+
+
+def test_explain_of_the_convolution(capsys):
+    assert "cpu        runs  <- default" in explain(conv3x3, X, KERNEL)
+    assert "reference  runs  <- default" in explain(conv3x3, X.half(), KERNEL.half())
+    with inr_kernels.backend("cpu"), pytest.raises(RuntimeError, match="cannot run conv3x3"):
+        conv3x3(X.half(), KERNEL.half())
+
+
+def test_a_wish_in_a_compiled_graph():
+    compiled = torch.compile(lambda x: conv3x3(x, KERNEL + 1, backend="cpu"), fullgraph=True)
+    torch.testing.assert_close(compiled(X), conv3x3(X, KERNEL + 1, backend="cpu"))
+    with pytest.raises(Exception, match=r"backend must be one of .* for conv3x3; got 'cup'"):
+        torch.compile(lambda x: conv3x3(x, KERNEL, backend="cup"), fullgraph=True)(X)
+
+
+def test_no_factors_are_kept_of_a_graph_that_is_being_captured(monkeypatch):
+    capturing, made = [True, True, False, False], []
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing.pop(0))
+    monkeypatch.setattr(by_products, "_computed", lambda *key: made.append(key) or len(made))
+    by_products._kept.cache_clear()
+    assert [by_products._factors(3, 5, torch.device("cuda")) for _ in range(4)] == [1, 2, 3, 3]
+    by_products._kept.cache_clear()
 
 
 @pytest.mark.parametrize("op", [fourier_unit, conv3x3])

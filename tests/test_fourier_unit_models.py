@@ -200,6 +200,29 @@ def test_half_precision_layer(dtype):
             assert (ours - theirs).norm() <= 8 * torch.finfo(dtype).eps * theirs.norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("bias", [False, True])
+@torch.no_grad()
+def test_half_precision_layer_of_small_variances(dtype, bias):
+    """A batch norm's scale of up to 30 is not rounded before it is folded: an error is at most twice eager's."""
+    options, largest = {"padding": 1, "activation_layer": nn.ReLU, "bias": bias} | RATIOS, []
+    for _ in range(6):
+        layer = random_norms(FFC_BN_ACT(16, 16, 3, **options)).eval()
+        for norm in layer.modules():
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.running_var.uniform_(1e-3, 1e-2)
+        x = torch.randn(2, 4, 20, 24).to(dtype), torch.randn(2, 12, 20, 24).to(dtype)
+        layer.to(dtype)
+        runs = layer(x), lamas(layer, x)
+        exact = lamas(layer.double(), tuple(part.double() for part in x))
+        errors = [[out - truth for out, truth in zip(run, exact, strict=True)] for run in runs]
+        assert all(ours.norm() <= 2 * eager.norm() for ours, eager in zip(*errors, strict=True))
+        scales = [truth.abs().max() for truth in exact]
+        largest.append([[e.abs().max() / scale for e, scale in zip(run, scales, strict=True)] for run in errors])
+    ours, eager = torch.tensor(largest).amax(0)
+    assert (ours <= 2 * eager).all()
+
+
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 def test_gradients_of_the_folded_layer(backend):
     layer = random_norms(FFC_BN_ACT(16, 16, 3, padding=1, activation_layer=nn.ReLU, **RATIOS)).double().eval()

@@ -1,14 +1,17 @@
 """accelerate() and restore() on LaMa's layers in another project's classes."""
 
 import copy
+import gc
 import logging
 import pickle
+import weakref
 
 import foreign_lama
 import pytest
 import torch
 from foreign_lama import DIFFERENT, FFC, FFC_BN_ACT, FFCResnetBlock, FourierUnit, Generator
 from torch import nn
+from torch.nn.utils import prune
 
 from inr_kernels import accelerate
 from inr_kernels.integrations import restore
@@ -36,7 +39,7 @@ def test_accelerated_generator_is_the_generator(training, options, caplog):
     original, keys = copy.deepcopy(model), list(model.state_dict())
     with caplog.at_level(logging.INFO, "inr_kernels"):
         assert accelerate(model) is model
-    assert len(caplog.messages) == 14 and all(
+    assert len(caplog.messages) == 18 and all(
         "replaced: LaMa's Fourier convolution, fused" in m for m in caplog.messages
     )
     block = model[1]
@@ -57,6 +60,7 @@ def test_the_kernels_run_and_restore_ends_it(monkeypatch):
         model(X)
     names = {event.key for event in profile.key_averages()}
     assert {"inr_kernels::fourier_unit", "inr_kernels::conv3x3"} <= names
+    assert "aten::batch_norm" not in names  # all are folded, so that every layer takes its one pass
     restore(model)
     assert all(type(module).__module__ in ("foreign_lama", *_torchs(module)) for module in model.modules())
     assert not any(hasattr(module, "_inr_original") for module in model.modules())
@@ -88,6 +92,75 @@ def test_what_changes_later_is_seen():
         ours = model(X)
         assert sorted(seen) == ["bn", "conv"]
         same(ours, restore(model)(X))
+
+
+def conv(model):
+    model[1].conv1.ffc.convg2g = nn.Conv2d(12, 12, 3, padding=1)
+
+
+def flag(model):
+    model[1].conv1.ffc.convg2g.fu.spectral_pos_encoding = 1
+
+
+def pruned(model):
+    prune.random_unstructured(model[1].conv2.ffc.convg2g.fu.conv_layer, "weight", 0.5)
+    with torch.no_grad():
+        model[1].conv2.ffc.convg2g.fu.conv_layer.weight_orig.mul_(3)
+
+
+def patched(model):
+    norm = model[1].conv2.ffc.convg2g.fu.bn
+    norm.forward = lambda x, forward=norm.forward: 2 * forward(x)
+
+
+@pytest.mark.parametrize("change", [conv, flag, pruned, patched])
+def test_other_changes_are_seen(change):
+    model = accelerate(random_norms(Generator()).eval())
+    change(model)
+    with torch.no_grad():
+        ours = model(X)
+        same(ours, restore(model)(X))
+
+
+@pytest.mark.parametrize("kind", [FFC_BN_ACT, FFC, foreign_lama.SpectralTransform, FourierUnit])
+def test_another_forward_of_the_class_is_seen(kind, monkeypatch):
+    model, forward = accelerate(random_norms(Generator()).eval()), kind.forward
+
+    def other(self, x):
+        out = forward(self, x)
+        return tuple(part + 1 for part in out) if isinstance(out, tuple) else out + 1
+
+    with torch.no_grad():
+        monkeypatch.setattr(kind, "forward", other)
+        ours = model(X)
+        same(ours, restore(model)(X))
+
+
+def test_a_hook_on_all_modules_is_heard():
+    model, seen = accelerate(Generator().eval()), set()
+    expected = {module for module in model.modules() if module is not model and not list(module.children())}
+    hook = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.add(module) and None)
+    try:
+        model(X)
+    finally:
+        hook.remove()
+    assert expected - seen <= {module.gate for module in model.modules() if isinstance(module, FFC)}
+
+
+def test_no_model_is_kept():
+    model = nn.Sequential(FFCResnetBlock(24), FourierUnit(3, 5), *(unit(5, 7) for unit in DIFFERENT))
+    accelerate(model)
+    alive = [weakref.ref(module) for module in model.modules()]
+    del model
+    gc.collect()
+    assert not [reference() for reference in alive if reference() is not None]
+
+
+def test_accelerated_layers_compile():
+    block = accelerate(random_norms(FFCResnetBlock(16)).eval())
+    x = torch.randn(1, 4, 6, 7), torch.randn(1, 12, 6, 7)
+    with torch.no_grad():
+        same(torch.compile(block, fullgraph=True)(x), block(x))
 
 
 def test_copies_and_pickles_are_accelerated_too():

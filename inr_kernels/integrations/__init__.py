@@ -44,9 +44,9 @@ def accelerate(model):
     and they are trusted by their names. Dropout of attention weights in training, a hook on it, and their output go
     to the original, as does a map on a GPU unless a backend is wished: NATTEN may have its kernels there.
 
-    LaMa's FourierUnit, FFC and FFC_BN_ACT are found by their attributes, tried on random weights (outputs, gradients,
-    running statistics) and get the forward of `inr_kernels.models.ffc`, in the same way: the blocks around them keep
-    their class, every layer keeps isinstance, its parameters and its keys.
+    LaMa's FourierUnit, SpectralTransform, FFC and FFC_BN_ACT are found by their attributes, tried on random weights
+    (outputs, gradients, running statistics) and get the forward of `inr_kernels.models.ffc`, in the same way: the
+    blocks around them keep their class, every layer keeps isinstance, its parameters and its keys.
 
     Args:
         model: any nn.Module; itself or modules inside may be replaced. To call it again is harmless, and takes up
@@ -92,7 +92,6 @@ def restore(model):
     """
     for _, module in _modules(model):
         replacing.restore(module)
-        lama.restore(module)
     return model
 
 

@@ -1,24 +1,27 @@
 """LaMa's fast Fourier convolutions in other projects: advimman/lama and its copies.
 
 A layer is known by its attributes, and must on random weights and features agree with ours: outputs, gradients and
-running statistics. Then the object's class becomes a subclass of its own with our forward: FourierUnit, FFC and
-FFC_BN_ACT. What contains them, FFCResnetBlock say, stays what it is.
+running statistics. Then the object's class becomes a subclass of its own with our forward: FourierUnit,
+SpectralTransform, FFC and FFC_BN_ACT. What contains them, FFCResnetBlock say, stays what it is.
 """
 
 import contextlib
 import copy
-import functools
 import itertools
 
 import torch
 from torch import nn
 
-from inr_kernels.fourier_unit import FFC, FFC_BN_ACT, FourierUnit
+from inr_kernels._core.hooks import is_untouched
+from inr_kernels.fourier_unit import FFC, FFC_BN_ACT, FourierUnit, SpectralTransform
+
+from . import replacing
 
 # Ours -> what a foreign layer of the kind has.
 KINDS = {
     FFC_BN_ACT: ("ffc", "bn_l", "bn_g", "act_l", "act_g"),
     FFC: ("convl2l", "convl2g", "convg2l", "convg2g", "gate", "gated", "ratio_gout", "global_in_num"),
+    SpectralTransform: ("downsample", "conv1", "fu", "conv2", "enable_lfu", "stride"),
     FourierUnit: (
         *("conv_layer", "bn", "relu", "groups", "fft_norm"),
         *("spatial_scale_factor", "spatial_scale_mode", "spectral_pos_encoding", "ffc3d"),
@@ -35,20 +38,24 @@ def is_candidate(module):
 
 def replace(module):
     """Accelerates one layer, in place. Returns why it was left alone, "" if it was not."""
-    restore(module)
-    try:
-        if reason := _why_not(module) or _differs_once(type(module).forward, _description(module), _Held(module)):
-            return reason
-    except Exception as error:  # whatever foreign code raises
-        return f"trying it raised {type(error).__name__}: {error}".splitlines()[0]
-    _become(module, _subclass(type(module)))
-    return ""
+    return replacing.attempt(module, _verify)
 
 
-def restore(module):
-    """Gives a module its own class back, if it has one of ours."""
-    if isinstance(module, _Accelerated):
-        _become(module, module._inr_original)
+def _verify(module):
+    for part in module.children():  # first: only of those is known that they need not be called
+        if is_candidate(part) and not isinstance(part, replacing.Accelerated):
+            replace(part)
+    if reason := _why_not(module):
+        raise replacing.LeftAlone(reason)
+    key = type(module).forward, _description(module)
+    if key not in _REASONS:
+        _REASONS[key] = _differs(module)
+    if _REASONS[key]:
+        raise replacing.LeftAlone(_REASONS[key])
+    return _LAYERS[_kind(module)], replacing.verdict(module, "forward")
+
+
+_REASONS = {}  # what was found for a description: a network has few kinds of layers
 
 
 def _kind(module):
@@ -68,8 +75,8 @@ def _why_not(module):
         return "its convolution is not 1 x 1 without bias, or its norm has no weights"
     if module.spectral_pos_encoding or module.ffc3d or getattr(module, "use_se", False):
         return "it encodes positions, transforms channels or squeezes"
-    if any(part._forward_hooks or part._forward_pre_hooks for part in parts):
-        return "a layer of it has a hook"
+    if not is_untouched(*parts):
+        return "there is a hook on a layer of it or on all modules, or a patched forward"
     return ""
 
 
@@ -82,24 +89,6 @@ def _description(module):
         if isinstance(value, (bool, int, float, str, tuple)) and name[0] != "_" and name != "training"
     ]
     return f"{module!r} {switches}"
-
-
-class _Held:
-    """A module that is no part of what it is remembered by."""
-
-    def __init__(self, module):
-        self.module = module
-
-    def __eq__(self, other):
-        return isinstance(other, _Held)
-
-    def __hash__(self):
-        return 0
-
-
-@functools.lru_cache(maxsize=64)
-def _differs_once(forward, description, held):
-    return _differs(held.module)
 
 
 def _differs(module):
@@ -131,6 +120,8 @@ def _run(shell, forward):
     ffc = getattr(shell, "ffc", shell)
     if _kind(shell) is FourierUnit:
         channels = (shell.conv_layer.in_channels // 2,)
+    elif _kind(shell) is SpectralTransform:
+        channels = (shell.conv1[0].in_channels,)
     else:
         local = [conv.in_channels for conv in (ffc.convl2l, ffc.convl2g) if isinstance(conv, nn.Conv2d)]
         channels = (local or [0])[0], ffc.global_in_num
@@ -153,38 +144,25 @@ def _plain():
             yield
 
 
-class _Accelerated(nn.Module):
-    """The first base of a replaced class."""
+class _Layer(replacing.Accelerated):
+    """One of LaMa's layers with the forward of `_inr_kind`, its counterpart here."""
 
-    def __init_subclass__(cls, **_):
-        """The foreign classes' own, a registry's perhaps, shall not see ours."""
+    _inr_replace = staticmethod(replace)
 
     def forward(self, x):
-        return super().forward(x) if _why_not(self) else _kind(self).forward(self, x)
-
-    def __reduce_ex__(self, protocol):
-        make, args, *rest = super().__reduce_ex__(protocol)
-        return _remake, (make, tuple(self._inr_original if arg is type(self) else arg for arg in args)), *rest
-
-    def __setstate__(self, state):
-        """A copy, or what was pickled, is tried anew: there, the class may be another one."""
-        _become(self, self._inr_original)
-        self.__setstate__(state)
-        replace(self)
+        if reason := _why_not_this_call(self):
+            replacing.as_before(self, reason)
+            return super().forward(x)
+        return self._inr_kind.forward(self, x)
 
 
-def _become(module, cls):
-    object.__setattr__(module, "__class__", cls)
+_LAYERS = {kind: type("_Layer", (_Layer,), {"_inr_kind": kind}) for kind in KINDS}
 
 
-def _remake(make, args):
-    """Pickles name it: it must keep its name and place."""
-    module = make(*args)
-    _become(module, _subclass(type(module)))  # until __setstate__
-    return module
-
-
-@functools.cache
-def _subclass(original):
-    names = {name: getattr(original, name) for name in ("__module__", "__qualname__", "__doc__")}
-    return type(original)(original.__name__, (_Accelerated, original), names | {"_inr_original": original})
+def _why_not_this_call(module):
+    """Why the original has to compute, "" if it has not: it or a layer that we would not call has changed."""
+    ffc = getattr(module, "ffc", module)
+    for part in (module, ffc, getattr(ffc, "convg2g", module)):
+        if isinstance(part, replacing.Accelerated) and (reason := replacing.why_changed(part)):
+            return reason
+    return _why_not(module)

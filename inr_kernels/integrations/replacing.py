@@ -11,8 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from inr_kernels._core.hooks import has_hooks as has_hooks  # for the adapters
+
 LOG = logging.getLogger("inr_kernels")
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class LeftAlone(Exception):
@@ -109,11 +110,6 @@ def _plain(value):
     if isinstance(value, (list, tuple)):
         return tuple(value) if all(isinstance(v, (bool, str, int, float)) for v in value) else None
     return value if isinstance(value, (bool, str, int, float)) else None
-
-
-def has_hooks(*modules):
-    """Whether a call of these is more than their classes' forward."""
-    return any("forward" in vars(module) or any(getattr(module, hooks) for hooks in HOOKS) for module in modules)
 
 
 def signature(cls, name):

@@ -9,7 +9,7 @@ from inr_kernels._core.checks import require, require_tensor, result_dtype, shap
 from .. import op, reference
 from .conv3x3 import conv3x3
 
-__all__ = ["conv3x3", "fourier_unit"]
+__all__ = ["conv3x3", "fourier_unit", "through_spectrum"]
 
 NORMS = ("ortho", "backward", "forward")
 
@@ -54,7 +54,8 @@ def fourier_unit(
         groups: of the convolution.
         norm: of both transforms: "ortho", "backward" or "forward".
         dft: whether to compute by matrix products with cosines and sines, in plain PyTorch without a Fourier transform
-            or an op of this package in the graph: what exports to ONNX. O(H + W) per value instead of O(log H W).
+            or an op of this package in the graph: what exports to ONNX. O(H + W) per value instead of O(log H W). No
+            backend but the reference has it.
         backend: "reference", "cpu", "triton"; None: the fastest that can run (see `inr_kernels.explain`).
 
     Returns:
@@ -94,6 +95,7 @@ def fourier_unit(
     require(not training or count > 1, "x", "have more than one frequency in all to train batch norm on", shape(x))
 
     wish, dtype = dispatch.settle_wish(dispatch.wished(backend), x, weight, bn_weight, bn_bias), result_dtype(x)
+    require(not dft or wish in ("", "reference"), "backend", "be None or 'reference' with dft", repr(wish))
     with torch.autocast(x.device.type, enabled=False):  # the dtypes are settled
         x = x.to(dtype)
         weight, scale, shift = (t.to(reference.compute_dtype(dtype)) for t in (weight, bn_weight, bn_bias))
@@ -111,6 +113,28 @@ def fourier_unit(
                     if running is not None:
                         running.lerp_(new.detach().to(running.dtype), momentum)
     return y
+
+
+def through_spectrum(x, mix, norm="ortho"):
+    """`fourier_unit` with another mixture in its middle, in plain PyTorch.
+
+    Args:
+        x: [B, C, H, W].
+        mix: called with the spectrum [B, 2 C, H, W // 2 + 1], real and imaginary parts in turn, in float32 or float64;
+            returns [B, 2 O, H, W // 2 + 1].
+        norm: of both transforms.
+
+    Returns:
+        [B, O, H, W] in x's dtype (autocast's, under autocast).
+
+    Example:
+        >>> import torch
+        >>> through_spectrum(torch.randn(1, 4, 5, 7), torch.relu).shape
+        torch.Size([1, 4, 5, 7])
+    """
+    dtype = reference.compute_dtype(x.dtype)
+    z = mix(reference.fft_spectrum(x.to(dtype), norm)).to(dtype)
+    return reference.fft_image(z, x.shape[2:], norm).to(result_dtype(x))
 
 
 def check_weight(weight, x, groups):

@@ -3,6 +3,7 @@
 import torch
 
 from inr_kernels._core import dispatch
+from inr_kernels._core.backends import Facts
 from inr_kernels._core.checks import require, require_tensor, result_dtype, shape
 
 from .. import op, reference
@@ -27,7 +28,8 @@ def conv3x3(x, weight, bias=None, *, other=None, add=None, relu=False, padding="
         add: [B, O, H, W] or None.
         relu: whether to end with max(., 0).
         padding: "reflect", which needs sides of at least 2, or "zeros".
-        backend: "reference": torch's convolution; "cpu", "triton", None: the fastest.
+        backend: "reference": torch's convolution; "cpu": Winograd's; "triton": torch's convolution, as there is no
+            kernel of its own; None: the fastest.
 
     Returns:
         [B, O, H, W] in x's dtype (autocast's, under autocast).
@@ -36,7 +38,8 @@ def conv3x3(x, weight, bias=None, *, other=None, add=None, relu=False, padding="
 
     Raises:
         TypeError: an argument is no floating-point tensor.
-        ValueError: a shape, dtype, device or padding that does not fit; the message names the argument.
+        ValueError: a shape, dtype, device or option that does not fit; the message names the argument.
+        RuntimeError: the wished backend cannot run here, and why.
 
     Source: Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016.
 
@@ -69,10 +72,26 @@ def conv3x3(x, weight, bias=None, *, other=None, add=None, relu=False, padding="
     if dtype == x.dtype and not torch.is_autocast_enabled(x.device.type):
         for value, name in zip(tensors, ("x", "weight", "bias", "other", "add"), strict=True):
             require(value is None or value.dtype == dtype, name, f"have x's dtype {dtype}", getattr(value, "dtype", ""))
-    wish = dispatch.wished(backend)
     with torch.autocast(x.device.type, enabled=False):  # the dtypes are settled
         x, weight, bias, other, add = (None if t is None else t.to(dtype) for t in tensors)
-        moved = dispatch.is_transformed(*(t for t in (x, weight, bias, other, add) if t is not None))
-        if wish == "reference" or moved or not op.is_for_native(x):
+        given = (t for t in (x, weight, bias, other, add) if t is not None)
+        wish = dispatch.settle_wish(dispatch.wished(backend), *given)
+        if wish in ("reference", "triton") or not (wish or op.is_for_native(x)):
             return reference.conv3x3(x, weight, bias, other, add, bool(relu), padding)
         return op.conv3x3(x, weight, bias, other, add, bool(relu), padding, wish)
+
+
+def _facts(x=None, *args, **kwargs):
+    """What `explain` needs to know of a call."""
+    return Facts(torch.device("cpu"), torch.float32) if x is None else Facts(x.device, result_dtype(x))
+
+
+dispatch.register(
+    dispatch.Op(
+        name="conv3x3",
+        function=conv3x3,
+        facts=_facts,
+        # torch's convolution stands for Triton's, so that a wish for Triton may hold for a whole network.
+        backends={"cpu": op.why_not_winograd, "reference": lambda facts: "", "triton": lambda facts: ""},
+    )
+)

@@ -15,9 +15,9 @@ from inr_kernels._core.registration import LIBRARY, define, forbid_second_deriva
 
 from .. import reference
 from . import by_products, by_steps
-from .conv3x3 import conv3x3, is_for_native
+from .conv3x3 import conv3x3, is_for_native, why_not_winograd
 
-__all__ = ["conv3x3", "fourier_unit", "is_for_native", "why_not_cpu", "why_not_triton"]
+__all__ = ["conv3x3", "fourier_unit", "is_for_native", "why_not_cpu", "why_not_triton", "why_not_winograd"]
 
 _FORM = "bool training, float eps, SymInt groups, str norm, str backend"
 

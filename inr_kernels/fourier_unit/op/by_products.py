@@ -13,8 +13,18 @@ from .. import reference
 LONGEST = 64  # sides up to which the transform is a product; not measured
 
 
-@functools.lru_cache(maxsize=32)
 def _factors(height, width, device):
+    """`_computed`, kept; but not while a CUDA graph is captured, whose memory holds nothing before a replay."""
+    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    return (_computed if capturing else _kept)(height, width, device)
+
+
+@functools.lru_cache(maxsize=32)
+def _kept(height, width, device):
+    return _computed(height, width, device)
+
+
+def _computed(height, width, device):
     """Of both directions: the rows' matrices [W, 2 W'] and [2 W', W], the columns' [2 H, 2 H] and their inverse."""
     like = torch.zeros((), dtype=torch.float64, device=device)
     cos, sin = reference.dft_factors(width, width // 2 + 1, like)

@@ -17,9 +17,19 @@ from .. import reference
 _PADDINGS = {"zeros": 0, "reflect": 2}
 
 
+_DTYPES = torch.float32, torch.float64
+
+
 def is_for_native(x):
     """Whether a tensor is one that the C++ kernel takes."""
-    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    return x.device.type == "cpu" and x.dtype in _DTYPES
+
+
+def why_not_winograd(facts):
+    """Why the C++ kernel cannot run, "" if it can."""
+    if facts.dtype not in _DTYPES:
+        return f"it takes float32 and float64; got {str(facts.dtype).removeprefix('torch.')}"
+    return backends.why_not_cpu(facts)
 
 
 def _check(x, weight, bias, other, add, padding):
@@ -36,8 +46,10 @@ def _check(x, weight, bias, other, add, padding):
 
 def _conv3x3(x, weight, bias, other, add, relu, padding, backend):
     _check(x, weight, bias, other, add, padding)
-    library = native.load()[0]
-    if library is None or not is_for_native(x) or dispatch.wished(backend) not in ("", "cpu"):
+    library, wish = native.load()[0], dispatch.wished(backend)
+    if wish:
+        dispatch.OPS["conv3x3"].choose(wish, backends.Facts(x.device, x.dtype))
+    if library is None or not is_for_native(x) or wish not in ("", "cpu"):
         return reference.conv3x3(x, weight, bias, other, add, relu, padding)
     out = x.new_empty(len(x), len(weight), *x.shape[2:])
     if not out.numel():

@@ -1,107 +1,14 @@
-"""FourierUnit and the fast Fourier convolutions around it: LaMa's names, arguments, keys and tuples.
-
-A feature map is a pair (local, global) of [B, C, H, W]; a part that is absent is the integer 0. All forwards read only
-attributes that LaMa's own modules have, so that they serve those too (inr_kernels/integrations/lama.py).
-"""
+"""FFC and what is made of it: FFC_BN_ACT, FFCResnetBlock."""
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .functional import conv3x3, fourier_unit
+from inr_kernels._core.hooks import is_untouched
 
-
-class FourierUnit(nn.Module):
-    """`fourier_unit` as a layer. Formula, dtypes and errors stand there.
-
-    Args:
-        in_channels, out_channels, groups: of the convolution on the spectrum, which has twice as many channels.
-        spatial_scale_factor, spatial_scale_mode: shrink x before, and y back to x's size after, by F.interpolate.
-        fft_norm: "ortho", "backward" or "forward".
-        spectral_pos_encoding, use_se, se_kwargs, ffc3d: LaMa's experiments, which none of its published models uses;
-            they must stay off.
-
-    Example:
-        >>> FourierUnit(4, 6)(torch.randn(1, 4, 5, 7)).shape
-        torch.Size([1, 6, 5, 7])
-    """
-
-    def __init__(
-        self,
-        in_channels,
-        out_channels,
-        groups=1,
-        spatial_scale_factor=None,
-        spatial_scale_mode="bilinear",
-        spectral_pos_encoding=False,
-        use_se=False,
-        se_kwargs=None,
-        ffc3d=False,
-        fft_norm="ortho",
-    ):
-        super().__init__()
-        if spectral_pos_encoding or use_se or ffc3d:
-            on = {"spectral_pos_encoding": spectral_pos_encoding, "use_se": use_se, "ffc3d": ffc3d}
-            raise ValueError(f"spectral_pos_encoding, use_se and ffc3d must be off; got {on}")
-        self.groups = groups
-        self.conv_layer = nn.Conv2d(2 * in_channels, 2 * out_channels, 1, groups=groups, bias=False)
-        self.bn = nn.BatchNorm2d(2 * out_channels)
-        self.spatial_scale_factor, self.spatial_scale_mode = spatial_scale_factor, spatial_scale_mode
-        self.fft_norm = fft_norm
-
-    def forward(self, x):
-        """[B, C, H, W] -> [B, O, H, W]."""
-        size, bn = x.shape[2:], self.bn
-        if self.spatial_scale_factor is not None:
-            x = _resize(x, self.spatial_scale_mode, scale_factor=self.spatial_scale_factor)
-        training = bn.training or bn.running_mean is None
-        y = fourier_unit(
-            x,
-            self.conv_layer.weight,
-            bn.weight,
-            bn.bias,
-            bn.running_mean,
-            bn.running_var,
-            training=training,
-            momentum=_momentum(bn) if training else 0.0,
-            eps=bn.eps,
-            groups=self.groups,
-            norm=self.fft_norm,
-        )
-        return y if self.spatial_scale_factor is None else _resize(y, self.spatial_scale_mode, size=size)
-
-
-class SpectralTransform(nn.Module):
-    """out = conv2(x' + fu(x') + lfu(x')), x' = relu(bn(conv1(x))): the global half of a fast Fourier convolution.
-
-    Args:
-        in_channels, out_channels: of [B, C, H, W]; between them half of out_channels.
-        stride: 1, or 2: averages 2 x 2 pixels first.
-        groups: of both convolutions and of the units.
-        enable_lfu: whether a second unit sees the four quarters of the map, which then must be square and even.
-        fu_kwargs: of `FourierUnit`.
-
-    Example:
-        >>> SpectralTransform(4, 8, enable_lfu=False)(torch.randn(1, 4, 5, 7)).shape
-        torch.Size([1, 8, 5, 7])
-    """
-
-    def __init__(self, in_channels, out_channels, stride=1, groups=1, enable_lfu=True, **fu_kwargs):
-        super().__init__()
-        half = out_channels // 2
-        self.enable_lfu, self.stride = enable_lfu, stride
-        self.downsample = nn.AvgPool2d(2, 2) if stride == 2 else nn.Identity()
-        self.conv1 = nn.Sequential(
-            nn.Conv2d(in_channels, half, 1, groups=groups, bias=False), nn.BatchNorm2d(half), nn.ReLU(inplace=True)
-        )
-        self.fu = FourierUnit(half, half, groups, **fu_kwargs)
-        if enable_lfu:
-            self.lfu = FourierUnit(half, half, groups)
-        self.conv2 = nn.Conv2d(half, out_channels, 1, groups=groups, bias=False)
-
-    def forward(self, x):
-        """[B, C, H, W] -> [B, O, H / stride, W / stride]."""
-        return _spectral(self, x)
+from ..functional import conv3x3
+from .folding import affine, computes, folds, scaled
+from .spectral import SpectralTransform, spectral
 
 
 class FFC(nn.Module):
@@ -211,8 +118,8 @@ class FFC_BN_ACT(nn.Module):
     def forward(self, x):
         """(local, global) or local -> (local, global)."""
         parts = (self.bn_l, self.act_l), (self.bn_g, self.act_g)
-        if all(_folds(norm, activation) for norm, activation in parts) and _is_plain(self.ffc):
-            return _convolve(self.ffc, x, [(_affine(norm), type(act) is nn.ReLU) for norm, act in parts])
+        if all(folds(*part) for part in parts) and computes(self.ffc, FFC) and _is_plain(self.ffc):
+            return _convolve(self.ffc, x, [(affine(norm), type(act) is nn.ReLU) for norm, act in parts])
         x_l, x_g = self.ffc(x)
         return self.act_l(self.bn_l(x_l)), self.act_g(self.bn_g(x_g))
 
@@ -272,43 +179,12 @@ def _there(part):
     return isinstance(part, torch.Tensor) and part.dim() > 0
 
 
-def _resize(x, mode, **to):
-    return F.interpolate(x, mode=mode, align_corners=False, **to)
-
-
-def _momentum(bn):
-    """The share of a batch norm's next update, which it counts."""
-    if bn.num_batches_tracked is None:
-        return 0.0 if bn.momentum is None else bn.momentum
-    bn.num_batches_tracked.add_(1)
-    return 1.0 / bn.num_batches_tracked if bn.momentum is None else bn.momentum
-
-
-def _is_untouched(*modules):
-    """Whether no hook waits for a module's own call."""
-    return not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
-
-
-def _affine(norm):
-    """(scale, shift) of a batch norm in evaluation; None for what does nothing."""
-    if isinstance(norm, nn.Identity):
-        return None
-    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    return scale, norm.bias - norm.running_mean * scale
-
-
-def _folds(norm, activation):
-    """Whether a norm is an affine map now, and what follows a ReLU or nothing."""
-    batch_norm = type(norm) is nn.BatchNorm2d and norm.affine and norm.running_mean is not None and not norm.training
-    simple = type(norm) is nn.Identity or batch_norm
-    return simple and type(activation) in (nn.ReLU, nn.Identity) and _is_untouched(norm, activation)
-
-
 def _is_plain(ffc):
     """Whether the sums of convolutions are convolutions of both parts' channels together."""
     convs = [conv for conv in (ffc.convl2l, ffc.convg2l, ffc.convl2g) if type(conv) is not nn.Identity]
-    plain = all(type(conv) is nn.Conv2d and conv.groups == 1 for conv in convs)
-    return plain and not ffc.gated and _is_untouched(ffc, ffc.convg2g, *convs)
+    plain = all(type(conv) is nn.Conv2d and conv.groups == 1 for conv in convs) and not ffc.gated
+    known = type(ffc.convg2g) is nn.Identity or computes(ffc.convg2g, SpectralTransform)
+    return plain and known and is_untouched(ffc, ffc.convg2g, *convs)
 
 
 def _convolve(ffc, x, after=((None, False), (None, False))):
@@ -318,7 +194,7 @@ def _convolve(ffc, x, after=((None, False), (None, False))):
         return _convolve_apart(ffc, x_l, x_g)
     across = 0
     if type(ffc.convg2g) is not nn.Identity and _there(x_g):
-        across = _spectral(ffc.convg2g, x_g, None if after[1][0] is None else after[1][0][0])
+        across = spectral(ffc.convg2g, x_g, None if after[1][0] is None else after[1][0][0])
     return (
         _convolve_together([(ffc.convl2l, x_l), (ffc.convg2l, x_g)], 0, *after[0]),
         _convolve_together([(ffc.convl2g, x_l)], across, *after[1]),
@@ -338,8 +214,8 @@ def _convolve_together(pairs, add, affine, relu):
     bias = None if conv.bias is None else sum(conv.bias for conv, _ in pairs)
     if affine is not None:
         scale, shift = affine
-        weight = (weight * scale.view(-1, 1, 1, 1)).to(weight.dtype)
-        bias = (shift if bias is None else torch.addcmul(shift, bias, scale)).to(weight.dtype)
+        weight = scaled(weight, scale)
+        bias = (shift if bias is None else shift + bias * scale).to(weight.dtype)
     inputs, add = [x for _, x in pairs], add if _there(add) else None
     form = conv.kernel_size, conv.stride, conv.dilation, conv.padding
     if form == ((3, 3), (1, 1), (1, 1), (1, 1)) and conv.padding_mode in ("zeros", "reflect"):
@@ -365,34 +241,3 @@ def _convolve_apart(ffc, x_l, x_g):
     if ffc.ratio_gout != 0:
         out_g = ffc.convl2g(x_l) * l2g + ffc.convg2g(x_g)
     return out_l, out_g
-
-
-def _spectral(spectral, x, scale=None):
-    """A SpectralTransform; scale: of its output, for what is folded into the last convolution."""
-    conv, norm, activation = spectral.conv1
-    x = spectral.downsample(x)
-    if _folds(norm, activation) and _is_untouched(spectral.conv1, conv) and type(activation) is nn.ReLU:
-        factor, shift = _affine(norm)
-        weight = (conv.weight * factor.view(-1, 1, 1, 1)).to(conv.weight.dtype)
-        x = F.conv2d(x, weight, shift.to(weight.dtype), groups=conv.groups).relu_()
-    else:
-        x = spectral.conv1(x)
-    out = x + spectral.fu(x)
-    if spectral.enable_lfu:
-        out = out + _quarters(spectral.lfu, x)
-    last = spectral.conv2
-    if scale is None or not _is_untouched(last):
-        out = last(out)
-        return out if scale is None else out * scale.to(out.dtype).view(-1, 1, 1)
-    return F.conv2d(out, (last.weight * scale.view(-1, 1, 1, 1)).to(last.weight.dtype), groups=last.groups)
-
-
-def _quarters(lfu, x):
-    """A unit on the four quarters of a map, as channels; the result repeated over the map."""
-    height, width = x.shape[2:]
-    if height != width or height % 2:
-        raise ValueError(f"x must be square and even for enable_lfu; got {list(x.shape)}")
-    parts = x[:, : x.shape[1] // 4]
-    for dim in (2, 3):
-        parts = torch.cat(parts.split(height // 2, dim), 1)
-    return lfu(parts).repeat(1, 1, 2, 2)

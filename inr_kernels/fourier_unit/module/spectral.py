@@ -1,0 +1,158 @@
+"""The global half: FourierUnit, SpectralTransform."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from inr_kernels._core.hooks import is_untouched
+
+from ..functional import fourier_unit, through_spectrum
+from .folding import affine, folds, is_pointwise, scaled
+
+
+class FourierUnit(nn.Module):
+    """`fourier_unit` as a layer. Formula, dtypes and errors stand there.
+
+    Args:
+        in_channels, out_channels, groups: of the convolution on the spectrum, which has twice as many channels.
+        spatial_scale_factor, spatial_scale_mode: shrink x before, and y back to x's size after, by F.interpolate.
+        fft_norm: "ortho", "backward" or "forward".
+        spectral_pos_encoding, use_se, se_kwargs, ffc3d: LaMa's experiments, which none of its published models uses;
+            they must stay off.
+
+    Example:
+        >>> FourierUnit(4, 6)(torch.randn(1, 4, 5, 7)).shape
+        torch.Size([1, 6, 5, 7])
+    """
+
+    def __init__(
+        self,
+        in_channels,
+        out_channels,
+        groups=1,
+        spatial_scale_factor=None,
+        spatial_scale_mode="bilinear",
+        spectral_pos_encoding=False,
+        use_se=False,
+        se_kwargs=None,
+        ffc3d=False,
+        fft_norm="ortho",
+    ):
+        super().__init__()
+        if spectral_pos_encoding or use_se or ffc3d:
+            on = {"spectral_pos_encoding": spectral_pos_encoding, "use_se": use_se, "ffc3d": ffc3d}
+            raise ValueError(f"spectral_pos_encoding, use_se and ffc3d must be off; got {on}")
+        self.groups = groups
+        self.conv_layer = nn.Conv2d(2 * in_channels, 2 * out_channels, 1, groups=groups, bias=False)
+        self.bn = nn.BatchNorm2d(2 * out_channels)
+        self.spatial_scale_factor, self.spatial_scale_mode = spatial_scale_factor, spatial_scale_mode
+        self.fft_norm = fft_norm
+
+    def forward(self, x):
+        """[B, C, H, W] -> [B, O, H, W]."""
+        if self.spatial_scale_factor is None:
+            return _unit(self, x)
+        small = _resize(x, self.spatial_scale_mode, scale_factor=self.spatial_scale_factor)
+        return _resize(_unit(self, small), self.spatial_scale_mode, size=x.shape[2:])
+
+
+class SpectralTransform(nn.Module):
+    """out = conv2(x' + fu(x') + lfu(x')), x' = relu(bn(conv1(x))): the global half of a fast Fourier convolution.
+
+    Args:
+        in_channels, out_channels: of [B, C, H, W]; between them half of out_channels.
+        stride: 1, or 2: averages 2 x 2 pixels first.
+        groups: of both convolutions and of the units.
+        enable_lfu: whether a second unit sees the four quarters of the map, which then must be square and even.
+        fu_kwargs: of `FourierUnit`.
+
+    Example:
+        >>> SpectralTransform(4, 8, enable_lfu=False)(torch.randn(1, 4, 5, 7)).shape
+        torch.Size([1, 8, 5, 7])
+    """
+
+    def __init__(self, in_channels, out_channels, stride=1, groups=1, enable_lfu=True, **fu_kwargs):
+        super().__init__()
+        half = out_channels // 2
+        self.enable_lfu, self.stride = enable_lfu, stride
+        self.downsample = nn.AvgPool2d(2, 2) if stride == 2 else nn.Identity()
+        self.conv1 = nn.Sequential(
+            nn.Conv2d(in_channels, half, 1, groups=groups, bias=False), nn.BatchNorm2d(half), nn.ReLU(inplace=True)
+        )
+        self.fu = FourierUnit(half, half, groups, **fu_kwargs)
+        if enable_lfu:
+            self.lfu = FourierUnit(half, half, groups)
+        self.conv2 = nn.Conv2d(half, out_channels, 1, groups=groups, bias=False)
+
+    def forward(self, x):
+        """[B, C, H, W] -> [B, O, H / stride, W / stride]."""
+        return spectral(self, x)
+
+
+def _unit(unit, x):
+    """A FourierUnit at x's size."""
+    conv, bn = unit.conv_layer, unit.bn
+    if not (is_pointwise(conv) and type(bn) is nn.BatchNorm2d and bn.affine and is_untouched(bn)):
+        return through_spectrum(x, lambda z: bn(conv(z.to(getattr(conv, "weight", z).dtype))).relu(), unit.fft_norm)
+    training = bn.training or bn.running_mean is None
+    return fourier_unit(
+        x,
+        conv.weight,
+        bn.weight,
+        bn.bias,
+        bn.running_mean,
+        bn.running_var,
+        training=training,
+        momentum=_momentum(bn) if training else 0.0,
+        eps=bn.eps,
+        groups=unit.groups,
+        norm=unit.fft_norm,
+    )
+
+
+def _resize(x, mode, **to):
+    return F.interpolate(x, mode=mode, align_corners=False, **to)
+
+
+def _momentum(bn):
+    """The share of a batch norm's next update, which it counts."""
+    if bn.num_batches_tracked is None:
+        return 0.0 if bn.momentum is None else bn.momentum
+    bn.num_batches_tracked.add_(1)
+    return 1.0 / bn.num_batches_tracked if bn.momentum is None else bn.momentum
+
+
+def spectral(transform, x, scale=None):
+    """A SpectralTransform; scale: of its output, for what is folded into the last convolution."""
+    x = _before(transform.conv1, transform.downsample(x))
+    out = x + transform.fu(x)
+    if transform.enable_lfu:
+        out = out + _quarters(transform.lfu, x)
+    last = transform.conv2
+    if scale is None or not is_pointwise(last):
+        out = last(out)
+        return out if scale is None else out * scale.to(out.dtype).view(-1, 1, 1)
+    return F.conv2d(out, scaled(last.weight, scale), groups=last.groups)
+
+
+def _before(layers, x):
+    """conv1 of a SpectralTransform, as one convolution where it can be."""
+    parts = tuple(layers) if type(layers) is nn.Sequential and is_untouched(layers) else ()
+    if [type(part) for part in parts] != [nn.Conv2d, nn.BatchNorm2d, nn.ReLU]:
+        return layers(x)
+    if not (is_pointwise(parts[0]) and folds(*parts[1:])):
+        return layers(x)
+    conv, norm, _ = parts
+    scale, shift = affine(norm)
+    return F.conv2d(x, scaled(conv.weight, scale), shift.to(conv.weight.dtype), groups=conv.groups).relu_()
+
+
+def _quarters(lfu, x):
+    """A unit on the four quarters of a map, as channels; the result repeated over the map."""
+    height, width = x.shape[2:]
+    if height != width or height % 2:
+        raise ValueError(f"x must be square and even for enable_lfu; got {list(x.shape)}")
+    parts = x[:, : x.shape[1] // 4]
+    for dim in (2, 3):
+        parts = torch.cat(parts.split(height // 2, dim), 1)
+    return lfu(parts).repeat(1, 1, 2, 2)

@@ -1,0 +1,184 @@
+"""The fused forwards give way where a module's own call does more: hooks, other types, patched methods."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import prune
+
+from inr_kernels.fourier_unit import FFC, FFC_BN_ACT, FourierUnit, SpectralTransform
+
+X = torch.randn(2, 4, 10, 12), torch.randn(2, 12, 10, 12)
+
+
+def norms(module):
+    """Batch norms that do something in evaluation."""
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 1.5)
+    return module
+
+
+def twice(_, args, out):
+    """A forward hook."""
+    return 2 * out
+
+
+def patch(module):
+    """A forward of the object's own."""
+    forward = module.forward
+    module.forward = lambda *args: 2 * forward(*args)
+
+
+def unit_by_modules(unit, x):
+    z = torch.view_as_real(torch.fft.rfft2(x, norm="ortho")).permute(0, 1, 4, 2, 3).flatten(1, 2)
+    z = unit.bn(unit.conv_layer(z)).relu().unflatten(1, (-1, 2))
+    return torch.fft.irfft2(torch.complex(z[:, :, 0], z[:, :, 1]), s=x.shape[2:], norm="ortho")
+
+
+def pruned(unit):
+    prune.random_unstructured(unit.conv_layer, "weight", 0.5)
+    with torch.no_grad():
+        unit.conv_layer.weight_orig.mul_(3)
+
+
+class Doubling(nn.BatchNorm2d):
+    """A norm of another type."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+UNITS = {
+    "a hook on the convolution": lambda unit: unit.conv_layer.register_forward_hook(twice),
+    "a hook before the norm": lambda unit: unit.bn.register_forward_pre_hook(lambda _, args: (args[0] + 1,)),
+    "pruning": pruned,
+    "a patched convolution": lambda unit: patch(unit.conv_layer),
+    "a patched norm": lambda unit: patch(unit.bn),
+    "another norm": lambda unit: setattr(unit, "bn", norms(Doubling(10)).train(unit.training)),
+    "a norm without weights": lambda unit: setattr(unit, "bn", nn.BatchNorm2d(10, affine=False).train(unit.training)),
+    "a norm for channels": lambda unit: setattr(unit, "bn", nn.GroupNorm(2, 10)),
+    "a bias": lambda unit: setattr(unit, "conv_layer", nn.Conv2d(8, 10, 1)),
+    "a parametrized weight": lambda unit: nn.utils.parametrizations.weight_norm(unit.conv_layer),
+}
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", UNITS)
+def test_unit_calls_what_is_not_plain(name, training):
+    unit = norms(FourierUnit(4, 5)).train(training)
+    UNITS[name](unit)
+    torch.testing.assert_close(unit(X[0]), unit_by_modules(unit, X[0]), rtol=1e-4, atol=1e-5)
+
+
+def test_a_synchronized_norm_is_called(monkeypatch):
+    """What it does in training, among several processes, is its own."""
+    unit, seen, forward = nn.SyncBatchNorm.convert_sync_batchnorm(FourierUnit(4, 5)), [], nn.SyncBatchNorm.forward
+    monkeypatch.setattr(nn.SyncBatchNorm, "forward", lambda self, x: seen.append(self) or forward(self, x))
+    assert unit(X[0]).shape == (2, 5, 10, 12) and seen == [unit.bn]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_called_modules_in_half_precision(dtype):
+    unit = norms(FourierUnit(4, 5)).eval()
+    exact = 2 * unit(X[0])
+    unit.register_forward_hook(twice)
+    unit.conv_layer.register_forward_hook(lambda *_: None)
+    with torch.autocast("cpu", dtype=dtype):
+        cast = unit(X[0])
+    for out in (cast, unit.to(dtype)(X[0].to(dtype))):
+        assert out.dtype == dtype
+        assert (out - exact).norm() <= 8 * torch.finfo(dtype).eps * exact.norm()
+
+
+def layer():
+    return norms(FFC_BN_ACT(16, 16, 3, 0.75, 0.75, padding=1, activation_layer=nn.ReLU, enable_lfu=False)).eval()
+
+
+def by_modules(layer, x):
+    """LaMa's sums."""
+    ffc, (x_l, x_g) = layer.ffc, x
+    out_l, out_g = ffc.convl2l(x_l) + ffc.convg2l(x_g), ffc.convl2g(x_l) + ffc.convg2g(x_g)
+    return layer.act_l(layer.bn_l(out_l)), layer.act_g(layer.bn_g(out_g))
+
+
+class Halved(SpectralTransform):
+    """A forward of its own."""
+
+    def forward(self, x):
+        return super().forward(x) / 2
+
+
+PARTS = {
+    "a patched convolution": lambda layer: patch(layer.ffc.convl2g),
+    "a patched transform": lambda layer: patch(layer.ffc.convg2g),
+    "a hook on the transform": lambda layer: layer.ffc.convg2g.register_forward_hook(twice),
+    "another transform": lambda layer: setattr(layer.ffc, "convg2g", norms(Halved(12, 12, enable_lfu=False)).eval()),
+    "a convolution": lambda layer: setattr(layer.ffc, "convg2g", nn.Conv2d(12, 12, 3, padding=1)),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_layer_calls_what_is_not_plain(name):
+    ours = layer()
+    PARTS[name](ours)
+    torch.testing.assert_close(ours(X), by_modules(ours, X), rtol=1e-4, atol=1e-4)
+
+
+TRANSFORMS = {
+    "a patched convolution": lambda transform: patch(transform.conv1[0]),
+    "a patched last convolution": lambda transform: patch(transform.conv2),
+    "a bias": lambda transform: setattr(transform, "conv2", nn.Conv2d(6, 12, 1)),
+    "a bias before the norm": lambda transform: transform.conv1.__setitem__(0, nn.Conv2d(12, 6, 1)),
+    "a larger convolution": lambda transform: transform.conv1.__setitem__(0, nn.Conv2d(12, 6, 3, padding=1)),
+    "another sequence": lambda transform: setattr(transform, "conv1", nn.Sequential(nn.Conv2d(12, 6, 1), nn.ReLU())),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_transform_calls_what_is_not_plain(name):
+    ours = layer()
+    transform = ours.ffc.convg2g
+    TRANSFORMS[name](transform)
+    y = transform.conv1(X[1])
+    y = transform.conv2(y + transform.fu(y))
+    torch.testing.assert_close(transform(X[1]), y, rtol=1e-4, atol=1e-4)
+    expected = ours.act_g(ours.bn_g(ours.ffc.convl2g(X[0]) + y))
+    torch.testing.assert_close(ours(X)[1], expected, rtol=1e-4, atol=1e-4)
+
+
+class Swapped(FFC):
+    """A forward of its own."""
+
+    def forward(self, x):
+        return tuple(-part for part in super().forward(x))
+
+
+def test_another_ffc_is_called():
+    ours = layer()
+    other = Swapped(16, 16, 3, 0.75, 0.75, padding=1, enable_lfu=False).eval()
+    other.load_state_dict(ours.ffc.state_dict())
+    x_l, x_g = ours.ffc(X)
+    ours.ffc = other
+    expected = ours.act_l(ours.bn_l(-x_l)), ours.act_g(ours.bn_g(-x_g))
+    torch.testing.assert_close(ours(X), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["register_full_backward_hook", "register_full_backward_pre_hook"])
+def test_backward_hooks_are_heard(kind):
+    ours, seen = layer(), []
+    for module in (ours.ffc.convl2l, ours.ffc.convg2g.fu.conv_layer, ours.ffc.convg2g.conv2):
+        getattr(module, kind)(lambda module, *_: seen.append(module) and None)
+    sum(part.sum() for part in ours(tuple(part.clone().requires_grad_() for part in X))).backward()
+    assert len(seen) == 3
+
+
+def test_hooks_on_all_modules_are_heard():
+    ours, seen = layer(), set()
+    hook = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.add(module) and None)
+    try:
+        out = ours(X)
+    finally:
+        hook.remove()
+    assert seen == set(ours.modules()) - {ours.ffc.gate}
+    torch.testing.assert_close(ours(X), out, rtol=1e-4, atol=1e-4)
