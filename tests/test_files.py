@@ -22,3 +22,14 @@ def test_a_failure_leaves_the_older_file(tmp_path):
         raise KeyboardInterrupt
     assert os.listdir(tmp_path) == ["a.png"]
     assert (tmp_path / "a.png").read_text() == "old"
+
+
+def test_a_link_stays_one(tmp_path):
+    (tmp_path / "folder").mkdir()
+    kept, link = tmp_path / "folder" / "a.png", tmp_path / "link.png"
+    kept.write_text("old")
+    link.symlink_to(kept)
+    with replacing(link) as temporary:
+        temporary.write_text("new")
+    assert link.is_symlink() and kept.read_text() == "new"
+    assert sorted(file.name for file in tmp_path.rglob("*")) == ["a.png", "folder", "link.png"]

@@ -9,9 +9,9 @@ from pathlib import Path
 def replacing(path):
     """A temporary name beside `path`: what was written there takes its place when the block ends well.
 
-    Otherwise it is removed, and an older file stays as it was.
+    Otherwise it is removed, and an older file stays as it was. A link stays one: what it points at is replaced.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     # Not from the name: that may be as long as the file system takes.
     temporary = path.with_name(f".inr-kernels-{os.getpid()}{path.suffix}")
     try:

@@ -4,7 +4,8 @@
   inr-kernels inpaint in.png --mask mask.png --scale 2.5 -o large.png
 
 The mask is a picture of the same size: white is a hole, black is known; what lies between is a hole from
-grey 128 (of 255) on. At the input's size the known pixels stay as they are, bit for bit (in PNG, TIFF and BMP).
+grey 128 (of 255) on. At the input's size the known pixels stay as they are, bit for bit (in PNG, BMP and, but for
+16 bits with colour, TIFF).
 Formats, greyscale, transparency, 16 bits and profiles: as `inr-kernels upscale`.
 
 Networks, --model:
@@ -16,7 +17,8 @@ Networks, --model:
           tiles; sides from 9 pixels on. At a larger size all pixels are its own guess: take it without --scale.
   PATH    a checkpoint of either: the file says of which.
 
-Both that ship are small and were trained on a few photographs: for strokes and scratches, not for whole objects.
+Both that ship are small and were trained on a few photographs, in2 for so short a time that its strokes stay visible:
+for strokes and scratches, not for whole objects.
 """
 
 import contextlib
