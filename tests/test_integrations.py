@@ -19,6 +19,7 @@ from foreign_decoders import (
     problem,
     without_cuda,
 )
+from integrations_cases import assert_left_alone
 from local_implicit_cases import FLAGS
 from torch import nn
 
@@ -56,15 +57,7 @@ def test_output_and_gradients_are_the_originals(cls, unfold, ensemble, cell):
 @pytest.mark.parametrize("name", MUTANTS)
 def test_what_is_not_liif_is_left_alone(name, log):
     build, reason = MUTANTS[name]
-    model = build()
-    cls, names = type(model), list(vars(model))
-    accelerate(nn.Sequential(model))
-    assert type(model) is cls
-    assert list(vars(model)) == names
-    (record,) = log.records
-    assert record.levelname == "WARNING"
-    assert reason in record.getMessage()
-    assert "at '0' left alone" in record.getMessage()
+    assert_left_alone(build(), reason, log)
 
 
 def test_log_names_what_was_replaced(log):

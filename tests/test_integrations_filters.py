@@ -9,6 +9,7 @@ import pytest
 import torch
 from foreign_decoders import Kept, assert_close
 from foreign_filters import MUTANTS, AnyFactor, KernelConv, KernelConv2D, NoRate, Pair, Ported, Raft, Stereo
+from integrations_cases import assert_left_alone
 from torch import nn
 
 from inr_kernels import accelerate, elementwise_filter
@@ -142,15 +143,7 @@ def test_raft_golden(golden):
 @pytest.mark.parametrize("name", MUTANTS)
 def test_what_is_another_filter_is_left_alone(name, log):
     build, reason = MUTANTS[name]
-    model = build()
-    cls, names = type(model), list(vars(model))
-    accelerate(nn.Sequential(model))
-    assert type(model) is cls
-    assert list(vars(model)) == names
-    (record,) = log.records
-    assert record.levelname == "WARNING"
-    assert reason in record.getMessage()
-    assert "at '0' left alone: " in record.getMessage()
+    assert_left_alone(build(), reason, log)
 
 
 PROBLEMS = {

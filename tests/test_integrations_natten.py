@@ -20,6 +20,7 @@ from foreign_natten import (
     Version142,
     Version146,
 )
+from integrations_cases import assert_left_alone
 from torch import nn
 
 import inr_kernels
@@ -153,15 +154,7 @@ def test_version_17_with_either_switch(fused, monkeypatch):
 @pytest.mark.parametrize("name", MUTANTS)
 def test_what_is_another_attention_is_left_alone(name, log):
     build, reason = MUTANTS[name]
-    model = build()
-    cls, names = type(model), list(vars(model))
-    accelerate(nn.Sequential(model))
-    assert type(model) is cls
-    assert list(vars(model)) == names
-    (record,) = log.records
-    assert record.levelname == "WARNING"
-    assert "at '0' left alone: " in record.getMessage()
-    assert reason in record.getMessage()
+    assert_left_alone(build(), reason, log)
 
 
 @pytest.mark.parametrize("name", ["plus input", "gate", "padding", "sharper", "undilated", "smaller sum", "detached"])
