@@ -1,8 +1,7 @@
 // Memory that a kernel works in.
 #pragma once
 
-#include <cstdlib>
-
+#include "../common/memory.h"
 #include "simd.h"
 
 namespace inr {
@@ -19,14 +18,14 @@ class Buffer {
  public:
   Buffer() = default;
   explicit Buffer(std::int64_t n) { resize(n); }
-  ~Buffer() { std::free(data_); }
+  ~Buffer() { give_back(data_, bytes_); }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
   bool resize(std::int64_t n) {
-    std::free(data_);
-    const std::size_t bytes = std::size_t(round_up((n ? n : 1) * std::int64_t(sizeof(T)), vector_bytes));
-    data_ = static_cast<T*>(std::aligned_alloc(vector_bytes, bytes));
-    if (data_) std::memset(static_cast<void*>(data_), 0, bytes);
+    give_back(data_, bytes_);
+    bytes_ = std::size_t(round_up((n ? n : 1) * std::int64_t(sizeof(T)), vector_bytes));
+    data_ = static_cast<T*>(take(bytes_));
+    if (data_) std::memset(static_cast<void*>(data_), 0, bytes_);
     return data_;
   }
   explicit operator bool() const { return data_; }
@@ -34,6 +33,7 @@ class Buffer {
 
  private:
   T* data_ = nullptr;
+  std::size_t bytes_ = 0;
 };
 
 }  // namespace INR_ISA

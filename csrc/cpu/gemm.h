@@ -102,10 +102,17 @@ class Packed {
     outer_ = outer;
     steps_ = (inner + per - 1) / per;
     if (!data_.resize(round_up(outer, panel<T>) * steps_ * per)) return false;
-    for (std::int64_t j = 0; j < outer; ++j)
-      for (std::int64_t k = 0; k < inner; ++k)
-        data_[j / panel<T> * panel_size() + (k / per * panel<T> + j % panel<T>) * per + k % per] =
-            src[j * outer_stride + k * inner_stride];
+    for (std::int64_t j = 0; j < outer; j += panel<T>) {
+      const std::int64_t width = outer - j < panel<T> ? outer - j : panel<T>;
+      for (std::int64_t k = 0; k < inner; ++k) {
+        const T* from = src + j * outer_stride + k * inner_stride;
+        T* to = data_ + j / panel<T> * panel_size() + k / per * panel<T> * per + k % per;
+        if (outer_stride == 1 && width == panel<T>)  // the compiler makes vectors of it
+          for (int i = 0; i < panel<T>; ++i) to[i * per] = from[i];
+        else
+          for (std::int64_t i = 0; i < width; ++i) to[i * per] = from[i * outer_stride];
+      }
+    }
     return true;
   }
   // emit(i, j, vector) for the rows [i] of `a` times this matrix.

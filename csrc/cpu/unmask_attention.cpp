@@ -9,10 +9,15 @@ namespace {
 // All keys, which are the values too.
 template <class T>
 struct Keys {
-  explicit Keys(const Plan<T>& plan) : features(operands(plan)), bias(plan.p.batch * plan.blocks * plan.block) {}
-  explicit operator bool() const { return features && bias; }
+  explicit Keys(const Plan<T>& plan) : features(operands(plan)) {
+    const std::int64_t blocks = plan.p.batch * plan.blocks;
+    for (Buffer<Real<T>>* b : {&weight, &bias}) b->resize(blocks * plan.block);
+    sums.resize(blocks * plan.p.channels);
+  }
+  explicit operator bool() const { return features && weight && bias && sums; }
   std::unique_ptr<Operands<T>[]> features;  // [batch][blocks]
-  Buffer<Real<T>> bias;                     // [batch][blocks][block], -infinity where there is no token
+  Buffer<Real<T>> weight, bias;  // [batch][blocks][block]; 0 and -infinity where there is no token
+  Buffer<double> sums;           // [batch][blocks][channels], weighted
 };
 
 // The rows of one tile, on one thread.
@@ -21,10 +26,10 @@ struct Tile {
   using R = Real<T>;
 
   explicit Tile(const Plan<T>& plan)
-      : plan(plan), rows(tile_rows * plan.stride), scores(tile_rows * score_stride()), sums(tile_rows * plan.wide) {
+      : plan(plan), staging(plan), scores(tile_rows * score_stride()), sums(tile_rows * plan.wide) {
     if (!std::is_same<T, R>::value) rounded.resize(tile_rows * plan.block);
   }
-  explicit operator bool() const { return rows && scores && sums && (std::is_same<T, R>::value || rounded); }
+  explicit operator bool() const { return staging && scores && sums && (std::is_same<T, R>::value || rounded); }
 
   // A vector longer than the block, so that rows fall into different cache sets.
   std::int64_t score_stride() const { return plan.block + lanes<T>; }
@@ -36,9 +41,9 @@ struct Tile {
   }
 
   // scores = factor rows . keys + bias
-  void score(const Operands<T>& keys, const R* bias, std::int64_t count) {
+  void score(const T* rows, const Packed<T>& keys, const R* bias, std::int64_t count) {
     const std::int64_t wide = score_stride();
-    Packed<T>::multiply(keys.across, rows, count, plan.stride, [&](std::int64_t r, std::int64_t j, Vec<T> v) {
+    Packed<T>::multiply(keys, rows, count, plan.stride, [&](std::int64_t r, std::int64_t j, Vec<T> v) {
       store(scores + r * wide + j, v * factor[r] + load(bias + j));
     });
   }
@@ -72,87 +77,86 @@ struct Tile {
   }
 
   // sums += softened scores . values
-  void mix(const Operands<T>& values, std::int64_t count) {
+  void mix(const Packed<T>& values, std::int64_t count) {
     const T* from;
     std::int64_t from_stride;
     if constexpr (std::is_same<T, R>::value)
       from = scores, from_stride = score_stride();
     else
       from = rounded, from_stride = plan.block;
-    Packed<T>::multiply(values.along, from, count, from_stride, [&](std::int64_t r, std::int64_t c, Vec<T> v) {
+    Packed<T>::multiply(values, from, count, from_stride, [&](std::int64_t r, std::int64_t c, Vec<T> v) {
       store(sums + r * plan.wide + c, load(sums + r * plan.wide + c) + v);
     });
   }
 
   const Plan<T>& plan;
-  Buffer<T> rows, rounded;
+  Staging<T> staging;
+  Buffer<T> rounded;
   Buffer<R> scores, sums;
   R factor[tile_rows], most[tile_rows], total[tile_rows];
 };
+
+// One block of an image's keys.
+template <class T, class In>
+bool pack(const Plan<T>& plan, const In* feat, std::int64_t index, Staging<T>& staging, Keys<T>& keys) {
+  using R = Real<T>;
+  const std::int64_t image = index / plan.blocks;
+  const Span span = plan.span(image, index % plan.blocks);
+  if (span.begin >= plan.answering[image]) return true;
+  plan.gather(feat, image, span, staging.planes);
+  R *weight = keys.weight + index * plan.block, *bias = keys.bias + index * plan.block;
+  for (std::int64_t j = 0; j < plan.block; ++j) {
+    const std::int64_t token = j < span.size() ? plan.at(image, span.begin + j) : -1;
+    weight[j] = token < 0 ? R(0) : plan.key_weight(image, token);
+    bias[j] = token < 0 ? -std::numeric_limits<R>::infinity() : plan.key_bias(image, token);
+  }
+  plan.add_up(staging.planes, span.size(), weight, keys.sums + index * plan.p.channels);
+  return keys.features[index].set(plan, span.size(), staging.planes);
+}
 
 template <class T, class In>
 Status forward(const UnmaskAttention& p, In* out, Real<T>* softmax) {
   using R = Real<T>;
   const In* feat = static_cast<const In*>(p.feat);
-  const Plan<T> plan(p);
+  const Plan<T> plan(p, false);
   if (!plan) return Status::out_of_memory;
   Keys<T> keys(plan);
   if (!keys) return Status::out_of_memory;
 
-  Status status = for_each<Staging<T>>(plan, p.batch * plan.blocks, [&](Staging<T>& staging, std::int64_t i) {
-    const std::int64_t image = i / plan.blocks, begin = i % plan.blocks * plan.block;
-    if (begin >= plan.answering[image]) return true;
-    const std::int64_t end = plan.block_end(image, begin);
-    plan.gather(feat, image, begin, end, staging.rows);
-    for (std::int64_t j = 0; j < plan.block; ++j)
-      keys.bias[i * plan.block + j] = begin + j < end ? plan.key_bias(image, plan.at(image, begin + j))
-                                                         : -std::numeric_limits<R>::infinity();
-    return keys.features[i].pack(staging.rows, end - begin, p.channels, plan.stride);
-  });
-  if (status != Status::ok) return status;
-
-  status = for_each<Tile<T>>(plan, p.batch * plan.tiles, [&](Tile<T>& tile, std::int64_t i) {
-    const std::int64_t image = i / plan.tiles, begin = i % plan.tiles * tile_rows, asking = plan.asking[image];
-    if (begin >= asking) return true;
-    const std::int64_t end = asking < begin + tile_rows ? asking : begin + tile_rows, count = end - begin;
-    tile.clear(count);
-    plan.gather(feat, image, begin, end, tile.rows);
-    for (std::int64_t r = 0; r < count; ++r)
-      tile.factor[r] = R(p.scale) * plan.weight(image, plan.at(image, begin + r));
-    for (std::int64_t j = 0; j < plan.answering[image]; j += plan.block) {
-      const std::int64_t block = image * plan.blocks + j / plan.block;
-      const std::int64_t padded = round_up(plan.block_end(image, j) - j, lanes<T>);
-      tile.score(keys.features[block], keys.bias + block * plan.block, count);
-      for (std::int64_t r = 0; r < count; ++r) tile.soften(r, padded);
-      tile.mix(keys.features[block], count);
+  const auto attend = [&](Tile<T>& tile, std::int64_t own, std::int64_t offset) {
+    const std::int64_t image = own / plan.blocks;
+    const Span span = plan.tile(own, offset);
+    const std::int64_t asking = clamp(plan.asking[image] - span.begin, 0, span.size());
+    tile.clear(asking);
+    for (std::int64_t r = 0; r < asking; ++r)
+      tile.factor[r] = R(p.scale) * plan.weight(image, plan.at(image, span.begin + r));
+    for (std::int64_t b = 0; b < plan.blocks && asking > 0; ++b) {
+      const Span others = plan.span(image, b);
+      if (others.begin >= plan.answering[image]) break;
+      const std::int64_t block = image * plan.blocks + b;
+      tile.score(keys.features[own].rows + offset * plan.stride, keys.features[block].across,
+                 keys.bias + block * plan.block, asking);
+      for (std::int64_t r = 0; r < asking; ++r) tile.soften(r, round_up(others.size(), lanes<T>));
+      tile.mix(keys.features[block].along, asking);
     }
-    for (std::int64_t r = 0; r < count; ++r) {
-      R* row = softmax + 2 * image * p.tokens + plan.at(image, begin + r);
-      row[0] = tile.most[r], row[p.tokens] = tile.total[r];
+    for (std::int64_t r = 0; r < span.size(); ++r) {
+      R* row = softmax + 2 * image * p.tokens + plan.at(image, span.begin + r);
+      row[0] = r < asking ? tile.most[r] : std::numeric_limits<R>::infinity();
+      row[p.tokens] = r < asking ? tile.total[r] : R(1);
+      R* sum = tile.sums + r * plan.wide;
+      for (std::int64_t c = 0; c < plan.wide && r < asking; c += lanes<T>) store(sum + c, load(sum + c) / tile.total[r]);
     }
-    for (std::int64_t c = 0; c < p.channels; ++c)
-      for (std::int64_t r = 0; r < count; ++r)
-        from_real(tile.sums[r * plan.wide + c] / tile.total[r],
-                  out + (image * p.channels + c) * p.tokens + plan.at(image, begin + r));
-    return true;
-  });
-  if (status != Status::ok) return status;
-
-  // A masked token's scores are all zero: the mean, exactly.
-  return for_each<Staging<T>>(plan, p.batch * p.channels, [&](Staging<T>&, std::int64_t i) {
-    const std::int64_t image = i / p.channels;
-    double sum = 0;
-    if (plan.asking[image] == p.tokens) return true;
-    for (std::int64_t t = 0; t < p.tokens; ++t)
-      if (plan.key_weight(image, t) != 0) sum += double(plan.key_weight(image, t)) * double(to_real(feat[i * p.tokens + t]));
-    const double mean = plan.answers[image] > 0 ? sum / plan.answers[image] : 0;
-    for (std::int64_t r = plan.asking[image]; r < p.tokens; ++r) {
-      from_real(R(mean), out + i * p.tokens + plan.at(image, r));
-      R* row = softmax + 2 * image * p.tokens + plan.at(image, r);
-      row[0] = std::numeric_limits<R>::infinity(), row[p.tokens] = 1;
+    for (std::int64_t c = 0; c < p.channels; ++c) {
+      const std::int64_t* token = plan.order + image * p.tokens + span.begin;
+      In* to = out + (image * p.channels + c) * p.tokens;
+      for (std::int64_t r = 0; r < asking; ++r) from_real(tile.sums[r * plan.wide + c], to + token[r]);
+      if (asking == span.size()) continue;
+      const R mean = plan.mean(keys.sums, image, c);  // a masked token's scores are all zero
+      for (std::int64_t r = asking; r < span.size(); ++r) from_real(mean, to + token[r]);
     }
-    return true;
-  });
+  };
+  return for_each_tile<Tile<T>>(
+      plan, [&](Tile<T>& tile, std::int64_t i) { return pack(plan, feat, i, tile.staging, keys); }, attend);
 }
 
 }  // namespace

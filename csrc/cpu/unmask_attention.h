@@ -1,18 +1,20 @@
 // What the forward and the backward kernels of unmask_attention share: tokens in order, packed for products.
 //
 // An image's tokens are taken with those that ask (weight != 0) first, then those that only answer. As Q = w F and
-// K = V = F, one score f_i . f_j serves both of its tokens. Scores live in a tile of `tile_rows` tokens against a
-// block of tokens, never as a matrix of the image.
+// K = V = F, one score f_i . f_j serves both of its tokens. Scores live in a tile, `tile_rows` tokens of a block,
+// against a block of tokens, never as a matrix of the image.
 #pragma once
 
 #include <atomic>
 #include <limits>
 #include <memory>
 #include <new>
+#include <numeric>
 
 #include "../common/threads.h"
 #include "gemm.h"
 #include "kernels.h"
+#include "transpose.h"
 
 namespace inr {
 namespace INR_ISA {
@@ -27,36 +29,46 @@ using Multiplied = bf16;
 using Multiplied = float;
 #endif
 
-// Tokens as the right-hand sides of products.
+template <int n>
+struct WideOf {
+  typedef double type __attribute__((vector_size(n * sizeof(double))));
+};
+// As many doubles as a vector has elements.
 template <class T>
-struct Operands {
-  Packed<T> across;  // B(c, j) = token j's channel c
-  Packed<T> along;   // B(j, c)
-  bool pack(const T* tokens, std::int64_t count, std::int64_t channels, std::int64_t stride) {
-    return across.pack(tokens, count, channels, stride, 1) && along.pack(tokens, channels, count, 1, stride);
-  }
+using Wide = typename WideOf<lanes<T>>::type;
+
+template <class V, class F>
+INR_INLINE auto reduce(V v, F f) {
+  auto out = v[0];
+  for (int i = 1; i < int(sizeof(V) / sizeof(v[0])); ++i) out = f(out, v[i]);
+  return out;
+}
+
+struct Span {
+  std::int64_t begin, end;
+  std::int64_t size() const { return end - begin; }
 };
 
 template <class T>
 struct Plan {
   using R = Real<T>;
 
-  explicit Plan(const UnmaskAttention& problem) : p(problem) {
+  // apart: no block has both tokens that ask and tokens that only answer.
+  Plan(const UnmaskAttention& problem, bool apart) : p(problem), apart(apart) {
     stride = row_stride<T>(p.channels);
     wide = round_up(p.channels, panel<T>);
-    const std::int64_t fits = round_up((32 << 10) / p.channels, panel<T>);
-    block = fits < panel<T> ? panel<T> : fits > 512 ? 512 : fits;
-    blocks = (p.tokens + block - 1) / block;
-    tiles = (p.tokens + tile_rows - 1) / tile_rows;
+    constexpr std::int64_t whole = std::lcm(tile_rows, panel<T>);
+    block = clamp((32 << 10) / p.channels / whole, 1, 512 / whole) * whole;
+    tiles = block / tile_rows;
+    blocks = p.tokens / block + 2;
     order.resize(p.batch * p.tokens);
-    asking.resize(p.batch);
-    answering.resize(p.batch);
+    for (Buffer<std::int64_t>* counts : {&asking, &answering}) counts->resize(p.batch);
     answers.resize(p.batch);
-    if (!order || !asking || !answering || !answers) return;
+    if (!*this) return;
     double products = 0;
     for (std::int64_t b = 0; b < p.batch; ++b) {
       sort(b);
-      products += double(asking[b]) * double(answering[b]);
+      products += double(asking[b]) * double(answering[b]) + 40 * double(p.tokens);  // that many pairs cost its packing
     }
     const double useful = 4 * products * double(p.channels) / 2e7 + 1;
     threads = useful < p.threads ? int(useful) : p.threads;
@@ -72,22 +84,55 @@ struct Plan {
     return p.mask_keys ? R(__builtin_log(double(weight(image, token)))) : R(0);
   }
   std::int64_t at(std::int64_t image, std::int64_t i) const { return order[image * p.tokens + i]; }
-  std::int64_t block_end(std::int64_t image, std::int64_t i) const {
-    return answering[image] < i + block ? answering[image] : i + block;
+  // Tokens of an image's order; empty from some block on.
+  Span span(std::int64_t image, std::int64_t b) const {
+    const std::int64_t first = apart ? asking[image] : answering[image], before = (first + block - 1) / block;
+    const std::int64_t begin = b < before ? b * block : first + (b - before) * block;
+    const std::int64_t limit = b < before ? first : p.tokens;
+    return {begin, clamp(begin + block, begin, limit < begin ? begin : limit)};
   }
 
-  // Tokens [i, end) of the order, one a row, in the type of the products.
+  // Those of a tile that begins at `offset` of a block of all images'.
+  Span tile(std::int64_t index, std::int64_t offset) const {
+    const Span s = span(index / blocks, index % blocks);
+    return {s.begin + offset, clamp(s.begin + offset + tile_rows, s.begin + offset, s.end)};
+  }
+
+  // Tokens of the order, one a column, in the type of the products: [channels][plane_stride()].
   template <class In>
-  void gather(const In* from, std::int64_t image, std::int64_t i, std::int64_t end, T* to) const {
+  void gather(const In* from, std::int64_t image, Span span, T* planes) const {
+    const std::int64_t* token = order + image * p.tokens + span.begin;
     for (std::int64_t c = 0; c < p.channels; ++c) {
       const In* plane = from + (image * p.channels + c) * p.tokens;
-      for (std::int64_t r = i; r < end; ++r) from_real(R(to_real(plane[at(image, r)])), to + (r - i) * stride + c);
+      T* to = planes + c * plane_stride();
+      for (std::int64_t j = 0; j < span.size(); ++j) from_real(R(to_real(plane[token[j]])), to + j);
+      for (std::int64_t j = span.size(); j % lanes<T>; ++j) to[j] = T{};
     }
   }
+  // to[c] = sum over j of planes[c][j] weight[j], which are 0 behind the last; weight == nullptr: of planes[c][j].
+  void add_up(const T* planes, std::int64_t count, const R* weight, double* to) const {
+    for (std::int64_t c = 0; c < p.channels; ++c) {
+      Wide<T> partial{};
+      for (std::int64_t j = 0; j < count; j += lanes<T>) {
+        const Wide<T> value = __builtin_convertvector(load(planes + c * plane_stride() + j), Wide<T>);
+        partial += weight ? value * __builtin_convertvector(load(weight + j), Wide<T>) : value;
+      }
+      to[c] = reduce(partial, [](double a, double b) { return a + b; });
+    }
+  }
+  // What a token of weight 0 has of all blocks' `sums`, [batch][blocks][channels]: their mean over the keys.
+  R mean(const double* sums, std::int64_t image, std::int64_t c) const {
+    double sum = 0;
+    for (std::int64_t b = 0; b < blocks; ++b) sum += sums[(image * blocks + b) * p.channels + c];
+    return R(answers[image] > 0 ? sum / answers[image] : 0);
+  }
+  // A vector longer than the block, so that rows fall into different cache sets.
+  std::int64_t plane_stride() const { return block + vector_bytes / std::int64_t(sizeof(T)); }
 
   const UnmaskAttention& p;
+  const bool apart;
   std::int64_t stride, wide;          // of a row of channels: as a left-hand side, as a sum
-  std::int64_t block, blocks, tiles;  // tokens of a block; blocks and tiles of an image at most
+  std::int64_t block, tiles, blocks;  // tokens and tiles of a block, blocks of an image, at most
   int threads = 1;
   Buffer<std::int64_t> order;               // [batch][tokens]
   Buffer<std::int64_t> asking, answering;   // [batch] the first tokens of the order
@@ -96,50 +141,88 @@ struct Plan {
  private:
   void sort(std::int64_t image) {
     std::int64_t* to = order + image * p.tokens;
-    std::int64_t n = 0;
-    for (std::int64_t t = 0; t < p.tokens; ++t)
-      if (weight(image, t) != 0) to[n++] = t;
-    asking[image] = n;
-    answering[image] = p.mask_keys ? n : p.tokens;
-    for (std::int64_t t = 0; t < p.tokens; ++t) {
-      if (weight(image, t) == 0) to[n++] = t;
+    std::int64_t n = 0, rest = p.tokens;
+    for (std::int64_t t = 0; t < p.tokens; ++t) {  // no branch: a mask is not to be guessed
+      const bool asks = weight(image, t) != 0;
+      to[asks ? n : rest - 1] = t;
+      n += asks, rest -= !asks;
       answers[image] += double(key_weight(image, t));
     }
+    asking[image] = n;
+    answering[image] = p.mask_keys ? n : p.tokens;
   }
 };
 
-// work(worker, i) for i in [0, count); every thread has a worker of its own.
-template <class Worker, class P, class F>
-Status for_each(const P& plan, std::int64_t count, F&& work) {
-  std::atomic<std::int64_t> next{0};
+// pack(worker, block) for the blocks of all images, then attend(worker, block, offset) for all of their tiles; every
+// thread has a worker of its own. Where there are images enough for the threads, a thread takes them one by one: what
+// it packed is still in its cache.
+template <class Worker, class P, class Pack, class Attend>
+Status for_each_tile(const P& plan, Pack&& pack, Attend&& attend) {
   std::atomic<Status> status{Status::ok};
-  parallel(plan.threads, [&](int) {
-    Worker worker(plan);
-    if (!worker) status = Status::out_of_memory;
-    for (std::int64_t i; status == Status::ok && (i = next.fetch_add(1)) < count;)
-      if (!work(worker, i)) status = Status::out_of_memory;
-  });
+  const auto for_each = [&](std::int64_t count, auto&& work) {
+    std::atomic<std::int64_t> next{0};
+    parallel(plan.threads, [&](int) {
+      Worker worker(plan);
+      if (!worker) status = Status::out_of_memory;
+      for (std::int64_t i; status == Status::ok && (i = next.fetch_add(1)) < count;)
+        if (!work(worker, i)) status = Status::out_of_memory;
+    });
+  };
+  const std::int64_t batch = plan.p.batch, blocks = plan.blocks, tiles = plan.tiles;
+  const auto attend_tile = [&](Worker& worker, std::int64_t i) {
+    const std::int64_t offset = i % tiles * tile_rows;
+    if (plan.tile(i / tiles, offset).size() > 0) attend(worker, i / tiles, offset);
+    return true;
+  };
+  if (batch >= 4 * plan.threads) {
+    for_each(batch, [&](Worker& worker, std::int64_t image) {
+      for (std::int64_t b = 0; b < blocks; ++b)
+        if (!pack(worker, image * blocks + b)) return false;
+      for (std::int64_t i = 0; i < blocks * tiles; ++i) attend_tile(worker, image * blocks * tiles + i);
+      return true;
+    });
+  } else {
+    for_each(batch * blocks, pack);
+    if (status == Status::ok) for_each(batch * blocks * tiles, attend_tile);
+  }
   return status;
 }
 
-// Token rows on their way into Operands.
+// Columns of tokens on their way into Operands.
 template <class T>
 struct Staging {
-  explicit Staging(const Plan<T>& plan) : rows(plan.block * plan.stride), more(plan.block * plan.stride) {}
-  explicit operator bool() const { return rows && more; }
-  Buffer<T> rows, more;
+  explicit Staging(const Plan<T>& plan) : planes(round_up(plan.p.channels, lanes<T>) * plan.plane_stride()) {}
+  explicit operator bool() const { return bool(planes); }
+  Buffer<T> planes;
+};
+
+// A block of tokens' features, or of their gradients, as both sides of products.
+template <class T>
+struct Operands {
+  Buffer<T> rows;    // [whole tiles of tokens][stride]
+  Packed<T> across;  // B(c, j) = token j's channel c
+  Packed<T> along;   // B(j, c)
+
+  // planes: as of Plan::gather.
+  bool set(const Plan<T>& plan, std::int64_t count, const T* planes) {
+    const std::int64_t channels = plan.p.channels;
+    if (!rows.resize(round_up(count, tile_rows) * plan.stride)) return false;
+    for (std::int64_t c = 0; c < channels; c += lanes<T>)
+      for (std::int64_t j = 0; j < count; j += lanes<T>) {
+        Vec<T> tile[lanes<T>];
+        for (int k = 0; k < lanes<T>; ++k) tile[k] = load(planes + (c + k) * plan.plane_stride() + j);
+        transpose<T>(tile);
+        for (int k = 0; k < lanes<T>; ++k)
+          if (j + k < count) store(rows + (j + k) * plan.stride + c, tile[k]);
+      }
+    return across.pack(planes, count, channels, 1, plan.plane_stride()) &&
+           along.pack(rows, channels, count, 1, plan.stride);
+  }
 };
 
 template <class T>
 std::unique_ptr<Operands<T>[]> operands(const Plan<T>& plan) {
   return std::unique_ptr<Operands<T>[]>(new (std::nothrow) Operands<T>[std::size_t(plan.p.batch * plan.blocks)]);
-}
-
-template <class V, class F>
-INR_INLINE auto reduce(V v, F f) {
-  auto out = v[0];
-  for (int i = 1; i < int(sizeof(V) / sizeof(v[0])); ++i) out = f(out, v[i]);
-  return out;
 }
 
 }  // namespace
