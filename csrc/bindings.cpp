@@ -8,6 +8,7 @@
 #include <tuple>
 #include <vector>
 
+#include "common/memory.h"
 #include "common/threads.h"
 #include "inr.h"
 
@@ -28,6 +29,17 @@ struct View {
   operator inr::Plane() const {
     return {reinterpret_cast<const float*>(address), strides[0], strides[1], strides[2]};
   }
+};
+
+// Of inr::take, as a buffer: a tensor that is made of it gives it back.
+struct Memory {
+  explicit Memory(std::size_t bytes) : data(inr::take(bytes)), bytes(bytes) {
+    if (!data) throw std::bad_alloc();
+  }
+  Memory(const Memory&) = delete;
+  ~Memory() { inr::give_back(data, bytes); }
+  void* data;
+  std::size_t bytes;
 };
 
 void check(inr::Status status) {
@@ -257,6 +269,12 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cuda_archs") = std::string(INR_CUDA_ARCHS);
   m.attr("max_depth") = inr::max_depth;
   m.def("isa", &inr::isa);
+  m.def("release_memory", &inr::release_memory);
+  py::class_<Memory>(m, "Memory", py::buffer_protocol())
+      .def(py::init<std::size_t>(), py::arg("bytes"))
+      .def_buffer([](Memory& memory) {
+        return py::buffer_info(static_cast<std::uint8_t*>(memory.data), std::int64_t(memory.bytes));
+      });
   m.def("has_openmp", &inr::has_openmp);
   py::class_<LocalImplicit>(m, "LocalImplicit")
       .def(py::init<int, std::array<std::int64_t, 3>, std::array<std::int64_t, 2>, std::array<std::int64_t, 2>, bool,

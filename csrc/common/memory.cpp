@@ -8,7 +8,7 @@
 namespace inr {
 namespace {
 
-constexpr std::size_t alignment = 64, page = 4 << 10, most = 16 << 20;
+constexpr std::size_t alignment = 64, page = 4 << 10, most = 64 << 20;
 #ifdef __SANITIZE_ADDRESS__  // what is kept would hide a use after its end
 constexpr bool keeping = false;
 #else
@@ -64,6 +64,11 @@ void give_back(void* data, std::size_t bytes) {
     }
   }
   std::free(data);
+}
+
+void release_memory() {
+  const std::unique_lock<std::mutex> lock(mutex, std::try_to_lock);
+  while (lock && end != kept) std::free(remove(kept));
 }
 
 }  // namespace inr

@@ -75,8 +75,8 @@ def _cpu_forward(x, kernel, *form):
 
 def _cpu_backward(grad, x, kernel, *form, needs_x, needs_kernel):
     grad = grad.contiguous()
-    d_x = x.new_empty(x.shape) if needs_x else None
-    d_kernel = kernel.new_empty(kernel.shape) if needs_kernel else None
+    d_x = native.empty_like(x) if needs_x else None
+    d_kernel = native.empty_like(kernel) if needs_kernel else None
     if x.numel():
         _Problem(x, kernel, *form[:-1], log_window=form[-1]).backward(grad, d_x, d_kernel)
     return d_x, d_kernel
