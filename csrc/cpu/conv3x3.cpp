@@ -9,11 +9,9 @@
 //
 // A task is some rows of tiles. Its inputs are transformed channel by channel, a vector across tiles; then each of the
 // 16 points is a product of [outputs, channels] with [channels, tiles] in the register micro-kernel.
-#include <atomic>
-
-#include "../common/threads.h"
 #include "kernels.h"
 #include "row_panels.h"
+#include "tasks.h"
 
 namespace inr {
 namespace INR_ISA {
@@ -205,19 +203,25 @@ Status convolve(const Conv3x3& p, T* out) {
   Winograd<T> winograd(p);
   if (!winograd.prepare()) return Status::out_of_memory;
   const double flops = 8.0 * double((p.channels[0] + p.channels[1]) * p.outputs) * double(p.batch * p.height * p.width);
-  const int threads = flops / 2e7 + 1 < p.threads ? int(flops / 2e7 + 1) : p.threads;
-  std::atomic<std::int64_t> next{0}, next_weights{0};
-  std::atomic<Status> status{Status::ok};
-  parallel(threads, [&](int) {
-    for (std::int64_t o; (o = next_weights.fetch_add(block_rows)) < p.outputs;) winograd.transform_weights(o);
-  });
-  parallel(threads, [&](int) {
-    Buffer<T> stage(winograd.stage_size()), inputs(winograd.inputs_size()), products(winograd.products_size());
-    if (!stage || !inputs || !products) status = Status::out_of_memory;
-    for (std::int64_t task; status == Status::ok && (task = next++) < winograd.tasks();)
-      winograd.run(task, stage, inputs, products, out);
-  });
-  return status;
+  const int threads = useful_threads(flops, p.threads);
+  struct Worker {
+    explicit Worker(const Winograd<T>& w) : stage(w.stage_size()), inputs(w.inputs_size()), products(w.products_size()) {}
+    explicit operator bool() const { return stage && inputs && products; }
+    Buffer<T> stage, inputs, products;
+  };
+  const Status status = for_each_task(
+      threads, divide_up(p.outputs, block_rows), [] { return true; },
+      [&](bool, std::int64_t task) {
+        winograd.transform_weights(task * block_rows);
+        return Status::ok;
+      });
+  if (status != Status::ok) return status;
+  return for_each_task(
+      threads, winograd.tasks(), [&] { return Worker(winograd); },
+      [&](Worker& worker, std::int64_t task) {
+        winograd.run(task, worker.stage, worker.inputs, worker.products, out);
+        return Status::ok;
+      });
 }
 
 }  // namespace

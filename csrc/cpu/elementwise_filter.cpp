@@ -39,7 +39,7 @@ template <class T>
 Status forward(const ElementwiseFilter& p, T* out) {
   if (is_direct(p)) return forward_direct(p, out);
   const Plan<T> plan(p);
-  return for_each_task<Rows<T>>(plan, [&](Rows<T>& rows, const Task& task) {
+  return for_each_band<Rows<T>>(plan, [&](Rows<T>& rows, const Task& task) {
     const std::int64_t last = plan.first_output(task.end), channel = task.image * p.channels + task.unit * plan.channels;
     rows.stage_image(task);
     for (std::int64_t Y = plan.first_output(task.begin); Y < last; Y += plan.block) {
@@ -159,7 +159,7 @@ template <class T>
 Status backward(const ElementwiseFilter& p, const T* grad_out, T* grad_x, T* grad_kernel) {
   if (is_direct(p)) return backward_direct(p, grad_out, grad_x, grad_kernel);
   const Plan<T> plan(p);
-  return for_each_task<GradientRows<T>>(plan, [&](GradientRows<T>& rows, const Task& task) {
+  return for_each_band<GradientRows<T>>(plan, [&](GradientRows<T>& rows, const Task& task) {
     const std::int64_t channel = task.image * p.channels + task.unit * plan.channels;
     const std::int64_t own = plan.first_output(task.begin), end = plan.first_output(task.end);
     const std::int64_t above = grad_x ? plan.first_output(task.begin - plan.reach) : own;

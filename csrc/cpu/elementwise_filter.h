@@ -6,11 +6,9 @@
 // result dealt out to `stride` phases: then every tap reads contiguous memory, whatever the geometry.
 #pragma once
 
-#include <atomic>
-
-#include "../common/threads.h"
 #include "buffer.h"
 #include "kernels.h"
+#include "tasks.h"
 
 namespace inr {
 namespace INR_ISA {
@@ -235,21 +233,18 @@ class Rows {
   }
 };
 
-// Runs work(rows, task) on every task; every thread has rows of its own, of type Worker.
+// work(rows, task) on every task; every thread has rows of its own, of type Worker.
 template <class Worker, class T, class F>
-Status for_each_task(const Plan<T>& plan, F&& work) {
+Status for_each_band(const Plan<T>& plan, F&& work) {
   if (!plan.column) return Status::out_of_memory;
   const std::int64_t run = plan.tasks() / (8 * plan.threads) + 1;  // neighbours in memory go to one thread
-  std::atomic<std::int64_t> next{0};
-  std::atomic<Status> status{Status::ok};
-  parallel(plan.threads, [&](int) {
-    Worker rows(plan);
-    if (!rows) status = Status::out_of_memory;
-    for (std::int64_t i; status == Status::ok && (i = next.fetch_add(run)) < plan.tasks();)
-      for (const std::int64_t end = clamp(i + run, 0, plan.tasks()); i < end; ++i) work(rows, plan.task(i));
-    streamed();
-  });
-  return status;
+  return for_each_task(
+      plan.threads, (plan.tasks() + run - 1) / run, [&] { return Worker(plan); },
+      [&](Worker& rows, std::int64_t i) {
+        for (std::int64_t t = i * run; t < clamp((i + 1) * run, 0, plan.tasks()); ++t) work(rows, plan.task(t));
+        streamed();
+        return Status::ok;
+      });
 }
 
 }  // namespace

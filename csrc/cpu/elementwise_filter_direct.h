@@ -132,7 +132,7 @@ template <bool Softmax, bool Box, class T>
 Status forward_direct(const ElementwiseFilter& p, T* out) {
   using R = Real<T>;
   const Plan<T> plan(p);
-  return for_each_task<DirectRows<T>>(plan, [&](DirectRows<T>& rows, const Task& task) {
+  return for_each_band<DirectRows<T>>(plan, [&](DirectRows<T>& rows, const Task& task) {
     const std::int64_t width = p.out_width, plane = p.kernel_strides[1], step = p.kernel_strides[3];
     const R alpha = R(p.alpha), beta = R(p.beta), gamma = R(p.gamma);
     T* const to = out + (task.image * p.channels + task.unit) * p.out_height * width;
@@ -169,7 +169,7 @@ Status backward_direct(const ElementwiseFilter& p, const T* grad_out, T* grad_x,
   const std::int64_t plane = p.kernel_strides[1], step = p.kernel_strides[3];
   const R alpha = R(p.alpha), beta = R(p.beta), gamma = R(p.gamma);
   const bool whole = plan.padded == p.out_width && reinterpret_cast<std::uintptr_t>(grad_kernel) % vector_bytes == 0;
-  return for_each_task<Worker>(plan, [&](Worker& rows, const Task& task) {
+  return for_each_band<Worker>(plan, [&](Worker& rows, const Task& task) {
     const std::int64_t channel = task.image * p.channels + task.unit;
     const std::int64_t own = plan.first_output(task.begin), end = plan.first_output(task.end);
     const std::int64_t above = grad_x ? plan.first_output(task.begin - plan.reach) : own;

@@ -1,10 +1,8 @@
 // fourier_unit's product on the spectrum: the real and imaginary parts, which lie side by side as the transform left
 // them, are taken apart on their way into a tile and put together again on their way out of the registers.
-#include <atomic>
-
-#include "../common/threads.h"
 #include "kernels.h"
 #include "row_panels.h"
+#include "tasks.h"
 
 namespace inr {
 namespace INR_ISA {
@@ -89,15 +87,14 @@ template <class T>
 Status product(const SpectrumProduct& p, T* out) {
   Product<T> product(p);
   if (!product.prepare()) return Status::out_of_memory;
-  std::atomic<std::int64_t> next{0};
-  std::atomic<Status> status{Status::ok};
   const double flops = 8.0 * double(p.inputs) * double(p.outputs * p.groups) * double(p.positions * p.batch);
-  parallel(flops / 2e7 + 1 < p.threads ? int(flops / 2e7 + 1) : p.threads, [&](int) {
-    Buffer<T> b(2 * p.inputs * Product<T>::tile_row);
-    if (!b) status = Status::out_of_memory;
-    for (std::int64_t task; status == Status::ok && (task = next++) < product.tasks();) product.run(task, b, out);
-  });
-  return status;
+  return for_each_task(
+      useful_threads(flops, p.threads), product.tasks(),
+      [&] { return Buffer<T>(2 * p.inputs * Product<T>::tile_row); },
+      [&](Buffer<T>& b, std::int64_t task) {
+        product.run(task, b, out);
+        return Status::ok;
+      });
 }
 
 }  // namespace

@@ -1,7 +1,5 @@
 #include "local_implicit.h"
 
-#include <atomic>
-
 #include "kernels.h"
 
 namespace inr {
@@ -42,19 +40,18 @@ Status forward(const LocalImplicit& p, T* out) {
   Weights<T> weights;
   if (!weights.prepare(p)) return Status::out_of_memory;
   const std::int64_t stride = tile_stride<T>(p), queries = p.queries(), tile = tile_queries(p);
-  std::atomic<std::int64_t> next{0};
-  std::atomic<Status> status{Status::ok};
-  parallel(useful_threads(p), [&](int) {
-    Buffer<T> a(tile_rows * stride), b(tile_rows * stride);
-    Buffer<Real<T>> result(tile_rows * stride);
-    if (!a || !b || !result) status = Status::out_of_memory;
-    for (std::int64_t first; status == Status::ok && (first = next.fetch_add(tile)) < queries;) {
-      const std::int64_t count = queries - first < tile ? queries - first : tile;
-      const Status s = decode_tile<T>(p, weights, first, count, a, b, result, stride, out);
-      if (s != Status::ok) status = s;
-    }
-  });
-  return status;
+  struct Worker {
+    explicit Worker(std::int64_t n) : a(n), b(n), result(n) {}
+    explicit operator bool() const { return a && b && result; }
+    Buffer<T> a, b;
+    Buffer<Real<T>> result;
+  };
+  return for_each_task(
+      useful_threads(p), (queries + tile - 1) / tile, [&] { return Worker(tile_rows * stride); },
+      [&](Worker& w, std::int64_t i) {
+        const std::int64_t first = i * tile, count = queries - first < tile ? queries - first : tile;
+        return decode_tile<T>(p, weights, first, count, w.a, w.b, w.result, stride, out);
+      });
 }
 
 }  // namespace

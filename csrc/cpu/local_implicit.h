@@ -5,8 +5,8 @@
 #pragma once
 
 #include "../common/neighbours.h"
-#include "../common/threads.h"
 #include "gemm.h"
+#include "tasks.h"
 
 namespace inr {
 namespace INR_ISA {
@@ -17,13 +17,11 @@ constexpr int tile_rows = 96;  // a multiple of 4 neighbours and of every block_
 INR_INLINE int rows_per_query(const LocalImplicit& p) { return p.ensemble_first ? 1 : p.neighbours(); }
 INR_INLINE int tile_queries(const LocalImplicit& p) { return tile_rows / rows_per_query(p); }
 
-// Threads worth starting: each gets at least some 20 MFLOP.
 INR_INLINE int useful_threads(const LocalImplicit& p) {
   double flops = 0;
   for (std::int64_t i = 0; i < p.depth; ++i)
     flops += 2.0 * double(p.widths[i]) * double(p.widths[i + 1]) * double(p.queries()) * rows_per_query(p);
-  const double useful = flops / 2e7 + 1;
-  return useful < p.threads ? int(useful) : p.threads;
+  return useful_threads(flops, p.threads);
 }
 
 // Row stride that serves every layer's tile.

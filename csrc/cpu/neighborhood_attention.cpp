@@ -78,7 +78,7 @@ template <class T>
 Status forward(const NeighborhoodAttention& p, const Tokens& out, void* lse) {
   const Plan<T> plan(p);
   if (!plan.keys_of) return Status::out_of_memory;
-  return for_each_task<ForwardRows<T>>(plan, [&](ForwardRows<T>& rows) {
+  return for_each_run<ForwardRows<T>>(plan, [&](ForwardRows<T>& rows) {
     for (std::int64_t i = rows.task.begin; i < rows.task.end; i += most_rows)
       rows.attend(i, int(clamp(rows.task.end - i, 0, most_rows)), out, static_cast<Real<T>*>(lse));
   });

@@ -6,11 +6,10 @@
 // vector of queries meets a vector of keys by one unaligned load, and only the lanes outside their windows are masked.
 #pragma once
 
-#include <atomic>
 #include <type_traits>
 
-#include "../common/threads.h"
 #include "kernels.h"
+#include "tasks.h"
 #include "transpose.h"
 
 namespace inr {
@@ -356,22 +355,18 @@ class Rows {
   }
 };
 
-// Runs work(worker, task) on every task; every thread has a worker of its own.
+// work(worker), which has begun a task, on every one; every thread has a worker of its own.
 template <class Worker, class T, class F>
-Status for_each_task(const Plan<T>& plan, F&& work) {
-  std::atomic<std::int64_t> next{0};
-  std::atomic<Status> status{Status::ok};
-  parallel(plan.threads, [&](int) {
-    Worker worker(plan);
-    if (!worker) status = Status::out_of_memory;
-    for (std::int64_t i; status == Status::ok && (i = next.fetch_add(1)) < plan.tasks();) {
-      const Task task = plan.task(i);
-      if (task.begin == task.end) continue;
-      worker.begin(task);
-      work(worker);
-    }
-  });
-  return status;
+Status for_each_run(const Plan<T>& plan, F&& work) {
+  return for_each_task(
+      plan.threads, plan.tasks(), [&] { return Worker(plan); },
+      [&](Worker& worker, std::int64_t i) {
+        const Task task = plan.task(i);
+        if (task.begin == task.end) return Status::ok;
+        worker.begin(task);
+        work(worker);
+        return Status::ok;
+      });
 }
 
 }  // namespace

@@ -168,7 +168,7 @@ Status backward(const NeighborhoodAttention& p, const void* lse, const Tokens& g
     return Status::out_of_memory;
   if (!plan.keys_of || !queries_of) return Status::out_of_memory;
   const bool gathers = to.key.data || to.value.data;
-  const Status status = for_each_task<BackwardRows<T>>(plan, [&](BackwardRows<T>& rows) {
+  const Status status = for_each_run<BackwardRows<T>>(plan, [&](BackwardRows<T>& rows) {
     std::int64_t next = gathers ? viewers(p.y, rows.task.begin, rows.n).begin : rows.task.begin;
     rows.staged = window(p.y, next, rows.n).begin;
     for (std::int64_t t = rows.task.begin; t < rows.task.end; t += most_rows) {

@@ -5,15 +5,14 @@
 // against a block of tokens, never as a matrix of the image.
 #pragma once
 
-#include <atomic>
 #include <limits>
 #include <memory>
 #include <new>
 #include <numeric>
 
-#include "../common/threads.h"
 #include "gemm.h"
 #include "kernels.h"
+#include "tasks.h"
 #include "transpose.h"
 
 namespace inr {
@@ -70,8 +69,7 @@ struct Plan {
       sort(b);
       products += double(asking[b]) * double(answering[b]) + 40 * double(p.tokens);  // that many pairs cost its packing
     }
-    const double useful = 4 * products * double(p.channels) / 2e7 + 1;
-    threads = useful < p.threads ? int(useful) : p.threads;
+    threads = useful_threads(4 * products * double(p.channels), p.threads);
   }
   explicit operator bool() const { return order && asking && answering && answers; }
 
@@ -158,34 +156,29 @@ struct Plan {
 // it packed is still in its cache.
 template <class Worker, class P, class Pack, class Attend>
 Status for_each_tile(const P& plan, Pack&& pack, Attend&& attend) {
-  std::atomic<Status> status{Status::ok};
   const auto for_each = [&](std::int64_t count, auto&& work) {
-    std::atomic<std::int64_t> next{0};
-    parallel(plan.threads, [&](int) {
-      Worker worker(plan);
-      if (!worker) status = Status::out_of_memory;
-      for (std::int64_t i; status == Status::ok && (i = next.fetch_add(1)) < count;)
-        if (!work(worker, i)) status = Status::out_of_memory;
-    });
+    return for_each_task(plan.threads, count, [&] { return Worker(plan); }, work);
   };
   const std::int64_t batch = plan.p.batch, blocks = plan.blocks, tiles = plan.tiles;
   const auto attend_tile = [&](Worker& worker, std::int64_t i) {
     const std::int64_t offset = i % tiles * tile_rows;
     if (plan.tile(i / tiles, offset).size() > 0) attend(worker, i / tiles, offset);
-    return true;
+    return Status::ok;
   };
-  if (batch >= 4 * plan.threads) {
-    for_each(batch, [&](Worker& worker, std::int64_t image) {
-      for (std::int64_t b = 0; b < blocks; ++b)
-        if (!pack(worker, image * blocks + b)) return false;
-      for (std::int64_t i = 0; i < blocks * tiles; ++i) attend_tile(worker, image * blocks * tiles + i);
-      return true;
-    });
-  } else {
-    for_each(batch * blocks, pack);
-    if (status == Status::ok) for_each(batch * blocks * tiles, attend_tile);
+  const auto pack_block = [&](Worker& worker, std::int64_t i) {
+    return pack(worker, i) ? Status::ok : Status::out_of_memory;
+  };
+  if (batch < 4 * plan.threads) {
+    const Status status = for_each(batch * blocks, pack_block);
+    return status == Status::ok ? for_each(batch * blocks * tiles, attend_tile) : status;
   }
-  return status;
+  return for_each(batch, [&](Worker& worker, std::int64_t image) {
+    Status status = Status::ok;
+    for (std::int64_t b = 0; b < blocks && status == Status::ok; ++b) status = pack_block(worker, image * blocks + b);
+    for (std::int64_t i = 0; i < blocks * tiles && status == Status::ok; ++i)
+      status = attend_tile(worker, image * blocks * tiles + i);
+    return status;
+  });
 }
 
 // Columns of tokens on their way into Operands.
