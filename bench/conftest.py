@@ -95,8 +95,7 @@ def peak_bytes(run):
         run()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    if library := native.load()[0]:
-        library.release_memory()
+    native.release_memory()
     with contextlib.suppress(AttributeError):  # glibc: give freed pages back, or the next call reuses them unseen
         ctypes.CDLL(None).malloc_trim(0)
     page, status = os.sysconf("SC_PAGESIZE"), Path("/proc/self/statm")

@@ -1,6 +1,7 @@
 """Fused, exact kernels for local implicit image decoding, on CPUs and GPUs."""
 
 from ._core.dispatch import backend, explain
+from ._core.native import release_memory
 from .elementwise_filter import ElementwiseFilter, elementwise_filter, pixelwise_reconstruct
 from .fourier_unit import FourierUnit, fourier_unit
 from .integrations import accelerate
@@ -25,5 +26,6 @@ __all__ = [
     "neighborhood_attention_2d",
     "neighborhood_attention_2d_packed",
     "pixelwise_reconstruct",
+    "release_memory",
     "unmask_attention",
 ]

@@ -109,7 +109,7 @@ def test_public_names():
     names = {"LocalImplicitDecoder", "local_implicit_decode", "accelerate", "explain", "backend"}
     names |= {"ElementwiseFilter", "elementwise_filter", "pixelwise_reconstruct", "UnmaskAttention", "unmask_attention"}
     names |= {"NeighborhoodAttention2D", "neighborhood_attention_2d", "neighborhood_attention_2d_packed"}
-    names |= {"FourierUnit", "fourier_unit"}
+    names |= {"FourierUnit", "fourier_unit", "release_memory"}
     assert set(inr_kernels.__all__) == names | {"__version__"}
     assert not [name for name in inr_kernels.__all__ if not hasattr(inr_kernels, name)]
 

@@ -23,4 +23,15 @@ def empty_like(tensor):
     return torch.frombuffer(memory, dtype=tensor.dtype).view(tensor.shape)
 
 
+def release_memory():
+    """Gives the working memory that the C++ kernels keep between calls, at most 64 MB, back to the system.
+
+    Example:
+        >>> import inr_kernels
+        >>> inr_kernels.release_memory()
+    """
+    if library := load()[0]:
+        library.release_memory()
+
+
 load()  # at once, as the library has to hear of every fork
