@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from inr_kernels import neighborhood_attention_2d_packed
+from inr_kernels import NeighborhoodAttention2D, neighborhood_attention_2d_packed
 
 from .conftest import DEVICE
 
@@ -69,4 +69,27 @@ def bench_attention(measure, smoke, shape, gradients, implementation):
         implementation=implementation,
         dtype=dtype,
         bytes=(12 if gradients else 4) * grad.numel() * grad.element_size(),
+        small=batch == 1,
     )
+
+
+@pytest.mark.parametrize("implementation", [name for name in IMPLEMENTATIONS if not name.startswith("eager")])
+def bench_module(measure, smoke, implementation):
+    """Module against module, with both projections, on the first shape."""
+    batch, size, heads, dim, kernel_size, dilation = (1, (6, 7), 2, 4, 3, 2) if smoke else SHAPES[0]
+    dtype = torch.bfloat16 if implementation.endswith("bf16") else torch.float32
+    module = NeighborhoodAttention2D
+    if implementation.startswith("natten"):
+        from natten import NeighborhoodAttention2D as module
+    layer = module(heads * dim, heads, kernel_size, dilation=dilation).to(DEVICE, dtype)
+    x = torch.randn(batch, *size, heads * dim, device=DEVICE).to(dtype)
+    with torch.no_grad():
+        measure(
+            lambda: layer(x),
+            op="neighborhood_attention",
+            case=f"module, {batch} x {size[0]} x {size[1]}, {heads} heads x {dim}, K {kernel_size}",
+            implementation=implementation,
+            dtype=dtype,
+            bytes=10 * x.numel() * x.element_size(),  # in, qkv and the attended out and in again, out
+            small=batch == 1,
+        )

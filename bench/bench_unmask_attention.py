@@ -17,7 +17,7 @@ CHANNELS = 64
 # (batch, side, percent of hole)
 SHAPES = {
     "cpu": [(1, 64, 0), (1, 64, 40), (1, 64, 80), (16, 16, 40)],
-    "cuda": [(16, 64, 0), (16, 64, 40), (16, 64, 80), (1, 256, 40)],
+    "cuda": [(1, 64, 40), (16, 64, 0), (16, 64, 40), (16, 64, 80), (1, 256, 40)],
 }[DEVICE]
 IMPLEMENTATIONS = ["eager", "matrix", "ours", "eager bf16", "ours bf16"]
 
@@ -64,4 +64,5 @@ def bench_attention(measure, smoke, shape, gradients, implementation):
         implementation=implementation,
         dtype=dtype,
         flops=2 * batch * CHANNELS * products,
+        small=feat.numel() <= 1 << 20,
     )
