@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from unmask_attention_cases import HOLES, Case, assert_as_accurate, mask_of
+from unmask_attention_cases import HOLES, SHAPES, Case, assert_as_accurate, mask_of
 
 from inr_kernels import unmask_attention
 
@@ -66,20 +66,6 @@ def test_as_accurate_as_eager(dtype, hole, mask_keys):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_as_accurate_as_eager_in_triton(dtype, hole, mask_keys):
     assert_as_accurate(Case((2, 20, 9, 11), hole, mask_keys), dtype, "triton")
-
-
-SHAPES = {
-    "one pixel": (1, 3, 1, 1),
-    "one row": (1, 4, 1, 67),
-    "one column": (2, 1, 50, 1),
-    "one channel": (1, 1, 9, 9),
-    "64 channels": (1, 64, 20, 31),
-    "65 channels": (1, 65, 11, 13),
-    "300 channels": (1, 300, 9, 9),
-    "many blocks": (1, 7, 40, 41),
-    "whole blocks": (1, 64, 32, 32),
-    "batch": (5, 6, 3, 4),
-}
 
 
 @pytest.mark.parametrize("name", SHAPES)
