@@ -166,13 +166,3 @@ def test_every_instruction_set(run_python, isa):
         "print(_C.isa())"
     )
     assert run_python(code, INR_KERNELS_ISA=isa).strip() in (isa, "generic")  # the machine may lack it
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_a_large_map_on_a_gpu(dtype):
-    feat, mask = torch.randn(1, 64, 256, 256, device="cuda").to(dtype), mask_of("some", 1, 256, 256).cuda()
-    tokens = feat.flatten(2).mT
-    expected = F.scaled_dot_product_attention(((1 - mask.flatten(2).mT) * tokens).to(dtype), tokens, tokens)
-    out = unmask_attention(feat, mask, backend="triton").flatten(2).mT
-    torch.testing.assert_close(out, expected, rtol=2e-2, atol=2e-2)
