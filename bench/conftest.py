@@ -28,6 +28,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 def pytest_addoption(parser):
     parser.addoption("--tiny", action="store_true", help="time tiny shapes, to try the benchmarks")
+    parser.addoption("--add", action="store_true", help="keep what was measured of the same cases in other runs")
     parser.addoption("--results", type=Path, default=RESULTS, help="the folder of the results")
 
 
@@ -56,14 +57,15 @@ def machine():
 def commit():
     """The commit that was measured; -dirty if the tree was not clean."""
     command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
-    return subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=False).stdout.strip()
+    done = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "an unknown commit"
 
 
 class Run:
     """The measurements of one session and the ceilings that they are held against."""
 
-    def __init__(self, folder, tiny=False):
-        self.folder, self.tiny = folder, tiny
+    def __init__(self, folder, tiny=False, add=False):
+        self.folder, self.tiny, self.add_to_cases = folder, tiny, add
         self.rows, self._ceilings, self._copy = [], {}, None
 
     def gemm(self, dtype):
@@ -92,9 +94,10 @@ class Run:
         stamp = {"commit": commit(), "command": "pytest " + " ".join(sys.argv[1:]), "date": time.strftime("%Y-%m-%d")}
         stamp |= {"gemm_flops": self._ceilings, "copy_bytes": self._copy}
         run = f"{stamp['commit']} {stamp['command']}"
-        fresh = {(row["op"], row["case"]) for row in self.rows}
+        key = ("op", "case", "implementation") if self.add_to_cases else ("op", "case")
+        fresh = {tuple(row[name] for name in key) for row in self.rows}
         old = json.loads(path.read_text()) if path.exists() else {"runs": {}, "rows": []}
-        rows = [row for row in old["rows"] if (row["op"], row["case"]) not in fresh]
+        rows = [row for row in old["rows"] if tuple(row[name] for name in key) not in fresh]
         rows += [row | {"run": run} for row in self.rows]
         kept = dict.fromkeys(row["run"] for row in rows if row["run"] != run)
         runs = {name: old["runs"][name] for name in kept} | {run: stamp}
@@ -133,7 +136,7 @@ def peak_bytes(run):
 
 @pytest.fixture(scope="session")
 def session_run(request):
-    return Run(request.config.getoption("results"), request.config.getoption("tiny"))
+    return Run(*map(request.config.getoption, ("results", "tiny", "add")))
 
 
 @pytest.fixture
