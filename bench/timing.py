@@ -8,7 +8,7 @@ import torch
 from inr_kernels.models.graphs import record
 
 FLUSH = 256 << 20  # bytes, several times the largest L2
-BUDGET = 0.3  # seconds for the rounds of one figure
+BUDGET, LEAST, MOST = 0.3, 5, 200  # seconds and rounds for one figure
 
 
 @functools.cache
@@ -16,27 +16,30 @@ def _flush_buffer():
     return torch.empty(FLUSH, dtype=torch.int8, device="cuda")
 
 
-def gpu_rounds(run, cold=False, least=7, most=200):
-    """Seconds of every round by CUDA events, one after the other, so that launches hide behind what runs.
+def gpu_rounds(run, cold=False):
+    """Seconds of every round by CUDA events: five to see how long it takes, then as many as fit the budget.
 
-    cold: every round starts from an L2 cache that holds something else.
+    All are started before any is waited for, so that launches hide behind what runs.
+    cold: every round begins with an L2 cache that holds something else.
     """
-    events, spent = [], 0.0
     run()
+    times = _timed(run, cold, LEAST)
+    rounds = min(MOST, int(BUDGET / statistics.median(times)))
+    return _timed(run, cold, rounds) if rounds > LEAST else times
+
+
+def _timed(run, cold, rounds):
     torch.cuda.synchronize()
-    while len(events) < least or (spent < BUDGET and len(events) < most):
-        some = []
-        for _ in range(min(least, 20)):
-            if cold:
-                _flush_buffer().zero_()
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            run()
-            end.record()
-            some.append((start, end))
-        torch.cuda.synchronize()
-        events += some
-        spent += sum(start.elapsed_time(end) for start, end in some) / 1e3
+    events = []
+    for _ in range(rounds):
+        if cold:
+            _flush_buffer().zero_()
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        run()
+        end.record()
+        events.append((start, end))
+    torch.cuda.synchronize()
     return [start.elapsed_time(end) / 1e3 for start, end in events]
 
 

@@ -1,6 +1,7 @@
 """bench/gpu_record.sh and its parts, as far as they go without a GPU."""
 
 import ast
+import contextlib
 import json
 import os
 import re
@@ -9,10 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from test_compile_only import KERNELS
 from triton.runtime.interpreter import InterpretedFunction
 
-from bench import one_call, report
+from bench import one_call, report, timing
+from inr_kernels._core import ceilings
 
 ROOT = Path(__file__).parents[1]
 MARK = re.compile(r"^(@|pytestmark = )pytest\.mark\.gpu", re.MULTILINE)
@@ -134,3 +137,54 @@ def test_gpu_tests_need_few_packages(file):
     ours = {path.stem for path in ROOT.glob("tests/*.py")} | {"inr_kernels", "bench"}
     foreign = {name.split(".")[0] for name in names} - sys.stdlib_module_names - ours
     assert foreign <= {"torch", "triton", "numpy", "pytest"}
+
+
+class Event:
+    """For CUDA's: the time by a clock of which a call takes a millisecond."""
+
+    clock = 0
+
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self):
+        self.at = Event.clock
+
+    def synchronize(self):
+        pass
+
+    def elapsed_time(self, end):
+        return float(end.at - self.at)
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
+    flushed = torch.zeros(1)
+    monkeypatch.setattr(timing, "_flush_buffer", lambda: flushed)
+
+
+def tick():
+    Event.clock += 1
+
+
+def test_times_on_a_gpu(fake_cuda, monkeypatch):
+    assert timing.figures(tick) == {"seconds": 1e-3, "spread": 0.0, "rounds": 200}
+    monkeypatch.setattr(timing, "record", lambda run, device: (None, tick))
+    assert timing.figures(tick, small=True).keys() >= {"cold_seconds", "graph_seconds"}
+
+    def refuse(run, device):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(timing, "record", refuse)
+    assert "graph_seconds" not in timing.figures(tick, small=True)
+    assert ceilings.best_seconds(tick, "cuda") == 1e-3
+
+
+def test_slow_calls_are_timed_a_few_times(fake_cuda):
+    def slow():
+        Event.clock += 500
+
+    assert timing.figures(slow)["rounds"] == 5

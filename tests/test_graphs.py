@@ -1,12 +1,15 @@
 """`model.graphed(shape)`: when a graph stands for the forward, and that both say the same. CUDA's part is played here
 by a forward that runs again into the same memory; test_on_gpu.py has the real one."""
 
+import contextlib
 import copy
 import pickle
+import traceback
 
 import pytest
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 import inr_kernels
 from inr_kernels.models import DEAR, IN2, DEARConfig, IN2Config, LaMa, LaMaConfig, graphs
@@ -215,3 +218,59 @@ def test_compiles_to_the_forward(captures):
     with torch.no_grad():
         assert torch.equal(torch.compile(lambda x: fast(x), backend="eager")(x), model(x))
     assert not captures
+
+
+class Waits(TorchFunctionMode):
+    """Notes, by line of ours, what would make the CPU wait for a GPU, or bring it numbers from the CPU."""
+
+    names = {"item", "tolist", "numpy", "cpu", "nonzero", "tensor", "as_tensor", "from_numpy", "equal", "unique"}
+    names |= {"__bool__", "__int__", "__float__", "__index__"}
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__name__", "") in self.names:
+            ours = [frame for frame in traceback.extract_stack() if "inr_kernels" in frame.filename]
+            self.found.add((function.__name__, ours[-1].name))
+        return function(*args, **(kwargs or {}))
+
+    def __enter__(self):
+        self.found = set()
+        return super().__enter__()
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_the_forward_never_waits(name):
+    """With Triton's kernels. `plan_bands` reads tables that stand on the CPU wherever the features are."""
+    model, (image, mask) = TINY[name]().eval(), pair(10, 12)
+    with torch.no_grad(), inr_kernels.backend("triton"), Waits() as waits:
+        model(image, mask)
+    assert waits.found <= {("tolist", "<genexpr>"), ("tolist", "plan_bands")}
+
+
+def test_records_on_a_side_stream(monkeypatch):
+    """The order of CUDA's calls, with what stands for CUDA."""
+    log = []
+
+    class Stream:
+        def wait_stream(self, other):
+            log.append("wait")
+
+    class Graph:
+        def replay(self):
+            log.append("replay")
+
+    @contextlib.contextmanager
+    def within(what):
+        log.append(f"enter {type(what).__name__}")
+        yield
+        log.append("leave")
+
+    for name, stand_in in {
+        "device": within, "stream": within, "graph": within, "Stream": Stream, "CUDAGraph": Graph,
+        "current_stream": Stream,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    out, replay = graphs.record(lambda: log.append("run") or 7, "a device")
+    replay()
+    warm = ["enter Stream", *["run"] * graphs.WARM_UP, "leave"]
+    assert log == ["enter str", "wait", *warm, "wait", "enter Graph", "run", "leave", "leave", "replay"]
+    assert out == 7
