@@ -22,6 +22,7 @@ SHAPES = {
     "cuda": [(1, (64, 64), 8, 32, 7, 1), (16, (64, 64), 8, 32, 7, 1), (16, (64, 64), 8, 32, 7, 9)],
 }[DEVICE]
 IMPLEMENTATIONS = ["eager", "ours", "eager bf16", "ours bf16"]
+IMPLEMENTATIONS += ["compile", "compile bf16"] if DEVICE == "cuda" else []
 IMPLEMENTATIONS += ["natten", "natten bf16"] if importlib.util.find_spec("natten") else []
 
 
@@ -43,7 +44,7 @@ def natten(qkv, kernel_size, dilation):
     return na2d(*qkv.unbind(3), kernel_size=kernel_size, dilation=dilation)
 
 
-RUNS = {"eager": dense, "ours": ours, "natten": natten}
+RUNS = {"eager": dense, "compile": torch.compile(dense), "ours": ours, "natten": natten}
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -73,7 +74,7 @@ def bench_attention(measure, smoke, shape, gradients, implementation):
     )
 
 
-@pytest.mark.parametrize("implementation", [name for name in IMPLEMENTATIONS if not name.startswith("eager")])
+@pytest.mark.parametrize("implementation", [name for name in IMPLEMENTATIONS if name.split()[0] in ("ours", "natten")])
 def bench_module(measure, smoke, implementation):
     """Module against module, with both projections, on the first shape."""
     batch, size, heads, dim, kernel_size, dilation = (1, (6, 7), 2, 4, 3, 2) if smoke else SHAPES[0]

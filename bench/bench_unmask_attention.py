@@ -20,6 +20,7 @@ SHAPES = {
     "cuda": [(1, 64, 40), (16, 64, 0), (16, 64, 40), (16, 64, 80), (1, 256, 40)],
 }[DEVICE]
 IMPLEMENTATIONS = ["eager", "matrix", "ours", "eager bf16", "ours bf16"]
+IMPLEMENTATIONS += ["compile", "compile bf16"] if DEVICE == "cuda" else []
 
 
 def eager(feat, mask):
@@ -41,7 +42,7 @@ def products(known, tokens, gradients=False):
     return 2 * known * tokens + (5 * known * known + 7 * known * (tokens - known) if gradients else 0)
 
 
-RUN = {"eager": eager, "matrix": matrix, "ours": unmask_attention}
+RUN = {"eager": eager, "matrix": matrix, "compile": torch.compile(eager), "ours": unmask_attention}
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

@@ -1,4 +1,4 @@
-"""`python -m bench.one_call OP`: an op's first call, forward and backward, on Triton's kernels where there is a GPU.
+"""`python -m bench.one_call OP`: an op's first call, forward and backward; on a GPU, of each of its GPU backends.
 
 Prints how long it takes from the import to the result: with an empty TRITON_CACHE_DIR, compiling included. With --small
 every kernel of the op runs, on a few pixels: what compute-sanitizer is to look at.
@@ -10,11 +10,13 @@ BEGIN = time.perf_counter()
 
 import argparse  # noqa: E402
 import contextlib  # noqa: E402
+import sys  # noqa: E402
 from functools import partial  # noqa: E402
 
 import torch  # noqa: E402
 
 import inr_kernels  # noqa: E402
+from inr_kernels._core.dispatch import OPS  # noqa: E402
 
 IMPORTED = time.perf_counter()
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -70,25 +72,44 @@ CALLS = [local_implicit, elementwise_filter, unmask_attention, neighborhood_atte
 CALLS = {call.__name__: call for call in CALLS}
 
 
+def kernels(op):
+    """The op's GPU backends; on a CPU its default."""
+    return [name for name in OPS[op].backends if name not in ("cpu", "reference")] if DEVICE == "cuda" else [None]
+
+
+def times(op, small, backend):
+    """The seconds of the op's first call and of its gradients, in words."""
+    marks = []
+    with inr_kernels.backend(backend) if backend else contextlib.nullcontext():
+        for run, leaves in CALLS[op](small):
+            begin = time.perf_counter()
+            try:
+                out = run()
+            except RuntimeError as error:
+                if "cannot run" not in str(error):
+                    raise
+                print(error)
+                continue
+            assert out.isfinite().all()  # waits for it
+            middle = time.perf_counter()
+            assert all(grad.isfinite().all() for grad in torch.autograd.grad(out.float().square().sum(), leaves))
+            marks.append((middle - begin, time.perf_counter() - middle))
+    if not marks:
+        sys.exit(f"{backend} takes none of these calls")
+    return "first result {:.2f} s, gradients {:.2f} s".format(*marks[0])
+
+
 def main():
-    """Prints a line of times."""
+    """Prints a line of times for each backend."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("op", choices=CALLS)
     parser.add_argument("--small", action="store_true", help="all kernels, on a few pixels")
-    parser.add_argument("--backend", default="triton" if DEVICE == "cuda" else None)
+    parser.add_argument("--backend", help="this one alone")
     args = parser.parse_args()
     torch.ones(1, device=DEVICE).item()
-    marks = [BEGIN, IMPORTED, time.perf_counter()]
-    with inr_kernels.backend(args.backend) if args.backend else contextlib.nullcontext():
-        for run, leaves in CALLS[args.op](args.small):
-            out = run()
-            assert out.isfinite().all()  # waits for it
-            marks.append(time.perf_counter())
-            assert all(grad.isfinite().all() for grad in torch.autograd.grad(out.float().square().sum(), leaves))
-            marks.append(time.perf_counter())
-    spans = zip(("import", "device", "first result", "gradients"), marks, marks[1:], strict=False)
-    times = ", ".join(f"{name} {end - begin:.2f} s" for name, begin, end in spans)
-    print(f"{args.op} ({args.backend or 'default'} on {DEVICE}): {times}; in all {marks[-1] - BEGIN:.2f} s")
+    start = f"import {IMPORTED - BEGIN:.2f} s, device {time.perf_counter() - IMPORTED:.2f} s"
+    for backend in [args.backend] if args.backend else kernels(args.op):
+        print(f"{args.op} ({backend or 'default'} on {DEVICE}): {start}, {times(args.op, args.small, backend)}")
 
 
 if __name__ == "__main__":

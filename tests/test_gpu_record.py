@@ -35,8 +35,9 @@ def test_the_script_runs_to_its_end(tmp_path):
     *_, header, line = done.stdout.splitlines()
     assert header.split() == ["op", "shape", "dtype", "ours", "eager", "compile", "peer", "of", "ceiling"]
     assert line.split()[:2] == ["fourier_unit", "Fourier"]
-    logs = {path.stem for path in out.glob("*.log")}
-    assert logs == {"first-elementwise_filter", "tests", "check-elementwise_filter", "bench"}
+    logs = re.findall(r"^==> (.*)\.log <==$", (out / "record.log").read_text(), re.MULTILINE)
+    assert logs == ["bench", "check-elementwise_filter", "first-elementwise_filter", "tests"]
+    assert len(list(out.glob("[!.]*"))) == 3
     assert json.loads(next(out.glob("*.json")).read_text())["rows"]
     assert (out / "table.txt").read_text().splitlines() == [header, line]
 
@@ -45,7 +46,8 @@ def test_a_part_that_fails_stops_no_other(tmp_path):
     done = record("--smoke", tmp_path, PYTHON="false")
     assert done.returncode == 1
     parts = ["first-elementwise_filter", "tests", "check-elementwise_filter", "bench"]
-    assert [line.split()[:3] for line in done.stdout.splitlines()[:4]] == [["FAILED", part, "(1),"] for part in parts]
+    failed = [line.split()[:3] for line in done.stdout.splitlines() if line.startswith("FAILED")]
+    assert failed == [["FAILED", part, "(1),"] for part in parts]
     assert done.stdout.splitlines()[-1] == "did not go well: " + " ".join(sorted(parts)) + " "
 
 
@@ -65,7 +67,8 @@ def test_what_is_run_where_there_is_a_gpu(tmp_path):
         assert asked.count(f"-m bench.one_call {op} --small") == 2
         assert sum("tests/test_on_gpu.py" in call and op in call for call in asked) == 3
     for path in ROOT.glob("bench/bench_*.py"):
-        assert sum(f"bench/{path.name}" in call for call in asked) == 2
+        calls = [call for call in asked if f"bench/{path.name}" in call]
+        assert len(calls) == 2 or (len(calls) == 1 and "compile" not in path.read_text())
     assert not [path for path in ON_A_GPU if not any(f"tests/{path.name}" in call for call in asked)]
     assert not [call for call in asked if "--results" in call]  # its path would stand in the results
 
