@@ -111,7 +111,7 @@ class Case:
         leaves = x.requires_grad_(), self.laid_out(kernel).requires_grad_()
         out = elementwise_filter(*leaves, **self.options(rounded), backend=backend)
         generator = torch.Generator(out.device).manual_seed(1)
-        grad = torch.randn(out.shape, dtype=torch.float64, generator=generator).to(rounded).to(dtype)
+        grad = torch.randn(out.shape, dtype=torch.float64, device=out.device, generator=generator).to(rounded).to(dtype)
         grads = torch.autograd.grad(out, leaves, grad, allow_unused=True, materialize_grads=True)
         return [out.detach(), *grads]
 

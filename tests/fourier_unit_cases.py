@@ -57,7 +57,9 @@ class Case:
         statistics = [t.to(kept).to(parameters) for t in self.statistics]
         form = {"training": self.training, "groups": self.groups, "norm": self.norm}
         out = fourier_unit(*leaves, *statistics, **form, backend=backend, **options)
-        grad = torch.randn(out.shape, dtype=torch.float64, generator=torch.Generator(out.device).manual_seed(1))
+        grad = torch.randn(
+            out.shape, dtype=torch.float64, device=out.device, generator=torch.Generator(out.device).manual_seed(1)
+        )
         grads = torch.autograd.grad(out, leaves, grad.to(rounded).to(dtype))
         return [out.detach(), *grads, *statistics]
 

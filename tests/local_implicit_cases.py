@@ -121,7 +121,7 @@ class Case:
         if not gradients:
             return [out]
         generator = torch.Generator(out.device).manual_seed(1)
-        grad = torch.randn(out.shape, dtype=torch.float64, generator=generator).to(rounded).to(dtype)
+        grad = torch.randn(out.shape, dtype=torch.float64, device=out.device, generator=generator).to(rounded).to(dtype)
         return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
 
 

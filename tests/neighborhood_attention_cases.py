@@ -90,7 +90,10 @@ class Case:
         run = neighborhood_attention_2d_packed if self.layout == "packed" else neighborhood_attention_2d
         out, lse = run(*leaves, self.kernel_size, rpb=rpb, **self.options(), return_lse=True, backend=backend)
         generator = torch.Generator(out.device).manual_seed(1)
-        grads = [torch.randn(t.shape, dtype=torch.float64, generator=generator).to(rounded) for t in (out, lse)]
+        grads = [
+            torch.randn(t.shape, dtype=torch.float64, device=t.device, generator=generator).to(rounded)
+            for t in (out, lse)
+        ]
         inputs = leaves if rpb is None else [*leaves, rpb]
         results = torch.autograd.grad(
             (out, lse), inputs, [g.to(t.dtype) for g, t in zip(grads, (out, lse), strict=True)]
