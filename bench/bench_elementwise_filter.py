@@ -17,9 +17,11 @@ from .conftest import DEVICE
 
 SHAPES = {
     "cpu": [(1, 256, 64, 64), (16, 256, 16, 16), (1, 3, 512, 512)],
-    "cuda": [(16, 256, 64, 64), (16, 256, 16, 16), (8, 3, 1024, 1024)],
+    # DEAR's latent of a picture of 256², one and sixteen; of 64² in training; a map of 256²; kernels on pictures
+    "cuda": [(1, 256, 64, 64), (16, 256, 64, 64), (16, 256, 16, 16), (1, 256, 256, 256), (8, 3, 1024, 1024)],
 }[DEVICE]
 IMPLEMENTATIONS = ["eager", "stack", "compile", "ours", "eager bf16", "ours bf16"]
+IMPLEMENTATIONS += ["compile bf16"] if DEVICE == "cuda" else []
 
 
 def unfold(x, logits):
@@ -73,4 +75,5 @@ def bench_filter(measure, smoke, shape, gradients, implementation):
         implementation=implementation,
         dtype=dtype,
         bytes=(32 if gradients else 11) * x.numel() * x.element_size(),
+        small=x.numel() <= 1 << 20,
     )

@@ -89,6 +89,7 @@ def bench_block(measure, smoke, shape, implementation):
             implementation=implementation,
             dtype=dtype,
             flops=2 * flops(channels, side)[1],
+            small=True,
         )
 
 
@@ -106,6 +107,7 @@ def bench_unit(measure, smoke, shape, implementation):
             implementation=implementation,
             dtype=torch.float32,
             flops=flops(channels, side)[0],
+            small=True,
         )
 
 

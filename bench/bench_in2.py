@@ -17,6 +17,7 @@ from .conftest import DEVICE
 
 SMOKE = IN2Config(channels=(16, 16, 32), blocks=1, heads=4, hidden=(16, 16))
 IMPLEMENTATIONS = ["eager", "ours", "eager bf16", "ours bf16"]
+ON_A_GPU = ["compile", "compile bf16", "ours graphed", "ours graphed bf16"] if DEVICE == "cuda" else []
 
 
 def upsampling_flops(channels, hidden, outputs, pixels, queries):
@@ -36,21 +37,54 @@ def flops(config, size):
     return total
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("size", [(512, 512), (683, 384)])
-def bench_picture(measure, smoke, size, implementation):
+def problem(smoke, size, dtype, reference=False):
+    """An IN² of the paper's size, or a tiny one, and a picture whose first quarter is a hole."""
     config, size = (SMOKE, (24, 17)) if smoke else (IN2Config(), size)
-    dtype = torch.bfloat16 if implementation.endswith("bf16") else torch.float32
-    model = IN2(config, reference=implementation.startswith("eager")).to(DEVICE, dtype).eval()
+    model = IN2(config, reference=reference).to(DEVICE, dtype).eval()
     image, mask = torch.rand(1, 3, *size, device=DEVICE), torch.zeros(1, 1, *size, device=DEVICE)
     mask[..., : size[0] // 2, : size[1] // 2] = 1
+    return model, image, mask
+
+
+@pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation for complex")
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS + ON_A_GPU)
+@pytest.mark.parametrize("size", [(512, 512), (683, 384)])
+def bench_picture(measure, smoke, size, implementation):
+    dtype = torch.bfloat16 if implementation.endswith("bf16") else torch.float32
+    kind = implementation.removesuffix(" bf16")
+    model, image, mask = problem(smoke, size, dtype, reference=kind in ("eager", "compile"))
+    run = {"compile": torch.compile, "ours graphed": lambda model: model.graphed(image.shape)}.get(kind)
+    run = run(model) if run else model
+    with torch.no_grad():
+        measure(
+            lambda: run(image, mask),
+            op="in2",
+            case=f"{image.shape[2]} x {image.shape[3]}",
+            implementation=implementation,
+            dtype=dtype,
+            flops=flops(model.config, image.shape[2:]),
+            rounds=3,
+        )
+
+
+@pytest.mark.parametrize("implementation", ["eager", "ours"])
+def bench_training(measure, smoke, implementation):
+    """A step on L1 alone; what the paper's other losses cost, both pay."""
+    side = 256 if DEVICE == "cuda" else 64
+    model, image, mask = problem(smoke, (side, side), torch.float32, reference=implementation == "eager")
+    model.train()
+
+    def step():
+        (model.predict(image, mask) - image).abs().mean().backward()
+        model.zero_grad()
+
     measure(
-        lambda: model.inpaint(image, mask),
+        step,
         op="in2",
-        case=f"{size[0]} x {size[1]}",
+        case=f"training step, {image.shape[2]} x {image.shape[3]}",
         implementation=implementation,
-        dtype=dtype,
-        flops=flops(config, size),
+        dtype=torch.float32,
+        flops=3 * flops(model.config, image.shape[2:]),
         rounds=3,
     )
 

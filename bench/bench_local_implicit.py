@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from inr_kernels import LocalImplicitDecoder
+from inr_kernels._core.dispatch import OPS
 from inr_kernels.local_implicit.functional import Form, hoist_features
 from inr_kernels.local_implicit.reference import local_implicit, pixel_centres
 
@@ -18,6 +19,8 @@ from .conftest import DEVICE
 
 HIDDEN, CHANNELS = (256,) * 4, 64
 FORWARD = ["eager", "compile", "ours", "ours render", "eager bf16", "ours bf16", "ours render bf16"]
+FORWARD += ["compile bf16"] if DEVICE == "cuda" else []
+FORWARD += ["ours cuda bf16"] if DEVICE == "cuda" and "cuda" in OPS["local_implicit"].backends else []
 SHAPES = {"cpu": {"map": 64, "scale": 4, "batch": 16}, "cuda": {"map": 256, "scale": 4, "batch": 16}}[DEVICE]
 
 
@@ -54,15 +57,16 @@ def bench_forward(measure, smoke, implementation):
     coord, cell = grid(n, DEVICE), torch.full((1, 2), 2 / n, device=DEVICE)
     weights, biases = parameters(decoder)
 
-    def query():
+    def query(backend=None):
         decoder._hoisted._entry = None  # each round pays for the whole
-        return decoder(feat, coord, cell)
+        return decoder(feat, coord, cell, backend=backend)
 
     whole = cell[:, None].expand(coord.shape)
     run = {
         "eager": lambda: local_implicit(feat, coord, whole, weights, biases),
         "compile": lambda: compiled_reference()(feat, coord, whole, weights, biases),
         "ours": query,
+        "ours cuda": lambda: query("cuda"),
         "ours render": lambda: decoder.render(feat, (n, n)),
     }[implementation.removesuffix(" bf16")]
     with torch.no_grad():
@@ -119,15 +123,16 @@ def bench_training_step(measure, smoke, implementation):
     )
 
 
-@pytest.mark.parametrize("implementation", ["eager", "ours"])
+@pytest.mark.parametrize("implementation", ["eager", "ours", *(["ours bf16"] if DEVICE == "cuda" else [])])
 def bench_ensemble_first(measure, smoke, implementation):
     side, n = (4, 8) if smoke else (SHAPES["map"], 4 * SHAPES["map"])
+    dtype = torch.bfloat16 if implementation.endswith("bf16") else torch.float32
     decoder = LocalImplicitDecoder(
         CHANNELS, out_channels=64, hidden=(256, 256, 256), feat_unfold=False, ensemble_after="first"
     )
-    decoder.to(DEVICE)
+    decoder.to(DEVICE, dtype)
     form = Form(False, True, "first")
-    feat, coord = torch.randn(1, CHANNELS, side, side, device=DEVICE), grid(n, DEVICE)
+    feat, coord = torch.randn(1, CHANNELS, side, side, device=DEVICE).to(dtype), grid(n, DEVICE)
     cell, (weights, biases) = torch.full(coord.shape, 2 / n, device=DEVICE), parameters(decoder)
 
     def ours():
@@ -139,11 +144,11 @@ def bench_ensemble_first(measure, smoke, implementation):
 
     with torch.no_grad():
         measure(
-            ours if implementation == "ours" else eager,
+            eager if implementation == "eager" else ours,
             op="local_implicit",
             case=f"ensemble first (INRB), {side}² → {n}²",
             implementation=implementation,
-            dtype=torch.float32,
+            dtype=dtype,
             flops=2 * (n * n * (258 * 256 + 256 * 256 + 256 * 64 + 4 * 3 * 256) + side * side * 256 * CHANNELS),
         )
 

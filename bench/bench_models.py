@@ -5,6 +5,7 @@ multi-layer perceptrons a query. The floor: every convolution, attention of the 
 hoist (`bench_local_implicit` says what that is).
 """
 
+import functools
 import itertools
 
 import pytest
@@ -12,11 +13,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from inr_kernels.models import DEAR, DEARConfig
+from inr_kernels.models.dear import dear_loss, sample_queries
 
 from .conftest import DEVICE
 
 SMOKE = DEARConfig(channels=8, features=4, blocks=1, filter_blocks=1, hidden=(8, 8))
 HOLE = 0.25  # of the picture
+IMPLEMENTATIONS = ["eager", "ours", "eager bf16", "ours bf16"]
+IMPLEMENTATIONS += ["compile", "compile bf16", "ours graphed", "ours graphed bf16"] if DEVICE == "cuda" else []
 
 
 def network(smoke, dtype, reference=False):
@@ -46,15 +50,20 @@ def flops(config, mask, n):
     return convolutions + 2 * (2 * features * known * pixels + decoding + hoist)
 
 
-@pytest.mark.parametrize("implementation", ["eager", "ours", "eager bf16", "ours bf16"])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def bench_dear(measure, smoke, implementation):
-    side, n = (8, 16) if smoke else (64, 256)
+    side, n = (8, 16) if smoke else (256, 1024) if DEVICE == "cuda" else (64, 256)
     dtype = torch.bfloat16 if implementation.endswith("bf16") else torch.float32
-    model = network(smoke, dtype, reference=implementation.startswith("eager"))
+    kind = implementation.removesuffix(" bf16")
+    model = network(smoke, dtype, reference=kind in ("eager", "compile"))
     image, mask = picture(side, dtype)
+    if kind == "ours graphed":
+        run = functools.partial(model.graphed(image.shape, (n, n)), image, mask)
+    else:
+        run = functools.partial(torch.compile(model) if kind == "compile" else model, image, mask, (n, n))
     with torch.no_grad():
         measure(
-            lambda: model(image, mask, (n, n)),
+            run,
             op="models",
             case=f"DEAR, {side}² → {n}²",
             implementation=implementation,
@@ -64,9 +73,10 @@ def bench_dear(measure, smoke, implementation):
 
 
 @pytest.mark.parametrize("implementation", ["ours", "ours bf16"])
-def bench_dear_large(measure, smoke, implementation):
+@pytest.mark.parametrize("side", [256] if DEVICE == "cpu" else [512])
+def bench_dear_large(measure, smoke, side, implementation):
     """Plain PyTorch would take minutes here, and gigabytes."""
-    side, n = (9, 21) if smoke else (256, 1024)
+    side, n = (9, 21) if smoke else (side, 4 * side)
     dtype = torch.bfloat16 if implementation.endswith("bf16") else torch.float32
     model = network(smoke, dtype)
     image, mask = picture(side, dtype)
@@ -80,3 +90,28 @@ def bench_dear_large(measure, smoke, implementation):
             flops=flops(model.config, mask, n),
             rounds=1,
         )
+
+
+@pytest.mark.parametrize("implementation", ["eager", "ours"])
+def bench_dear_training(measure, smoke, implementation):
+    """A step of eq. 10: encode, colours of random pixels of a picture four times as large, the rebuilt input."""
+    batch, side, queries = (1, 8, 5) if smoke else (16, 64, 2304) if DEVICE == "cuda" else (2, 32, 384)
+    model = network(smoke, torch.float32, reference=implementation == "eager").train()
+    image, mask = (t.expand(batch, -1, -1, -1) for t in picture(side, torch.float32))
+    coord, cell, rgb = sample_queries(torch.rand(batch, 3, 4 * side, 4 * side, device=DEVICE), queries)
+
+    def step():
+        encoded, kernels, seen = model.encode(image, mask)
+        colours = model.decode(encoded, seen, coord, cell if model.config.cell_decode else None)
+        dear_loss(colours, rgb, model.reconstruct(image, mask, kernels), image).backward()
+        model.zero_grad()
+
+    measure(
+        step,
+        op="models",
+        case=f"DEAR, training step, {batch} x {side}², {queries} queries each",
+        implementation=implementation,
+        dtype=torch.float32,
+        flops=3 * batch * flops(model.config, mask[:1], queries**0.5),
+        rounds=3,
+    )

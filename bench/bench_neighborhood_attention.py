@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from inr_kernels import neighborhood_attention_2d_packed
+from inr_kernels import NeighborhoodAttention2D, neighborhood_attention_2d_packed
 
 from .conftest import DEVICE
 
@@ -22,6 +22,7 @@ SHAPES = {
     "cuda": [(1, (64, 64), 8, 32, 7, 1), (16, (64, 64), 8, 32, 7, 1), (16, (64, 64), 8, 32, 7, 9)],
 }[DEVICE]
 IMPLEMENTATIONS = ["eager", "ours", "eager bf16", "ours bf16"]
+IMPLEMENTATIONS += ["compile", "compile bf16"] if DEVICE == "cuda" else []
 IMPLEMENTATIONS += ["natten", "natten bf16"] if importlib.util.find_spec("natten") else []
 
 
@@ -43,7 +44,7 @@ def natten(qkv, kernel_size, dilation):
     return na2d(*qkv.unbind(3), kernel_size=kernel_size, dilation=dilation)
 
 
-RUNS = {"eager": dense, "ours": ours, "natten": natten}
+RUNS = {"eager": dense, "compile": torch.compile(dense), "ours": ours, "natten": natten}
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -69,4 +70,27 @@ def bench_attention(measure, smoke, shape, gradients, implementation):
         implementation=implementation,
         dtype=dtype,
         bytes=(12 if gradients else 4) * grad.numel() * grad.element_size(),
+        small=batch == 1,
     )
+
+
+@pytest.mark.parametrize("implementation", [name for name in IMPLEMENTATIONS if name.split()[0] in ("ours", "natten")])
+def bench_module(measure, smoke, implementation):
+    """Module against module, with both projections, on the first shape."""
+    batch, size, heads, dim, kernel_size, dilation = (1, (6, 7), 2, 4, 3, 2) if smoke else SHAPES[0]
+    dtype = torch.bfloat16 if implementation.endswith("bf16") else torch.float32
+    module = NeighborhoodAttention2D
+    if implementation.startswith("natten"):
+        from natten import NeighborhoodAttention2D as module
+    layer = module(heads * dim, heads, kernel_size, dilation=dilation).to(DEVICE, dtype)
+    x = torch.randn(batch, *size, heads * dim, device=DEVICE).to(dtype)
+    with torch.no_grad():
+        measure(
+            lambda: layer(x),
+            op="neighborhood_attention",
+            case=f"module, {batch} x {size[0]} x {size[1]}, {heads} heads x {dim}, K {kernel_size}",
+            implementation=implementation,
+            dtype=dtype,
+            bytes=10 * x.numel() * x.element_size(),  # in, qkv and the attended out and in again, out
+            small=batch == 1,
+        )

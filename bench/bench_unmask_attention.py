@@ -17,9 +17,10 @@ CHANNELS = 64
 # (batch, side, percent of hole)
 SHAPES = {
     "cpu": [(1, 64, 0), (1, 64, 40), (1, 64, 80), (16, 16, 40)],
-    "cuda": [(16, 64, 0), (16, 64, 40), (16, 64, 80), (1, 256, 40)],
+    "cuda": [(1, 64, 40), (16, 64, 0), (16, 64, 40), (16, 64, 80), (1, 256, 40)],
 }[DEVICE]
 IMPLEMENTATIONS = ["eager", "matrix", "ours", "eager bf16", "ours bf16"]
+IMPLEMENTATIONS += ["compile", "compile bf16"] if DEVICE == "cuda" else []
 
 
 def eager(feat, mask):
@@ -36,7 +37,12 @@ def matrix(feat, mask):
     return (scores.softmax(2) @ tokens).mT.reshape(feat.shape)
 
 
-RUN = {"eager": eager, "matrix": matrix, "ours": unmask_attention}
+def products(known, tokens, gradients=False):
+    """Multiply-adds of an image, for each channel."""
+    return 2 * known * tokens + (5 * known * known + 7 * known * (tokens - known) if gradients else 0)
+
+
+RUN = {"eager": eager, "matrix": matrix, "compile": torch.compile(eager), "ours": unmask_attention}
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -56,12 +62,12 @@ def bench_attention(measure, smoke, shape, gradients, implementation):
         if gradients:
             torch.autograd.grad(out, feat, grad)
 
-    products = 2 * known * tokens + (5 * known * known + 7 * known * (tokens - known) if gradients else 0)
     measure(
         step,
         op="unmask_attention",
         case=f"{'forward+backward' if gradients else 'forward'}, {batch} x {side}², {percent} % hole",
         implementation=implementation,
         dtype=dtype,
-        flops=2 * batch * CHANNELS * products,
+        flops=2 * batch * CHANNELS * products(known, tokens, gradients),
+        small=feat.numel() <= 1 << 20,
     )

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import gc
 import json
 import os
@@ -16,12 +17,22 @@ from pathlib import Path
 import pytest
 import torch
 
+import inr_kernels
 from inr_kernels._core import ceilings, native
+
+from . import timing
 
 RESULTS = Path(__file__).parent / "results"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def pytest_addoption(parser):
+    parser.addoption("--tiny", action="store_true", help="time tiny shapes, to try the benchmarks")
+    parser.addoption("--add", action="store_true", help="keep what was measured of the same cases in other runs")
+    parser.addoption("--results", type=Path, default=RESULTS, help="the folder of the results")
+
+
+@functools.cache
 def machine():
     """What the numbers were measured on."""
     versions = {"python": platform.python_version(), "torch": torch.__version__}
@@ -42,41 +53,51 @@ def machine():
     return {"name": name, "instruction set": library.isa() if library else "not built", **versions}
 
 
+@functools.cache
 def commit():
     """The commit that was measured; -dirty if the tree was not clean."""
     command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
-    return subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=False).stdout.strip()
+    done = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "an unknown commit"
 
 
 class Run:
     """The measurements of one session and the ceilings that they are held against."""
 
-    def __init__(self):
+    def __init__(self, folder, tiny=False, add=False):
+        self.folder, self.tiny, self.add_to_cases = folder, tiny, add
         self.rows, self._ceilings, self._copy = [], {}, None
 
     def gemm(self, dtype):
         name = str(dtype).removeprefix("torch.")
         if name not in self._ceilings:
-            self._ceilings[name] = ceilings.gemm_flops(DEVICE, dtype)
+            self._ceilings[name] = ceilings.gemm_flops(DEVICE, dtype, 128 if self.tiny else None)
         return self._ceilings[name]
 
     def copy(self):
         """Bytes/s of a large copy."""
         if self._copy is None:
-            self._copy = ceilings.copy_bytes(DEVICE)
+            self._copy = ceilings.copy_bytes(DEVICE, 1 << 20 if self.tiny else None)
         return self._copy
 
-    def save(self):
+    def add(self, row):
+        """Keeps a row, and saves all."""
+        self.rows.append(row)
+        self._save()
+
+    def _save(self):
         """Merges with what this machine's file holds of other benchmarks; never half a file."""
         about = machine()
         slug = re.sub(r"[^a-z0-9]+", "-", about["name"].lower()).strip("-")
-        path = RESULTS / f"{slug}.json"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{slug}.json"
         stamp = {"commit": commit(), "command": "pytest " + " ".join(sys.argv[1:]), "date": time.strftime("%Y-%m-%d")}
         stamp |= {"gemm_flops": self._ceilings, "copy_bytes": self._copy}
         run = f"{stamp['commit']} {stamp['command']}"
-        fresh = {(row["op"], row["case"]) for row in self.rows}
+        key = ("op", "case", "implementation") if self.add_to_cases else ("op", "case")
+        fresh = {tuple(row[name] for name in key) for row in self.rows}
         old = json.loads(path.read_text()) if path.exists() else {"runs": {}, "rows": []}
-        rows = [row for row in old["rows"] if (row["op"], row["case"]) not in fresh]
+        rows = [row for row in old["rows"] if tuple(row[name] for name in key) not in fresh]
         rows += [row | {"run": run} for row in self.rows]
         kept = dict.fromkeys(row["run"] for row in rows if row["run"] != run)
         runs = {name: old["runs"][name] for name in kept} | {run: stamp}
@@ -116,28 +137,34 @@ def peak_bytes(run):
 
 @pytest.fixture(scope="session")
 def session_run(request):
-    run = Run()
-    yield run
-    if run.rows and not request.config.getoption("benchmark_disable"):
-        run.save()
+    return Run(*map(request.config.getoption, ("results", "tiny", "add")))
 
 
 @pytest.fixture
 def smoke(request):
     """Whether this run only checks that every benchmark works: then shapes are tiny."""
-    return request.config.getoption("benchmark_disable")
+    return request.config.getoption("benchmark_disable") or request.config.getoption("tiny")
+
+
+@pytest.fixture(autouse=True)
+def kernels_at_a_wish():
+    """On a GPU no kernel is the default yet: "ours" asks for Triton's."""
+    with inr_kernels.backend("triton") if DEVICE == "cuda" else contextlib.nullcontext():
+        yield
 
 
 @pytest.fixture
-def measure(benchmark, session_run, smoke):
+def measure(benchmark, session_run, request):
     """measure(run, op=, case=, implementation=, dtype=, flops= or bytes=, rounds=): times run(), keeps a row.
 
     flops: what the implementation has to do at least; held against a matrix product of the same dtype in this run.
     bytes: what it has to read and write at least; held against a large copy in this run.
+    small: whether a GPU is also to be timed with a cold L2, and on the call's CUDA graph.
+    Every row is saved at once: what comes later may fail, or be stopped.
     """
 
-    def measure(run, *, op, case, implementation, dtype, flops=None, bytes=None, rounds=7, **notes):
-        if smoke:
+    def measure(run, *, op, case, implementation, dtype, flops=None, bytes=None, rounds=7, small=False, **notes):
+        if request.config.getoption("benchmark_disable"):
             return benchmark.pedantic(run, rounds=1)
 
         def synchronized():
@@ -148,19 +175,25 @@ def measure(benchmark, session_run, smoke):
         row["dtype"] = str(dtype).removeprefix("torch.")
         try:
             synchronized()
-            benchmark.pedantic(synchronized, rounds=rounds, warmup_rounds=1)
+            benchmark.pedantic(synchronized, rounds=1 if DEVICE == "cuda" else rounds, warmup_rounds=1)
+            if DEVICE == "cuda":
+                row |= timing.figures(run, small)
+            else:
+                stats = benchmark.stats.stats
+                row |= {"seconds": stats.median, "spread": stats.iqr, "rounds": rounds}
         except torch.OutOfMemoryError:
-            session_run.rows.append(row | {"seconds": None} | notes)
+            session_run.add(row | {"seconds": None} | notes)
             pytest.fail("out of memory: printed in the report as such")
-        stats = benchmark.stats.stats
-        row |= {"seconds": stats.median, "spread": stats.iqr, "rounds": rounds}
+        except Exception as error:
+            session_run.add(row | {"seconds": None, "error": f"{type(error).__name__}: {error}"[:300]} | notes)
+            raise
         if flops is not None:
-            row |= {"flops": flops, "of_gemm": flops / stats.median / session_run.gemm(dtype)}
+            row |= {"flops": flops, "of_gemm": flops / row["seconds"] / session_run.gemm(dtype)}
         if bytes is not None:
-            row |= {"bytes": bytes, "of_copy": bytes / stats.median / session_run.copy()}
+            row |= {"bytes": bytes, "of_copy": bytes / row["seconds"] / session_run.copy()}
         row |= {"peak_bytes": peak_bytes(run), **notes}
         benchmark.extra_info.update(row)
-        session_run.rows.append(row)
+        session_run.add(row)
         return None
 
     return measure

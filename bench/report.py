@@ -1,5 +1,9 @@
-"""`python -m bench.report`: the README's table, bench/README.md's and a plot per op, from bench/results/*.json."""
+"""`python -m bench.report`: the README's table, bench/README.md's and a plot per op, from bench/results/*.json.
 
+`python -m bench.report FILE` prints one of these as one table: what ours, eager, torch.compile and a peer take.
+"""
+
+import argparse
 import json
 import os
 import re
@@ -33,8 +37,19 @@ def speed_up(row, rows):
 
 
 def seconds(value):
-    """1.23 s or 4.56 ms."""
+    """1.23 s, 4.56 ms or 7.89 µs."""
+    if value < 1e-4:
+        return f"{value * 1e6:.3g} µs"
     return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.3g} ms"
+
+
+def took(row):
+    """A row's time; on a GPU that of a small call as a CUDA graph, and with a cold L2, too."""
+    if row["seconds"] is None:
+        return "failed" if "error" in row else "out of memory"
+    beside = [(name, row.get(f"{name}_seconds")) for name in ("graph", "cold")]
+    beside = ", ".join(f"{name} {seconds(value)}" for name, value in beside if value)
+    return seconds(row["seconds"]) + (f" ({beside})" if beside else "")
 
 
 def cell(row, rows):
@@ -42,10 +57,15 @@ def cell(row, rows):
     if row is None:
         return ""
     if row["seconds"] is None:
-        return "out of memory"
-    faster, fraction = speed_up(row, rows), row["of_copy"] if "of_copy" in row else row["of_gemm"]
-    text = f"{seconds(row['seconds'])}, {f'{faster:.2f}×, ' if faster else ''}{fraction:.0%}"
+        return took(row)
+    faster, fraction = speed_up(row, rows), of_ceiling(row)
+    text = f"{took(row)}, {f'{faster:.2f}×, ' if faster else ''}{fraction:.0%}"
     return f"**{text}**" if row["implementation"].startswith("ours") else text
+
+
+def of_ceiling(row):
+    """The fraction of the copy's or the matrix product's rate, whichever the op is held against."""
+    return row["of_copy"] if "of_copy" in row else row["of_gemm"]
 
 
 def memory(rows, key):
@@ -103,6 +123,25 @@ def summary(result):
     return f"{origin(result, result['rows'])}\n\n" + markdown(["", *SUMMARY, "peak MB, eager / ours"], lines)
 
 
+def plain(result):
+    """All that was measured on one machine as text: a line for each case and dtype; of several "ours" the fastest."""
+    lines = [("op", "shape", "dtype", "ours", "eager", "compile", "peer", "of ceiling")]
+    kinds = {}
+    for row in result["rows"]:
+        kinds.setdefault((row["op"], row["case"], row["dtype"]), {})[row["implementation"].removesuffix(" bf16")] = row
+    for (op, case, dtype), rows in kinds.items():
+        ours = [row for name, row in rows.items() if name.startswith("ours")]
+        best = min(ours, key=lambda row: row["seconds"] or float("inf"), default=None)
+        cells = [took(rows[name]) if name in rows else "" for name in ("eager", "compile", "natten")]
+        mine = share = ""
+        if best:
+            mine = took(best) + best["implementation"].removesuffix(" bf16").removeprefix("ours")
+            share = f"{of_ceiling(best):.0%}" if best["seconds"] else ""
+        lines.append((op, case, dtype, mine, *cells, share))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
 def render(page):
     """The page's text with what stands between `<!-- bench:op -->` or `<!-- bench -->` and `<!-- end -->` made anew."""
 
@@ -150,7 +189,12 @@ def plot(op, path):
 
 
 def main():
-    """Rewrites the pages' tables and the plots beside the results."""
+    """Rewrites the pages' tables and the plots beside the results, or prints what one file holds."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("file", type=Path, nargs="?", help="results to print instead")
+    if file := parser.parse_args().file:
+        print(plain(json.loads(file.read_text())))
+        return
     for page in PAGES:
         text = page.read_text()
         partial = page.with_suffix(".partial")

@@ -14,6 +14,7 @@ from inr_kernels.local_implicit.functional import WORKSPACE
 
 from . import checkpoints, dear_reference
 from .dear_blocks import REACH, STRIDE, Encoder, encoder_input, enlarge, initialize, smooth_fill
+from .graphs import graphed_pair
 from .holes import known, output_size
 
 PRETRAINED = Path(__file__).with_name("dear_small.safetensors")
@@ -257,6 +258,12 @@ class DEAR(nn.Module):
         """
         out = self(image, mask, size, tile=tile, **options).clamp_(0, 1)
         return torch.where(mask == 0, image, out.to(image.dtype)) if out.shape == image.shape else out
+
+    def graphed(self, shape, size=None, *, scale=None, **options):
+        """`forward` for images [B, 3, H, W] of one shape as a CUDA graph, to be called as (image, mask); `Graphed`
+        says when it is captured, and when the plain forward runs instead: on a CPU always.
+        """
+        return graphed_pair(self, shape, size=size, scale=scale, **options)
 
     bytes_per_output_pixel = 12  # the interpolated fill
 

@@ -10,6 +10,7 @@ from torch import nn
 from inr_kernels._core.checks import require, require_tensor, shape
 
 from . import checkpoints
+from .graphs import graphed_pair
 from .holes import known, output_size
 from .implicit_pyramid import MODES, ImplicitPyramidDecoder
 from .in2_blocks import Conv3x3, DownsampleProcessingBlock, NeighborHybridAttentionGroup
@@ -205,6 +206,19 @@ class IN2(nn.Module):
         """`forward` without gradients."""
         with torch.no_grad():
             return self(image, mask, size, **options)
+
+    def graphed(self, shape, size=None, *, scale=None, **options):
+        """`forward` for images [B, 3, H, W] of one shape as a CUDA graph, to be called as (image, mask); `Graphed`
+        says when it is captured, and when the plain forward runs instead: on a CPU always.
+
+        Example:
+            >>> model = IN2(IN2Config(channels=(16, 16, 32), blocks=1, hidden=(32, 32))).eval()
+            >>> fast = model.graphed((1, 3, 32, 48))
+            >>> with torch.no_grad():
+            ...     fast(torch.rand(1, 3, 32, 48), torch.zeros(1, 1, 32, 48)).shape
+            torch.Size([1, 3, 32, 48])
+        """
+        return graphed_pair(self, shape, size=size, scale=scale, **options)
 
     bytes_per_output_pixel = 108  # the nine taps of the head's three channels
 

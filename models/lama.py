@@ -14,6 +14,7 @@ from inr_kernels._core.checks import require, require_tensor, shape
 
 from . import checkpoints
 from .ffc import FFC_BN_ACT, ConcatTupleLayer, FFCResnetBlock
+from .graphs import Graphed
 from .holes import known
 
 ACTIVATIONS = {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "none": nn.Identity}
@@ -82,6 +83,10 @@ class LaMa(nn.Module):
         The top left corners stand on each other.
         """
         return self.model(x)
+
+    def graphed(self, shape):
+        """`forward` for inputs [B, 4, H, W] of one shape as a CUDA graph: see `Graphed`."""
+        return Graphed(self, [shape])
 
     @torch.no_grad()
     def inpaint(self, image, mask):

@@ -1,6 +1,7 @@
 """Compiles every launch of an op's Triton backend ahead of time and prints its resources as JSON lines; needs no GPU.
 
-Run without TRITON_INTERPRET: `python _compile_triton.py 89 local_implicit`. A driver without a device stands behind
+Run without TRITON_INTERPRET: `python _compile_triton.py 89 local_implicit`; with a folder as a third argument, which
+then has the kernels' cubins. A driver without a device stands behind
 Triton, and a launch stops after the compilation, so what is compiled is what the launcher would launch, argument by
 argument.
 """
@@ -154,7 +155,7 @@ OPS = {
 }
 
 
-def main(arch, op):
+def main(arch, op, folder=None):
     """A line for each kernel that the op compiles; the mode is the first that needs it."""
     compiled, label = {}, {}
     launch = JITFunction.run
@@ -170,10 +171,14 @@ def main(arch, op):
     for dtype in (torch.bfloat16, torch.float32):
         for mode in OPS[op](dtype):
             label.update(dtype=str(dtype).removeprefix("torch."), mode=mode)
-    for row in compiled.values():
+    for name, row in compiled.items():
         kernel = row.pop("asm")
-        print(json.dumps({"arch": arch, **row, **resources(kernel)}))
+        row = {"arch": arch, **row, **resources(kernel)}
+        if folder:
+            row["cubin"] = str(Path(folder, f"{name}.cubin"))
+            Path(row["cubin"]).write_bytes(kernel.asm["cubin"])
+        print(json.dumps(row))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+    main(int(sys.argv[1]), *sys.argv[2:])

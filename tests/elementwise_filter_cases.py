@@ -9,6 +9,36 @@ from inr_kernels import elementwise_filter
 
 DELTA, LITERAL, PLAIN = (2.0, 0.0, -1.0), (1.0, 1.0, -1.0), (0.0, 0.0, 1.0)  # alpha, beta, gamma
 
+SHAPES = {
+    "one pixel": {"size": (1, 1)},
+    "one row": {"size": (1, 40)},
+    "one column": {"size": (40, 1)},
+    "sides below K": {"size": (2, 3), "kernel_size": (7, 7)},
+    "batch above K²": {"batch": 10, "channels": 2, "groups": 2},
+    "K 1": {"kernel_size": (1, 1)},
+    "K 9": {"kernel_size": (9, 9), "size": (5, 11)},
+    "1 x 5": {"kernel_size": (1, 5)},
+    "7 x 3": {"kernel_size": (7, 3)},
+    "one group": {"groups": 1},
+    "whole vectors": {"size": (5, 32)},
+    "two blocks of rows": {"size": (37, 64), "channels": 2, "groups": 2},
+    "bands": {"size": (67, 50), "batch": 1, "channels": 1, "groups": 1},
+    "long bands": {"size": (40, 300), "batch": 1, "channels": 5, "groups": 1, "kernel_size": (5, 5)},
+    "wide": {"size": (3, 1030), "channels": 1, "groups": 1},
+    "dilation 4": {"dilation": 4},
+    "stack": {"dilation": (1, 2, 3, 4)},
+    "stack of one": {"dilation": (2,)},
+    "stride 2": {"stride": 2},
+    "stride 3": {"stride": 3, "size": (11, 40)},
+    "stride above the size": {"stride": 20},
+    "upscale 2": {"upscale": 2, "size": (5, 21)},
+    "upscale 8": {"upscale": 8, "size": (3, 5)},
+    "two thirds": {"upscale": 2, "stride": 3, "dilation": 2, "size": (9, 22)},
+    "channels_last": {"layout": "channels_last"},
+    "taps innermost": {"layout": "taps innermost", "groups": 1, "kernel_size": (7, 7), "size": (6, 17)},
+    "every second": {"layout": "every second"},
+}
+
 
 @dataclass
 class Case:
@@ -80,8 +110,8 @@ class Case:
         x = x.contiguous(memory_format=torch.channels_last) if self.layout == "channels_last" else x
         leaves = x.requires_grad_(), self.laid_out(kernel).requires_grad_()
         out = elementwise_filter(*leaves, **self.options(rounded), backend=backend)
-        generator = torch.Generator().manual_seed(1)
-        grad = torch.randn(out.shape, dtype=torch.float64, generator=generator).to(rounded).to(dtype)
+        generator = torch.Generator(out.device).manual_seed(1)
+        grad = torch.randn(out.shape, dtype=torch.float64, device=out.device, generator=generator).to(rounded).to(dtype)
         grads = torch.autograd.grad(out, leaves, grad, allow_unused=True, materialize_grads=True)
         return [out.detach(), *grads]
 

@@ -6,6 +6,17 @@ import torch
 
 from inr_kernels import fourier_unit
 
+SHAPES = {
+    "two tiles of frequencies": {"size": (13, 16)},
+    "many channels": {"channels": 70, "outputs": 33, "size": (5, 6)},
+    "one channel": {"channels": 1, "outputs": 1},
+    "groups": {"channels": 6, "outputs": 4, "groups": 2},
+    "channels_last": {"layout": "channels_last"},
+    "one row": {"size": (1, 33)},
+    "one column": {"size": (33, 1)},
+    "a prime": {"size": (31, 29), "channels": 2, "outputs": 2},
+}
+
 
 @dataclass
 class Case:
@@ -46,7 +57,9 @@ class Case:
         statistics = [t.to(kept).to(parameters) for t in self.statistics]
         form = {"training": self.training, "groups": self.groups, "norm": self.norm}
         out = fourier_unit(*leaves, *statistics, **form, backend=backend, **options)
-        grad = torch.randn(out.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        grad = torch.randn(
+            out.shape, dtype=torch.float64, device=out.device, generator=torch.Generator(out.device).manual_seed(1)
+        )
         grads = torch.autograd.grad(out, leaves, grad.to(rounded).to(dtype))
         return [out.detach(), *grads, *statistics]
 

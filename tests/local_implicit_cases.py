@@ -9,6 +9,45 @@ from inr_kernels.local_implicit.reference import pixel_centres
 
 FLAGS = [(u, e, c) for u in (False, True) for e in (False, True) for c in (False, True)]
 
+CASES = {
+    "LIIF": {},
+    "first": {"ensemble_after": "first"},
+    "first, no cell": {"ensemble_after": "first", "cell_decode": False},
+    "nearest": {"local_ensemble": False},
+    "nearest, first": {"local_ensemble": False, "ensemble_after": "first"},
+    "no unfold, no cell": {"feat_unfold": False, "cell_decode": False, "out": 1},
+    "shallow": {"hidden": (20,)},
+    "shallow, first": {"hidden": (37,), "ensemble_after": "first"},
+    "ragged": {"hidden": (37, 20, 70), "out": 5},
+    "wide output": {"hidden": (16, 16), "out": 70, "ensemble_after": "first"},
+    "one pixel": {"size": (1, 1)},
+    "one column": {"size": (9, 1)},
+    "far outside": {"spread": 4.0},
+    "x3": {"grid": (12, 15), "size": (4, 5), "batch": 1},
+}
+SHAPES = {
+    "one pixel": {"size": (1, 1)},
+    "one row": {"size": (1, 9)},
+    "one column": {"size": (9, 1)},
+    "one query": {"queries": 1, "batch": 1},
+    "one channel": {"channels": 1, "out": 1},
+    "no hidden to hidden layer": {"hidden": (24,)},
+    "one unit": {"hidden": (1, 1)},
+    "whole vectors": {"hidden": (32, 64, 16), "channels": 16},
+    "ragged": {"hidden": (31, 65, 15), "out": 37},
+    "wide output": {"out": 129},
+    "LIIF's own": {"hidden": (256, 256, 256, 256), "channels": 64, "queries": 99},
+    "deep": {"hidden": (12,) * 9},
+    "far outside": {"spread": 4.0},
+    "x1": {"grid": (6, 7)},
+    "x3": {"grid": (18, 21)},
+    "x5": {"size": (4, 5), "grid": (20, 25)},
+    "x1.5": {"grid": (9, 10)},
+    "x2.7": {"size": (10, 10), "grid": (27, 27)},
+    "x30": {"size": (2, 3), "grid": (60, 90), "batch": 1},
+    "shrinking": {"size": (9, 8), "grid": (4, 3)},
+}
+
 
 @dataclass
 class Case:
@@ -81,9 +120,18 @@ class Case:
         )
         if not gradients:
             return [out]
-        generator = torch.Generator().manual_seed(1)
-        grad = torch.randn(out.shape, dtype=torch.float64, generator=generator).to(rounded).to(dtype)
+        generator = torch.Generator(out.device).manual_seed(1)
+        grad = torch.randn(out.shape, dtype=torch.float64, device=out.device, generator=generator).to(rounded).to(dtype)
         return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
+
+
+def far_from_corners(case):
+    """The case with every hidden unit far from its ReLU's corner: rounding would take some over it at random."""
+    for weight in case.tensors["weights"][:-1]:
+        weight *= 0.3
+    for bias in case.tensors["biases"][:-1]:
+        bias.copy_(torch.where(torch.arange(len(bias)) % 3 > 0, 4.0, -4.0) + bias)
+    return case
 
 
 def assert_kernel_as_accurate(case, dtype, backend="cpu"):

@@ -7,6 +7,38 @@ import torch
 
 from inr_kernels import neighborhood_attention_2d, neighborhood_attention_2d_packed
 
+SHAPES = {
+    "one pixel": {"size": (1, 1), "kernel_size": 1},
+    "one row": {"size": (1, 40), "kernel_size": (1, 7)},
+    "one column": {"size": (40, 1), "kernel_size": (7, 1)},
+    "whole vectors": {"size": (7, 32), "kernel_size": 7},
+    "wide": {"size": (5, 130), "kernel_size": (3, 9), "heads": 1},
+    "tall": {"size": (67, 6), "kernel_size": (5, 3), "heads": 1},
+    "dim 1": {"dim": 1},
+    "dim 19": {"dim": 19, "kernel_size": 5},
+    "dim 24": {"dim": 24, "heads": 3},
+    "dim 70": {"dim": 70, "heads": 1, "batch": 1},
+    "K 2": {"kernel_size": 2},
+    "K 4 x 6": {"kernel_size": (4, 6)},
+    "K 9": {"kernel_size": 9, "size": (11, 23), "heads": 1},
+    "K 1 x 1": {"kernel_size": 1},
+    "dilation 2 x 3": {"dilation": (2, 3), "size": (9, 23)},
+    "dilation 9": {"dilation": 9, "kernel_size": 2, "size": (19, 22)},
+    "dilation as large as it may": {"dilation": (3, 6), "size": (9, 20)},
+    "stride 2": {"kernel_size": 5, "stride": 2},
+    "stride 3 x 2": {"kernel_size": (5, 4), "stride": (3, 2), "dilation": (1, 2)},
+    "stride K": {"kernel_size": (3, 6), "stride": (3, 6)},
+    "causal": {"is_causal": True, "kernel_size": 5},
+    "causal rows": {"is_causal": (True, False), "kernel_size": 4, "stride": 2, "dilation": 2},
+    "causal columns": {"is_causal": (False, True), "kernel_size": (3, 7), "stride": (1, 4)},
+    "scale": {"scale": 2.5},
+    "scale 0": {"scale": 0.0},
+    "scale below 0": {"scale": -0.3},
+    "heads first": {"layout": "heads first"},
+    "dim first": {"layout": "dim first", "dim": 5},
+    "packed": {"layout": "packed", "kernel_size": 5},
+}
+
 
 @dataclass
 class Case:
@@ -57,8 +89,11 @@ class Case:
             rpb = rpb.float().to(dtype).requires_grad_()
         run = neighborhood_attention_2d_packed if self.layout == "packed" else neighborhood_attention_2d
         out, lse = run(*leaves, self.kernel_size, rpb=rpb, **self.options(), return_lse=True, backend=backend)
-        generator = torch.Generator().manual_seed(1)
-        grads = [torch.randn(t.shape, dtype=torch.float64, generator=generator).to(rounded) for t in (out, lse)]
+        generator = torch.Generator(out.device).manual_seed(1)
+        grads = [
+            torch.randn(t.shape, dtype=torch.float64, device=t.device, generator=generator).to(rounded)
+            for t in (out, lse)
+        ]
         inputs = leaves if rpb is None else [*leaves, rpb]
         results = torch.autograd.grad(
             (out, lse), inputs, [g.to(t.dtype) for g, t in zip(grads, (out, lse), strict=True)]

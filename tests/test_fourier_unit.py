@@ -4,7 +4,7 @@ import numpy
 import pytest
 import torch
 import torch.nn.functional as F
-from fourier_unit_cases import Case, assert_as_accurate
+from fourier_unit_cases import SHAPES, Case, assert_as_accurate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -94,18 +94,6 @@ def test_as_accurate_as_eager(dtype, training, backend):
             Case(training=training).run(dtype, backend)
         return
     assert_as_accurate(Case(training=training), dtype, backend)
-
-
-SHAPES = {
-    "two tiles of frequencies": {"size": (13, 16)},
-    "many channels": {"channels": 70, "outputs": 33, "size": (5, 6)},
-    "one channel": {"channels": 1, "outputs": 1},
-    "groups": {"channels": 6, "outputs": 4, "groups": 2},
-    "channels_last": {"layout": "channels_last"},
-    "one row": {"size": (1, 33)},
-    "one column": {"size": (33, 1)},
-    "a prime": {"size": (31, 29), "channels": 2, "outputs": 2},
-}
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -309,13 +309,25 @@ def test_a_wish_in_a_compiled_graph():
         torch.compile(lambda x: conv3x3(x, KERNEL, backend="cup"), fullgraph=True)(X)
 
 
-def test_no_factors_are_kept_of_a_graph_that_is_being_captured(monkeypatch):
-    capturing, made = [True, True, False, False], []
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing.pop(0))
+def test_factors_are_kept_but_not_of_a_graph_that_is_being_captured(monkeypatch):
+    capturing, made, gpu = [], [], torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: bool(capturing))
     monkeypatch.setattr(by_products, "_computed", lambda *key: made.append(key) or len(made))
-    by_products._kept.cache_clear()
-    assert [by_products._factors(3, 5, torch.device("cuda")) for _ in range(4)] == [1, 2, 3, 3]
-    by_products._kept.cache_clear()
+    monkeypatch.setattr(by_products, "_KEPT", {})
+    monkeypatch.setattr(by_products, "_IN_GRAPHS", set())
+    capturing.append(True)
+    assert [by_products._factors(3, 5, gpu) for _ in range(2)] == [1, 2]
+    capturing.clear()
+    assert [by_products._factors(3, 5, gpu) for _ in range(2)] == [3, 3]
+    assert [by_products._factors(3, 6, gpu) for _ in range(2)] == [4, 4]
+    capturing.append(True)
+    assert by_products._factors(3, 5, gpu) == 3
+    capturing.clear()
+    for height in range(100):
+        by_products._factors(height, 7, gpu)
+    assert len(by_products._KEPT) == by_products.KEPT + 1
+    assert by_products._factors(3, 5, gpu) == 3, "a graph reads them"
+    assert by_products._factors(3, 6, gpu) > 4
 
 
 @pytest.mark.parametrize("op", [fourier_unit, conv3x3])

@@ -140,6 +140,13 @@ def test_nothing_is_called_utils():
     assert not [file for file in files(*ROOMS) if Path(file).stem == "utils"]
 
 
+@pytest.mark.parametrize("file", [file for file in LIBRARY if "triton" in file])
+def test_no_kernel_is_tuned_by_trial(file):
+    """A first call compiles one kernel: block sizes follow a rule."""
+    names = {node.attr for node in ast.walk(ast.parse((ROOT / file).read_text())) if isinstance(node, ast.Attribute)}
+    assert not names & {"autotune", "heuristics", "Config"}
+
+
 def test_setup_needs_no_torch():
     assert "torch" not in {name.split(".")[0] for name in imports("setup.py")}
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from local_implicit_cases import FLAGS, Case, assert_kernel_as_accurate
+from local_implicit_cases import FLAGS, SHAPES, Case, assert_kernel_as_accurate
 
 from inr_kernels import LocalImplicitDecoder, local_implicit_decode
 from inr_kernels.local_implicit import reference
@@ -85,30 +85,6 @@ BOTH_ENSEMBLES = [
 def test_as_accurate_as_eager(unfold, ensemble, cell, after, dtype):
     case = Case(feat_unfold=unfold, local_ensemble=ensemble, cell_decode=cell, ensemble_after=after)
     assert_kernel_as_accurate(case, dtype)
-
-
-SHAPES = {
-    "one pixel": {"size": (1, 1)},
-    "one row": {"size": (1, 9)},
-    "one column": {"size": (9, 1)},
-    "one query": {"queries": 1, "batch": 1},
-    "one channel": {"channels": 1, "out": 1},
-    "no hidden to hidden layer": {"hidden": (24,)},
-    "one unit": {"hidden": (1, 1)},
-    "whole vectors": {"hidden": (32, 64, 16), "channels": 16},
-    "ragged": {"hidden": (31, 65, 15), "out": 37},
-    "wide output": {"out": 129},
-    "LIIF's own": {"hidden": (256, 256, 256, 256), "channels": 64, "queries": 99},
-    "deep": {"hidden": (12,) * 9},
-    "far outside": {"spread": 4.0},
-    "x1": {"grid": (6, 7)},
-    "x3": {"grid": (18, 21)},
-    "x5": {"size": (4, 5), "grid": (20, 25)},
-    "x1.5": {"grid": (9, 10)},
-    "x2.7": {"size": (10, 10), "grid": (27, 27)},
-    "x30": {"size": (2, 3), "grid": (60, 90), "batch": 1},
-    "shrinking": {"size": (9, 8), "grid": (4, 3)},
-}
 
 
 @pytest.mark.parametrize("after", ["last", "first"])

@@ -2,27 +2,10 @@
 
 import pytest
 import torch
-from local_implicit_cases import Case, assert_as_accurate, assert_kernel_as_accurate
+from local_implicit_cases import CASES, Case, assert_as_accurate, assert_kernel_as_accurate, far_from_corners
 
 from inr_kernels import LocalImplicitDecoder, local_implicit_decode
 from inr_kernels.local_implicit import op, reference, triton_kernels
-
-CASES = {
-    "LIIF": {},
-    "first": {"ensemble_after": "first"},
-    "first, no cell": {"ensemble_after": "first", "cell_decode": False},
-    "nearest": {"local_ensemble": False},
-    "nearest, first": {"local_ensemble": False, "ensemble_after": "first"},
-    "no unfold, no cell": {"feat_unfold": False, "cell_decode": False, "out": 1},
-    "shallow": {"hidden": (20,)},
-    "shallow, first": {"hidden": (37,), "ensemble_after": "first"},
-    "ragged": {"hidden": (37, 20, 70), "out": 5},
-    "wide output": {"hidden": (16, 16), "out": 70, "ensemble_after": "first"},
-    "one pixel": {"size": (1, 1)},
-    "one column": {"size": (9, 1)},
-    "far outside": {"spread": 4.0},
-    "x3": {"grid": (12, 15), "size": (4, 5), "batch": 1},
-}
 
 
 @pytest.fixture(params=["fused", "layered"])
@@ -36,19 +19,9 @@ def test_as_accurate_as_eager_float32(case, path):
     assert_kernel_as_accurate(Case(**CASES[case]), torch.float32, "triton")
 
 
-def half_precision_case(name):
-    """The case with every hidden unit far from its ReLU's corner: rounding would take some over it at random."""
-    case = Case(**CASES[name])
-    for weight in case.tensors["weights"][:-1]:
-        weight *= 0.3
-    for bias in case.tensors["biases"][:-1]:
-        bias.copy_(torch.where(torch.arange(len(bias)) % 3 > 0, 4.0, -4.0) + bias)
-    return case
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_as_accurate_as_eager_float16(case):
-    assert_kernel_as_accurate(half_precision_case(case), torch.float16, "triton")
+    assert_kernel_as_accurate(far_from_corners(Case(**CASES[case])), torch.float16, "triton")
 
 
 @pytest.mark.parametrize("name", ["liif_u1e1c1", "liif_u0e0c0"])

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from unmask_attention_cases import HOLES, Case, assert_as_accurate, mask_of
+from unmask_attention_cases import HOLES, SHAPES, Case, assert_as_accurate, mask_of
 
 from inr_kernels import unmask_attention
 
@@ -66,20 +66,6 @@ def test_as_accurate_as_eager(dtype, hole, mask_keys):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_as_accurate_as_eager_in_triton(dtype, hole, mask_keys):
     assert_as_accurate(Case((2, 20, 9, 11), hole, mask_keys), dtype, "triton")
-
-
-SHAPES = {
-    "one pixel": (1, 3, 1, 1),
-    "one row": (1, 4, 1, 67),
-    "one column": (2, 1, 50, 1),
-    "one channel": (1, 1, 9, 9),
-    "64 channels": (1, 64, 20, 31),
-    "65 channels": (1, 65, 11, 13),
-    "300 channels": (1, 300, 9, 9),
-    "many blocks": (1, 7, 40, 41),
-    "whole blocks": (1, 64, 32, 32),
-    "batch": (5, 6, 3, 4),
-}
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -180,13 +166,3 @@ def test_every_instruction_set(run_python, isa):
         "print(_C.isa())"
     )
     assert run_python(code, INR_KERNELS_ISA=isa).strip() in (isa, "generic")  # the machine may lack it
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_a_large_map_on_a_gpu(dtype):
-    feat, mask = torch.randn(1, 64, 256, 256, device="cuda").to(dtype), mask_of("some", 1, 256, 256).cuda()
-    tokens = feat.flatten(2).mT
-    expected = F.scaled_dot_product_attention(((1 - mask.flatten(2).mT) * tokens).to(dtype), tokens, tokens)
-    out = unmask_attention(feat, mask, backend="triton").flatten(2).mT
-    torch.testing.assert_close(out, expected, rtol=2e-2, atol=2e-2)

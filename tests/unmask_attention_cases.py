@@ -8,6 +8,19 @@ from inr_kernels import unmask_attention
 
 HOLES = ["some", "none", "all", "one left", "soft", "mixed", "by image"]
 
+SHAPES = {
+    "one pixel": (1, 3, 1, 1),
+    "one row": (1, 4, 1, 67),
+    "one column": (2, 1, 50, 1),
+    "one channel": (1, 1, 9, 9),
+    "64 channels": (1, 64, 20, 31),
+    "65 channels": (1, 65, 11, 13),
+    "300 channels": (1, 300, 9, 9),
+    "many blocks": (1, 7, 40, 41),
+    "whole blocks": (1, 64, 32, 32),
+    "batch": (5, 6, 3, 4),
+}
+
 
 def mask_of(kind, batch, height, width):
     """[B, 1, H, W], 1 = hole."""

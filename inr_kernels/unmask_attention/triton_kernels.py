@@ -185,8 +185,10 @@ def forward(feat, weight, scale, mask_keys):
     mean = p.per_key((feat.float() * p.key_weight[:, None]).sum(2)).to(feat.dtype)
     asks = weight[:, None] != 0
     softmax = torch.empty_like(softmax).scatter_(2, p.order[:, None].expand_as(softmax), softmax)
-    idle = torch.tensor([torch.inf, 1.0], device=feat.device)[:, None]
-    return torch.where(asks, p.placed(out), mean), torch.where(asks, softmax, idle)
+    # In place: a tensor of the two numbers would come from the CPU, which a CUDA graph cannot wait for.
+    softmax[:, 0].masked_fill_(~asks[:, 0], torch.inf)
+    softmax[:, 1].masked_fill_(~asks[:, 0], 1)
+    return torch.where(asks, p.placed(out), mean), softmax
 
 
 def backward(grad, feat, weight, out, softmax, scale, mask_keys):

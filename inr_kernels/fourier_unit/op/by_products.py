@@ -4,24 +4,27 @@ The rows' transform is one product of torch's. The columns' is a unit's product 
 channel's map as "channels", and cosines and sines as the weight. Larger maps take torch's FFT, in float32.
 """
 
-import functools
-
 import torch
 
 from .. import reference
 
 LONGEST = 64  # sides up to which the transform is a product; not measured
+_KEPT, _IN_GRAPHS = {}, set()  # the factors of KEPT sizes, the last ones; and those that CUDA graphs read, for ever
+KEPT = 32
 
 
 def _factors(height, width, device):
-    """`_computed`, kept; but not while a CUDA graph is captured, whose memory holds nothing before a replay."""
+    """`_computed`, kept; but not what a CUDA graph's capture computes: its memory holds nothing before a replay."""
+    key = height, width, device
     capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-    return (_computed if capturing else _kept)(height, width, device)
-
-
-@functools.lru_cache(maxsize=32)
-def _kept(height, width, device):
-    return _computed(height, width, device)
+    if capturing and key in _KEPT:
+        _IN_GRAPHS.add(key)
+    factors = _KEPT.pop(key, None) or _computed(*key)
+    if not capturing or key in _IN_GRAPHS:
+        _KEPT[key] = factors
+    for old in [old for old in _KEPT if old not in _IN_GRAPHS][:-KEPT]:
+        _KEPT.pop(old, None)  # another thread may have been here
+    return factors
 
 
 def _computed(height, width, device):

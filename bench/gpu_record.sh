@@ -1,0 +1,129 @@
+#!/usr/bin/env bash
+# Everything that only a GPU can show, in ten minutes and without network: builds, tests, looks for wrong accesses and
+# races, measures, and prints one table last. OUT gets it (table.txt), the measurements (.json) and what every part printed
+# (record.log); the exit status is 0 if all went well.
+#
+#     bench/gpu_record.sh OUT            on a machine with a GPU, torch, triton, pytest, pytest-benchmark (and nvcc)
+#     bench/gpu_record.sh --smoke OUT    the same steps on tiny problems, without a GPU or a build: tries this script
+set -u
+smoke=
+if [ "${1:-}" = --smoke ]; then
+    smoke=1
+    shift
+fi
+if [ $# -ne 1 ]; then
+    sed -n '2,7s/^# \{0,1\}//p' "$0" >&2
+    exit 2
+fi
+mkdir -p "$1" && out=$(cd "$1" && pwd) && mkdir -p "$out/logs" || exit 2
+cd "$(dirname "$0")/.." || exit 2
+python=${PYTHON:-python3}
+results=$PWD/bench/results
+if [ -n "$smoke" ]; then
+    results=$out/.results
+    export TRITON_INTERPRET=1 OMP_NUM_THREADS=1
+elif ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+    echo "there is no GPU that torch.cuda sees: nothing to record (bench/gpu_record.sh --smoke OUT tries the script)" >&2
+    exit 2
+fi
+export PYTHONUNBUFFERED=1 TRITON_CACHE_DIR=$out/.triton
+whole=580 ops=(local_implicit elementwise_filter unmask_attention neighborhood_attention fourier_unit)
+
+# part NAME SECONDS COMMAND...: at most so long, and no longer than the whole may take; says how it went.
+part() {
+    local name=$1 limit=$2 began=$SECONDS left=$((whole - SECONDS)) status
+    shift 2
+    [ "$left" -lt "$limit" ] && limit=$left
+    [ -n "$smoke" ] && limit=600 # it is not the time that is tried
+    if [ "$limit" -lt 1 ]; then
+        status=124
+        echo "no time was left" >"$out/logs/$name.log"
+    else
+        timeout -k 5 "$limit" "$@" >"$out/logs/$name.log" 2>&1
+        status=$?
+    fi
+    case $status in
+        0) echo "ok      $name, $((SECONDS - began)) s" ;;
+        124 | 137) echo "STOPPED $name after $((SECONDS - began)) s: its time was over" ;;
+        *) printf '%s\n' "FAILED  $name ($status), $((SECONDS - began)) s" "$(tail -n 3 "$out/logs/$name.log")" ;;
+    esac
+    [ "$status" = 0 ] || echo "$name" >>"$out/.failed"
+    return "$status"
+}
+rm -rf "$out"/logs/* "$out"/*.json "$out/.failed" "$out/.triton"
+touch "$out/.began"
+# Warnings are shown, not errors: they depend on what else the machine has.
+pytest=("$python" -m pytest -q -p no:cacheprovider -W default)
+
+if [ -z "$smoke" ]; then
+    nvidia-smi >"$out/logs/machine.log" 2>&1
+    arch=$("$python" -c 'import torch; a, b = torch.cuda.get_device_capability(); print(f"{a}{b}" + "a" * (a == 9))')
+    export CUDAARCHS=${CUDAARCHS:-$arch-real} # this GPU's code alone
+    part build 130 "$python" -m pip install --no-index --no-build-isolation --no-deps -e .
+fi
+
+# First, while nothing is compiled: from the import to the first result, each op in a process of its own.
+for op in "${ops[@]}"; do
+    small=()
+    [ -n "$smoke" ] && small=(--small)
+    if [ -z "$smoke" ] || [ "$op" = elementwise_filter ]; then
+        part "first-$op" 30 "$python" -m bench.one_call "$op" "${small[@]}" && tail -n 2 "$out/logs/first-$op.log"
+    fi
+done
+
+# Processes side by side: most of their time they compile, and a kernel that goes wrong takes its process with it.
+if [ -n "$smoke" ]; then
+    part tests 60 "${pytest[@]}" tests/test_on_gpu.py -m gpu --collect-only &
+else
+    for op in "${ops[@]}"; do
+        for dtype in float32 bfloat16 "float16 and not bfloat16"; do
+            part "tests-$op-${dtype%% *}" 120 "${pytest[@]}" tests/test_on_gpu.py -m gpu -k "$op and $dtype" &
+        done
+    done
+    part tests-models 120 "${pytest[@]}" tests/test_on_gpu.py -m gpu -k "graphed or large" &
+    mapfile -t others < <(grep -lE '^(@|pytestmark = )pytest\.mark\.gpu' tests/test_*.py | grep -v test_on_gpu)
+    part tests-others 120 "${pytest[@]}" "${others[@]}" -m gpu &
+fi
+wait
+
+sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | tail -n 1)
+if [ -n "$smoke" ]; then
+    part check-elementwise_filter 60 "$python" -m bench.one_call elementwise_filter --small --backend triton
+elif [ -z "$sanitizer" ]; then
+    echo "MISSING compute-sanitizer: neither accesses nor races were checked"
+    echo compute-sanitizer >>"$out/.failed"
+else
+    for op in "${ops[@]}"; do
+        for tool in memcheck racecheck; do # every tensor its own allocation, or memcheck sees one large one
+            part "$tool-$op" 60 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+                "$sanitizer" --tool "$tool" --error-exitcode 9 "$python" -m bench.one_call "$op" --small &
+        done
+    done
+    wait
+fi
+
+if [ -n "$smoke" ]; then
+    part bench 60 "${pytest[@]}" bench/bench_fourier_unit.py --benchmark-only --tiny --results "$results" -k bench_unit
+else
+    benches=(local_implicit neighborhood_attention elementwise_filter unmask_attention in2 models fourier_unit)
+    for bench in "${benches[@]}"; do
+        part "bench-$bench" 60 "${pytest[@]}" "bench/bench_$bench.py" --benchmark-only -k "not compile"
+    done
+    for file in $(grep -l '"compile"' bench/bench_*.py); do # torch.compile, which takes the longest
+        part "compile-$(basename "$file" .py)" 60 "${pytest[@]}" "$file" --benchmark-only -k compile --add
+    done
+fi
+
+echo
+table=$(find "$results" -name '*.json' -newer "$out/.began" 2>/dev/null | head -n 1)
+if [ -n "$table" ]; then
+    cp "$table" "$out/"
+    "$python" -m bench.report "$table" | tee "$out/table.txt"
+fi
+(cd "$out/logs" && tail -n +1 -- *.log) >"$out/record.log"
+failed=$(sort "$out/.failed" 2>/dev/null | tr '\n' ' ')
+rm -rf "$out/.triton" "$out/.results" "$out/.began" "$out/.failed" "$out/logs"
+if [ -n "$failed" ]; then
+    echo "did not go well: $failed"
+    exit 1
+fi
