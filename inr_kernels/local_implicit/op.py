@@ -24,6 +24,7 @@ _ARGUMENTS = (
 
 
 _REFERENCE_QUERIES = 1 << 14
+_WIDEST_ON_CHIP = 256
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,16 @@ def why_not_cpu(facts: Facts) -> str:
     """The C++ kernels: CPU tensors; half precision is computed in float32 where the processor lacks it."""
     if reason := backends.why_not_cpu(facts):
         return reason
+    depth, most = len(facts.widths) - 1, native.load()[0].max_depth
+    return f"it takes at most {most} layers after the first; got {depth}" if depth > most else ""
+
+
+def why_not_cuda(facts: Facts) -> str:
+    """The CUDA C++ kernels: half precision, the hidden state of a row in a warp's registers."""
+    if reason := backends.why_not_cuda(facts):
+        return reason
+    if max(facts.widths[:-1], default=0) > _WIDEST_ON_CHIP:
+        return f"it takes layers of at most {_WIDEST_ON_CHIP} channels before the last; got {max(facts.widths[:-1])}"
     depth, most = len(facts.widths) - 1, native.load()[0].max_depth
     return f"it takes at most {most} layers after the first; got {depth}" if depth > most else ""
 
@@ -113,6 +124,10 @@ class _Problem:
     def forward(self, out):
         self.native.forward(out.data_ptr())
 
+    def forward_cuda(self, out):
+        workspace = out.new_empty(self.native.workspace_cuda(), dtype=torch.uint8)
+        self.native.forward_cuda(out.data_ptr(), workspace.data_ptr(), backends.stream(out.device))
+
     def backward(self, grad, hoisted, position_weight, weights, biases):
         self.native.backward(
             grad_out=grad.data_ptr(),
@@ -137,6 +152,15 @@ def _cpu_forward(*args):
     out = hoisted.new_empty(*y.shape, len(args[5][-1]))
     if out.numel():
         _Problem(*args).forward(out)
+    return out
+
+
+def _cuda_forward(*args):
+    hoisted, y = args[0], args[1]
+    out = hoisted.new_empty(*y.shape, len(args[5][-1]))
+    if out.numel():
+        with backends.on(out.device):
+            _Problem(*args).forward_cuda(out)
     return out
 
 
@@ -196,9 +220,11 @@ def _reference_backward(grad, *args, needs_hoisted, needs_weights):
     return grads[0] if needs_hoisted else None, *(grads[1:] if needs_weights else (None, [], []))
 
 
+_TRITON = backends.triton_runner(_triton_kernels)
 _RUNNERS = {
     "cpu": (_cpu_forward, _cpu_backward),
-    "triton": backends.triton_runner(_triton_kernels),
+    "triton": _TRITON,
+    "cuda": (_cuda_forward, _TRITON[1]),
     "reference": (_reference_forward, _reference_backward),
 }
 

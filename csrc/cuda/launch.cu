@@ -1,0 +1,18 @@
+#include "cuda/launch.cuh"
+
+namespace inr {
+namespace {
+thread_local cudaError_t last = cudaSuccess;
+}  // namespace
+
+namespace cuda {
+Status failed(cudaError_t error) {
+  if (error == cudaSuccess) return Status::ok;
+  last = error;
+  return Status::cuda_failed;
+}
+}  // namespace cuda
+
+const char* cuda_failure() { return cudaGetErrorString(last); }
+
+}  // namespace inr

@@ -1,0 +1,188 @@
+// What the tensor-core kernels of local_implicit share: the problem on the device, where a row lies on the map, and
+// the first layer there, written into a matrix product's fragments.
+//
+// A row is one evaluation of the MLP: a query and a neighbour (row T q + t, T = 4 or 1) or, with the ensemble First,
+// a query alone. The hidden state is padded to W channels. In a fragment, lane 4 g + t of a warp holds of every 32
+// channels the eight 8 t ... 8 t + 7 of rows g and g + 8: as the order of a product's inner dimension is free, its
+// left fragments are filled by 16-byte loads, and column 2 t + e of result tile n is channel `channel(n, 2 t + e)`.
+//
+// csrc/cuda is compiled without contraction: the arithmetic of the coordinates is LIIF's, rounding by rounding.
+// Where a fused multiply-add is wanted, it is written.
+#pragma once
+
+#include "cuda/ptx.cuh"
+
+namespace inr {
+namespace cuda {
+
+// One axis of the map; the floats are computed in double precision and rounded once.
+struct MapAxis {
+  const float* centre;  // [size]
+  int size;
+  float low, high;      // what moves a coordinate towards the lower and the upper neighbour
+};
+
+// The queries in the order of [batch, rows, cols], and the band of the map that they read.
+struct Queries {
+  Plane y, x, cell_y, cell_x;  // cell_y.data == nullptr: no cell
+  MapAxis vertical, horizontal;
+  std::int64_t count;
+  unsigned rows, cols;
+  int band_start, band_rows;
+  bool ensemble;
+};
+
+struct Decoder {
+  Queries queries;
+  const std::uint16_t* hoisted;  // [batch, band_rows, width, channels]
+  const uint4* stages;           // the weights as `pack` orders them
+  const float* position;         // [4, W]: columns of the position weight, zeros where there are none
+  const float* bias;             // [hidden + 1, padded]
+  const float* late_cell;        // [2, padded]: the cell's columns of the Linear after the first; or nullptr
+  std::uint16_t* out;            // [queries, outputs]
+  int channels, outputs, padded;
+  int hidden;                    // Linears between the first and the last
+  bool whole;                    // the map's rows are whole 16 bytes, and aligned
+};
+
+__device__ __forceinline__ int channel(int tile, int column) {
+  return tile / 4 * 32 + column / 2 * 8 + tile % 4 * 2 + column % 2;
+}
+
+// Where a row reads the map. The samples are a query's neighbours.
+template <bool First>
+struct Row {
+  static constexpr int samples = First ? 4 : 1;
+  unsigned pixel[samples];
+  float rel_y[samples], rel_x[samples], weight[samples];
+  float cell_y, cell_x;
+
+  __device__ __forceinline__ Row of_lane(int lane) const {
+    Row other;
+    for (int s = 0; s < samples; ++s) {
+      other.pixel[s] = __shfl_sync(~0u, pixel[s], lane);
+      other.rel_y[s] = __shfl_sync(~0u, rel_y[s], lane);
+      other.rel_x[s] = __shfl_sync(~0u, rel_x[s], lane);
+      other.weight[s] = __shfl_sync(~0u, weight[s], lane);
+    }
+    other.cell_y = __shfl_sync(~0u, cell_y, lane);
+    other.cell_x = __shfl_sync(~0u, cell_x, lane);
+    return other;
+  }
+};
+
+struct Place {
+  int index;
+  float rel;
+};
+
+// The pixel nearest to coord + shift (ties to even, NaN to 0), and the distance to it in half pixels.
+__device__ __forceinline__ Place nearest(float coord, float shift, const MapAxis& axis) {
+  constexpr float low = float(-1 + 1e-6), high = float(1 - 1e-6);
+  const float size = float(axis.size);
+  float moved = coord + shift;
+  if (moved < low) moved = low;
+  if (moved > high) moved = high;
+  const float u = rintf(((moved + 1) * size - 1) * 0.5f);
+  const int index = u >= 0 ? (u < size ? int(u) : axis.size - 1) : 0;
+  return {index, (coord - axis.centre[index]) * size};
+}
+
+__device__ __forceinline__ float area(const Place& y, const Place& x) { return fabsf(y.rel * x.rel) + 1e-9f; }
+
+// Row i of those that begin with query `first`. Queries past the last are the last; a row of the map outside the
+// band is moved into it, so that no read leaves the map.
+template <bool First>
+__device__ __forceinline__ Row<First> locate(const Queries& q, std::int64_t first, int i) {
+  const bool spread = !First && q.ensemble;  // a query over four rows
+  first = first < q.count ? first : q.count - 1;
+  const std::int64_t left = q.count - 1 - first;
+  unsigned col = unsigned(first % q.cols) + unsigned(min(left, std::int64_t(spread ? i / 4 : i)));
+  const std::int64_t line = first / q.cols + col / q.cols;
+  const std::int64_t batch = line / q.rows, row = line % q.rows;
+  col %= q.cols;
+  const auto at = [&](const Plane& p) { return p.data[batch * p.batch + row * p.row + col * p.col]; };
+  const float y = at(q.y), x = at(q.x);
+  const Place top = nearest(y, q.vertical.low, q.vertical), left_ = nearest(x, q.horizontal.low, q.horizontal);
+  const Place bottom = q.ensemble ? nearest(y, q.vertical.high, q.vertical) : top;
+  const Place right = q.ensemble ? nearest(x, q.horizontal.high, q.horizontal) : left_;
+  float total = area(top, left_);
+  if (q.ensemble) total = total + area(top, right) + area(bottom, left_) + area(bottom, right);
+  Row<First> out;
+#pragma unroll
+  for (int s = 0; s < Row<First>::samples; ++s) {
+    const int t = First ? s : spread ? i % 4 : 0;
+    const Place v = t & 2 ? bottom : top, h = t & 1 ? right : left_;
+    const int line_in_band = min(max(v.index - q.band_start, 0), q.band_rows - 1);
+    out.pixel[s] = (unsigned(batch) * q.band_rows + line_in_band) * q.horizontal.size + h.index;
+    out.rel_y[s] = v.rel;
+    out.rel_x[s] = h.rel;
+    out.weight[s] = area(t & 2 ? top : bottom, t & 1 ? left_ : right) / total;  // the opposite corner's
+  }
+  out.cell_y = q.cell_y.data ? at(q.cell_y) * float(q.vertical.size) : 0.f;
+  out.cell_x = q.cell_x.data ? at(q.cell_x) * float(q.horizontal.size) : 0.f;
+  return out;
+}
+
+struct Eight {
+  float v[8];
+
+  // += factor * the eight floats at `row`, which are aligned to 16 bytes
+  __device__ __forceinline__ void add(float factor, const float* row) {
+    const float4 a = *reinterpret_cast<const float4*>(row), b = *reinterpret_cast<const float4*>(row + 4);
+    const float by[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+#pragma unroll
+    for (int i = 0; i < 8; ++i) v[i] = fmaf(factor, by[i], v[i]);
+  }
+};
+
+// The map at a pixel, channels c ... c + 7; zeros past the last.
+template <Type type>
+__device__ __forceinline__ Eight hoisted(const Decoder& p, unsigned pixel, int c) {
+  const std::uint16_t* from = p.hoisted + std::size_t(pixel) * p.channels + c;
+  unsigned pairs[4] = {0, 0, 0, 0};
+  if (p.whole) {
+    if (c < p.channels) {
+      const uint4 v = *reinterpret_cast<const uint4*>(from);
+      pairs[0] = v.x, pairs[1] = v.y, pairs[2] = v.z, pairs[3] = v.w;
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < 8; ++i)
+      if (c + i < p.channels) pairs[i / 2] |= unsigned(from[i]) << (i % 2 * 16);
+  }
+  Eight out;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float2 two = unpack<type>(pairs[i]);
+    out.v[2 * i] = two.x, out.v[2 * i + 1] = two.y;
+  }
+  return out;
+}
+
+// The first layer's output for a row, channels c ... c + 7: two by two.
+template <Type type, int W, bool First>
+__device__ __forceinline__ uint4 first_layer(const Decoder& p, const Row<First>& row, int c) {
+  Eight out{};
+#pragma unroll
+  for (int s = 0; s < Row<First>::samples; ++s) {
+    if (s > 0 && !p.queries.ensemble) break;
+    Eight one = hoisted<type>(p, row.pixel[s], c);
+    one.add(row.rel_y[s], p.position + c);
+    one.add(row.rel_x[s], p.position + W + c);
+    if (!First) {
+      one.add(row.cell_y, p.position + 2 * W + c);
+      one.add(row.cell_x, p.position + 3 * W + c);
+      out = one;
+    } else {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) out.v[i] = fmaf(one.v[i] < 0 ? 0.f : one.v[i], row.weight[s], out.v[i]);
+    }
+  }
+  // With the ensemble First the sum of ReLUs is no negative number, so that one ReLU serves both.
+  return {pack_relu<type>(out.v[0], out.v[1]), pack_relu<type>(out.v[2], out.v[3]),
+          pack_relu<type>(out.v[4], out.v[5]), pack_relu<type>(out.v[6], out.v[7])};
+}
+
+}  // namespace cuda
+}  // namespace inr

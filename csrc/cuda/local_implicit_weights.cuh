@@ -1,0 +1,28 @@
+// The weights of local_implicit in the order in which its kernels read them: zero-padded copies in the workspace.
+//
+// A stage is what is copied to shared memory at once: 1024 times the 16 bytes that a lane loads for two products, a
+// weight's row at eight consecutive input channels. A hidden layer [W, W] is [W / 128 halves of its outputs][W / 64
+// slices of its inputs], a stage each of [2 times 32 inputs][16 tiles of 8 outputs][lane]; the last layer is stages of
+// [1024 / W tiles of 8 outputs][W / 32 times 32 inputs][lane].
+#pragma once
+
+#include "cuda/local_implicit.cuh"
+
+namespace inr {
+namespace cuda {
+
+constexpr int stage = 1024;  // uint4
+
+// Stages of `hidden` layers and the last.
+template <int W>
+__host__ __device__ __forceinline__ int stages(int hidden, int outputs) {
+  return hidden * (W / 128) * (W / 64) + (outputs * W + 8191) / 8192;
+}
+
+int padded_width(const LocalImplicit&);  // W: 128 or 256
+// The problem on the device, reading a workspace that is yet to be packed.
+Decoder decoder(const LocalImplicit&, void* out, void* workspace);
+Status pack(Type, const LocalImplicit&, void* workspace, void* stream);
+
+}  // namespace cuda
+}  // namespace inr

@@ -1,0 +1,20 @@
+// What csrc/cuda/launch.cuh is on the host.
+#pragma once
+
+#include "inr.h"
+#include "machine.h"
+
+namespace inr {
+namespace cuda {
+
+inline char* shared_memory() { return machine::shared_memory(); }
+
+template <class... Parameters, class... Arguments>
+Status launch(void (*kernel)(Parameters...), dim3 grid, unsigned threads, std::size_t shared, void*,
+              const Arguments&... arguments) {
+  machine::launch(grid, threads, shared, [&] { kernel(arguments...); });
+  return Status::ok;
+}
+
+}  // namespace cuda
+}  // namespace inr
