@@ -84,9 +84,9 @@ class LocalImplicit:
     def workspace_cuda(self):
         return self.library.local_implicit_workspace(ctypes.byref(self.problem))
 
-    def forward_cuda(self, out, workspace, stream):
+    def forward_cuda(self, wgmma, out, workspace, stream):
         failure = self.library.local_implicit_forward(
-            self.type, ctypes.byref(self.problem), Address(out), Address(workspace)
+            self.type, ctypes.byref(self.problem), ctypes.c_bool(wgmma), Address(out), Address(workspace)
         )
         if failure:
             raise RuntimeError(failure.decode())

@@ -11,6 +11,12 @@ Status failed(cudaError_t error) {
   last = error;
   return Status::cuda_failed;
 }
+
+Status count_multiprocessors(int& count) {
+  int device;
+  const Status found = failed(cudaGetDevice(&device));
+  return found == Status::ok ? failed(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device)) : found;
+}
 }  // namespace cuda
 
 const char* cuda_failure() { return cudaGetErrorString(last); }

@@ -8,7 +8,7 @@ namespace cuda {
 
 // The bytes that the launch asked for.
 __device__ __forceinline__ char* shared_memory() {
-  extern __shared__ uint4 memory[];
+  extern __shared__ __align__(1024) uint4 memory[];
   return reinterpret_cast<char*>(memory);
 }
 
@@ -20,6 +20,25 @@ Status launch(void (*kernel)(Parameters...), dim3 grid, unsigned threads, std::s
   kernel<<<grid, threads, shared, static_cast<cudaStream_t>(stream)>>>(arguments...);
   return failed(cudaGetLastError());
 }
+
+// The same in clusters of so many blocks, and with more shared memory than a kernel has unasked.
+template <class... Parameters, class... Arguments>
+Status launch_clusters(unsigned blocks, void (*kernel)(Parameters...), dim3 grid, unsigned threads,
+                       std::size_t shared, void* stream, const Arguments&... arguments) {
+  const Status allowed =
+      failed(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)));
+  if (allowed != Status::ok) return allowed;
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = blocks, cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid, config.blockDim = threads, config.dynamicSmemBytes = shared;
+  config.stream = static_cast<cudaStream_t>(stream), config.attrs = &cluster, config.numAttrs = 1;
+  return failed(cudaLaunchKernelEx(&config, kernel, arguments...));
+}
+
+// Of the current device.
+Status count_multiprocessors(int& count);
 
 }  // namespace cuda
 }  // namespace inr

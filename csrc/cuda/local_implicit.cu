@@ -154,10 +154,12 @@ Status forward(const LocalImplicit& problem, void* out, void* workspace, void* s
 }  // namespace
 }  // namespace cuda
 
-Status local_implicit_forward_cuda(Type type, const LocalImplicit& p, void* out, void* workspace, void* stream) {
+Status local_implicit_forward_cuda(Type type, const LocalImplicit& p, bool wgmma, void* out, void* workspace,
+                                   void* stream) {
   if (type != Type::bfloat16 && type != Type::float16) return Status::unsupported_type;
-  const Status packed = cuda::pack(type, p, workspace, stream);
+  const Status packed = cuda::pack(type, p, wgmma, workspace, stream);
   if (packed != Status::ok) return packed;
+  if (wgmma) return cuda::forward_wgmma(type, p, out, workspace, stream);
   const bool wide = cuda::padded_width(p) == 256;
   if (type == Type::bfloat16)
     return (wide ? cuda::forward<Type::bfloat16, 256> : cuda::forward<Type::bfloat16, 128>)(p, out, workspace, stream);

@@ -20,7 +20,7 @@ __device__ __forceinline__ float value(std::uint16_t bits) { return unpack<type>
 
 // A block for every stage, then one for every row of `bias`, `late_cell` and `position`.
 template <Type type, int W>
-__global__ void pack_weights(const Sources from, uint4* to, float* vectors, int padded) {
+__global__ void pack_weights(const Sources from, uint4* to, float* vectors, int padded, bool slices) {
   const int hidden = from.depth - 1, of_layer = (W / 128) * (W / 64);
   const int count = stages<W>(hidden, from.widths[from.depth]);
   if (int(blockIdx.x) < count) {
@@ -29,19 +29,25 @@ __global__ void pack_weights(const Sources from, uint4* to, float* vectors, int 
     const int stride = inputs + (layer == 0 && from.late_cell ? 2 : 0);
     for (int i = threadIdx.x; i < stage; i += blockDim.x) {
       const int lane = i % 32, g = lane / 4, tile = i / 32;
-      int row, column;
-      if (layer < hidden) {
+      int row, column;  // of eight inputs the first, or, in a slice, their tile
+      const bool sliced = slices && layer < hidden;
+      if (sliced) {
+        const int at = in_layer * stage + i, n = at / 8 % W;
+        row = channel(n / 8, n % 8);
+        column = at / 8 / W * 8 + (at % 8 ^ n % 8);
+      } else if (layer < hidden) {
         row = channel(in_layer / (W / 64) * 16 + tile % 16, g);
-        column = in_layer % (W / 64) * 64 + tile / 16 * 32;
+        column = in_layer % (W / 64) * 64 + tile / 16 * 32 + lane % 4 * 8;
       } else {
         row = in_layer * (8192 / W) + tile / (W / 32) * 8 + g;
-        column = tile % (W / 32) * 32;
+        column = tile % (W / 32) * 32 + lane % 4 * 8;
       }
-      column += lane % 4 * 8;
       unsigned pairs[4] = {0, 0, 0, 0};
-      for (int j = 0; j < 8; ++j)
-        if (row < outputs && column + j < inputs)
-          pairs[j / 2] |= unsigned(from.weights[layer][row * stride + column + j]) << (j % 2 * 16);
+      for (int j = 0; j < 8; ++j) {
+        const int k = sliced ? channel(column, j) : column + j;
+        if (row < outputs && k < inputs)
+          pairs[j / 2] |= unsigned(from.weights[layer][row * stride + k]) << (j % 2 * 16);
+      }
       to[s * stage + i] = {pairs[0], pairs[1], pairs[2], pairs[3]};
     }
     return;
@@ -90,7 +96,7 @@ const std::uint16_t* halves(const V* from) {
 }
 
 template <Type type, int W>
-Status pack(const LocalImplicit& p, void* workspace, void* stream) {
+Status pack(const LocalImplicit& p, bool slices, void* workspace, void* stream) {
   Sources from{};
   from.depth = int(p.depth), from.columns = int(p.position_inputs()), from.late_cell = p.inputs(0) > p.widths[0];
   for (int i = 0; i < from.depth; ++i) from.weights[i] = halves(p.weights[i]), from.biases[i] = halves(p.biases[i]);
@@ -98,7 +104,7 @@ Status pack(const LocalImplicit& p, void* workspace, void* stream) {
   from.position_weight = halves(p.position_weight);
   const dim3 blocks(unsigned(all_stages(p) + from.depth + 2 + 4));
   return launch(pack_weights<type, W>, blocks, 256, 0, stream, from, static_cast<uint4*>(workspace),
-                vectors(p, workspace), padded_row(p));
+                vectors(p, workspace), padded_row(p), slices);
 }
 
 }  // namespace
@@ -123,11 +129,11 @@ Decoder decoder(const LocalImplicit& p, void* out, void* workspace) {
       int(p.widths[depth]), padded, depth - 1, channels % 8 == 0 && address % 16 == 0};
 }
 
-Status pack(Type type, const LocalImplicit& p, void* workspace, void* stream) {
+Status pack(Type type, const LocalImplicit& p, bool slices, void* workspace, void* stream) {
   const bool wide = padded_width(p) == 256;
   if (type == Type::bfloat16)
-    return (wide ? pack<Type::bfloat16, 256> : pack<Type::bfloat16, 128>)(p, workspace, stream);
-  return (wide ? pack<Type::float16, 256> : pack<Type::float16, 128>)(p, workspace, stream);
+    return (wide ? pack<Type::bfloat16, 256> : pack<Type::bfloat16, 128>)(p, slices, workspace, stream);
+  return (wide ? pack<Type::float16, 256> : pack<Type::float16, 128>)(p, slices, workspace, stream);
 }
 
 }  // namespace cuda

@@ -4,6 +4,9 @@
 // weight's row at eight consecutive input channels. A hidden layer [W, W] is [W / 128 halves of its outputs][W / 64
 // slices of its inputs], a stage each of [2 times 32 inputs][16 tiles of 8 outputs][lane]; the last layer is stages of
 // [1024 / W tiles of 8 outputs][W / 32 times 32 inputs][lane].
+//
+// For wgmma a hidden layer is slices instead, [W / 64][W outputs][64 inputs], both in the order of `channel`: the image
+// of shared memory that its matrix descriptors want, of an output's eight times 16 bytes the q-th at q ^ output % 8.
 #pragma once
 
 #include "cuda/local_implicit.cuh"
@@ -22,7 +25,10 @@ __host__ __device__ __forceinline__ int stages(int hidden, int outputs) {
 int padded_width(const LocalImplicit&);  // W: 128 or 256
 // The problem on the device, reading a workspace that is yet to be packed.
 Decoder decoder(const LocalImplicit&, void* out, void* workspace);
-Status pack(Type, const LocalImplicit&, void* workspace, void* stream);
+Status pack(Type, const LocalImplicit&, bool slices, void* workspace, void* stream);
+
+// local_implicit_sm90.cu, where W is 256 and there is a hidden layer.
+Status forward_wgmma(Type, const LocalImplicit&, void* out, void* workspace, void* stream);
 
 }  // namespace cuda
 }  // namespace inr

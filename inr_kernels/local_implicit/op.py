@@ -124,9 +124,9 @@ class _Problem:
     def forward(self, out):
         self.native.forward(out.data_ptr())
 
-    def forward_cuda(self, out):
+    def forward_cuda(self, out, wgmma):
         workspace = out.new_empty(self.native.workspace_cuda(), dtype=torch.uint8)
-        self.native.forward_cuda(out.data_ptr(), workspace.data_ptr(), backends.stream(out.device))
+        self.native.forward_cuda(wgmma, out.data_ptr(), workspace.data_ptr(), backends.stream(out.device))
 
     def backward(self, grad, hoisted, position_weight, weights, biases):
         self.native.backward(
@@ -155,12 +155,25 @@ def _cpu_forward(*args):
     return out
 
 
+cuda_kernel = ""  # a benchmark's wish: "mma" or "wgmma"
+
+
+def _wgmma(hoisted, weights) -> bool:
+    """Which CUDA kernel runs: wgmma's on Hopper where it has what to multiply, hidden layers padded to 256 channels."""
+    fits = len(weights) > 1 and max(hoisted.shape[-1], *map(len, weights[:-1])) > 128
+    if cuda_kernel == "wgmma" and not fits:
+        raise ValueError("wgmma wants a hidden layer and more than 128 channels before the last")
+    if cuda_kernel:
+        return cuda_kernel == "wgmma"
+    return fits and hoisted.is_cuda and torch.cuda.get_device_capability(hoisted.device) == (9, 0)
+
+
 def _cuda_forward(*args):
     hoisted, y = args[0], args[1]
     out = hoisted.new_empty(*y.shape, len(args[5][-1]))
     if out.numel():
         with backends.on(out.device):
-            _Problem(*args).forward_cuda(out)
+            _Problem(*args).forward_cuda(out, _wgmma(hoisted, args[5]))
     return out
 
 

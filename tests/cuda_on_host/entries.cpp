@@ -24,8 +24,9 @@ extern "C" std::size_t local_implicit_workspace(const inr::LocalImplicit* p) {
   return inr::local_implicit_workspace_cuda(*p);
 }
 
-extern "C" const char* local_implicit_forward(int type, const inr::LocalImplicit* p, void* out, void* workspace) {
+extern "C" const char* local_implicit_forward(int type, const inr::LocalImplicit* p, bool wgmma, void* out,
+                                              void* workspace) {
   return attempt([&] {
-    return inr::local_implicit_forward_cuda(static_cast<inr::Type>(type), *p, out, workspace, nullptr);
+    return inr::local_implicit_forward_cuda(static_cast<inr::Type>(type), *p, wgmma, out, workspace, nullptr);
   });
 }

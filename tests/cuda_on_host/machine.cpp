@@ -12,6 +12,9 @@ uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
 
 namespace machine {
+
+const char* (*last_check)() = nullptr;
+
 namespace {
 
 struct Copy {
@@ -41,10 +44,12 @@ struct Warp : Meeting {
 
 constexpr std::size_t stack_bytes = 256 << 10;
 
-std::vector<Thread> threads;
+std::vector<Thread> threads;  // of all blocks of the cluster
 std::vector<Warp> warps;
-Meeting block;
-std::vector<char> memory;
+Meeting cluster;
+unsigned long number;
+std::vector<Meeting> blocks;
+std::vector<std::vector<char>> memories;  // of each block
 std::size_t memory_bytes;
 const std::function<void()>* body;
 unsigned running;
@@ -70,18 +75,20 @@ void begin() {
 
 __attribute__((noinline)) void resume(unsigned i) {
   running = i;
-  threadIdx = {i, 0, 0};
+  threadIdx = {i % blockDim.x, 0, 0};
+  blockIdx.x = unsigned(blockIdx.x / blocks.size() * blocks.size()) + cluster_rank();
   if (_setjmp(scheduler)) return;
   if (self().started) _longjmp(self().here, 1);
   self().started = true;
   swapcontext(&entry, &self().start);
 }
 
-// Lets each warp run until it can no more. Whether all threads are done in the end.
-bool run_block() {
+// Lets each warp run until it can no more; in every other cluster the last warp goes first. Whether all threads are done in the end.
+bool run_cluster() {
   for (bool moved = true; moved;) {
     moved = false;
-    for (unsigned w = 0; w < warps.size(); ++w) {
+    for (unsigned at = 0; at < warps.size(); ++at) {
+      const unsigned w = number % 2 ? at : unsigned(warps.size()) - 1 - at;
       for (bool more = true; more;) {
         more = false;
         for (unsigned i = w * warp; i < (w + 1) * warp; ++i) {
@@ -125,7 +132,12 @@ void wait(const std::function<bool()>& ready) {
 }
 
 void block_barrier() {
-  if (come(block, unsigned(threads.size()))) leave_together(block);
+  Meeting& block = blocks[cluster_rank()];
+  if (come(block, blockDim.x)) leave_together(block);
+}
+
+void cluster_barrier() {
+  if (come(cluster, unsigned(threads.size()))) leave_together(cluster);
 }
 
 void warp_meets(const char* instruction, void* mine, void (*work)(Lanes&)) {
@@ -139,7 +151,25 @@ void warp_meets(const char* instruction, void* mine, void (*work)(Lanes&)) {
   }
 }
 
-char* shared_memory() { return memory.data() + (-reinterpret_cast<std::uintptr_t>(memory.data()) & 1023); }
+namespace {
+char* base(unsigned rank) {
+  char* memory = memories.at(rank).data();
+  return memory + (-reinterpret_cast<std::uintptr_t>(memory) & 1023);
+}
+}  // namespace
+
+unsigned long cluster_number() { return number; }
+unsigned thread() { return running; }
+unsigned thread_count() { return unsigned(threads.size()); }
+unsigned cluster_rank() { return running / blockDim.x; }
+
+char* shared_memory(unsigned rank) {
+  bool ended = true;
+  for (unsigned i = rank * blockDim.x; i < (rank + 1) * blockDim.x; ++i) ended = ended && threads[i].done;
+  if (ended) fail("the memory of a block that has ended");
+  return base(rank);
+}
+char* shared_memory() { return base(cluster_rank()); }
 
 void check_shared(const void* address, std::size_t bytes) {
   const char* begin = static_cast<const char*>(address);
@@ -165,12 +195,14 @@ void wait_for_copies(std::size_t groups_left) {
 
 namespace {
 
-// The threads of a block before their first instruction, and fresh shared memory.
-__attribute__((noinline)) void prepare(std::vector<std::unique_ptr<char[]>>& stacks) {
-  memory.assign(memory_bytes + 1024, char(0xff));
+// The threads of a cluster before their first instruction, and fresh shared memory.
+__attribute__((noinline)) void prepare(std::vector<std::unique_ptr<char[]>>& stacks, unsigned in_cluster) {
+  memories.assign(in_cluster, std::vector<char>(memory_bytes + 1024, char(0xff)));
   threads = std::vector<Thread>(stacks.size());
   warps.assign(stacks.size() / warp, {});
-  block = {};
+  blocks.assign(in_cluster, {});
+  cluster = {};
+  ++number;
   failure.clear();
   for (std::size_t i = 0; i < stacks.size(); ++i) {
     getcontext(&threads[i].start);
@@ -182,17 +214,19 @@ __attribute__((noinline)) void prepare(std::vector<std::unique_ptr<char[]>>& sta
 
 }  // namespace
 
-void launch(dim3 grid, dim3 size, std::size_t shared_bytes, const std::function<void()>& kernel) {
+void launch(dim3 grid, dim3 size, std::size_t shared_bytes, const std::function<void()>& kernel, unsigned in_cluster) {
   if (size.x % warp || size.y * size.z != 1) throw std::runtime_error("blocks are whole warps, along x");
+  if (grid.x % in_cluster) throw std::runtime_error("the grid is not whole clusters");
   gridDim = grid, blockDim = size;
   body = &kernel;
   memory_bytes = shared_bytes;
-  std::vector<std::unique_ptr<char[]>> stacks(size.x);
+  std::vector<std::unique_ptr<char[]>> stacks(size.x * in_cluster);
   for (auto& stack : stacks) stack.reset(new char[stack_bytes]);
-  for (unsigned b = 0; b < grid.x * grid.y * grid.z; ++b) {
+  for (unsigned b = 0; b < grid.x * grid.y * grid.z; b += in_cluster) {
     blockIdx = {b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y};
-    prepare(stacks);
-    if (!run_block()) throw std::runtime_error(failure.empty() ? "the block waits for ever" : failure);
+    prepare(stacks, in_cluster);
+    if (!run_cluster()) throw std::runtime_error(failure.empty() ? "the block waits for ever" : failure);
+    if (const char* wrong = last_check ? last_check() : nullptr) throw std::runtime_error(wrong);
   }
 }
 

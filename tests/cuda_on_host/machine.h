@@ -1,8 +1,9 @@
 // A GPU for tests: runs a kernel's own source, compiled by the host's compiler, block by block.
 //
-// The threads of a block are fibers. Warps run ahead as far as they can, one after the other, so that a missing
-// barrier shows; shared memory starts as NaN, and what an asynchronous copy will overwrite is NaN from its start to
-// its wait. A block that cannot go on, or whose lanes meet in different instructions, fails the launch.
+// The threads of a block, or of a cluster, are fibers. Warps run ahead as far as they can, one after the other and every
+// other time from the last on, so that a missing barrier shows; shared memory starts as NaN, and what an asynchronous
+// copy will overwrite is NaN from its start to its wait. A block that cannot go on, or whose lanes meet in different
+// instructions, fails the launch.
 #pragma once
 
 #include <math.h>
@@ -39,15 +40,23 @@ namespace machine {
 
 constexpr unsigned warp = 32;
 
-// Runs the grid; throws std::runtime_error.
-void launch(dim3 grid, dim3 block, std::size_t shared_bytes, const std::function<void()>& kernel);
+// Runs the grid, whose blocks go in clusters of so many along x; throws std::runtime_error.
+void launch(dim3 grid, dim3 block, std::size_t shared_bytes, const std::function<void()>& kernel,
+            unsigned cluster = 1);
 
+extern const char* (*last_check)();  // asked when a cluster has ended: what is wrong, or nullptr
 [[noreturn]] void fail(const char* why);  // ends the launch that runs
 void wait(const std::function<bool()>& ready);  // lets others run until then
 
+unsigned long cluster_number();  // how many went before
+unsigned thread();               // of the cluster's thread_count()
+unsigned thread_count();
+unsigned cluster_rank();         // of this block
 char* shared_memory();
+char* shared_memory(unsigned rank);  // another block's of the cluster, which has not ended
 void check_shared(const void* address, std::size_t bytes);  // within this block's
 void block_barrier();
+void cluster_barrier();
 
 // All lanes of a warp meet in one instruction; the last to come does the work of all.
 using Lanes = void* const[warp];

@@ -16,5 +16,14 @@ Status launch(void (*kernel)(Parameters...), dim3 grid, unsigned threads, std::s
   return Status::ok;
 }
 
+template <class... Parameters, class... Arguments>
+Status launch_clusters(unsigned blocks, void (*kernel)(Parameters...), dim3 grid, unsigned threads,
+                       std::size_t shared, void*, const Arguments&... arguments) {
+  machine::launch(grid, threads, shared, [&] { kernel(arguments...); }, blocks);
+  return Status::ok;
+}
+
+inline Status count_multiprocessors(int& count) { return count = 5, Status::ok; }
+
 }  // namespace cuda
 }  // namespace inr
