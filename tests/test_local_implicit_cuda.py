@@ -1,4 +1,4 @@
-"""local_implicit in CUDA C++: the kernel's own source on the host, block by block; what only a GPU can show is marked."""
+"""local_implicit in CUDA C++: its source in an emulation on the host; what only a GPU can show is marked."""
 
 import emulated_cuda
 import pytest
@@ -6,7 +6,6 @@ import torch
 from local_implicit_cases import Case, assert_as_accurate
 
 from inr_kernels._core import dispatch, native
-from inr_kernels.local_implicit import op
 
 HALVES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 CASES = {
