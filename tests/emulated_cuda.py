@@ -1,4 +1,4 @@
-"""The CUDA kernels on the host: their sources compiled by g++ against tests/cuda_on_host, and `_C`'s stand-ins for them.
+"""The CUDA kernels on the host: their sources compiled by g++ against tests/cuda_on_host, and a `_C` to reach them.
 
 What the emulation follows, and what it notices, stands in tests/cuda_on_host/machine.h.
 """
@@ -12,12 +12,12 @@ HOST = ROOT / "tests" / "cuda_on_host"
 Integer, Address = ctypes.c_int64, ctypes.c_void_p
 
 
-def build(folder, *kernels):
+def build(folder, *kernels, csrc=ROOT / "csrc"):
     """The library of these files of csrc/cuda, compiled into the folder."""
     library = Path(folder) / "cuda_on_host.so"
-    options = "-std=c++17 -O2 -fPIC -shared -ffp-contract=off -U_FORTIFY_SOURCE -Wall -Wextra -Werror".split()
-    options += ["-Wno-unknown-pragmas", f"-I{HOST}", f"-I{ROOT / 'csrc'}", "-x", "c++"]
-    sources = [*sorted(HOST.glob("*.cpp")), *(ROOT / "csrc" / "cuda" / kernel for kernel in kernels)]
+    options = ["-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-U_FORTIFY_SOURCE"]
+    options += ["-Wall", "-Wextra", "-Wno-unknown-pragmas", f"-I{HOST}", f"-I{csrc}", "-x", "c++"]
+    sources = [*sorted(HOST.glob("*.cpp")), *(csrc / "cuda" / kernel for kernel in kernels)]
     subprocess.run(["g++", *options, *sources, "-o", library], check=True)
     loaded = ctypes.CDLL(library)
     loaded.local_implicit_workspace.restype = ctypes.c_size_t
@@ -35,13 +35,13 @@ class Problem(ctypes.Structure):
     """inr::LocalImplicit"""
 
     _fields_ = [
-        *[(name, Integer) for name in "batch rows cols height width band_start band_rows".split()],
+        *[(name, Integer) for name in ["batch", "rows", "cols", "height", "width", "band_start", "band_rows"]],
         ("local_ensemble", ctypes.c_bool),
         ("ensemble_first", ctypes.c_bool),
         ("depth", Integer),
         ("widths", ctypes.POINTER(Integer)),
-        *[(name, Plane) for name in "y x cell_y cell_x".split()],
-        *[(name, Address) for name in "centre_y centre_x hoisted position_weight".split()],
+        *[(name, Plane) for name in ["y", "x", "cell_y", "cell_x"]],
+        *[(name, Address) for name in ["centre_y", "centre_x", "hoisted", "position_weight"]],
         ("weights", ctypes.POINTER(Address)),
         ("biases", ctypes.POINTER(Address)),
         ("threads", ctypes.c_int),
@@ -70,7 +70,13 @@ class LocalImplicit:
         planes = {"y": Plane(y[0], *y[1]), "x": Plane(x[0], *x[1])}
         if address:
             planes |= {"cell_y": Plane(address, batch, row, col), "cell_x": Plane(address + 4 * last, batch, row, col)}
-        sizes = dict(zip("batch rows cols height width band_start band_rows".split(), (*queries, *size, *band)))
+        sizes = dict(
+            zip(
+                ["batch", "rows", "cols", "height", "width", "band_start", "band_rows"],
+                (*queries, *size, *band),
+                strict=False,
+            )
+        )
         self.problem = Problem(
             **sizes,
             **planes,

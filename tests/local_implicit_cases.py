@@ -82,7 +82,7 @@ class Case:
         if not gradients:
             return [out]
         generator = torch.Generator().manual_seed(1)
-        grad = torch.randn(out.shape, dtype=torch.float64, generator=generator).to(rounded).to(dtype)
+        grad = torch.randn(out.shape, dtype=torch.float64, generator=generator).to(out.device, rounded).to(dtype)
         return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
 
 

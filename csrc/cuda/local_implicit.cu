@@ -64,25 +64,25 @@ __global__ void __launch_bounds__(threads, 1) decode(const Decoder p) {
   unsigned state[W / 16][4];
 #pragma unroll
   for (int k = 0; k < W / 32; ++k)
-    set_fragments(state[2 * k], state[2 * k + 1], first_layer<type, W>(p, rows[0], 32 * k + 8 * t),
-                  first_layer<type, W>(p, rows[1], 32 * k + 8 * t));
+    set_fragments(state[2 * k], state[2 * k + 1], first_layer<type, W>(p, rows[0], k, t),
+                  first_layer<type, W>(p, rows[1], k, t));
 
   for (int layer = 0; layer < p.hidden; ++layer) {
+    const float* bias = p.bias + layer * p.padded + 8 * t;
+    const float* late_cell = First && layer == 0 && p.late_cell ? p.late_cell + 8 * t : nullptr;
     unsigned next[W / 16][4];
 #pragma unroll
     for (int half = 0; half < W / 128; ++half) {  // of 128 channels: more accumulators spill
       float sum[16][4];
 #pragma unroll
       for (int n = 0; n < 16; n += 4) {
-        const int c = 128 * half + 8 * n + 8 * t;
-        Eight start[2] = {};
-        for (int r = 0; r < 2; ++r) {
-          start[r].add(1, p.bias + layer * p.padded + c);
-          if (First && p.late_cell && layer == 0) {
-            start[r].add(rows[r].cell_y, p.late_cell + c);
-            start[r].add(rows[r].cell_x, p.late_cell + p.padded + c);
+        const int c = 128 * half + 8 * n;
+        Eight start[2] = {Eight::load(bias + c), Eight::load(bias + c)};
+        if (First && late_cell)
+          for (int r = 0; r < 2; ++r) {
+            start[r].add(rows[r].cell_y, Eight::load(late_cell + c));
+            start[r].add(rows[r].cell_x, Eight::load(late_cell + p.padded + c));
           }
-        }
 #pragma unroll
         for (int i = 0; i < 16; ++i) sum[n + i / 4][i % 4] = start[i % 4 / 2].v[i / 4 * 2 + i % 2];
       }

@@ -127,19 +127,23 @@ __device__ __forceinline__ Row<First> locate(const Queries& q, std::int64_t firs
 struct Eight {
   float v[8];
 
-  // += factor * the eight floats at `row`, which are aligned to 16 bytes
-  __device__ __forceinline__ void add(float factor, const float* row) {
-    const float4 a = *reinterpret_cast<const float4*>(row), b = *reinterpret_cast<const float4*>(row + 4);
-    const float by[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+  // At an address of whole 16 bytes.
+  static __device__ __forceinline__ Eight load(const float* from) {
+    const float4 a = *reinterpret_cast<const float4*>(from), b = *reinterpret_cast<const float4*>(from + 4);
+    return {{a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w}};
+  }
+  // += factor * other
+  __device__ __forceinline__ void add(float factor, const Eight& other) {
 #pragma unroll
-    for (int i = 0; i < 8; ++i) v[i] = fmaf(factor, by[i], v[i]);
+    for (int i = 0; i < 8; ++i) v[i] = fmaf(factor, other.v[i], v[i]);
   }
 };
 
-// The map at a pixel, channels c ... c + 7; zeros past the last.
+// The map at a pixel, channels 32 k + 8 t ...; zeros past the last.
 template <Type type>
-__device__ __forceinline__ Eight hoisted(const Decoder& p, unsigned pixel, int c) {
-  const std::uint16_t* from = p.hoisted + std::size_t(pixel) * p.channels + c;
+__device__ __forceinline__ Eight hoisted(const Decoder& p, unsigned pixel, int k, int t) {
+  const std::uint16_t* from = p.hoisted + std::size_t(pixel) * p.channels + 8 * t + 32 * k;
+  const int c = 8 * t + 32 * k;
   unsigned pairs[4] = {0, 0, 0, 0};
   if (p.whole) {
     if (c < p.channels) {
@@ -160,19 +164,20 @@ __device__ __forceinline__ Eight hoisted(const Decoder& p, unsigned pixel, int c
   return out;
 }
 
-// The first layer's output for a row, channels c ... c + 7: two by two.
+// The first layer's output for a row, channels 32 k + 8 t ... of a constant k: two by two.
 template <Type type, int W, bool First>
-__device__ __forceinline__ uint4 first_layer(const Decoder& p, const Row<First>& row, int c) {
+__device__ __forceinline__ uint4 first_layer(const Decoder& p, const Row<First>& row, int k, int t) {
+  const float* position = p.position + 8 * t + 32 * k;
   Eight out{};
 #pragma unroll
   for (int s = 0; s < Row<First>::samples; ++s) {
     if (s > 0 && !p.queries.ensemble) break;
-    Eight one = hoisted<type>(p, row.pixel[s], c);
-    one.add(row.rel_y[s], p.position + c);
-    one.add(row.rel_x[s], p.position + W + c);
+    Eight one = hoisted<type>(p, row.pixel[s], k, t);
+    one.add(row.rel_y[s], Eight::load(position));
+    one.add(row.rel_x[s], Eight::load(position + W));
     if (!First) {
-      one.add(row.cell_y, p.position + 2 * W + c);
-      one.add(row.cell_x, p.position + 3 * W + c);
+      one.add(row.cell_y, Eight::load(position + 2 * W));
+      one.add(row.cell_x, Eight::load(position + 3 * W));
       out = one;
     } else {
 #pragma unroll

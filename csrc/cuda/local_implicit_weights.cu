@@ -96,7 +96,7 @@ const std::uint16_t* halves(const V* from) {
 }
 
 template <Type type, int W>
-Status pack(const LocalImplicit& p, bool slices, void* workspace, void* stream) {
+Status pack_as(const LocalImplicit& p, bool slices, void* workspace, void* stream) {
   Sources from{};
   from.depth = int(p.depth), from.columns = int(p.position_inputs()), from.late_cell = p.inputs(0) > p.widths[0];
   for (int i = 0; i < from.depth; ++i) from.weights[i] = halves(p.weights[i]), from.biases[i] = halves(p.biases[i]);
@@ -132,8 +132,8 @@ Decoder decoder(const LocalImplicit& p, void* out, void* workspace) {
 Status pack(Type type, const LocalImplicit& p, bool slices, void* workspace, void* stream) {
   const bool wide = padded_width(p) == 256;
   if (type == Type::bfloat16)
-    return (wide ? pack<Type::bfloat16, 256> : pack<Type::bfloat16, 128>)(p, slices, workspace, stream);
-  return (wide ? pack<Type::float16, 256> : pack<Type::float16, 128>)(p, slices, workspace, stream);
+    return (wide ? pack_as<Type::bfloat16, 256> : pack_as<Type::bfloat16, 128>)(p, slices, workspace, stream);
+  return (wide ? pack_as<Type::float16, 256> : pack_as<Type::float16, 128>)(p, slices, workspace, stream);
 }
 
 }  // namespace cuda
