@@ -84,9 +84,9 @@ __device__ __forceinline__ void wait_for_products() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(groups) : "memory");
 }
 
-#define INR_8(d, i) \
-  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
-#define INR_32(d, i) INR_8(d, i), INR_8(d, i + 8), INR_8(d, i + 16), INR_8(d, i + 24)
+#define INR_4(d, n) "+f"(d[n][0]), "+f"(d[n][1]), "+f"(d[n][2]), "+f"(d[n][3])
+#define INR_16(d, n) INR_4(d, n), INR_4(d, n + 1), INR_4(d, n + 2), INR_4(d, n + 3)
+#define INR_64(d, n) INR_16(d, n), INR_16(d, n + 4), INR_16(d, n + 8), INR_16(d, n + 12)
 #define INR_WGMMA(type)                                                                                          \
   asm volatile(                                                                                                  \
       "wgmma.mma_async.sync.aligned.m64n256k16.f32." type "." type                                               \
@@ -97,20 +97,21 @@ __device__ __forceinline__ void wait_for_products() {
       " %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101,"   \
       " %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118,"   \
       " %119, %120, %121, %122, %123, %124, %125, %126, %127}, {%128, %129, %130, %131}, %132, 1, 1, 1, 0;"      \
-      : INR_32(d, 0), INR_32(d, 32), INR_32(d, 64), INR_32(d, 96)                                                \
+      : INR_64(d, 0), INR_64(d, 16)                                                                             \
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
 
 // d [64, 256] += a [64, 16] b [16, 256], over a warpgroup; under way until its group is waited for. Warp w of the four
-// holds the rows 16 w on, every 8 columns of d as `mma` holds its d, and a as `mma` its a. b: a matrix descriptor.
+// holds the rows 16 w on: every 8 columns as `mma` holds its d, and a as it holds its a. b: a matrix descriptor.
 template <Type type>
-__device__ __forceinline__ void wgmma(float (&d)[128], const unsigned (&a)[4], std::uint64_t b) {
+__device__ __forceinline__ void wgmma(float (&d)[32][4], const unsigned (&a)[4], std::uint64_t b) {
   if constexpr (type == Type::bfloat16)
     INR_WGMMA("bf16");
   else
     INR_WGMMA("f16");
 }
-#undef INR_8
-#undef INR_32
+#undef INR_4
+#undef INR_16
+#undef INR_64
 #undef INR_WGMMA
 
 }  // namespace cuda

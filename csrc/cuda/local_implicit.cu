@@ -4,7 +4,7 @@
 // product's left fragment. The eight warps of a block share the weights, which stream from the L2 cache through
 // three slots of shared memory, in the order and the layout in which they are used.
 #include "cuda/launch.cuh"
-#include "cuda/local_implicit.cuh"
+#include "cuda/local_implicit_layers.cuh"
 #include "cuda/local_implicit_weights.cuh"
 
 namespace inr {
@@ -43,12 +43,6 @@ struct Stream {
   }
 };
 
-// Two neighbouring left fragments of 16 channels each: [rows g and g + 8, channels 8 t ... 8 t + 7 of 32].
-__device__ __forceinline__ void set_fragments(unsigned (&low)[4], unsigned (&high)[4], const uint4& a, const uint4& b) {
-  low[0] = a.x, low[1] = b.x, low[2] = a.y, low[3] = b.y;
-  high[0] = a.z, high[1] = b.z, high[2] = a.w, high[3] = b.w;
-}
-
 template <Type type, int W, bool First>
 __global__ void __launch_bounds__(threads, 1) decode(const Decoder p) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
@@ -62,30 +56,15 @@ __global__ void __launch_bounds__(threads, 1) decode(const Decoder p) {
   }
 
   unsigned state[W / 16][4];
-#pragma unroll
-  for (int k = 0; k < W / 32; ++k)
-    set_fragments(state[2 * k], state[2 * k + 1], first_layer<type, W>(p, rows[0], k, t),
-                  first_layer<type, W>(p, rows[1], k, t));
+  first_layer<type, W>(p, rows, t, state);
 
   for (int layer = 0; layer < p.hidden; ++layer) {
-    const float* bias = p.bias + layer * p.padded + 8 * t;
-    const float* late_cell = First && layer == 0 && p.late_cell ? p.late_cell + 8 * t : nullptr;
     unsigned next[W / 16][4];
 #pragma unroll
     for (int half = 0; half < W / 128; ++half) {  // of 128 channels: more accumulators spill
       float sum[16][4];
 #pragma unroll
-      for (int n = 0; n < 16; n += 4) {
-        const int c = 128 * half + 8 * n;
-        Eight start[2] = {Eight::load(bias + c), Eight::load(bias + c)};
-        if (First && late_cell)
-          for (int r = 0; r < 2; ++r) {
-            start[r].add(rows[r].cell_y, Eight::load(late_cell + c));
-            start[r].add(rows[r].cell_x, Eight::load(late_cell + p.padded + c));
-          }
-#pragma unroll
-        for (int i = 0; i < 16; ++i) sum[n + i / 4][i % 4] = start[i % 4 / 2].v[i / 4 * 2 + i % 2];
-      }
+      for (int n = 0; n < 16; n += 4) start_sum(p, rows, layer, 128 * half + 8 * n + 8 * t, sum + n);
 #pragma unroll
       for (int s = 0; s < W / 64; ++s) {
         const uint4* tile = weights.next() + lane;
@@ -111,34 +90,8 @@ __global__ void __launch_bounds__(threads, 1) decode(const Decoder p) {
   constexpr int tiles = 1024 / W;  // of 8 outputs in a stage
   for (int start = 0; start < p.outputs; start += 8 * tiles) {
     const uint4* tile = weights.next() + lane;
-    for (int o = start; o < min(start + 8 * tiles, p.outputs); o += 8, tile += W) {
-      float sum[4][4] = {};  // four chains: products in a chain wait for each other
-#pragma unroll
-      for (int k = 0; k < W / 32; ++k) {
-        const uint4 b = tile[k * 32];
-        mma<type>(sum[k % 2], state[2 * k], b.x, b.y);
-        mma<type>(sum[2 + k % 2], state[2 * k + 1], b.z, b.w);
-      }
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        float y = (sum[0][i] + sum[1][i]) + (sum[2][i] + sum[3][i]);
-        int row = g + i / 2 * 8;
-        if (per_query == 4) {  // the last Linear commutes with the ensemble
-          y *= rows[i / 2].weight[0];
-          y += __shfl_xor_sync(~0u, y, 4);
-          y += __shfl_xor_sync(~0u, y, 8);
-        }
-        const int n = o + 2 * t + i % 2;
-        const std::int64_t query = first + row / per_query;
-        if (n >= p.outputs || query >= p.queries.count || row % per_query) continue;
-        y += p.bias[p.hidden * p.padded + n];
-        if (First && p.late_cell && p.hidden == 0) {
-          y = fmaf(rows[i / 2].cell_y, p.late_cell[n], y);
-          y = fmaf(rows[i / 2].cell_x, p.late_cell[p.padded + n], y);
-        }
-        p.out[query * p.outputs + n] = std::uint16_t(pack<type>(y, 0));
-      }
-    }
+    for (int o = start; o < min(start + 8 * tiles, p.outputs); o += 8, tile += W)
+      last_layer<type, W>(p, state, rows, first, o, tile);
   }
 }
 

@@ -1,5 +1,4 @@
-// What the tensor-core kernels of local_implicit share: the problem on the device, where a row lies on the map, and
-// the first layer there, written into a matrix product's fragments.
+// What the tensor-core kernels of local_implicit share: the problem on the device, and where a row lies on the map.
 //
 // A row is one evaluation of the MLP: a query and a neighbour (row T q + t, T = 4 or 1) or, with the ensemble First,
 // a query alone. The hidden state is padded to W channels. In a fragment, lane 4 g + t of a warp holds of every 32
@@ -122,71 +121,6 @@ __device__ __forceinline__ Row<First> locate(const Queries& q, std::int64_t firs
   out.cell_y = q.cell_y.data ? at(q.cell_y) * float(q.vertical.size) : 0.f;
   out.cell_x = q.cell_x.data ? at(q.cell_x) * float(q.horizontal.size) : 0.f;
   return out;
-}
-
-struct Eight {
-  float v[8];
-
-  // At an address of whole 16 bytes.
-  static __device__ __forceinline__ Eight load(const float* from) {
-    const float4 a = *reinterpret_cast<const float4*>(from), b = *reinterpret_cast<const float4*>(from + 4);
-    return {{a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w}};
-  }
-  // += factor * other
-  __device__ __forceinline__ void add(float factor, const Eight& other) {
-#pragma unroll
-    for (int i = 0; i < 8; ++i) v[i] = fmaf(factor, other.v[i], v[i]);
-  }
-};
-
-// The map at a pixel, channels 32 k + 8 t ...; zeros past the last.
-template <Type type>
-__device__ __forceinline__ Eight hoisted(const Decoder& p, unsigned pixel, int k, int t) {
-  const std::uint16_t* from = p.hoisted + std::size_t(pixel) * p.channels + 8 * t + 32 * k;
-  const int c = 8 * t + 32 * k;
-  unsigned pairs[4] = {0, 0, 0, 0};
-  if (p.whole) {
-    if (c < p.channels) {
-      const uint4 v = *reinterpret_cast<const uint4*>(from);
-      pairs[0] = v.x, pairs[1] = v.y, pairs[2] = v.z, pairs[3] = v.w;
-    }
-  } else {
-#pragma unroll
-    for (int i = 0; i < 8; ++i)
-      if (c + i < p.channels) pairs[i / 2] |= unsigned(from[i]) << (i % 2 * 16);
-  }
-  Eight out;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const float2 two = unpack<type>(pairs[i]);
-    out.v[2 * i] = two.x, out.v[2 * i + 1] = two.y;
-  }
-  return out;
-}
-
-// The first layer's output for a row, channels 32 k + 8 t ... of a constant k: two by two.
-template <Type type, int W, bool First>
-__device__ __forceinline__ uint4 first_layer(const Decoder& p, const Row<First>& row, int k, int t) {
-  const float* position = p.position + 8 * t + 32 * k;
-  Eight out{};
-#pragma unroll
-  for (int s = 0; s < Row<First>::samples; ++s) {
-    if (s > 0 && !p.queries.ensemble) break;
-    Eight one = hoisted<type>(p, row.pixel[s], k, t);
-    one.add(row.rel_y[s], Eight::load(position));
-    one.add(row.rel_x[s], Eight::load(position + W));
-    if (!First) {
-      one.add(row.cell_y, Eight::load(position + 2 * W));
-      one.add(row.cell_x, Eight::load(position + 3 * W));
-      out = one;
-    } else {
-#pragma unroll
-      for (int i = 0; i < 8; ++i) out.v[i] = fmaf(one.v[i] < 0 ? 0.f : one.v[i], row.weight[s], out.v[i]);
-    }
-  }
-  // With the ensemble First the sum of ReLUs is no negative number, so that one ReLU serves both.
-  return {pack_relu<type>(out.v[0], out.v[1]), pack_relu<type>(out.v[2], out.v[3]),
-          pack_relu<type>(out.v[4], out.v[5]), pack_relu<type>(out.v[6], out.v[7])};
 }
 
 }  // namespace cuda

@@ -98,7 +98,7 @@ __device__ __forceinline__ void first_layer(const Decoder& p, const Row<First> (
 // What a hidden layer adds to its product: of rows g and g + 8, result tiles 4 j ... 4 j + 3; c is 32 j + 8 t.
 template <bool First>
 __device__ __forceinline__ void start_sum(const Decoder& p, const Row<First> (&rows)[2], int layer, int c,
-                                          float* sum) {
+                                          float (*sum)[4]) {
   Eights start{};
   start.add(1, 1, p.bias + layer * p.padded + c);
   if (First && p.late_cell && layer == 0) {
@@ -106,7 +106,7 @@ __device__ __forceinline__ void start_sum(const Decoder& p, const Row<First> (&r
     start.add(rows[0].cell_x, rows[1].cell_x, p.late_cell + p.padded + c);
   }
 #pragma unroll
-  for (int i = 0; i < 16; ++i) sum[i] = start.v[i / 2 % 2][i / 4 * 2 + i % 2];
+  for (int i = 0; i < 16; ++i) sum[i / 4][i % 4] = start.v[i / 2 % 2][i / 4 * 2 + i % 2];
 }
 
 // The outputs o ... o + 7 of a warp's 16 rows, which begin with query `first`. tile: the lane's first of the last

@@ -25,6 +25,7 @@ struct Memory {
   Barrier full[slots], empty[slots];
   Barrier turn[groups];  // that this group may multiply
 };
+static_assert(sizeof(Memory) <= 227 << 10, "more shared memory than a block may have");
 
 // A place in the ring, and the parity of the phase that it is in.
 struct Slot {
@@ -85,9 +86,9 @@ __device__ __forceinline__ void decode_rows(const Decoder& p, Memory& memory, Ti
     first_layer<type, W>(p, rows, t, state);
 #pragma unroll 1
     for (int layer = 0; layer < p.hidden; ++layer) {
-      float sum[W / 2];
+      float sum[W / 8][4];
 #pragma unroll
-      for (int j = 0; j < W / 32; ++j) start_sum(p, rows, layer, 32 * j + 8 * t, sum + 16 * j);
+      for (int j = 0; j < W / 32; ++j) start_sum(p, rows, layer, 32 * j + 8 * t, sum + 4 * j);
       wait(memory.turn[group], turn);
       turn ^= 1;
       int before = 0;
@@ -109,7 +110,10 @@ __device__ __forceinline__ void decode_rows(const Decoder& p, Memory& memory, Ti
       wait_for_products<0>();
       release(before);
 #pragma unroll
-      for (int i = 0; i < W / 4; ++i) state[i / 4][i % 4] = pack_relu<type>(sum[2 * i], sum[2 * i + 1]);
+      for (int i = 0; i < W / 4; ++i) {
+        const float* pair = sum[i / 2] + i % 2 * 2;
+        state[i / 4][i % 4] = pack_relu<type>(pair[0], pair[1]);
+      }
     }
     const std::int64_t first = first_query(tile);
     const uint4* last = p.stages + p.hidden * (W * W / 8) + lane;

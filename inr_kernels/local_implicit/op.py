@@ -158,7 +158,7 @@ def _cpu_forward(*args):
 cuda_kernel = ""  # a benchmark's wish: "mma" or "wgmma"
 
 
-def _wgmma(hoisted, weights) -> bool:
+def uses_wgmma(hoisted, weights) -> bool:
     """Which CUDA kernel runs: wgmma's on Hopper where it has what to multiply, hidden layers padded to 256 channels."""
     fits = len(weights) > 1 and max(hoisted.shape[-1], *map(len, weights[:-1])) > 128
     if cuda_kernel == "wgmma" and not fits:
@@ -173,7 +173,7 @@ def _cuda_forward(*args):
     out = hoisted.new_empty(*y.shape, len(args[5][-1]))
     if out.numel():
         with backends.on(out.device):
-            _Problem(*args).forward_cuda(out, _wgmma(hoisted, args[5]))
+            _Problem(*args).forward_cuda(out, uses_wgmma(hoisted, args[5]))
     return out
 
 

@@ -189,20 +189,20 @@ void copy_to_blocks(void* shared, const void* global, unsigned bytes, Barrier& b
 
 void fence_products() { self().fenced = true; }
 
-void begin_product(float (&d)[128], const unsigned (&a)[4], std::uint64_t b, ToFloat to_float) {
+void begin_product(float (&d)[32][4], const unsigned (&a)[4], std::uint64_t b, ToFloat to_float) {
   Thread& thread = self();
   if (!thread.fenced) machine::fail("a product without a fence before it");
   Sum* sum = nullptr;
   for (Sum& s : thread.sums)
-    if (s.d == d) sum = &s;
+    if (s.d == d[0]) sum = &s;
   if (!sum) {
-    thread.sums.push_back({d, {}, 0});
+    thread.sums.push_back({d[0], {}, 0});
     sum = &thread.sums.back();
     std::memcpy(sum->value.data(), d, sizeof d);
     std::memset(d, 0xff, sizeof d);
   }
   ++sum->under_way;
-  thread.open.push_back({d, a, b, to_float, {a[0], a[1], a[2], a[3]}});
+  thread.open.push_back({d[0], a, b, to_float, {a[0], a[1], a[2], a[3]}});
   if (machine::thread() % 32) return;
   Warpgroup& all = group();
   std::size_t& issued = all.issued[machine::thread() % 128 / 32];

@@ -37,9 +37,9 @@ void leave_registers() {}
 
 // A product reads its matrices, and its sum is there, only when its group is waited for; until then the sum is NaN.
 using ToFloat = float (*)(unsigned);
-void begin_product(float (&d)[128], const unsigned (&a)[4], std::uint64_t b, ToFloat);
+void begin_product(float (&d)[32][4], const unsigned (&a)[4], std::uint64_t b, ToFloat);
 template <Type type>
-void wgmma(float (&d)[128], const unsigned (&a)[4], std::uint64_t b) { begin_product(d, a, b, to_float<type>); }
+void wgmma(float (&d)[32][4], const unsigned (&a)[4], std::uint64_t b) { begin_product(d, a, b, to_float<type>); }
 void fence_products();
 void commit_products();
 void wait_for_products(std::size_t groups_left);
