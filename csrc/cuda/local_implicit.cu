@@ -13,6 +13,7 @@ namespace {
 
 constexpr int warps = 8, threads = 32 * warps, warp_rows = 16, block_rows = warps * warp_rows, slots = 3;
 
+
 // The stages of the weights, one after the other.
 struct Stream {
   const uint4* from;
@@ -26,7 +27,9 @@ struct Stream {
   }
   __device__ __forceinline__ void ask() {
     if (left > 0) {
-      for (int i = threadIdx.x; i < stage; i += threads) copy_async(ring + filling * stage + i, from + i);
+      uint4* to = ring + filling * stage;
+#pragma unroll 1  // a block of its own: scheduled among the products it would spill
+      for (int i = 0; i < stage; i += threads) copy_async(to + i + threadIdx.x, from + i + threadIdx.x);
       from += stage, --left;
     }
     commit_copies();  // an empty group, too: they are counted
@@ -67,16 +70,17 @@ __global__ void __launch_bounds__(threads, 1) decode(const Decoder p) {
     set_fragments(state[2 * k], state[2 * k + 1], first_layer<type, W>(p, rows[0], k, t),
                   first_layer<type, W>(p, rows[1], k, t));
 
+  const uint4* tile;
   for (int layer = 0; layer < p.hidden; ++layer) {
     const float* bias = p.bias + layer * p.padded + 8 * t;
     const float* late_cell = First && layer == 0 && p.late_cell ? p.late_cell + 8 * t : nullptr;
     unsigned next[W / 16][4];
 #pragma unroll
-    for (int half = 0; half < W / 128; ++half) {  // of 128 channels: more accumulators spill
-      float sum[16][4];
+    for (int part = 0; part < W / stage_outputs; ++part) {
+      float sum[tiles][4];
 #pragma unroll
-      for (int n = 0; n < 16; n += 4) {
-        const int c = 128 * half + 8 * n;
+      for (int n = 0; n < tiles; n += 4) {
+        const int c = stage_outputs * part + 8 * n;
         Eight start[2] = {Eight::load(bias + c), Eight::load(bias + c)};
         if (First && late_cell)
           for (int r = 0; r < 2; ++r) {
@@ -87,31 +91,29 @@ __global__ void __launch_bounds__(threads, 1) decode(const Decoder p) {
         for (int i = 0; i < 16; ++i) sum[n + i / 4][i % 4] = start[i % 4 / 2].v[i / 4 * 2 + i % 2];
       }
 #pragma unroll
-      for (int s = 0; s < W / 64; ++s) {
-        const uint4* tile = weights.next() + lane;
+      for (int k = 0; k < W / 16; k += 2) {
+        if (k % (stage_inputs / 16) == 0) tile = weights.next() + lane;
 #pragma unroll
-        for (int k = 0; k < 2; ++k)
-#pragma unroll
-          for (int n = 0; n < 16; ++n) {
-            const uint4 b = tile[(k * 16 + n) * 32];
-            mma<type>(sum[n], state[4 * s + 2 * k], b.x, b.y);
-            mma<type>(sum[n], state[4 * s + 2 * k + 1], b.z, b.w);
-          }
+        for (int n = 0; n < tiles; ++n) {
+          const uint4 b = tile[(k % (stage_inputs / 16) / 2 * tiles + n) * 32];
+          mma<type>(sum[n], state[k], b.x, b.y);
+          mma<type>(sum[n], state[k + 1], b.z, b.w);
+        }
       }
 #pragma unroll
-      for (int n = 0; n < 16; ++n) {
-        next[8 * half + n / 2][n % 2 * 2] = pack_relu<type>(sum[n][0], sum[n][1]);
-        next[8 * half + n / 2][n % 2 * 2 + 1] = pack_relu<type>(sum[n][2], sum[n][3]);
+      for (int n = 0; n < tiles; ++n) {
+        next[(part * tiles + n) / 2][n % 2 * 2] = pack_relu<type>(sum[n][0], sum[n][1]);
+        next[(part * tiles + n) / 2][n % 2 * 2 + 1] = pack_relu<type>(sum[n][2], sum[n][3]);
       }
     }
 #pragma unroll
     for (int i = 0; i < W / 4; ++i) state[i / 4][i % 4] = next[i / 4][i % 4];
   }
 
-  constexpr int tiles = 1024 / W;  // of 8 outputs in a stage
-  for (int start = 0; start < p.outputs; start += 8 * tiles) {
-    const uint4* tile = weights.next() + lane;
-    for (int o = start; o < min(start + 8 * tiles, p.outputs); o += 8, tile += W) {
+  constexpr int last_columns = stage * 8 / W;
+  for (int start = 0; start < p.outputs; start += last_columns) {
+    tile = weights.next() + lane;
+    for (int o = start; o < min(start + last_columns, p.outputs); o += 8, tile += W) {
       float sum[4][4] = {};  // four chains: products in a chain wait for each other
 #pragma unroll
       for (int k = 0; k < W / 32; ++k) {

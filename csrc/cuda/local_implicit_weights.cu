@@ -21,7 +21,7 @@ __device__ __forceinline__ float value(std::uint16_t bits) { return unpack<type>
 // A block for every stage, then one for every row of `bias`, `late_cell` and `position`.
 template <Type type, int W>
 __global__ void pack_weights(const Sources from, uint4* to, float* vectors, int padded) {
-  const int hidden = from.depth - 1, of_layer = (W / 128) * (W / 64);
+  const int hidden = from.depth - 1, of_layer = (W / stage_outputs) * (W / stage_inputs);
   const int count = stages<W>(hidden, from.widths[from.depth]);
   if (int(blockIdx.x) < count) {
     const int s = blockIdx.x, layer = min(s / of_layer, hidden), in_layer = s - layer * of_layer;
@@ -31,10 +31,10 @@ __global__ void pack_weights(const Sources from, uint4* to, float* vectors, int 
       const int lane = i % 32, g = lane / 4, tile = i / 32;
       int row, column;
       if (layer < hidden) {
-        row = channel(in_layer / (W / 64) * 16 + tile % 16, g);
-        column = in_layer % (W / 64) * 64 + tile / 16 * 32;
+        row = channel(in_layer / (W / stage_inputs) * tiles + tile % tiles, g);
+        column = in_layer % (W / stage_inputs) * stage_inputs + tile / tiles * 32;
       } else {
-        row = in_layer * (8192 / W) + tile / (W / 32) * 8 + g;
+        row = in_layer * (8 * stage / W) + tile / (W / 32) * 8 + g;
         column = tile % (W / 32) * 32;
       }
       column += lane % 4 * 8;
