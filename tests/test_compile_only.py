@@ -58,16 +58,51 @@ def test_triton_kernels_fit(op, arch):
     assert not wrong
 
 
+def cuda_tool(*arguments):
+    """What cuobjdump, which comes with Triton, says of the native library."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    command = [tool, *arguments, native.load()[0].__file__]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def tensor_core_instructions():
+    """{(arch, kernel): HMMA in its machine code}"""
+    counts, kernel = {}, ()
+    for line in cuda_tool("--dump-sass").splitlines():
+        if found := re.match(r"\s*code for sm_(\d+)", line):
+            arch = found[1]
+        elif found := re.match(r"\s*Function : (\S+)", line):
+            kernel = arch, found[1]
+            counts[kernel] = 0
+        elif " HMMA.16816.F32" in line:
+            counts[kernel] += 1
+    return counts
+
+
+def needed(kernel):
+    """m16n8k16 products that a warp's 16 rows take: a hidden layer's, whose code is a loop's body, and 8 outputs'."""
+    found = re.search(r"decodeIL\w+ELi(128|256)E", kernel)
+    width = int(found[1]) if found else 0
+    return (width // 16) * (width // 8) + width // 16
+
+
 def test_native_cuda_kernels_fit():
     library = native.load()[0]
     if library is None or not library.cuda_archs:
         sources = list((Path(__file__).parents[1] / "csrc" / "cuda").glob("*.cu"))
         assert not (sources and shutil.which("nvcc")), "CUDA sources and nvcc, yet nothing was compiled for CUDA"
         return  # built without CUDA: there is none
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    usage = subprocess.run(
-        [tool, "--dump-resource-usage", library.__file__], capture_output=True, text=True, check=True
-    ).stdout
-    found = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+)", usage)
-    assert found
-    assert not [name for name, _, stack in found if int(stack)]
+    products = tensor_core_instructions()
+    assert {arch for arch, _ in products} == set(library.cuda_archs.split(","))
+    usage, wrong, arch = cuda_tool("--dump-resource-usage"), [], ""
+    for line in re.findall(r"arch = sm_(\d+)|Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)", usage):
+        if line[0]:
+            arch = line[0]
+            continue
+        kernel, registers, stack, shared = line[1], *map(int, line[2:])
+        short = re.sub(r"^_ZN3inr4cuda\d+_GLOBAL__N__\w*?_cu_[0-9a-f]{8}\d*", "", kernel)
+        print(f"sm_{arch:3s}  {short:50s}  {registers:3d} registers  {products[arch, kernel]:4d} products")
+        if stack or shared > 48 << 10 or products[arch, kernel] < needed(kernel):
+            wrong.append((arch, kernel, registers, stack, shared))
+    assert sum(needed(kernel) > 0 for arch, kernel in products if arch == "80") == 8
+    assert not wrong

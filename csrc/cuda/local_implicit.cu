@@ -26,7 +26,9 @@ struct Stream {
   }
   __device__ __forceinline__ void ask() {
     if (left > 0) {
-      for (int i = threadIdx.x; i < stage; i += threads) copy_async(ring + filling * stage + i, from + i);
+      uint4* to = ring + filling * stage;
+#pragma unroll 1  // a block of its own: scheduled among the products it would spill
+      for (int i = 0; i < stage; i += threads) copy_async(to + i + threadIdx.x, from + i + threadIdx.x);
       from += stage, --left;
     }
     commit_copies();  // an empty group, too: they are counted
@@ -58,39 +60,38 @@ __global__ void __launch_bounds__(threads, 1) decode(const Decoder p) {
   unsigned state[W / 16][4];
   first_layer<type, W>(p, rows, t, state);
 
+  const uint4* tile;
   for (int layer = 0; layer < p.hidden; ++layer) {
     unsigned next[W / 16][4];
 #pragma unroll
-    for (int half = 0; half < W / 128; ++half) {  // of 128 channels: more accumulators spill
-      float sum[16][4];
+    for (int part = 0; part < W / stage_outputs; ++part) {
+      float sum[tiles][4];
 #pragma unroll
-      for (int n = 0; n < 16; n += 4) start_sum(p, rows, layer, 128 * half + 8 * n + 8 * t, sum + n);
+      for (int n = 0; n < tiles; n += 4) start_sum(p, rows, layer, stage_outputs * part + 8 * n + 8 * t, sum + n);
 #pragma unroll
-      for (int s = 0; s < W / 64; ++s) {
-        const uint4* tile = weights.next() + lane;
+      for (int k = 0; k < W / 16; k += 2) {
+        if (k % (stage_inputs / 16) == 0) tile = weights.next() + lane;
 #pragma unroll
-        for (int k = 0; k < 2; ++k)
-#pragma unroll
-          for (int n = 0; n < 16; ++n) {
-            const uint4 b = tile[(k * 16 + n) * 32];
-            mma<type>(sum[n], state[4 * s + 2 * k], b.x, b.y);
-            mma<type>(sum[n], state[4 * s + 2 * k + 1], b.z, b.w);
-          }
+        for (int n = 0; n < tiles; ++n) {
+          const uint4 b = tile[(k % (stage_inputs / 16) / 2 * tiles + n) * 32];
+          mma<type>(sum[n], state[k], b.x, b.y);
+          mma<type>(sum[n], state[k + 1], b.z, b.w);
+        }
       }
 #pragma unroll
-      for (int n = 0; n < 16; ++n) {
-        next[8 * half + n / 2][n % 2 * 2] = pack_relu<type>(sum[n][0], sum[n][1]);
-        next[8 * half + n / 2][n % 2 * 2 + 1] = pack_relu<type>(sum[n][2], sum[n][3]);
+      for (int n = 0; n < tiles; ++n) {
+        next[(part * tiles + n) / 2][n % 2 * 2] = pack_relu<type>(sum[n][0], sum[n][1]);
+        next[(part * tiles + n) / 2][n % 2 * 2 + 1] = pack_relu<type>(sum[n][2], sum[n][3]);
       }
     }
 #pragma unroll
     for (int i = 0; i < W / 4; ++i) state[i / 4][i % 4] = next[i / 4][i % 4];
   }
 
-  constexpr int tiles = 1024 / W;  // of 8 outputs in a stage
-  for (int start = 0; start < p.outputs; start += 8 * tiles) {
-    const uint4* tile = weights.next() + lane;
-    for (int o = start; o < min(start + 8 * tiles, p.outputs); o += 8, tile += W)
+  constexpr int last_columns = stage * 8 / W;
+  for (int start = 0; start < p.outputs; start += last_columns) {
+    tile = weights.next() + lane;
+    for (int o = start; o < min(start + last_columns, p.outputs); o += 8, tile += W)
       last_layer<type, W>(p, state, rows, first, o, tile);
   }
 }

@@ -48,21 +48,23 @@ __device__ __forceinline__ int channel(int tile, int column) {
   return tile / 4 * 32 + column / 2 * 8 + tile % 4 * 2 + column % 2;
 }
 
-// Where a row reads the map. The samples are a query's neighbours.
+// Where a row reads the map: its samples are the query's neighbours, or the one neighbour that the row is for.
 template <bool First>
 struct Row {
-  static constexpr int samples = First ? 4 : 1;
+  static constexpr int sides = First ? 2 : 1, samples = sides * sides;
   unsigned pixel[samples];
-  float rel_y[samples], rel_x[samples], weight[samples];
+  float weight[samples], rel_y[sides], rel_x[sides];  // of sample s: rel_y[s / sides], rel_x[s % sides]
   float cell_y, cell_x;
 
   __device__ __forceinline__ Row of_lane(int lane) const {
     Row other;
     for (int s = 0; s < samples; ++s) {
       other.pixel[s] = __shfl_sync(~0u, pixel[s], lane);
-      other.rel_y[s] = __shfl_sync(~0u, rel_y[s], lane);
-      other.rel_x[s] = __shfl_sync(~0u, rel_x[s], lane);
       other.weight[s] = __shfl_sync(~0u, weight[s], lane);
+    }
+    for (int side = 0; side < sides; ++side) {
+      other.rel_y[side] = __shfl_sync(~0u, rel_y[side], lane);
+      other.rel_x[side] = __shfl_sync(~0u, rel_x[side], lane);
     }
     other.cell_y = __shfl_sync(~0u, cell_y, lane);
     other.cell_x = __shfl_sync(~0u, cell_x, lane);
@@ -114,8 +116,8 @@ __device__ __forceinline__ Row<First> locate(const Queries& q, std::int64_t firs
     const Place v = t & 2 ? bottom : top, h = t & 1 ? right : left_;
     const int line_in_band = min(max(v.index - q.band_start, 0), q.band_rows - 1);
     out.pixel[s] = (unsigned(batch) * q.band_rows + line_in_band) * q.horizontal.size + h.index;
-    out.rel_y[s] = v.rel;
-    out.rel_x[s] = h.rel;
+    out.rel_y[s / Row<First>::sides] = v.rel;
+    out.rel_x[s % Row<First>::sides] = h.rel;
     out.weight[s] = area(t & 2 ? top : bottom, t & 1 ? left_ : right) / total;  // the opposite corner's
   }
   out.cell_y = q.cell_y.data ? at(q.cell_y) * float(q.vertical.size) : 0.f;

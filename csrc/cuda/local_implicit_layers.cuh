@@ -51,7 +51,7 @@ __device__ __forceinline__ void read_map(const Decoder& p, unsigned pixel, int c
 template <Type type, int W, bool First>
 __device__ __forceinline__ void first_layer(const Decoder& p, const Row<First> (&rows)[2], int t,
                                             unsigned (&state)[W / 16][4]) {
-  constexpr int batch = 4;
+  constexpr int batch = 4, sides = Row<First>::sides;
 #pragma unroll
   for (int begin = 0; begin < W / 32; begin += batch) {
     const int c = 32 * begin + 8 * t;
@@ -71,8 +71,8 @@ __device__ __forceinline__ void first_layer(const Decoder& p, const Row<First> (
           const float2 two = unpack<type>(map[i / 4][k][i % 4]);
           one.v[i / 4][i % 4 * 2] = two.x, one.v[i / 4][i % 4 * 2 + 1] = two.y;
         }
-        one.add(rows[0].rel_y[s], rows[1].rel_y[s], position);
-        one.add(rows[0].rel_x[s], rows[1].rel_x[s], position + W);
+        one.add(rows[0].rel_y[s / sides], rows[1].rel_y[s / sides], position);
+        one.add(rows[0].rel_x[s % sides], rows[1].rel_x[s % sides], position + W);
         if (!First) {
           one.add(rows[0].cell_y, rows[1].cell_y, position + 2 * W);
           one.add(rows[0].cell_x, rows[1].cell_x, position + 3 * W);

@@ -21,7 +21,7 @@ __device__ __forceinline__ float value(std::uint16_t bits) { return unpack<type>
 // A block for every stage, then one for every row of `bias`, `late_cell` and `position`.
 template <Type type, int W>
 __global__ void pack_weights(const Sources from, uint4* to, float* vectors, int padded, bool slices) {
-  const int hidden = from.depth - 1, of_layer = (W / 128) * (W / 64);
+  const int hidden = from.depth - 1, of_layer = (W / stage_outputs) * (W / stage_inputs);
   const int count = stages<W>(hidden, from.widths[from.depth]);
   if (int(blockIdx.x) < count) {
     const int s = blockIdx.x, layer = min(s / of_layer, hidden), in_layer = s - layer * of_layer;
@@ -29,17 +29,17 @@ __global__ void pack_weights(const Sources from, uint4* to, float* vectors, int 
     const int stride = inputs + (layer == 0 && from.late_cell ? 2 : 0);
     for (int i = threadIdx.x; i < stage; i += blockDim.x) {
       const int lane = i % 32, g = lane / 4, tile = i / 32;
-      int row, column;  // of eight inputs the first, or, in a slice, their tile
       const bool sliced = slices && layer < hidden;
+      int row, column;  // of eight inputs the first, or, in a slice, their tile
       if (sliced) {
         const int at = in_layer * stage + i, n = at / 8 % W;
         row = channel(n / 8, n % 8);
         column = at / 8 / W * 8 + (at % 8 ^ n % 8);
       } else if (layer < hidden) {
-        row = channel(in_layer / (W / 64) * 16 + tile % 16, g);
-        column = in_layer % (W / 64) * 64 + tile / 16 * 32 + lane % 4 * 8;
+        row = channel(in_layer / (W / stage_inputs) * tiles + tile % tiles, g);
+        column = in_layer % (W / stage_inputs) * stage_inputs + tile / tiles * 32 + lane % 4 * 8;
       } else {
-        row = in_layer * (8192 / W) + tile / (W / 32) * 8 + g;
+        row = in_layer * (8 * stage / W) + tile / (W / 32) * 8 + g;
         column = tile % (W / 32) * 32 + lane % 4 * 8;
       }
       unsigned pairs[4] = {0, 0, 0, 0};

@@ -12,6 +12,7 @@ inline char* shared_memory() { return machine::shared_memory(); }
 template <class... Parameters, class... Arguments>
 Status launch(void (*kernel)(Parameters...), dim3 grid, unsigned threads, std::size_t shared, void*,
               const Arguments&... arguments) {
+  if (shared > 48 << 10) return Status::cuda_failed;  // more is to be asked for before
   machine::launch(grid, threads, shared, [&] { kernel(arguments...); });
   return Status::ok;
 }
