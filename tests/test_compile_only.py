@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -65,17 +66,19 @@ def cuda_tool(*arguments):
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def tensor_core_instructions():
-    """{(arch, kernel): HMMA in its machine code}"""
+def instructions():
+    """{(arch, kernel): how often each instruction stands in its machine code}"""
     counts, kernel = {}, ()
     for line in cuda_tool("--dump-sass").splitlines():
         if found := re.match(r"\s*code for sm_(\d+)", line):
             arch = found[1]
         elif found := re.match(r"\s*Function : (\S+)", line):
             kernel = arch, found[1]
-            counts[kernel] = 0
-        elif " HMMA.16816.F32" in line:
-            counts[kernel] += 1
+            counts[kernel] = Counter()
+        elif found := re.match(
+            r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@\S+\s+)?([A-Z][A-Z0-9_]*(?:\.64x256x16|\.16816|\.ARRIVE|\.DEPBAR)?)", line
+        ):
+            counts[kernel][found[1]] += 1
     return counts
 
 
@@ -92,7 +95,8 @@ def test_native_cuda_kernels_fit():
         sources = list((Path(__file__).parents[1] / "csrc" / "cuda").glob("*.cu"))
         assert not (sources and shutil.which("nvcc")), "CUDA sources and nvcc, yet nothing was compiled for CUDA"
         return  # built without CUDA: there is none
-    products = tensor_core_instructions()
+    counts = instructions()
+    products = {kernel: count["HMMA.16816"] for kernel, count in counts.items()}
     assert {arch for arch, _ in products} == set(library.cuda_archs.split(","))
     usage, wrong, arch = cuda_tool("--dump-resource-usage"), [], ""
     for line in re.findall(r"arch = sm_(\d+)|Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)", usage):
@@ -106,3 +110,10 @@ def test_native_cuda_kernels_fit():
             wrong.append((arch, kernel, registers, stack, shared))
     assert sum(needed(kernel) > 0 for arch, kernel in products if arch == "80") == 8
     assert not wrong
+    # A hidden layer of 64 rows is 16 products of [64, 16] x [16, 256], in four groups that are each waited for: were
+    # they serialized, there would be as many waits as products.
+    wgmma = [count for count in counts.values() if count["HGMMA.64x256x16"]]
+    assert len(wgmma) == 4
+    for count in wgmma:
+        assert count["HGMMA.64x256x16"] == 16
+        assert count["WARPGROUP.ARRIVE"] == count["WARPGROUP.DEPBAR"] == 4

@@ -156,7 +156,7 @@ FAULTS = {
     "no barrier": ("local_implicit.cu", "__syncthreads();", "", ""),
     "a wait too short": ("local_implicit.cu", "copies<slots - 2>", "copies<slots - 1>", "ends before its copies"),
     "a lane left out": ("local_implicit.cu", "mma<type>(sum[n], ", "if (lane) mma<type>(sum[n], ", "waits for ever"),
-    "halves swapped": ("local_implicit.cu", "2 * k + 1], b.z, b.w);\n      }", "2 * k + 1], b.w, b.z);\n      }", ""),
+    "halves swapped": ("local_implicit_layers.cuh", "2 * k + 1], b.z, b.w)", "2 * k + 1], b.w, b.z)", ""),
     "channels swapped": ("local_implicit.cuh", "tile % 4 * 2", "(tile + 1) % 4 * 2", ""),
 }
 

@@ -7,7 +7,7 @@ import emulated_cuda
 import pytest
 import torch
 from local_implicit_cases import FLAGS, Case, assert_as_accurate
-from test_local_implicit_cuda import AFTER, CASES, HALVES, KERNELS, assert_forward_as_accurate
+from test_local_implicit_cuda import AFTER, CASES, HALVES, KERNELS, assert_forward_as_accurate, on_gpu
 
 from inr_kernels import local_implicit_decode
 from inr_kernels._core import dispatch, native
@@ -135,3 +135,20 @@ def test_the_choice_of_the_kernel(capability, widths, wgmma, monkeypatch):
 def test_a_wish_that_cannot_be_met(on_host):
     with pytest.raises(ValueError, match="more than 128 channels"):
         Case(hidden=(16, 128)).decode(torch.float16, "cuda")
+
+
+@pytest.mark.gpu
+@HALVES
+@AFTER
+@pytest.mark.parametrize("case", [*CASES, "paper"])
+def test_on_hopper(case, after, dtype, monkeypatch):
+    if torch.cuda.get_device_capability() != (9, 0):
+        return  # no wgmma there
+    monkeypatch.setattr(op, "cuda_kernel", "wgmma")
+    shape = (
+        CASES[case] if case in CASES else {"channels": 64, "size": (48, 48), "queries": 30_000, "hidden": (256,) * 4}
+    )
+    case = on_gpu(wide(**shape, ensemble_after=after))
+    assert_forward_as_accurate(case, dtype)
+    first, second = (case.decode(dtype, "cuda")[0] for _ in range(2))
+    assert torch.equal(first, second)
