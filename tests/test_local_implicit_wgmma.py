@@ -145,9 +145,7 @@ def test_on_hopper(case, after, dtype, monkeypatch):
     if torch.cuda.get_device_capability() != (9, 0):
         return  # no wgmma there
     monkeypatch.setattr(op, "cuda_kernel", "wgmma")
-    shape = (
-        CASES[case] if case in CASES else {"channels": 64, "size": (48, 48), "queries": 30_000, "hidden": (256,) * 4}
-    )
+    shape = CASES.get(case, {"channels": 64, "size": (48, 48), "queries": 30_000, "hidden": (256,) * 4})
     case = on_gpu(wide(**shape, ensemble_after=after))
     assert_forward_as_accurate(case, dtype)
     first, second = (case.decode(dtype, "cuda")[0] for _ in range(2))
