@@ -77,11 +77,12 @@ __attribute__((noinline)) void resume(unsigned i) {
   swapcontext(&entry, &self().start);
 }
 
-// Lets each warp run until it can no more. Whether all threads are done in the end.
+// Lets each warp run until it can no more, in every other block the last one first. Whether all threads are done in the end.
 bool run_block() {
   for (bool moved = true; moved;) {
     moved = false;
-    for (unsigned w = 0; w < warps.size(); ++w) {
+    for (unsigned n = 0; n < warps.size(); ++n) {
+      const unsigned w = blockIdx.x % 2 ? unsigned(warps.size()) - 1 - n : n;
       for (bool more = true; more;) {
         more = false;
         for (unsigned i = w * warp; i < (w + 1) * warp; ++i) {
