@@ -56,9 +56,9 @@ struct LocalImplicitGradients {
 // out: [batch, rows, cols, widths[depth]].
 Status local_implicit_forward(Type, const LocalImplicit&, void* out);
 // The same on a GPU in bfloat16 or float16, for widths up to 256 before the last: all pointers but those to `widths`,
-// `weights` and `biases` are the device's. workspace: so many bytes, aligned to 16. stream: a cudaStream_t. A row
-// outside the band is not noticed. wgmma: with compute capability 9.0's own instruction, for a width above 128 before the
-// last and depth 2 or more.
+// `weights` and `biases` are the device's. workspace: so many bytes, aligned to 16. stream: a cudaStream_t. The
+// tables of pixel centres are not read, and a row outside the band is not noticed. wgmma: with compute capability 9.0's
+// own instruction, for a width above 128 before the last and depth 2 or more.
 std::size_t local_implicit_workspace_cuda(const LocalImplicit&);
 Status local_implicit_forward_cuda(Type, const LocalImplicit&, bool wgmma, void* out, void* workspace, void* stream);
 // grad_out as out; float32 and float64. Deterministic for a given number of threads.

@@ -16,9 +16,9 @@ namespace cuda {
 
 // One axis of the map; the floats are computed in double precision and rounded once.
 struct MapAxis {
-  const float* centre;  // [size]
   int size;
-  float low, high;      // what moves a coordinate towards the lower and the upper neighbour
+  float low, high;     // what moves a coordinate towards the lower and the upper neighbour
+  float centre, step;  // of the first pixel, and between pixels
 };
 
 // The queries in the order of [batch, rows, cols], and the band of the map that they read.
@@ -86,7 +86,7 @@ __device__ __forceinline__ Place nearest(float coord, float shift, const MapAxis
   if (moved > high) moved = high;
   const float u = rintf(((moved + 1) * size - 1) * 0.5f);
   const int index = u >= 0 ? (u < size ? int(u) : axis.size - 1) : 0;
-  return {index, (coord - axis.centre[index]) * size};
+  return {index, (coord - (axis.centre + axis.step * float(index))) * size};
 }
 
 __device__ __forceinline__ float area(const Place& y, const Place& x) { return fabsf(y.rel * x.rel) + 1e-9f; }

@@ -127,13 +127,12 @@ __device__ __forceinline__ void last_layer(const Decoder& p, const unsigned (&st
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     float y = (sum[0][i] + sum[1][i]) + (sum[2][i] + sum[3][i]);
-    int row = g + i / 2 * 8;
     if (per_query == 4) {  // the last Linear commutes with the ensemble
       y *= rows[i / 2].weight[0];
       y += __shfl_xor_sync(~0u, y, 4);
       y += __shfl_xor_sync(~0u, y, 8);
     }
-    const int n = o + 2 * t + i % 2;
+    const int n = o + 2 * t + i % 2, row = g + i / 2 * 8;
     const std::int64_t query = first + row / per_query;
     if (n >= p.outputs || query >= p.queries.count || row % per_query) continue;
     y += p.bias[p.hidden * p.padded + n];
@@ -143,6 +142,7 @@ __device__ __forceinline__ void last_layer(const Decoder& p, const unsigned (&st
     }
     p.out[query * p.outputs + n] = std::uint16_t(pack<type>(y, 0));
   }
+  __syncwarp();  // products take all lanes together
 }
 
 }  // namespace cuda

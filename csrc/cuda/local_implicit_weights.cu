@@ -84,10 +84,10 @@ float* vectors(const LocalImplicit& p, void* workspace) {
   return reinterpret_cast<float*>(static_cast<uint4*>(workspace) + std::size_t(all_stages(p)) * stage);
 }
 
-MapAxis axis(std::int64_t size, const float* centre, bool ensemble) {
-  const double radius = 2.0 / double(size) / 2, eps = 1e-6;
-  if (!ensemble) return {centre, int(size), 0, 0};
-  return {centre, int(size), float(-radius + eps), float(radius + eps)};
+MapAxis axis(std::int64_t size, bool ensemble) {
+  const double radius = 2.0 / double(size) / 2, eps = 1e-6, centre = -1 + radius, step = 2 * radius;
+  return {int(size), ensemble ? float(-radius + eps) : 0, ensemble ? float(radius + eps) : 0, float(centre),
+          float(step)};
 }
 
 template <class V>
@@ -121,8 +121,8 @@ Decoder decoder(const LocalImplicit& p, void* out, void* workspace) {
   const float* bias = vectors(p, workspace);
   const float* late_cell = bias + depth * padded;
   return {
-      {p.y, p.x, p.cell_y, p.cell_x, axis(p.height, p.centre_y, p.local_ensemble),
-       axis(p.width, p.centre_x, p.local_ensemble), p.queries(), unsigned(p.rows), unsigned(p.cols),
+      {p.y, p.x, p.cell_y, p.cell_x, axis(p.height, p.local_ensemble),
+       axis(p.width, p.local_ensemble), p.queries(), unsigned(p.rows), unsigned(p.cols),
        int(p.band_start), int(p.band_rows), p.local_ensemble},
       halves(p.hoisted), static_cast<const uint4*>(workspace), late_cell + 2 * padded, bias,
       p.inputs(0) > p.widths[0] ? late_cell : nullptr, static_cast<std::uint16_t*>(out), channels,

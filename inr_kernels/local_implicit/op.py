@@ -99,7 +99,9 @@ class _Problem:
         batch, rows, width, channels = hoisted.shape
         hoisted, position_weight = hoisted.contiguous(), position_weight.contiguous()
         weights, biases = [w.contiguous() for w in weights], [b.contiguous() for b in biases]
-        tables = centres(height, hoisted.device), centres(width, hoisted.device)
+        # A GPU computes them itself: copies to it would break the capture of a graph.
+        on_cpu = hoisted.device.type == "cpu"
+        tables = [centres(n, hoisted.device) if on_cpu else None for n in (height, width)]
         self.held = (hoisted, y, x, cell, position_weight, weights, biases, tables)
         self.native = native.load()[0].LocalImplicit(
             type=backends.TYPES[hoisted.dtype],
@@ -112,8 +114,8 @@ class _Problem:
             y=(y.data_ptr(), y.stride()),
             x=(x.data_ptr(), x.stride()),
             cell=(backends.address(cell), cell.stride() if cell is not None else (0, 0, 0, 0)),
-            centre_y=tables[0].data_ptr(),
-            centre_x=tables[1].data_ptr(),
+            centre_y=backends.address(tables[0]),
+            centre_x=backends.address(tables[1]),
             hoisted=hoisted.data_ptr(),
             position_weight=position_weight.data_ptr(),
             weights=[w.data_ptr() for w in weights],

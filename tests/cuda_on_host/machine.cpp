@@ -83,7 +83,8 @@ __attribute__((noinline)) void resume(unsigned i) {
   swapcontext(&entry, &self().start);
 }
 
-// Lets each warp run until it can no more; in every other cluster the last warp goes first. Whether all threads are done in the end.
+// Lets each warp run until it can no more, in every other cluster the last one first. Whether all threads are done in
+// the end.
 bool run_cluster() {
   for (bool moved = true; moved;) {
     moved = false;
