@@ -11,6 +11,13 @@ Status failed(cudaError_t error) {
   last = error;
   return Status::cuda_failed;
 }
+
+Status shared_limit(int& bytes) {
+  int device = 0;
+  const Status known = failed(cudaGetDevice(&device));
+  if (known != Status::ok) return known;
+  return failed(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+}
 }  // namespace cuda
 
 const char* cuda_failure() { return cudaGetErrorString(last); }

@@ -12,6 +12,9 @@ uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
 
 namespace machine {
+
+int shared_limit = 99 << 10;
+
 namespace {
 
 struct Copy {

@@ -39,6 +39,8 @@ namespace machine {
 
 constexpr unsigned warp = 32;
 
+extern int shared_limit;  // bytes a block may have
+
 // Runs the grid; throws std::runtime_error.
 void launch(dim3 grid, dim3 block, std::size_t shared_bytes, const std::function<void()>& kernel);
 

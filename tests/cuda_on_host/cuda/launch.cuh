@@ -9,10 +9,15 @@ namespace cuda {
 
 inline char* shared_memory() { return machine::shared_memory(); }
 
+inline Status shared_limit(int& bytes) {
+  bytes = machine::shared_limit;
+  return Status::ok;
+}
+
 template <class... Parameters, class... Arguments>
 Status launch(void (*kernel)(Parameters...), dim3 grid, unsigned threads, std::size_t shared, void*,
               const Arguments&... arguments) {
-  if (shared > 48 << 10) return Status::cuda_failed;  // more is to be asked for before
+  if (shared > std::size_t(machine::shared_limit)) return Status::cuda_failed;
   machine::launch(grid, threads, shared, [&] { kernel(arguments...); });
   return Status::ok;
 }
