@@ -64,6 +64,22 @@ def test_as_accurate_as_eager(case, after, dtype, on_host):
     assert_forward_as_accurate(Case(**CASES[case], ensemble_after=after), dtype)
 
 
+@HALVES
+@pytest.mark.parametrize("case", ["wide", "wide, once", "wide and odd"])
+@pytest.mark.parametrize("ensemble", [True, False])
+def test_two_tiles_a_warp(ensemble, case, dtype, on_host, library):
+    """Where a block may have 160 KB of shared memory."""
+    case = Case(**CASES[case] | {"queries": 67 if ensemble else 259}, local_ensemble=ensemble)
+    one = case.decode(dtype, "cuda")[0]
+    library.set_shared_limit(160 << 10)
+    try:
+        two = case.decode(dtype, "cuda")[0]
+        assert_forward_as_accurate(case, dtype)
+    finally:
+        library.set_shared_limit(99 << 10)
+    assert torch.equal(one, two)
+
+
 @AFTER
 @pytest.mark.parametrize(("unfold", "ensemble", "cell"), FLAGS)
 def test_flags(unfold, ensemble, cell, after, on_host):
@@ -155,8 +171,13 @@ def test_an_empty_output(on_host):
 FAULTS = {
     "no barrier": ("local_implicit.cu", "__syncthreads();", "", ""),
     "a wait too short": ("local_implicit.cu", "copies<slots - 2>", "copies<slots - 1>", "ends before its copies"),
-    "a lane left out": ("local_implicit.cu", "mma<type>(sum[n], ", "if (lane) mma<type>(sum[n], ", "waits for ever"),
-    "halves swapped": ("local_implicit_layers.cuh", "2 * k + 1], b.z, b.w)", "2 * k + 1], b.w, b.z)", ""),
+    "a lane left out": (
+        "local_implicit.cu",
+        "mma<type>(sum[m][n], ",
+        "if (lane) mma<type>(sum[m][n], ",
+        "waits for ever",
+    ),
+    "halves swapped": ("local_implicit_layers.cuh", "2 * k + 1], b.z, b.w", "2 * k + 1], b.w, b.z", ""),
     "channels swapped": ("local_implicit.cuh", "tile % 4 * 2", "(tile + 1) % 4 * 2", ""),
 }
 

@@ -27,6 +27,7 @@ def on_host(library, monkeypatch):
         monkeypatch.setitem(dispatch.OPS["local_implicit"].backends, "cuda", lambda facts: "")
         monkeypatch.setattr(native, "load", lambda: (emulated_cuda.Native(library), ""))
         monkeypatch.setattr(op, "cuda_kernel", "wgmma")
+        library.set_shared_limit(227 << 10)
 
     use()
     return use

@@ -12,11 +12,16 @@ Status failed(cudaError_t error) {
   return Status::cuda_failed;
 }
 
-Status count_multiprocessors(int& count) {
-  int device;
-  const Status found = failed(cudaGetDevice(&device));
-  return found == Status::ok ? failed(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device)) : found;
+namespace {
+Status attribute(cudaDeviceAttr which, int& value) {
+  int device = 0;
+  const Status known = failed(cudaGetDevice(&device));
+  return known == Status::ok ? failed(cudaDeviceGetAttribute(&value, which, device)) : known;
 }
+}  // namespace
+
+Status shared_limit(int& bytes) { return attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, bytes); }
+Status count_multiprocessors(int& count) { return attribute(cudaDevAttrMultiProcessorCount, count); }
 }  // namespace cuda
 
 const char* cuda_failure() { return cudaGetErrorString(last); }

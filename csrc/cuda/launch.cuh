@@ -14,31 +14,34 @@ __device__ __forceinline__ char* shared_memory() {
 
 Status failed(cudaError_t);  // ok if it is none, else keeps its name for cuda_failure()
 
-template <class... Parameters, class... Arguments>
-Status launch(void (*kernel)(Parameters...), dim3 grid, unsigned threads, std::size_t shared, void* stream,
-              const Arguments&... arguments) {
-  kernel<<<grid, threads, shared, static_cast<cudaStream_t>(stream)>>>(arguments...);
-  return failed(cudaGetLastError());
-}
+// Of the current device: bytes that a block may have, and multiprocessors.
+Status shared_limit(int& bytes);
+Status count_multiprocessors(int& count);
 
-// The same in clusters of so many blocks, and with more shared memory than a kernel has unasked.
+// In clusters of so many blocks.
 template <class... Parameters, class... Arguments>
 Status launch_clusters(unsigned blocks, void (*kernel)(Parameters...), dim3 grid, unsigned threads,
                        std::size_t shared, void* stream, const Arguments&... arguments) {
-  const Status allowed =
-      failed(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)));
-  if (allowed != Status::ok) return allowed;
+  if (shared > 48 << 10) {  // more than a kernel has unasked
+    const Status allowed =
+        failed(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)));
+    if (allowed != Status::ok) return allowed;
+  }
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim.x = blocks, cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = grid, config.blockDim = threads, config.dynamicSmemBytes = shared;
-  config.stream = static_cast<cudaStream_t>(stream), config.attrs = &cluster, config.numAttrs = 1;
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &cluster, config.numAttrs = blocks > 1;
   return failed(cudaLaunchKernelEx(&config, kernel, arguments...));
 }
 
-// Of the current device.
-Status count_multiprocessors(int& count);
+template <class... Parameters, class... Arguments>
+Status launch(void (*kernel)(Parameters...), dim3 grid, unsigned threads, std::size_t shared, void* stream,
+              const Arguments&... arguments) {
+  return launch_clusters(1, kernel, grid, threads, shared, stream, arguments...);
+}
 
 }  // namespace cuda
 }  // namespace inr

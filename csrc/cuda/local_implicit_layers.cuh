@@ -47,11 +47,12 @@ __device__ __forceinline__ void read_map(const Decoder& p, unsigned pixel, int c
   }
 }
 
-// The first layer's output for rows g and g + 8: the left fragments of the next.
-template <Type type, int W, bool First>
+// The first layer's output for rows g and g + 8: the left fragments of the next. batch: times 32 channels that are
+// read at once.
+template <Type type, int W, int batch, bool First>
 __device__ __forceinline__ void first_layer(const Decoder& p, const Row<First> (&rows)[2], int t,
                                             unsigned (&state)[W / 16][4]) {
-  constexpr int batch = 4, sides = Row<First>::sides;
+  constexpr int sides = Row<First>::sides;
 #pragma unroll
   for (int begin = 0; begin < W / 32; begin += batch) {
     const int c = 32 * begin + 8 * t;

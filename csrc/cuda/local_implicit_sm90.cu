@@ -83,7 +83,7 @@ __device__ __forceinline__ void decode_rows(const Decoder& p, Memory& memory, Ti
     if (First) mine = locate<First>(p.queries, first_query(tile), lane % 16);
     const Row<First> rows[2] = {mine.of_lane(g), mine.of_lane(g + 8)};
     unsigned state[W / 16][4];
-    first_layer<type, W>(p, rows, t, state);
+    first_layer<type, W, 4>(p, rows, t, state);
 #pragma unroll 1
     for (int layer = 0; layer < p.hidden; ++layer) {
       float sum[W / 8][4];
@@ -144,6 +144,8 @@ __global__ void __launch_bounds__(threads, 1) decode(const Decoder p, int tiles)
 
 template <Type type>
 Status forward(const LocalImplicit& problem, void* out, void* workspace, void* stream) {
+  const Status packed = pack(type, problem, W, workspace, stream);
+  if (packed != Status::ok) return packed;
   const std::int64_t rows = problem.queries() * (problem.ensemble_first ? 1 : problem.neighbours());
   const int tiles = int((rows + cluster_rows - 1) / cluster_rows);
   int multiprocessors;

@@ -20,8 +20,8 @@ __device__ __forceinline__ float value(std::uint16_t bits) { return unpack<type>
 
 // A block for every stage, then one for every row of `bias`, `late_cell` and `position`.
 template <Type type, int W>
-__global__ void pack_weights(const Sources from, uint4* to, float* vectors, int padded, bool slices) {
-  const int hidden = from.depth - 1, of_layer = (W / stage_outputs) * (W / stage_inputs);
+__global__ void pack_weights(const Sources from, int part, uint4* to, float* vectors, int padded) {
+  const int hidden = from.depth - 1, of_layer = W * W / 8 / stage;
   const int count = stages<W>(hidden, from.widths[from.depth]);
   if (int(blockIdx.x) < count) {
     const int s = blockIdx.x, layer = min(s / of_layer, hidden), in_layer = s - layer * of_layer;
@@ -29,15 +29,16 @@ __global__ void pack_weights(const Sources from, uint4* to, float* vectors, int 
     const int stride = inputs + (layer == 0 && from.late_cell ? 2 : 0);
     for (int i = threadIdx.x; i < stage; i += blockDim.x) {
       const int lane = i % 32, g = lane / 4, tile = i / 32;
-      const bool sliced = slices && layer < hidden;
+      const bool sliced = part == W && layer < hidden;
       int row, column;  // of eight inputs the first, or, in a slice, their tile
       if (sliced) {
         const int at = in_layer * stage + i, n = at / 8 % W;
         row = channel(n / 8, n % 8);
         column = at / 8 / W * 8 + (at % 8 ^ n % 8);
       } else if (layer < hidden) {
-        row = channel(in_layer / (W / stage_inputs) * tiles + tile % tiles, g);
-        column = in_layer % (W / stage_inputs) * stage_inputs + tile / tiles * 32 + lane % 4 * 8;
+        const int inputs = 8 * stage / part, parts = W / inputs, tiles = part / 8;
+        row = channel(in_layer / parts * tiles + tile % tiles, g);
+        column = in_layer % parts * inputs + tile / tiles * 32 + lane % 4 * 8;
       } else {
         row = in_layer * (8 * stage / W) + tile / (W / 32) * 8 + g;
         column = tile % (W / 32) * 32 + lane % 4 * 8;
@@ -96,15 +97,15 @@ const std::uint16_t* halves(const V* from) {
 }
 
 template <Type type, int W>
-Status pack_as(const LocalImplicit& p, bool slices, void* workspace, void* stream) {
+Status pack_as(const LocalImplicit& p, int part, void* workspace, void* stream) {
   Sources from{};
   from.depth = int(p.depth), from.columns = int(p.position_inputs()), from.late_cell = p.inputs(0) > p.widths[0];
   for (int i = 0; i < from.depth; ++i) from.weights[i] = halves(p.weights[i]), from.biases[i] = halves(p.biases[i]);
   for (int i = 0; i <= from.depth; ++i) from.widths[i] = int(p.widths[i]);
   from.position_weight = halves(p.position_weight);
   const dim3 blocks(unsigned(all_stages(p) + from.depth + 2 + 4));
-  return launch(pack_weights<type, W>, blocks, 256, 0, stream, from, static_cast<uint4*>(workspace),
-                vectors(p, workspace), padded_row(p), slices);
+  return launch(pack_weights<type, W>, blocks, 256, 0, stream, from, part, static_cast<uint4*>(workspace),
+                vectors(p, workspace), padded_row(p));
 }
 
 }  // namespace
@@ -129,11 +130,11 @@ Decoder decoder(const LocalImplicit& p, void* out, void* workspace) {
       int(p.widths[depth]), padded, depth - 1, channels % 8 == 0 && address % 16 == 0};
 }
 
-Status pack(Type type, const LocalImplicit& p, bool slices, void* workspace, void* stream) {
+Status pack(Type type, const LocalImplicit& p, int part, void* workspace, void* stream) {
   const bool wide = padded_width(p) == 256;
   if (type == Type::bfloat16)
-    return (wide ? pack_as<Type::bfloat16, 256> : pack_as<Type::bfloat16, 128>)(p, slices, workspace, stream);
-  return (wide ? pack_as<Type::float16, 256> : pack_as<Type::float16, 128>)(p, slices, workspace, stream);
+    return (wide ? pack_as<Type::bfloat16, 256> : pack_as<Type::bfloat16, 128>)(p, part, workspace, stream);
+  return (wide ? pack_as<Type::float16, 256> : pack_as<Type::float16, 128>)(p, part, workspace, stream);
 }
 
 }  // namespace cuda

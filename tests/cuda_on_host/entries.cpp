@@ -3,6 +3,7 @@
 #include <string>
 
 #include "inr.h"
+#include "machine.h"
 
 namespace {
 
@@ -19,6 +20,8 @@ const char* attempt(Call call) {
 }
 
 }  // namespace
+
+extern "C" void set_shared_limit(int bytes) { machine::shared_limit = bytes; }
 
 extern "C" std::size_t local_implicit_workspace(const inr::LocalImplicit* p) {
   return inr::local_implicit_workspace_cuda(*p);

@@ -14,6 +14,7 @@ dim3 blockDim, gridDim;
 namespace machine {
 
 const char* (*last_check)() = nullptr;
+int shared_limit = 99 << 10;
 
 namespace {
 

@@ -44,6 +44,8 @@ constexpr unsigned warp = 32;
 void launch(dim3 grid, dim3 block, std::size_t shared_bytes, const std::function<void()>& kernel,
             unsigned cluster = 1);
 
+extern int shared_limit;  // bytes a block may have
+
 extern const char* (*last_check)();  // asked when a cluster has ended: what is wrong, or nullptr
 [[noreturn]] void fail(const char* why);  // ends the launch that runs
 void wait(const std::function<bool()>& ready);  // lets others run until then

@@ -9,22 +9,22 @@ namespace cuda {
 
 inline char* shared_memory() { return machine::shared_memory(); }
 
-template <class... Parameters, class... Arguments>
-Status launch(void (*kernel)(Parameters...), dim3 grid, unsigned threads, std::size_t shared, void*,
-              const Arguments&... arguments) {
-  if (shared > 48 << 10) return Status::cuda_failed;  // more is to be asked for before
-  machine::launch(grid, threads, shared, [&] { kernel(arguments...); });
-  return Status::ok;
-}
+inline Status shared_limit(int& bytes) { return bytes = machine::shared_limit, Status::ok; }
+inline Status count_multiprocessors(int& count) { return count = 5, Status::ok; }
 
 template <class... Parameters, class... Arguments>
 Status launch_clusters(unsigned blocks, void (*kernel)(Parameters...), dim3 grid, unsigned threads,
                        std::size_t shared, void*, const Arguments&... arguments) {
+  if (shared > std::size_t(machine::shared_limit)) return Status::cuda_failed;
   machine::launch(grid, threads, shared, [&] { kernel(arguments...); }, blocks);
   return Status::ok;
 }
 
-inline Status count_multiprocessors(int& count) { return count = 5, Status::ok; }
+template <class... Parameters, class... Arguments>
+Status launch(void (*kernel)(Parameters...), dim3 grid, unsigned threads, std::size_t shared, void* stream,
+              const Arguments&... arguments) {
+  return launch_clusters(1, kernel, grid, threads, shared, stream, arguments...);
+}
 
 }  // namespace cuda
 }  // namespace inr
