@@ -83,7 +83,7 @@ def instructions():
 
 
 def needed(kernel):
-    """m16n8k16 products for a warp's tiles of 16 rows: a hidden layer's, whose code is a loop's body, and 8 outputs'."""
+    """m16n8k16 products for a warp's tiles of 16 rows: a hidden layer's, whose code is a loop's body, and 8 outputs."""
     found = re.search(r"decodeIL\w+?ELi(128|256)ELb[01]ELi([12])E", kernel)
     width, tiles = map(int, found.groups()) if found else (0, 0)
     return tiles * ((width // 16) * (width // 8) + width // 16)
