@@ -47,6 +47,11 @@ void check(inr::Status status) {
     case inr::Status::ok: return;
     case inr::Status::out_of_memory: throw std::bad_alloc();
     case inr::Status::row_outside_band: throw py::value_error("a query reads a row outside the hoisted band");
+#ifdef INR_HAVE_CUDA
+    case inr::Status::cuda_failed: throw std::runtime_error(std::string("CUDA: ") + inr::cuda_failure());
+#else
+    case inr::Status::cuda_failed: return;  // nothing here that could
+#endif
     case inr::Status::unsupported_type: throw py::value_error("this processor's build has no kernel for that dtype");
   }
 }
@@ -95,6 +100,18 @@ class LocalImplicit {
       return inr::local_implicit_forward(type_, p_, reinterpret_cast<void*>(out));
     }());
   }
+
+#ifdef INR_HAVE_CUDA
+  std::size_t workspace_cuda() { return inr::local_implicit_workspace_cuda(p_); }
+
+  void forward_cuda(bool wgmma, Address out, Address workspace, Address stream) {
+    check([&] {
+      py::gil_scoped_release released;
+      return inr::local_implicit_forward_cuda(type_, p_, wgmma, reinterpret_cast<void*>(out),
+                                              reinterpret_cast<void*>(workspace), reinterpret_cast<void*>(stream));
+    }());
+  }
+#endif
 
   void backward(Address grad_out, Address hoisted, Address position_weight, const std::vector<Address>& weights,
                 const std::vector<Address>& biases) {
@@ -286,6 +303,11 @@ PYBIND11_MODULE(_C, m) {
            py::arg("local_ensemble"), py::arg("ensemble_first"), py::arg("widths"), py::arg("y"), py::arg("x"),
            py::arg("cell"), py::arg("centre_y"), py::arg("centre_x"), py::arg("hoisted"), py::arg("position_weight"),
            py::arg("weights"), py::arg("biases"), py::arg("threads"))
+#ifdef INR_HAVE_CUDA
+      .def("workspace_cuda", &LocalImplicit::workspace_cuda)
+      .def("forward_cuda", &LocalImplicit::forward_cuda, py::arg("wgmma"), py::arg("out"), py::arg("workspace"),
+           py::arg("stream"))
+#endif
       .def("forward", &LocalImplicit::forward, py::arg("out"))
       .def("backward", &LocalImplicit::backward, py::kw_only(), py::arg("grad_out"), py::arg("hoisted"),
            py::arg("position_weight"), py::arg("weights"), py::arg("biases"));

@@ -6,7 +6,7 @@
 
 namespace inr {
 
-enum class Status : int { ok = 0, out_of_memory = 1, row_outside_band = 2, unsupported_type = 3 };
+enum class Status : int { ok = 0, out_of_memory = 1, row_outside_band = 2, unsupported_type = 3, cuda_failed = 4 };
 constexpr int max_depth = 64;  // Linear layers after the first
 
 enum class Type : int { float32 = 0, float64 = 1, bfloat16 = 2, float16 = 3 };
@@ -55,6 +55,12 @@ struct LocalImplicitGradients {
 
 // out: [batch, rows, cols, widths[depth]].
 Status local_implicit_forward(Type, const LocalImplicit&, void* out);
+// The same on a GPU in bfloat16 or float16, for widths up to 256 before the last: all pointers but those to `widths`,
+// `weights` and `biases` are the device's. workspace: so many bytes, aligned to 16. stream: a cudaStream_t. The
+// tables of pixel centres are not read, and a row outside the band is not noticed. wgmma: with compute capability 9.0's
+// own instruction, for a width above 128 before the last and depth 2 or more.
+std::size_t local_implicit_workspace_cuda(const LocalImplicit&);
+Status local_implicit_forward_cuda(Type, const LocalImplicit&, bool wgmma, void* out, void* workspace, void* stream);
 // grad_out as out; float32 and float64. Deterministic for a given number of threads.
 Status local_implicit_backward(Type, const LocalImplicit&, const void* grad_out, const LocalImplicitGradients&);
 
@@ -173,6 +179,9 @@ struct Conv3x3 {
 
 // out: [batch, outputs, height, width]; float32 and float64 alone.
 Status conv3x3(Type, const Conv3x3&, void* out);
+
+// Why this thread's last call that returned cuda_failed did so.
+const char* cuda_failure();
 
 // The instruction set that the CPU kernels run on: generic, avx2, avx512 or avx512bf16.
 const char* isa();

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -58,16 +59,61 @@ def test_triton_kernels_fit(op, arch):
     assert not wrong
 
 
+def cuda_tool(*arguments):
+    """What cuobjdump, which comes with Triton, says of the native library."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    command = [tool, *arguments, native.load()[0].__file__]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def instructions():
+    """{(arch, kernel): how often each instruction stands in its machine code}"""
+    counts, kernel = {}, ()
+    for line in cuda_tool("--dump-sass").splitlines():
+        if found := re.match(r"\s*code for sm_(\d+)", line):
+            arch = found[1]
+        elif found := re.match(r"\s*Function : (\S+)", line):
+            kernel = arch, found[1]
+            counts[kernel] = Counter()
+        elif found := re.match(
+            r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@\S+\s+)?([A-Z][A-Z0-9_]*(?:\.64x256x16|\.16816|\.ARRIVE|\.DEPBAR)?)", line
+        ):
+            counts[kernel][found[1]] += 1
+    return counts
+
+
+def needed(kernel):
+    """m16n8k16 products for a warp's tiles of 16 rows: a hidden layer's, whose code is a loop's body, and 8 outputs."""
+    found = re.search(r"decodeIL\w+?ELi(128|256)ELb[01]ELi([12])E", kernel)
+    width, tiles = map(int, found.groups()) if found else (0, 0)
+    return tiles * ((width // 16) * (width // 8) + width // 16)
+
+
 def test_native_cuda_kernels_fit():
     library = native.load()[0]
     if library is None or not library.cuda_archs:
         sources = list((Path(__file__).parents[1] / "csrc" / "cuda").glob("*.cu"))
         assert not (sources and shutil.which("nvcc")), "CUDA sources and nvcc, yet nothing was compiled for CUDA"
         return  # built without CUDA: there is none
-    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-    usage = subprocess.run(
-        [tool, "--dump-resource-usage", library.__file__], capture_output=True, text=True, check=True
-    ).stdout
-    found = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+)", usage)
-    assert found
-    assert not [name for name, _, stack in found if int(stack)]
+    counts = instructions()
+    products = {kernel: count["HMMA.16816"] for kernel, count in counts.items()}
+    assert {arch for arch, _ in products} == set(library.cuda_archs.split(","))
+    usage, wrong, arch = cuda_tool("--dump-resource-usage"), [], ""
+    for line in re.findall(r"arch = sm_(\d+)|Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)", usage):
+        if line[0]:
+            arch = line[0]
+            continue
+        kernel, registers, stack, shared = line[1], *map(int, line[2:])
+        short = re.sub(r"^_ZN3inr4cuda\d+_GLOBAL__N__\w*?_cu_[0-9a-f]{8}\d*", "", kernel)
+        print(f"sm_{arch:3s}  {short:50s}  {registers:3d} registers  {products[arch, kernel]:4d} products")
+        if stack or shared > 48 << 10 or products[arch, kernel] < needed(kernel):
+            wrong.append((arch, kernel, registers, stack, shared))
+    assert sum(needed(kernel) > 0 for arch, kernel in products if arch == "80") == 10
+    assert not wrong
+    # A hidden layer of 64 rows is 16 products of [64, 16] x [16, 256], in four groups that are each waited for: were
+    # they serialized, there would be as many waits as products.
+    wgmma = [count for count in counts.values() if count["HGMMA.64x256x16"]]
+    assert len(wgmma) == 4
+    for count in wgmma:
+        assert count["HGMMA.64x256x16"] == 16
+        assert count["WARPGROUP.ARRIVE"] == count["WARPGROUP.DEPBAR"] == 4

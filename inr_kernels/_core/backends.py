@@ -30,6 +30,25 @@ def why_not_cpu(facts: Facts) -> str:
     return native.load()[1]
 
 
+def why_not_cuda(facts: Facts) -> str:
+    """The CUDA C++ kernels: CUDA tensors in half precision, on a GPU whose machine code was compiled."""
+    if facts.device.type != "cuda":
+        return f"it takes CUDA tensors; these are on {facts.device}"
+    library, reason = native.load()
+    if library is None:
+        return reason
+    if not library.cuda_archs:
+        return "inr_kernels._C was built without CUDA: there was no nvcc on PATH, or INR_KERNELS_CUDA=0"
+    if facts.dtype not in (torch.bfloat16, torch.float16):
+        return f"it takes bfloat16 and float16; got {str(facts.dtype).removeprefix('torch.')}"
+    major, minor = torch.cuda.get_device_capability(facts.device)
+    compiled = [int(arch) for arch in library.cuda_archs.split(",")]
+    # Machine code runs on later chips of the same major version.
+    if any(arch // 10 == major and arch % 10 <= minor for arch in compiled):
+        return ""
+    return f"it was compiled for sm_{library.cuda_archs.replace(',', ', ')}; this GPU has {major}.{minor}"
+
+
 def why_not_triton(kernels, facts: Facts) -> str:
     """Triton kernels: CUDA tensors, or CPU tensors in Triton's interpreter; then what `kernels()`, the module, says."""
     try:
@@ -69,8 +88,13 @@ def address(tensor) -> int:
 
 
 def on(device):
-    """The context in which a Triton kernel starts on the tensors' device."""
+    """The context in which a GPU kernel starts on the tensors' device."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def stream(device) -> int:
+    """The address of the device's current stream; 0 where there is none."""
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
 def precision() -> str:

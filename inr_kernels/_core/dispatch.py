@@ -97,7 +97,7 @@ def settle_wish(wish: str, *tensors) -> str:
 
 @contextlib.contextmanager
 def backend(name: str):
-    """Runs every op of the block on one backend: "reference", "cpu" or "triton".
+    """Runs every op of the block on one backend: "reference", "cpu", "triton" or "cuda".
 
     An op that has no such backend, or cannot run on it, raises. `backend=` of a single call goes before.
     """

@@ -24,6 +24,7 @@ _ARGUMENTS = (
 
 
 _REFERENCE_QUERIES = 1 << 14
+_WIDEST_ON_CHIP = 256
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,16 @@ def why_not_cpu(facts: Facts) -> str:
     """The C++ kernels: CPU tensors; half precision is computed in float32 where the processor lacks it."""
     if reason := backends.why_not_cpu(facts):
         return reason
+    depth, most = len(facts.widths) - 1, native.load()[0].max_depth
+    return f"it takes at most {most} layers after the first; got {depth}" if depth > most else ""
+
+
+def why_not_cuda(facts: Facts) -> str:
+    """The CUDA C++ kernels: half precision, the hidden state of a row in a warp's registers."""
+    if reason := backends.why_not_cuda(facts):
+        return reason
+    if max(facts.widths[:-1], default=0) > _WIDEST_ON_CHIP:
+        return f"it takes layers of at most {_WIDEST_ON_CHIP} channels before the last; got {max(facts.widths[:-1])}"
     depth, most = len(facts.widths) - 1, native.load()[0].max_depth
     return f"it takes at most {most} layers after the first; got {depth}" if depth > most else ""
 
@@ -88,7 +99,9 @@ class _Problem:
         batch, rows, width, channels = hoisted.shape
         hoisted, position_weight = hoisted.contiguous(), position_weight.contiguous()
         weights, biases = [w.contiguous() for w in weights], [b.contiguous() for b in biases]
-        tables = centres(height, hoisted.device), centres(width, hoisted.device)
+        # A GPU computes them itself: copies to it would break the capture of a graph.
+        on_cpu = hoisted.device.type == "cpu"
+        tables = [centres(n, hoisted.device) if on_cpu else None for n in (height, width)]
         self.held = (hoisted, y, x, cell, position_weight, weights, biases, tables)
         self.native = native.load()[0].LocalImplicit(
             type=backends.TYPES[hoisted.dtype],
@@ -101,8 +114,8 @@ class _Problem:
             y=(y.data_ptr(), y.stride()),
             x=(x.data_ptr(), x.stride()),
             cell=(backends.address(cell), cell.stride() if cell is not None else (0, 0, 0, 0)),
-            centre_y=tables[0].data_ptr(),
-            centre_x=tables[1].data_ptr(),
+            centre_y=backends.address(tables[0]),
+            centre_x=backends.address(tables[1]),
             hoisted=hoisted.data_ptr(),
             position_weight=position_weight.data_ptr(),
             weights=[w.data_ptr() for w in weights],
@@ -112,6 +125,10 @@ class _Problem:
 
     def forward(self, out):
         self.native.forward(out.data_ptr())
+
+    def forward_cuda(self, out, wgmma):
+        workspace = out.new_empty(self.native.workspace_cuda(), dtype=torch.uint8)
+        self.native.forward_cuda(wgmma, out.data_ptr(), workspace.data_ptr(), backends.stream(out.device))
 
     def backward(self, grad, hoisted, position_weight, weights, biases):
         self.native.backward(
@@ -137,6 +154,28 @@ def _cpu_forward(*args):
     out = hoisted.new_empty(*y.shape, len(args[5][-1]))
     if out.numel():
         _Problem(*args).forward(out)
+    return out
+
+
+cuda_kernel = ""  # a benchmark's wish: "mma" or "wgmma"
+
+
+def uses_wgmma(hoisted, weights) -> bool:
+    """Which CUDA kernel runs: wgmma's on Hopper where it has what to multiply, hidden layers padded to 256 channels."""
+    fits = len(weights) > 1 and max(hoisted.shape[-1], *map(len, weights[:-1])) > 128
+    if cuda_kernel == "wgmma" and not fits:
+        raise ValueError("wgmma wants a hidden layer and more than 128 channels before the last")
+    if cuda_kernel:
+        return cuda_kernel == "wgmma"
+    return fits and hoisted.is_cuda and torch.cuda.get_device_capability(hoisted.device) == (9, 0)
+
+
+def _cuda_forward(*args):
+    hoisted, y = args[0], args[1]
+    out = hoisted.new_empty(*y.shape, len(args[5][-1]))
+    if out.numel():
+        with backends.on(out.device):
+            _Problem(*args).forward_cuda(out, uses_wgmma(hoisted, args[5]))
     return out
 
 
@@ -196,9 +235,11 @@ def _reference_backward(grad, *args, needs_hoisted, needs_weights):
     return grads[0] if needs_hoisted else None, *(grads[1:] if needs_weights else (None, [], []))
 
 
+_TRITON = backends.triton_runner(_triton_kernels)
 _RUNNERS = {
     "cpu": (_cpu_forward, _cpu_backward),
-    "triton": backends.triton_runner(_triton_kernels),
+    "triton": _TRITON,
+    "cuda": (_cuda_forward, _TRITON[1]),
     "reference": (_reference_forward, _reference_backward),
 }
 

@@ -50,7 +50,8 @@ def local_implicit_decode(
         local_ensemble: blend four neighbours, or take the nearest one.
         ensemble_after: "last" (LIIF) or "first": blend after the first layer's ReLU, then
             out = MLP([sum_t w_t ReLU(h_t); rel_cell]), once per query (the "split" INRB of IN2).
-        backend: "cpu", "reference", "triton"; None: the first of them that can run (see `inr_kernels.explain`).
+        backend: "cpu", "reference", "triton", "cuda" (C++, half precision; its backward is Triton's); None: the first
+            of them that can run (see `inr_kernels.explain`).
 
     Returns:
         [B, Q, out_channels] or [B, H, W, out_channels] in feat's dtype (autocast's, under autocast).
@@ -265,6 +266,7 @@ dispatch.register(
             "reference": lambda facts: "",
             # Only at a wish, until the test suite has passed on a GPU.
             "triton": op.why_not_triton,
+            "cuda": op.why_not_cuda,
         },
     )
 )

@@ -1,0 +1,235 @@
+#include "machine.h"
+
+#include <csetjmp>
+#include <deque>
+#include <memory>
+#include <stdexcept>
+#include <string>
+
+#include <ucontext.h>
+
+uint3 threadIdx, blockIdx;
+dim3 blockDim, gridDim;
+
+namespace machine {
+
+const char* (*last_check)() = nullptr;
+int shared_limit = 99 << 10;
+
+namespace {
+
+struct Copy {
+  char* to;
+  const char* from;
+  std::size_t bytes;
+};
+
+struct Thread {
+  ucontext_t start;
+  jmp_buf here;
+  bool started = false, done = false;
+  std::function<bool()> ready;
+  std::vector<Copy> open;
+  std::deque<std::vector<Copy>> groups;
+};
+
+struct Meeting {
+  unsigned come = 0;
+  unsigned long round = 0;
+};
+
+struct Warp : Meeting {
+  const char* instruction = nullptr;
+  void* lanes[warp];
+};
+
+constexpr std::size_t stack_bytes = 256 << 10;
+
+std::vector<Thread> threads;  // of all blocks of the cluster
+std::vector<Warp> warps;
+Meeting cluster;
+unsigned long number;
+std::vector<Meeting> blocks;
+std::vector<std::vector<char>> memories;  // of each block
+std::size_t memory_bytes;
+const std::function<void()>* body;
+unsigned running;
+ucontext_t entry;
+jmp_buf scheduler;
+std::string failure;
+
+Thread& self() { return threads[running]; }
+
+// A fiber's stack is kept; only registers change, so no system call is made.
+__attribute__((noinline)) void leave() {
+  if (!_setjmp(self().here)) _longjmp(scheduler, 1);
+}
+
+void begin() {
+  (*body)();
+  for (const auto& group : self().groups)
+    if (!group.empty()) fail("a thread ends before its copies");
+  if (!self().open.empty()) fail("a thread ends before its copies");
+  self().done = true;
+  _longjmp(scheduler, 1);
+}
+
+__attribute__((noinline)) void resume(unsigned i) {
+  running = i;
+  threadIdx = {i % blockDim.x, 0, 0};
+  blockIdx.x = unsigned(blockIdx.x / blocks.size() * blocks.size()) + cluster_rank();
+  if (_setjmp(scheduler)) return;
+  if (self().started) _longjmp(self().here, 1);
+  self().started = true;
+  swapcontext(&entry, &self().start);
+}
+
+// Lets each warp run until it can no more, in every other cluster the last one first. Whether all threads are done in
+// the end.
+bool run_cluster() {
+  for (bool moved = true; moved;) {
+    moved = false;
+    for (unsigned at = 0; at < warps.size(); ++at) {
+      const unsigned w = number % 2 ? at : unsigned(warps.size()) - 1 - at;
+      for (bool more = true; more;) {
+        more = false;
+        for (unsigned i = w * warp; i < (w + 1) * warp; ++i) {
+          Thread& t = threads[i];
+          if (t.done || (t.ready && !t.ready())) continue;
+          t.ready = nullptr;
+          resume(i);
+          if (!failure.empty()) return false;
+          more = moved = true;
+        }
+      }
+    }
+  }
+  for (const Thread& t : threads)
+    if (!t.done) return false;
+  return true;
+}
+
+// True for the last of `size` to come, who then calls `leave_together`.
+bool come(Meeting& meeting, unsigned size) {
+  if (++meeting.come == size) return true;
+  wait([&meeting, round = meeting.round] { return meeting.round != round; });
+  return false;
+}
+
+void leave_together(Meeting& meeting) {
+  meeting.come = 0;
+  ++meeting.round;
+}
+
+}  // namespace
+
+void fail(const char* why) {
+  failure = why;
+  _longjmp(scheduler, 1);
+}
+
+void wait(const std::function<bool()>& ready) {
+  self().ready = ready;
+  leave();
+}
+
+void block_barrier() {
+  Meeting& block = blocks[cluster_rank()];
+  if (come(block, blockDim.x)) leave_together(block);
+}
+
+void cluster_barrier() {
+  if (come(cluster, unsigned(threads.size()))) leave_together(cluster);
+}
+
+void warp_meets(const char* instruction, void* mine, void (*work)(Lanes&)) {
+  Warp& w = warps[running / warp];
+  if (w.come && w.instruction != instruction) fail("the lanes of a warp meet in different instructions");
+  w.instruction = instruction;
+  w.lanes[running % warp] = mine;
+  if (come(w, warp)) {
+    work(w.lanes);
+    leave_together(w);
+  }
+}
+
+namespace {
+char* base(unsigned rank) {
+  char* memory = memories.at(rank).data();
+  return memory + (-reinterpret_cast<std::uintptr_t>(memory) & 1023);
+}
+}  // namespace
+
+unsigned long cluster_number() { return number; }
+unsigned thread() { return running; }
+unsigned thread_count() { return unsigned(threads.size()); }
+unsigned cluster_rank() { return running / blockDim.x; }
+
+char* shared_memory(unsigned rank) {
+  bool ended = true;
+  for (unsigned i = rank * blockDim.x; i < (rank + 1) * blockDim.x; ++i) ended = ended && threads[i].done;
+  if (ended) fail("the memory of a block that has ended");
+  return base(rank);
+}
+char* shared_memory() { return base(cluster_rank()); }
+
+void check_shared(const void* address, std::size_t bytes) {
+  const char* begin = static_cast<const char*>(address);
+  if (begin < shared_memory() || begin + bytes > shared_memory() + memory_bytes) fail("outside shared memory");
+}
+
+void copy_async(void* to, const void* from, std::size_t bytes) {
+  check_shared(to, bytes);
+  if ((reinterpret_cast<std::uintptr_t>(to) | reinterpret_cast<std::uintptr_t>(from)) % bytes) fail("misaligned copy");
+  std::memset(to, 0xff, bytes);
+  self().open.push_back({static_cast<char*>(to), static_cast<const char*>(from), bytes});
+}
+
+void commit_copies() {
+  self().groups.push_back(std::move(self().open));
+  self().open.clear();
+}
+
+void wait_for_copies(std::size_t groups_left) {
+  for (auto& groups = self().groups; groups.size() > groups_left; groups.pop_front())
+    for (const Copy& c : groups.front()) std::memcpy(c.to, c.from, c.bytes);
+}
+
+namespace {
+
+// The threads of a cluster before their first instruction, and fresh shared memory.
+__attribute__((noinline)) void prepare(std::vector<std::unique_ptr<char[]>>& stacks, unsigned in_cluster) {
+  memories.assign(in_cluster, std::vector<char>(memory_bytes + 1024, char(0xff)));
+  threads = std::vector<Thread>(stacks.size());
+  warps.assign(stacks.size() / warp, {});
+  blocks.assign(in_cluster, {});
+  cluster = {};
+  ++number;
+  failure.clear();
+  for (std::size_t i = 0; i < stacks.size(); ++i) {
+    getcontext(&threads[i].start);
+    threads[i].start.uc_stack.ss_sp = stacks[i].get();
+    threads[i].start.uc_stack.ss_size = stack_bytes;
+    makecontext(&threads[i].start, begin, 0);
+  }
+}
+
+}  // namespace
+
+void launch(dim3 grid, dim3 size, std::size_t shared_bytes, const std::function<void()>& kernel, unsigned in_cluster) {
+  if (size.x % warp || size.y * size.z != 1) throw std::runtime_error("blocks are whole warps, along x");
+  if (grid.x % in_cluster) throw std::runtime_error("the grid is not whole clusters");
+  gridDim = grid, blockDim = size;
+  body = &kernel;
+  memory_bytes = shared_bytes;
+  std::vector<std::unique_ptr<char[]>> stacks(size.x * in_cluster);
+  for (auto& stack : stacks) stack.reset(new char[stack_bytes]);
+  for (unsigned b = 0; b < grid.x * grid.y * grid.z; b += in_cluster) {
+    blockIdx = {b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y};
+    prepare(stacks, in_cluster);
+    if (!run_cluster()) throw std::runtime_error(failure.empty() ? "the block waits for ever" : failure);
+    if (const char* wrong = last_check ? last_check() : nullptr) throw std::runtime_error(wrong);
+  }
+}
+
+}  // namespace machine

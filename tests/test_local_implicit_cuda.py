@@ -1,0 +1,302 @@
+"""local_implicit in CUDA C++: its source in an emulation on the host; what only a GPU can show is marked."""
+
+import shutil
+from dataclasses import replace
+from types import SimpleNamespace
+
+import emulated_cuda
+import pytest
+import torch
+from local_implicit_cases import FLAGS, Case, assert_as_accurate
+
+from inr_kernels import LocalImplicitDecoder, local_implicit_decode
+from inr_kernels._core import dispatch, native
+from inr_kernels.local_implicit import op
+
+KERNELS = ["local_implicit.cu", "local_implicit_sm90.cu", "local_implicit_weights.cu"]
+HALVES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+AFTER = pytest.mark.parametrize("after", ["last", "first"])
+CASES = {
+    "one query": {"batch": 1, "queries": 1},
+    "a block and one": {"batch": 1, "queries": 33, "hidden": (16,)},
+    "primes": {"batch": 3, "queries": 97, "size": (11, 5), "hidden": (16, 16)},
+    "grid": {"grid": (12, 15), "size": (4, 5), "batch": 1, "hidden": (16, 16)},
+    "one pixel": {"size": (1, 1)},
+    "one column": {"size": (9, 1)},
+    "far outside": {"spread": 4.0},
+    "shallow": {"hidden": (24,), "out": 9},
+    "odd widths": {"hidden": (37, 1, 70), "out": 1},
+    "wide output": {"hidden": (16, 16), "out": 70},
+    "narrow": {"hidden": (8, 8, 8, 8, 8)},
+    "full": {"hidden": (128, 128), "queries": 7},
+    "wide": {"hidden": (256, 256), "batch": 1},
+    "wide, once": {"hidden": (256,), "batch": 1, "out": 70},
+    "wide and odd": {"hidden": (129, 40, 255), "batch": 1, "out": 9},
+}
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    return emulated_cuda.build(tmp_path_factory.mktemp("cuda"), *KERNELS)
+
+
+@pytest.fixture
+def on_host(library, monkeypatch):
+    """on_host(): backend="cuda" runs on CPU tensors, in the emulation; on_host(library) in one of its own."""
+
+    def use(library=library):
+        monkeypatch.setitem(dispatch.OPS["local_implicit"].backends, "cuda", lambda facts: "")
+        monkeypatch.setattr(native, "load", lambda: (emulated_cuda.Native(library), ""))
+
+    use()
+    return use
+
+
+def assert_forward_as_accurate(case, dtype):
+    truth = case.decode(torch.float64, "reference", rounded=dtype)
+    assert_as_accurate(case.decode(dtype, "cuda"), case.decode(dtype, "reference"), truth)
+
+
+@HALVES
+@AFTER
+@pytest.mark.parametrize("case", CASES)
+def test_as_accurate_as_eager(case, after, dtype, on_host):
+    assert_forward_as_accurate(Case(**CASES[case], ensemble_after=after), dtype)
+
+
+@HALVES
+@pytest.mark.parametrize("case", ["wide", "wide, once", "wide and odd"])
+@pytest.mark.parametrize("ensemble", [True, False])
+def test_two_tiles_a_warp(ensemble, case, dtype, on_host, library):
+    """Where a block may have 160 KB of shared memory."""
+    case = Case(**CASES[case] | {"queries": 67 if ensemble else 259}, local_ensemble=ensemble)
+    one = case.decode(dtype, "cuda")[0]
+    library.set_shared_limit(160 << 10)
+    try:
+        two = case.decode(dtype, "cuda")[0]
+        assert_forward_as_accurate(case, dtype)
+    finally:
+        library.set_shared_limit(99 << 10)
+    assert torch.equal(one, two)
+
+
+@AFTER
+@pytest.mark.parametrize(("unfold", "ensemble", "cell"), FLAGS)
+def test_flags(unfold, ensemble, cell, after, on_host):
+    flags = {"feat_unfold": unfold, "local_ensemble": ensemble, "cell_decode": cell, "ensemble_after": after}
+    assert_forward_as_accurate(Case(**flags, hidden=(20, 16)), torch.bfloat16)
+
+
+@HALVES
+@pytest.mark.parametrize("name", ["liif_u1e1c1", "liif_x3", "liif_full256"])
+def test_equals_liif(name, dtype, golden, on_host):
+    arrays = golden(name)
+    depth = sum(key.startswith("state.") and key.endswith(".weight") for key in arrays)
+    names = [f"state.imnet.layers.{2 * i}" for i in range(depth)]
+    some = slice(0, 40)
+    feat, coord, cell = arrays["feat"].to(dtype), arrays["coord"][:, some], arrays["cell"][:, some]
+    weights, biases = ([arrays[f"{n}.{kind}"].to(dtype) for n in names] for kind in ("weight", "bias"))
+    truth = arrays["out"][:, some]
+    kernel, eager = (
+        local_implicit_decode(feat, coord, cell, weights, biases, backend=b) for b in ("cuda", "reference")
+    )
+    assert_as_accurate([kernel], [eager], [truth.double()])
+
+
+@HALVES
+def test_index_and_weights_are_those_of_the_reference(dtype, on_host):
+    """Scales at which a single fused multiply-add would take another neighbour or weight."""
+    case = Case(batch=1, size=(7, 13), grid=(31, 17), hidden=(8,), feat_unfold=False, cell_decode=False)
+    hoisted = torch.randn(1, 7, 13, 8).relu().to(dtype)
+    y, x = (t.unsqueeze(1) for t in case.tensors["coord"].unbind(-1))
+    eye, none = torch.eye(8, dtype=dtype), torch.zeros(8, dtype=dtype)
+    args = [hoisted, y, x, None, torch.zeros(8, 2, dtype=dtype), [eye], [none], 7, 0, True, True]
+    kernel, eager = (op.local_implicit(*args, backend) for backend in ("cuda", "reference"))
+    assert torch.equal(kernel, eager)
+
+
+@AFTER
+def test_strided_planes_and_a_misaligned_map(after, on_host):
+    case = Case(hidden=(16, 16), ensemble_after=after, grid=(5, 6))
+    _, coord, _, weights, biases = case.cast(torch.bfloat16)
+    first = after == "first"
+    args = [weights[0][:, -2 if first else -4 :], weights[1:], biases[1:], 6, 0, True, first, "cuda"]
+    hoisted = torch.randn(2 * 6 * 7 * 16 + 1).bfloat16()[1:].view(2, 6, 7, 16)
+    planes = [*coord.view(2, 5, 6, 2).unbind(-1), (torch.rand(2, 1, 1, 2) / 5).expand(2, 5, 6, 2)]
+    assert hoisted.is_contiguous() and hoisted.data_ptr() % 16 == 2
+    plain = [t.contiguous().clone() for t in (hoisted, *planes)]
+    columns_first = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in planes]
+    results = [op.local_implicit(*views, *args) for views in (plain, [hoisted, *planes], [hoisted, *columns_first])]
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+@AFTER
+def test_render_in_bands(after, on_host):
+    decoder = LocalImplicitDecoder(3, hidden=(16, 16), ensemble_after=after).bfloat16()
+    feat = torch.randn(1, 3, 9, 5).bfloat16()
+    with torch.no_grad():
+        whole = decoder.render(feat, (20, 11), backend="cuda")
+        bands = decoder.render(feat, (20, 11), backend="cuda", workspace=40_000)
+        eager = decoder.render(feat, (20, 11), backend="reference")
+    assert torch.equal(whole, bands)
+    assert (whole - eager).abs().max() <= 0.02 * eager.abs().max()
+
+
+@AFTER
+def test_nan_coordinates(after, on_host):
+    case = Case(batch=1, hidden=(16, 16), ensemble_after=after)
+    case.tensors["coord"][0, 3, 0] = float("nan")
+    case.tensors["coord"][0, 5, 1] = float("inf")
+    out = case.decode(torch.bfloat16, "cuda")[0][0]
+    assert out[[3, 5]].isnan().all()
+    assert out.isfinite().all(1).sum() == len(out) - 2
+
+
+def test_nan_features_reach_their_queries(on_host):
+    case = Case(batch=1, hidden=(16, 16), feat_unfold=False)
+    case.tensors["feat"][0, 2, 1, 1] = float("nan")
+    kernel, eager = (case.decode(torch.float16, backend)[0] for backend in ("cuda", "reference"))
+    assert 0 < kernel.isnan().sum() < kernel.numel()
+    assert torch.equal(kernel.isnan(), eager.isnan())
+
+
+def test_an_empty_output(on_host):
+    case = Case(queries=0)
+    assert case.decode(torch.float16, "cuda")[0].shape == (2, 0, 3)
+
+
+# What must not happen unnoticed: a file, what is replaced in it and by what, and the emulation's words; or none, where
+# the numbers show it.
+FAULTS = {
+    "no barrier": ("local_implicit.cu", "__syncthreads();", "", ""),
+    "a wait too short": ("local_implicit.cu", "copies<slots - 2>", "copies<slots - 1>", "ends before its copies"),
+    "a lane left out": (
+        "local_implicit.cu",
+        "mma<type>(sum[m][n], ",
+        "if (lane) mma<type>(sum[m][n], ",
+        "waits for ever",
+    ),
+    "halves swapped": ("local_implicit_layers.cuh", "2 * k + 1], b.z, b.w", "2 * k + 1], b.w, b.z", ""),
+    "channels swapped": ("local_implicit.cuh", "tile % 4 * 2", "(tile + 1) % 4 * 2", ""),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_emulation_notices(fault, on_host, tmp_path):
+    file, old, new, words = FAULTS[fault]
+    shutil.copytree(emulated_cuda.ROOT / "csrc", tmp_path / "csrc")
+    faulty = tmp_path / "csrc" / "cuda" / file
+    assert old in faulty.read_text()
+    faulty.write_text(faulty.read_text().replace(old, new))
+    on_host(emulated_cuda.build(tmp_path, *KERNELS, csrc=tmp_path / "csrc"))
+    case = Case(batch=1, hidden=(64, 64), out=40)
+    if words:
+        with pytest.raises(RuntimeError, match=words):
+            case.decode(torch.bfloat16, "cuda")
+    else:
+        with pytest.raises(AssertionError):
+            assert_forward_as_accurate(case, torch.bfloat16)
+
+
+GPU = op.Facts(torch.device("cuda"), torch.bfloat16, (256, 256, 3))
+NOT = {
+    "a CPU": (replace(GPU, device=torch.device("cpu")), "80", (8, 0), "it takes CUDA tensors; these are on cpu"),
+    "float32": (replace(GPU, dtype=torch.float32), "80", (8, 0), "it takes bfloat16 and float16; got float32"),
+    "no nvcc": (GPU, "", (8, 0), "built without CUDA"),
+    "too old": (GPU, "80,86", (7, 5), "compiled for sm_80, 86; this GPU has 7.5"),
+    "an older minor": (GPU, "86", (8, 0), "this GPU has 8.0"),
+    "another major": (GPU, "80,90,120", (10, 0), "this GPU has 10.0"),
+    "too wide": (replace(GPU, widths=(64, 257, 3)), "80", (8, 0), "at most 256 channels before the last; got 257"),
+    "too deep": (replace(GPU, widths=(8,) * 66), "80", (8, 0), "at most 64 layers after the first; got 65"),
+}
+
+
+@pytest.mark.parametrize("case", NOT)
+def test_why_not(case, monkeypatch):
+    facts, archs, capability, reason = NOT[case]
+    monkeypatch.setattr(native, "load", lambda: (SimpleNamespace(cuda_archs=archs, max_depth=64), ""))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert reason in op.why_not_cuda(facts)
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (8, 6), (8, 7), (9, 0), (12, 1)])
+def test_runs_on_later_chips_of_a_major_version(capability, monkeypatch):
+    monkeypatch.setattr(native, "load", lambda: (SimpleNamespace(cuda_archs="80,86,89,90,120", max_depth=64), ""))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert op.why_not_cuda(GPU) == ""
+    assert op.why_not_cuda(replace(GPU, widths=(8, 8, 300))) == ""  # the last layer may be wider
+
+
+def test_a_launch_without_a_gpu_says_so():
+    library = native.load()[0]
+    if torch.cuda.is_available() or not library.cuda_archs:
+        return  # nothing to refuse
+    case = Case(batch=1, hidden=(8,))
+    hoisted, (y, x) = torch.zeros(1, 6, 7, 8).half(), torch.zeros(2, 1, 1, 3)
+    weight, bias = torch.zeros(3, 8).half(), torch.zeros(3).half()
+    problem = op._Problem(hoisted, y, x, None, torch.zeros(8, 2).half(), [weight], [bias], *case.size, True, False)
+    with pytest.raises(RuntimeError, match="CUDA: "):
+        problem.forward_cuda(torch.empty(1, 1, 3, 3).half(), wgmma=False)
+
+
+def on_gpu(case):
+    """The case with its tensors on the GPU."""
+    case.tensors = {
+        key: [v.cuda() for v in value] if isinstance(value, list) else value if value is None else value.cuda()
+        for key, value in case.tensors.items()
+    }
+    return case
+
+
+@pytest.mark.gpu
+@HALVES
+@AFTER
+@pytest.mark.parametrize("case", CASES)
+def test_on_a_gpu(case, after, dtype):
+    assert_forward_as_accurate(on_gpu(Case(**CASES[case], ensemble_after=after)), dtype)
+
+
+@pytest.mark.gpu
+@HALVES
+@AFTER
+def test_paper_shape_on_a_gpu(after, dtype):
+    case = on_gpu(Case(channels=64, hidden=(256,) * 4, size=(48, 48), queries=30_000, ensemble_after=after))
+    assert_forward_as_accurate(case, dtype)
+    first, second = (case.decode(dtype, "cuda")[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.gpu
+@HALVES
+def test_gradients_on_a_gpu_are_tritons(dtype):
+    case = on_gpu(Case(hidden=(64, 64)))
+    _, *ours = case.decode(dtype, "cuda", gradients=True)
+    _, *tritons = case.decode(dtype, "triton", gradients=True)
+    assert all(map(torch.equal, ours, tritons))
+
+
+@pytest.mark.gpu
+def test_cuda_graph_on_a_gpu():
+    decoder = LocalImplicitDecoder(8, hidden=(64, 64)).to("cuda", torch.bfloat16)
+    feat = torch.randn(2, 8, 9, 10, device="cuda", dtype=torch.bfloat16)
+    coord, cell = torch.rand(2, 500, 2, device="cuda") * 2 - 1, torch.rand(2, 2, device="cuda") / 9
+    with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream()):
+        expected = [decoder(feat, coord, cell, backend="cuda") for _ in range(3)][-1]
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad(), torch.cuda.graph(graph):
+        captured = decoder(feat, coord, cell, backend="cuda")
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(captured, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("gradients", [False, True])
+def test_opcheck_on_a_gpu(gradients):
+    hoisted, (y, x) = torch.randn(2, 6, 7, 16).cuda().half(), (torch.rand(2, 2, 1, 33).cuda() * 2 - 1)
+    position, weight, bias = torch.randn(16, 2).cuda().half(), torch.randn(3, 16).cuda().half(), torch.zeros(3).cuda()
+    leaves = [t.requires_grad_(gradients) for t in (hoisted, position, weight, bias.half())]
+    args = (leaves[0], y, x, None, leaves[1], [leaves[2]], [leaves[3]], 6, 0, True, False, "cuda")
+    torch.library.opcheck(torch.ops.inr_kernels.local_implicit.default, args)
