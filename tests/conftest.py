@@ -45,8 +45,11 @@ def poisoned(make):
 @pytest.fixture(scope="session", autouse=True)
 def poison():
     """An output that a kernel leaves unwritten shows."""
+    from inr_kernels._core import native
+
+    makers = [(torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty"), (native, "empty_like")]
     with pytest.MonkeyPatch.context() as patch:
-        for owner, name in [(torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")]:
+        for owner, name in makers:
             patch.setattr(owner, name, poisoned(getattr(owner, name)))
         yield
 
