@@ -86,6 +86,14 @@ def run_python():
 
 
 @pytest.fixture
+def expected_isa(run_python):
+    """expected_isa("avx2") -> the instruction set that INR_KERNELS_ISA=avx2 gives here: generic where it is missing."""
+    widths = ["generic", "avx2", "avx512", "avx512bf16"]
+    widest = run_python("from inr_kernels import _C; print(_C.isa())", INR_KERNELS_ISA="").strip()
+    return lambda isa: isa if widths.index(isa) <= widths.index(widest) else "generic"
+
+
+@pytest.fixture
 def in_a_fork():
     """in_a_fork(compute): whether a forked child computes the same; one that hangs is killed after a minute.
 
