@@ -31,10 +31,15 @@ struct View {
   }
 };
 
+[[noreturn]] void out_of_memory(const std::string& message) {
+  py::set_error(PyExc_MemoryError, message.c_str());
+  throw py::error_already_set();
+}
+
 // Of inr::take, as a buffer: a tensor that is made of it gives it back.
 struct Memory {
   explicit Memory(std::size_t bytes) : data(inr::take(bytes)), bytes(bytes) {
-    if (!data) throw std::bad_alloc();
+    if (!data) out_of_memory("no " + std::to_string(bytes) + " bytes of memory to be had");
   }
   Memory(const Memory&) = delete;
   ~Memory() { inr::give_back(data, bytes); }
@@ -45,7 +50,7 @@ struct Memory {
 void check(inr::Status status) {
   switch (status) {
     case inr::Status::ok: return;
-    case inr::Status::out_of_memory: throw std::bad_alloc();
+    case inr::Status::out_of_memory: out_of_memory("no memory for what the kernel works in");
     case inr::Status::row_outside_band: throw py::value_error("a query reads a row outside the hoisted band");
 #ifdef INR_HAVE_CUDA
     case inr::Status::cuda_failed: throw std::runtime_error(std::string("CUDA: ") + inr::cuda_failure());

@@ -45,8 +45,11 @@ def poisoned(make):
 @pytest.fixture(scope="session", autouse=True)
 def poison():
     """An output that a kernel leaves unwritten shows."""
+    from inr_kernels._core import native
+
+    makers = [(torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty"), (native, "empty_like")]
     with pytest.MonkeyPatch.context() as patch:
-        for owner, name in [(torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")]:
+        for owner, name in makers:
             patch.setattr(owner, name, poisoned(getattr(owner, name)))
         yield
 
@@ -80,6 +83,14 @@ def run_python():
         return done.stdout
 
     return run
+
+
+@pytest.fixture
+def expected_isa(run_python):
+    """expected_isa("avx2") -> the instruction set that INR_KERNELS_ISA=avx2 gives here: generic where it is missing."""
+    widths = ["generic", "avx2", "avx512", "avx512bf16"]
+    widest = run_python("from inr_kernels import _C; print(_C.isa())", INR_KERNELS_ISA="").strip()
+    return lambda isa: isa if widths.index(isa) <= widths.index(widest) else "generic"
 
 
 @pytest.fixture

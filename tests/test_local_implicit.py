@@ -1,8 +1,5 @@
 """local_implicit: its numbers, against LIIF's own and against float64, on every backend that runs here."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -207,7 +204,7 @@ def test_memory_layouts(layout):
 
 
 @pytest.mark.parametrize("isa", ["generic", "avx2", "avx512", "avx512bf16"])
-def test_every_instruction_set(isa):
+def test_every_instruction_set(isa, run_python, expected_isa):
     """Each build of the kernels that this processor runs; where it lacks one, the generic one answers."""
     code = (
         "import sys, torch; sys.path.insert(0, 'tests'); from local_implicit_cases import *\n"
@@ -216,12 +213,7 @@ def test_every_instruction_set(isa):
         "    assert_kernel_as_accurate(Case(**kwargs), dtype)\n"
         "from inr_kernels import _C; print(_C.isa())\n"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", code], env={**__import__("os").environ, "INR_KERNELS_ISA": isa},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.strip() in (isa, "generic")
+    assert run_python(code, INR_KERNELS_ISA=isa).strip() == expected_isa(isa)
 
 
 def test_module_is_the_function():

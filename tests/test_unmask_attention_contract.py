@@ -107,6 +107,21 @@ def test_what_is_saved_is_linear_in_the_pixels():
     assert sum(t.numel() for t in saved) == 1600 * (8 + 8 + 1 + 2)
 
 
+def test_many_small_images_take_little_memory(run_python):
+    """Less than one of the blocks, in which large images are cut, for each."""
+    code = """if True:
+        import resource, torch
+        from inr_kernels import unmask_attention
+        feat, mask = torch.randn(20000, 2, 2, 2, requires_grad=True), torch.zeros(20000, 1, 2, 2)
+        def attend(images):
+            unmask_attention(feat[:images], mask[:images], backend="cpu").sum().backward()
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        attend(3)
+        print(-attend(3) + attend(20000))
+    """
+    assert int(run_python(code)) < 20000 * 16, "KB, as many as"
+
+
 def test_the_masks_gradient_and_transforms_come_from_the_reference():
     feat, mask = torch.randn(1, 3, 3, 4, dtype=torch.float64), torch.rand(1, 1, 3, 4, dtype=torch.float64)
     for mask_keys in (False, True):

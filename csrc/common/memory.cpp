@@ -1,6 +1,7 @@
 #include "memory.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <cstdlib>
 #include <iterator>
 #include <mutex>
@@ -41,6 +42,7 @@ void* remove(Kept* entry) {
 }  // namespace
 
 void* take(std::size_t bytes) {
+  if (bytes > PTRDIFF_MAX) return nullptr;  // no more can be had, nor be rounded
   bytes = rounded(bytes);
   if (keeping && bytes >= page) {
     const std::unique_lock<std::mutex> lock(mutex, std::try_to_lock);

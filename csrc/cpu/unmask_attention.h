@@ -56,8 +56,8 @@ struct Plan {
   Plan(const UnmaskAttention& problem, bool apart) : p(problem), apart(apart) {
     stride = row_stride<T>(p.channels);
     wide = round_up(p.channels, panel<T>);
-    constexpr std::int64_t whole = std::lcm(tile_rows, panel<T>);
-    block = clamp((32 << 10) / p.channels / whole, 1, 512 / whole) * whole;
+    constexpr std::int64_t whole = std::lcm(tile_rows, panel<T>), most = 512 / whole * whole;
+    block = clamp((32 << 10) / p.channels / whole * whole, whole, clamp(round_up(p.tokens, whole), whole, most));
     tiles = block / tile_rows;
     blocks = p.tokens / block + 2;
     order.resize(p.batch * p.tokens);
@@ -192,14 +192,14 @@ struct Staging {
 // A block of tokens' features, or of their gradients, as both sides of products.
 template <class T>
 struct Operands {
-  Buffer<T> rows;    // [whole tiles of tokens][stride]
+  Buffer<T> rows;    // [tokens, whole block_rows of them][stride]
   Packed<T> across;  // B(c, j) = token j's channel c
   Packed<T> along;   // B(j, c)
 
   // planes: as of Plan::gather.
   bool set(const Plan<T>& plan, std::int64_t count, const T* planes) {
     const std::int64_t channels = plan.p.channels;
-    if (!rows.resize(round_up(count, tile_rows) * plan.stride)) return false;
+    if (!rows.resize(round_up(count, block_rows) * plan.stride)) return false;
     for (std::int64_t c = 0; c < channels; c += lanes<T>)
       for (std::int64_t j = 0; j < count; j += lanes<T>) {
         Vec<T> tile[lanes<T>];

@@ -67,10 +67,9 @@ struct Tile {
             std::int64_t block, std::int64_t others, bool asked_by) {
     const Operands<T>&f = all.features[block], &g = all.gradients[block];
     const std::int64_t own = own_block * plan.block + offset;
-    const T *features = all.features[own_block].rows + offset * plan.stride,
-            *gradients = all.gradients[own_block].rows + offset * plan.stride;
+    const T* features = all.features[own_block].rows + offset * plan.stride;
     multiply(features, f.across, count, scores);
-    if (asks) multiply(gradients, f.across, count, asking);
+    if (asks) multiply(all.gradients[own_block].rows + offset * plan.stride, f.across, count, asking);
     if (asked_by) multiply(features, g.across, count, asked);
     for (std::int64_t r = 0; r < count; ++r)
       for (std::int64_t j = 0; j < others; j += lanes<T>) {
@@ -137,7 +136,7 @@ bool pack(const Plan<T>& plan, const In* feat, const In* out, const Real<T>* sof
       store(rest + j, load(rest + j) + g * (load(mixed + j) - f));
     }
   }
-  for (std::int64_t j = 0; j < plan.block; ++j) itself[j] += rest[j];
+  for (std::int64_t j = 0; j < span.size(); ++j) itself[j] += rest[j];  // behind them `mixed` is another block's
   return all.gradients[index].set(plan, span.size(), block.gradients.planes);
 }
 
