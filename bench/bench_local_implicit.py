@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from inr_kernels import LocalImplicitDecoder
-from inr_kernels._core.dispatch import OPS
+from inr_kernels.local_implicit import op
 from inr_kernels.local_implicit.functional import Form, hoist_features
 from inr_kernels.local_implicit.reference import local_implicit, pixel_centres
 
@@ -19,8 +19,8 @@ from .conftest import DEVICE
 
 HIDDEN, CHANNELS = (256,) * 4, 64
 FORWARD = ["eager", "compile", "ours", "ours render", "eager bf16", "ours bf16", "ours render bf16"]
-FORWARD += ["compile bf16"] if DEVICE == "cuda" else []
-FORWARD += ["ours cuda bf16"] if DEVICE == "cuda" and "cuda" in OPS["local_implicit"].backends else []
+FORWARD += ["compile bf16", "ours mma bf16"] if DEVICE == "cuda" else []
+FORWARD += ["ours wgmma bf16"] if DEVICE == "cuda" and torch.cuda.get_device_capability() == (9, 0) else []
 SHAPES = {"cpu": {"map": 64, "scale": 4, "batch": 16}, "cuda": {"map": 256, "scale": 4, "batch": 16}}[DEVICE]
 
 
@@ -48,7 +48,7 @@ def compiled_reference():
 
 
 @pytest.mark.parametrize("implementation", FORWARD)
-def bench_forward(measure, smoke, implementation):
+def bench_forward(measure, smoke, implementation, monkeypatch):
     side, scale = (8, 2) if smoke else (SHAPES["map"], SHAPES["scale"])
     n = side * scale
     dtype = torch.bfloat16 if implementation.endswith("bf16") else torch.float32
@@ -66,9 +66,11 @@ def bench_forward(measure, smoke, implementation):
         "eager": lambda: local_implicit(feat, coord, whole, weights, biases),
         "compile": lambda: compiled_reference()(feat, coord, whole, weights, biases),
         "ours": query,
-        "ours cuda": lambda: query("cuda"),
+        "ours mma": lambda: query("cuda"),  # CUDA C++
+        "ours wgmma": lambda: query("cuda"),
         "ours render": lambda: decoder.render(feat, (n, n)),
     }[implementation.removesuffix(" bf16")]
+    monkeypatch.setattr(op, "cuda_kernel", "wgmma" if "wgmma" in implementation else "mma")
     with torch.no_grad():
         measure(
             run,

@@ -57,7 +57,7 @@ pytest=("$python" -m pytest -q -p no:cacheprovider -W default)
 
 if [ -z "$smoke" ]; then
     nvidia-smi >"$out/logs/machine.log" 2>&1
-    arch=$("$python" -c 'import torch; a, b = torch.cuda.get_device_capability(); print(f"{a}{b}" + "a" * (a == 9))')
+    arch=$("$python" -c 'import torch; a, b = torch.cuda.get_device_capability(); print(f"{a}{b}")')
     export CUDAARCHS=${CUDAARCHS:-$arch-real} # this GPU's code alone
     part build 130 "$python" -m pip install --no-index --no-build-isolation --no-deps -e .
 fi

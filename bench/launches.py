@@ -22,7 +22,8 @@ class Launch:
         trips: of the main loop, of a program on the average.
         bytes, flops: needed.
         unit: of the products: "bf16", "tf32" or "fp32".
-        native: of a CUDA kernel, whose `kernel` is a part of its name: {"warps": of a block, "shared": bytes}.
+        native: of a CUDA kernel, whose `kernel` is a part of its mangled name: {"label": its name, "warps": of a block,
+            "shared": bytes}.
     """
 
     op: str
@@ -38,6 +39,11 @@ class Launch:
     nth: int = 0
     native: dict | None = None
 
+    @property
+    def name(self):
+        """For people."""
+        return (self.native or {}).get("label", self.kernel)
+
 
 def local_implicit():
     """LIIF's decoder, 256 x 4: 1 M queries on 256² pixels; and its training step, all runs of queries together."""
@@ -49,7 +55,13 @@ def local_implicit():
         return {"programs": math.ceil(rows / block), "trips": depth, "bytes": moved, "flops": 2 * macs(queries, 0)[0]}
 
     common = {"op": "local_implicit", "mode": "last", "dtype": "bfloat16"}
-    yield Launch(kernel="decode", case="1 M queries on 256²", **decoding(1 << 20, 1 << 16), **common)
+    case, whole = "1 M queries on 256²", decoding(1 << 20, 1 << 16)
+    yield Launch(kernel="decode", case=case, **whole, **common)
+    for tiles, shared in ((1, 48 << 10), (2, 160 << 10)):
+        name = f"decodeILNS_4TypeE2ELi{width}ELb0ELi{tiles}E"
+        cuda = common | whole | {"programs": whole["programs"] // tiles}
+        cuda["native"] = {"label": f"decode, mma.sync, {tiles} x 16 rows a warp", "warps": 8, "shared": shared}
+        yield Launch(kernel=name, case=case, **cuda)
 
     queries, pixels = 16 * 2304, 16 * 48 * 48
     rows, common["case"] = 4 * queries, "a step of 16 x 2304 queries on 48²"

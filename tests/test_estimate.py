@@ -143,4 +143,4 @@ def test_the_page_has_every_launch():
     assert page.startswith("# What the kernels should take\n\n**Nothing here is measured.**")
     for one in LAUNCHES:
         needed = f"{estimate.amount(one.bytes, 'B')}, {estimate.amount(one.flops, 'FLOP')}".strip(", ")
-        assert f"| `{one.kernel}` | {one.case} | {needed} | " in page, "python -m bench.estimate writes it"
+        assert f"| `{one.name}` | {one.case} | {needed} | " in page, "python -m bench.estimate writes it"

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from dataclasses import dataclass
 
 import torch
@@ -42,7 +43,7 @@ def why_not_cuda(facts: Facts) -> str:
     if facts.dtype not in (torch.bfloat16, torch.float16):
         return f"it takes bfloat16 and float16; got {str(facts.dtype).removeprefix('torch.')}"
     major, minor = torch.cuda.get_device_capability(facts.device)
-    compiled = [int(arch) for arch in library.cuda_archs.split(",")]
+    compiled = [int(arch) for arch in re.findall(r"\d+", library.cuda_archs)]
     # Machine code runs on later chips of the same major version.
     if any(arch // 10 == major and arch % 10 <= minor for arch in compiled):
         return ""

@@ -73,7 +73,7 @@ def centres(n: int, device: torch.device):
     return reference.pixel_centres(n).to(device) if torch.compiler.is_compiling() else _kept_centres(n, device)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.cache  # for good: a CUDA graph reads its table by address
 def _kept_centres(n, device):
     with torch.inference_mode(False):
         return reference.pixel_centres(n).to(device)

@@ -47,7 +47,7 @@ def neighbours(y, x, size, local_ensemble):
 
 def relative_cell(cell, size):
     """[..., 2]: a query's extent in half pixels of the feature map."""
-    return cell * torch.tensor(size, dtype=cell.dtype, device=cell.device)
+    return torch.stack((cell[..., 0] * size[0], cell[..., 1] * size[1]), -1)  # a CUDA graph holds no tensor of `size`
 
 
 def mlp(x, weights, biases):

@@ -224,7 +224,7 @@ def plan_bands(feat_shape, element_size, size, widths, form, workspace):
     row_bytes = width * (feature_columns(channels, form) + 2 * channels + 2 * widths[0]) * (element_size + 4)
     query_bytes = size[1] * 2 * widths[-1] * (element_size + 4)
     sides, eps = ((-1, 1), 1e-6) if form.local_ensemble else ((0, 0), 0)
-    y = reference.pixel_centres(size[0])
+    y = reference.pixel_centres(size[0], "cpu")
     first, last = (reference.nearest_pixel(y, height, side, eps)[0].tolist() for side in sides)
 
     def cost(top, bottom):
