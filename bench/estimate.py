@@ -40,7 +40,8 @@ chips' rates, from datasheets.
 The wgmma kernel of `local_implicit`, whose loops nest, is counted by hand: for a block's 128 rows 12,288 cycles of
 products (at 4096 FLOP a cycle and multiprocessor) against 197 KB from the L2 cache (16 B a cycle and multiprocessor,
 by clusters of two), 1.2 MB through shared memory (96 of 128 B a cycle) and 2,500 instructions a warp (40 % of what the
-schedulers issue).
+schedulers issue). An H200's rate is wgmma's; mma.sync reaches some 60 % of it by published microbenchmarks, which the
+table does not know.
 
 Rates, dense: """
 
