@@ -1,5 +1,7 @@
 """A network's forward for one shape as a CUDA graph: the GPU starts hundreds of kernels without asking the CPU."""
 
+from typing import NamedTuple
+
 import torch
 
 from inr_kernels._core import dispatch
@@ -101,7 +103,9 @@ class _Captured:
         ]
         tensors = [value for *_, value in self.slots if isinstance(value, torch.Tensor)]
         self.places = [(t, t.data_ptr(), t.dtype) for t in tensors]
-        with torch.inference_mode(False), torch.no_grad():
+        # Autocast's copies of the weights may not be kept: they end with its block, and know no later weights.
+        casts = torch.autocast(DEVICE, settings.casts, settings.casts is not None, cache_enabled=False)
+        with torch.inference_mode(False), torch.no_grad(), casts:
             self.inputs = [torch.empty(t.shape, dtype=t.dtype, device=t.device).copy_(t) for t in inputs]
             self.out, self._replay = record(lambda: model(*self.inputs, **options), self.device)
 
@@ -120,10 +124,17 @@ class _Captured:
             return self.out.clone()
 
 
-def _settings():
+class _Settings(NamedTuple):
     """What decides how a forward runs, beside its inputs."""
+
+    backend: str
+    casts: torch.dtype | None
+    precision: str
+
+
+def _settings():
     casts = torch.get_autocast_dtype(DEVICE) if torch.is_autocast_enabled(DEVICE) else None
-    return dispatch.wished(None), casts, torch.get_float32_matmul_precision()
+    return _Settings(dispatch.wished(None), casts, torch.get_float32_matmul_precision())
 
 
 def _is_capturing():
@@ -140,6 +151,6 @@ def record(run, device):
                 run()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=side):  # its own default is a stream of the first graph's device
             out = run()
     return out, graph.replay

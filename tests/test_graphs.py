@@ -189,6 +189,19 @@ def test_another_way_to_run_is_captured_again(captures):
     assert len(captures) == 4
 
 
+def test_autocast_keeps_no_copies_of_the_weights(captures):
+    """A graph would read them after autocast's block, whose end frees them, and miss what the weights become."""
+    model, x = small(), torch.randn(2, 4)
+    fast = Graphed(model, [(2, 4)])
+    kept = []
+    model[0].register_forward_hook(lambda *_: kept.append(torch.is_autocast_cache_enabled()))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = model(x)
+        assert torch.equal(fast(x), expected)
+        assert kept[:2] == [True, False]
+        assert torch.is_autocast_cache_enabled()
+
+
 def test_the_forwards_errors(captures):
     fast = TINY["DEAR"]().eval().graphed((1, 3, 20, 24))
     with torch.no_grad(), pytest.raises(ValueError, match=r"mask must have shape \[B, 1, H, W\] = \[1, 1, 20, 24\]"):
@@ -250,7 +263,12 @@ def test_records_on_a_side_stream(monkeypatch):
     """The order of CUDA's calls, with what stands for CUDA."""
     log = []
 
+    made = []
+
     class Stream:
+        def __init__(self):
+            made.append(self)
+
         def wait_stream(self, other):
             log.append("wait")
 
@@ -259,8 +277,9 @@ def test_records_on_a_side_stream(monkeypatch):
             log.append("replay")
 
     @contextlib.contextmanager
-    def within(what):
+    def within(what, stream=None):
         log.append(f"enter {type(what).__name__}")
+        assert type(what) is not Graph or stream is made[0]  # where it warmed up
         yield
         log.append("leave")
 
