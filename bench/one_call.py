@@ -10,6 +10,7 @@ BEGIN = time.perf_counter()
 
 import argparse  # noqa: E402
 import contextlib  # noqa: E402
+import itertools  # noqa: E402
 import sys  # noqa: E402
 from functools import partial  # noqa: E402
 
@@ -27,14 +28,17 @@ def random(*shape):
 
 
 def local_implicit(small):
-    """LIIF's decoder; small: with the ensemble first, too, and layer by layer (float32) or on chip (float16)."""
-    side, queries, hidden = (5, 70, (32, 32)) if small else (256, 1 << 20, (256,) * 4)
+    """LIIF's decoder; small: with the ensemble first, too, layer by layer (float32) or on chip (float16), there also
+    with more than 128 channels, which Hopper has a kernel for.
+    """
+    side, queries = (5, 70) if small else (256, 1 << 20)
+    narrow, half, single = (32, 32), torch.float16, torch.float32
+    forms = [(half, narrow), (single, narrow), (half, (32, 130))] if small else [(torch.bfloat16, (256,) * 4)]
     cell = torch.full((1, 2), 1 / side, device=DEVICE)
-    for dtype in (torch.float16, torch.float32) if small else (torch.bfloat16,):
-        for after in ("last", "first") if small else ("last",):
-            decoder = inr_kernels.LocalImplicitDecoder(64, hidden=hidden, ensemble_after=after).to(DEVICE, dtype)
-            feat, coord = random(1, 64, side, side), random(1, queries, 2).detach().tanh()
-            yield lambda: decoder(feat.to(dtype), coord, cell), [feat, *decoder.parameters()]  # noqa: B023
+    for (dtype, hidden), after in itertools.product(forms, ("last", "first") if small else ("last",)):
+        decoder = inr_kernels.LocalImplicitDecoder(64, hidden=hidden, ensemble_after=after).to(DEVICE, dtype)
+        feat, coord = random(1, 64, side, side), random(1, queries, 2).detach().tanh()
+        yield lambda: decoder(feat.to(dtype), coord, cell), [feat, *decoder.parameters()]  # noqa: B023
 
 
 def elementwise_filter(small):

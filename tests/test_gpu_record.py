@@ -131,6 +131,14 @@ def test_a_small_call_runs_every_kernel(op, monkeypatch, capsys):
     assert capsys.readouterr().out.startswith(f"{op} (triton on cpu): import ")
 
 
+def test_a_small_call_is_wide_enough_for_hopper():
+    """Of the CUDA kernels it runs those with mma and those with wgmma, with the ensemble first and last."""
+    weights = [leaves[1::2] for _, leaves in one_call.local_implicit(small=True)]
+    halves = [of_layers for of_layers in weights if of_layers[0].dtype == torch.float16]
+    wgmma = [max(map(len, of_layers[:-1])) > 128 for of_layers in halves]
+    assert sorted(wgmma) == [False, False, True, True]
+
+
 @pytest.mark.parametrize("file", ON_A_GPU, ids=lambda path: path.stem)
 def test_gpu_tests_need_few_packages(file):
     """A GPU machine without network has what the package itself needs, and pytest."""
