@@ -5,6 +5,7 @@ import contextlib
 import copy
 import pickle
 import traceback
+from unittest import mock
 
 import pytest
 import torch
@@ -12,6 +13,9 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 import inr_kernels
+from inr_kernels import LocalImplicitDecoder
+from inr_kernels._core import backends
+from inr_kernels.local_implicit import module
 from inr_kernels.models import DEAR, IN2, DEARConfig, IN2Config, LaMa, LaMaConfig, graphs
 from inr_kernels.models.graphs import Graphed
 
@@ -293,3 +297,16 @@ def test_records_on_a_side_stream(monkeypatch):
     warm = ["enter Stream", *["run"] * graphs.WARM_UP, "leave"]
     assert log == ["enter str", "wait", *warm, "wait", "enter Graph", "run", "leave", "leave", "replay"]
     assert out == 7
+
+
+def test_a_capture_takes_no_features_from_before(monkeypatch):
+    """A replay computes them of what then stands in the input's memory, and nobody else reads what it left."""
+    decoder, feat, coord = LocalImplicitDecoder(3, hidden=(8,)), torch.randn(1, 3, 4, 5), torch.rand(1, 6, 2)
+    with torch.no_grad():
+        decoder(feat, coord, torch.ones(1, 2))
+        before = decoder._hoisted._entry
+        monkeypatch.setattr(backends, "is_capturing", lambda device: True)
+        monkeypatch.setattr(module, "hoist_features", mock.Mock(side_effect=module.hoist_features))
+        decoder(feat, coord, torch.ones(1, 2))
+    assert module.hoist_features.call_count == 1
+    assert decoder._hoisted._entry is before

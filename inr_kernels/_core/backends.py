@@ -98,6 +98,11 @@ def stream(device) -> int:
     return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
+def is_capturing(device) -> bool:
+    """Whether a CUDA graph is captured: what it computes is there in a replay alone, and what it reads for ever."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
 def precision() -> str:
     """What `tl.dot` makes of float32: as torch's own matrix products are told to."""
     return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"

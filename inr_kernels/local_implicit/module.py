@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from inr_kernels._core import backends
+
 from .functional import WORKSPACE, Form, decode_queries, hoist_features, render
 
 
@@ -102,7 +104,8 @@ class LocalImplicitDecoder(nn.Module):
 class HoistCache:
     """`hoist_features` that remembers its last result, for as long as feature tensor and weights stay unchanged.
 
-    It steps aside where a result may not be reused: with gradients, under torch.compile and export.
+    It steps aside where a result may not be reused: with gradients, under torch.compile and export, and while a CUDA
+    graph is captured, whose replays are to see other features in the same memory.
     """
 
     def __init__(self):
@@ -114,7 +117,7 @@ class HoistCache:
 
     def _hoist(self, key, feat, weight, bias, form):
         tracked = torch.is_grad_enabled() and any(t.requires_grad for t in key)
-        if torch.compiler.is_compiling() or tracked:
+        if torch.compiler.is_compiling() or tracked or backends.is_capturing(feat.device):
             return hoist_features(feat, weight, bias, form)
         entry = self._entry
         if entry is None or not entry.fits(key, weight.dtype, form):

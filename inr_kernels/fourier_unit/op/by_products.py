@@ -6,6 +6,8 @@ channel's map as "channels", and cosines and sines as the weight. Larger maps ta
 
 import torch
 
+from inr_kernels._core import backends
+
 from .. import reference
 
 LONGEST = 64  # sides up to which the transform is a product; not measured
@@ -16,7 +18,7 @@ KEPT = 32
 def _factors(height, width, device):
     """`_computed`, kept; but not what a CUDA graph's capture computes: its memory holds nothing before a replay."""
     key = height, width, device
-    capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    capturing = backends.is_capturing(device)
     if capturing and key in _KEPT:
         _IN_GRAPHS.add(key)
     factors = _KEPT.pop(key, None) or _computed(*key)
