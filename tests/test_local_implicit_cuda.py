@@ -290,6 +290,10 @@ def test_cuda_graph_on_a_gpu():
     graph.replay()
     torch.cuda.synchronize()
     assert torch.equal(captured, expected)
+    feat.neg_()
+    graph.replay()
+    with torch.no_grad():
+        assert torch.equal(captured, decoder(feat, coord, cell, backend="cuda"))
 
 
 @pytest.mark.gpu
