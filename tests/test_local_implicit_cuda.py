@@ -289,11 +289,12 @@ def test_cuda_graph_on_a_gpu():
         captured = decoder(feat, coord, cell, backend="cuda")
     graph.replay()
     torch.cuda.synchronize()
-    assert torch.equal(captured, expected)
+    close = {"rtol": 0, "atol": 0.01}  # the convolution's library may choose another kernel
+    torch.testing.assert_close(captured, expected, **close)
     feat.neg_()
     graph.replay()
     with torch.no_grad():
-        assert torch.equal(captured, decoder(feat, coord, cell, backend="cuda"))
+        torch.testing.assert_close(captured, decoder(feat, coord, cell, backend="cuda"), **close)
 
 
 @pytest.mark.gpu
