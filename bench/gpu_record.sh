@@ -11,20 +11,22 @@ if [ "${1:-}" = --smoke ]; then
     smoke=1
     shift
 fi
-if [ $# -ne 1 ]; then
+if [ $# -ne 1 ] || [[ $1 = -* ]]; then
     sed -n '2,7s/^# \{0,1\}//p' "$0" >&2
     exit 2
 fi
-mkdir -p "$1" && out=$(cd "$1" && pwd) && mkdir -p "$out/logs" || exit 2
-cd "$(dirname "$0")/.." || exit 2
+root=$(cd "$(dirname "$0")/.." && pwd) || exit 2
 python=${PYTHON:-python3}
+gpu='import sys, torch; sys.exit(not torch.cuda.is_available())'
+if [ -z "$smoke" ] && ! (cd "$root" && "$python" -c "$gpu"); then
+    echo "there is no GPU that torch.cuda sees: nothing to record (bench/gpu_record.sh --smoke OUT tries the script)" >&2
+    exit 2
+fi
+mkdir -p "$1" && out=$(cd "$1" && pwd) && mkdir -p "$out/logs" && cd "$root" || exit 2
 results=$PWD/bench/results
 if [ -n "$smoke" ]; then
     results=$out/.results
     export TRITON_INTERPRET=1 OMP_NUM_THREADS=1
-elif ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-    echo "there is no GPU that torch.cuda sees: nothing to record (bench/gpu_record.sh --smoke OUT tries the script)" >&2
-    exit 2
 fi
 export PYTHONUNBUFFERED=1 TRITON_CACHE_DIR=$out/.triton
 whole=580 ops=(local_implicit elementwise_filter unmask_attention neighborhood_attention fourier_unit)

@@ -78,7 +78,16 @@ def test_says_at_once_that_there_is_no_gpu(tmp_path, monkeypatch):
     done = record(tmp_path / "out")
     assert done.returncode == 2
     assert "there is no GPU that torch.cuda sees" in done.stderr
+    assert not (tmp_path / "out").exists()
     assert record().returncode == 2
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--smoke", "--out"], ["a", "b"]])
+def test_says_how_it_is_called(arguments):
+    done = record(*arguments)
+    assert done.returncode == 2
+    assert "gpu_record.sh --smoke OUT" in done.stderr
+    assert "unrecognized" not in done.stderr + done.stdout
 
 
 ROW = {"op": "an_op", "case": "8 x 8", "dtype": "float32", "seconds": 2e-3, "of_gemm": 0.25, "run": "r"}

@@ -14,6 +14,7 @@ FEAT, MASK = torch.zeros(2, 4, 5, 6), torch.zeros(2, 1, 5, 6)
 BAD = {
     "feat no tensor": ({"feat": [1]}, TypeError, "feat must be a torch.Tensor; got list"),
     "feat integer": ({"feat": FEAT.int()}, TypeError, "feat must have a floating-point dtype; got torch.int32"),
+    "feat float8": ({"feat": FEAT.to(torch.float8_e4m3fn)}, TypeError, "feat must have a dtype of at least 16 bits"),
     "feat of 3 dimensions": ({"feat": FEAT[0]}, ValueError, r"feat must have 4 dimensions; got \[4, 5, 6\]"),
     "feat without pixels": ({"feat": FEAT[..., :0]}, ValueError, "at least one channel and one pixel"),
     "mask no tensor": ({"mask": None}, TypeError, "mask must be a real torch.Tensor; got NoneType"),

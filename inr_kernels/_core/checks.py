@@ -15,6 +15,8 @@ def require_tensor(value, argument, *, dims=None, like=None):
         raise TypeError(f"{argument} must be a torch.Tensor; got {type(value).__name__}")
     if not value.is_floating_point():
         raise TypeError(f"{argument} must have a floating-point dtype; got {value.dtype}")
+    if value.dtype.itemsize < 2:
+        raise TypeError(f"{argument} must have a dtype of at least 16 bits; got {value.dtype}")
     if dims is not None:
         wish = " or ".join(map(str, dims))
         require(value.dim() in dims, argument, f"have {wish} dimensions", shape(value))
