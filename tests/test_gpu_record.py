@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import test_on_gpu
 import torch
 from test_compile_only import KERNELS
 from triton.runtime.interpreter import InterpretedFunction
@@ -208,3 +209,12 @@ def test_slow_calls_are_timed_a_few_times(fake_cuda):
         Event.clock += 500
 
     assert timing.figures(slow)["rounds"] == 5
+
+
+def test_only_a_limit_may_be_refused():
+    refused = "backend 'cuda' cannot run local_implicit: "
+    with test_on_gpu.unless_refused():
+        raise RuntimeError(refused + "it takes bfloat16 and float16; got float32")
+    for reason in ("inr_kernels._C was built without CUDA", "it was compiled for sm_80; this GPU has 9.0"):
+        with pytest.raises(RuntimeError, match=reason[:20]), test_on_gpu.unless_refused():
+            raise RuntimeError(refused + reason)
