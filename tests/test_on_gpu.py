@@ -98,8 +98,8 @@ def problems():
 
 @contextlib.contextmanager
 def unless_refused():
-    """Ends what a backend's own limits exclude, by dtype or shape: that it is refused is what was to be shown. Any other
-    refusal, of a backend that was not built or not for this GPU, is a failure.
+    """Ends what a backend's own limits exclude, by dtype or shape: that it is refused is what was to be shown. Any
+    other refusal, of a backend that was not built or not for this GPU, is a failure.
     """
     try:
         yield
