@@ -42,7 +42,11 @@ class CMakeBuild(build_ext):
 
 
 setup(
-    packages=[*find_packages(include=["inr_kernels*"]), "inr_kernels.models"],
+    packages=[
+        *find_packages(include=["inr_kernels*"]),
+        "inr_kernels.models",
+        *(f"inr_kernels.models.{name}" for name in find_packages("models")),
+    ],
     package_dir={"inr_kernels.models": "models"},
     # depends: what an sdist needs beside the Python files
     ext_modules=[

@@ -13,7 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from inr_kernels.models import DEAR, DEARConfig
-from inr_kernels.models.dear import dear_loss, sample_queries
+from inr_kernels.models.dear.network import dear_loss, sample_queries
 
 from .conftest import DEVICE
 

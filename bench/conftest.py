@@ -18,7 +18,8 @@ import pytest
 import torch
 
 import inr_kernels
-from inr_kernels._core import ceilings, native
+from inr_kernels._core import native
+from inr_kernels.cli import ceilings
 
 from . import timing
 

@@ -103,10 +103,10 @@ def issued(launch, row, key):
 
 
 def triton_rows(arch, op):
-    """What the compiler made of the op's Triton kernels: tests/_compile_triton.py's report, with `sass.count`."""
+    """What the compiler made of the op's Triton kernels: compile_triton.py's report, with `sass.count`."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, ROOT / "tests" / "_compile_triton.py", str(arch), op, folder]
+        command = [sys.executable, ROOT / "tests/support/compile_triton.py", str(arch), op, folder]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         for row in map(json.loads, done.stdout.splitlines()):
             text = sass.tool("nvdisasm", row.pop("cubin"), "-c")

@@ -75,15 +75,15 @@ done
 
 # Processes side by side: most of their time they compile, and a kernel that goes wrong takes its process with it.
 if [ -n "$smoke" ]; then
-    part tests 60 "${pytest[@]}" tests/test_on_gpu.py -m gpu --collect-only &
+    part tests 60 "${pytest[@]}" tests/ops/test_on_gpu.py -m gpu --collect-only &
 else
     for op in "${ops[@]}"; do
         for dtype in float32 bfloat16 "float16 and not bfloat16"; do
-            part "tests-$op-${dtype%% *}" 120 "${pytest[@]}" tests/test_on_gpu.py -m gpu -k "$op and $dtype" &
+            part "tests-$op-${dtype%% *}" 120 "${pytest[@]}" tests/ops/test_on_gpu.py -m gpu -k "$op and $dtype" &
         done
     done
-    part tests-models 120 "${pytest[@]}" tests/test_on_gpu.py -m gpu -k "graphed or large" &
-    mapfile -t others < <(grep -lE '^(@|pytestmark = )pytest\.mark\.gpu' tests/test_*.py | grep -v test_on_gpu)
+    part tests-models 120 "${pytest[@]}" tests/ops/test_on_gpu.py -m gpu -k "graphed or large" &
+    mapfile -t others < <(grep -lE '^(@|pytestmark = )pytest\.mark\.gpu' tests/*/test_*.py | grep -v test_on_gpu)
     part tests-others 120 "${pytest[@]}" "${others[@]}" -m gpu &
 fi
 wait

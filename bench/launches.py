@@ -16,7 +16,7 @@ class Launch:
     """One launch.
 
     Args:
-        op, kernel, mode, dtype, nth: which of the ahead-of-time compilations it is (tests/_compile_triton.py).
+        op, kernel, mode, dtype, nth: which of the ahead-of-time compilations it is (tests/support/compile_triton.py).
         case: in words.
         programs: that do something.
         trips: of the main loop, of a program on the average.

@@ -5,7 +5,7 @@ import statistics
 
 import torch
 
-from inr_kernels.models.graphs import record
+from inr_kernels.models.common.graphs import record
 
 FLUSH = 256 << 20  # bytes, several times the largest L2
 BUDGET, LEAST, MOST = 0.3, 5, 200  # seconds and rounds for one figure

@@ -1,11 +1,9 @@
 """Networks, one file each."""
 
 from .dear import DEAR, DEARConfig
-from .edsr import EDSR
-from .implicit_pyramid import ImplicitPyramidDecoder, ImplicitUpsample
-from .in2 import IN2, IN2Config
+from .in2 import IN2, ImplicitPyramidDecoder, ImplicitUpsample, IN2Config
 from .lama import LaMa, LaMaConfig
-from .liif import LIIF, LIIFConfig
+from .liif import EDSR, LIIF, LIIFConfig
 
 __all__ = [
     "DEAR",

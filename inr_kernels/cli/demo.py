@@ -14,12 +14,13 @@ from typing import NamedTuple
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from inr_kernels._core import images
-from inr_kernels._core.files import replacing
-from inr_kernels._core.machine import processor
 from inr_kernels.models import LIIF
-from inr_kernels.models.train_liif import HELD_OUT, photographs
+from inr_kernels.models.common.files import atomic_write
+from inr_kernels.models.data import images
+from inr_kernels.models.data.photographs import HELD_OUT, photographs
+from inr_kernels.models.evaluation.metrics import psnr
 
+from .machine import processor
 from .parsing import UsageError, positive
 
 WIDTH, MARGIN, LINE = 450, 12, 26  # pixels: a panel, between panels, a line of text
@@ -61,7 +62,7 @@ def run(args):
     report(args, small, shown, bicubic, runs)
     sheet = draw(small, shown, bicubic, runs, args.scale)
     kind = images.FORMATS[args.output.suffix.lower()]
-    with replacing(args.output) as temporary:
+    with atomic_write(args.output) as temporary:
         sheet.save(temporary, kind, **images.SAVE.get(kind, {}))
     print(f"\nSide by side: {args.output}")
 
@@ -155,10 +156,10 @@ def report(args, small, shown, bicubic, runs):
     )
     print(f"{'':12s}{'seconds':>9s}{'speed-up':>10s}{'extra memory':>15s}{'PSNR':>11s}")
     for name, done in runs.items():
-        psnr = quality(images.to_image(done.picture), shown, args.scale)
+        decibels = quality(images.to_image(done.picture), shown, args.scale)
         print(
             f"{name:12s}{done.decoder:9.3f}{reference.decoder / done.decoder:9.1f}x"
-            f"{done.memory / 1e6:12.0f} MB{psnr:8.2f} dB"
+            f"{done.memory / 1e6:12.0f} MB{decibels:8.2f} dB"
         )
     print(f"{'bicubic':12s}{'':34s}{quality(bicubic, shown, args.scale):8.2f} dB")
     difference = (reference.picture - kernels.picture).abs().max()
@@ -167,7 +168,7 @@ def report(args, small, shown, bicubic, runs):
 
 def quality(image, shown, scale):
     """PSNR without the border, where no method sees enough."""
-    return images.psnr(image, shown, math.ceil(scale))
+    return psnr(image, shown, math.ceil(scale))
 
 
 def draw(small, shown, bicubic, runs, scale):

@@ -9,7 +9,8 @@ import torch
 import inr_kernels
 from inr_kernels._core import native
 from inr_kernels._core.dispatch import OPS
-from inr_kernels._core.machine import free_memory, processor
+
+from .machine import free_memory, processor
 
 
 def add_arguments(parser):

@@ -28,7 +28,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from inr_kernels._core import dispatch
-from inr_kernels.models import DEAR, IN2, DEARConfig, IN2Config, checkpoints
+from inr_kernels.models import DEAR, IN2, DEARConfig, IN2Config
+from inr_kernels.models.common import checkpoints
 
 from . import pictures
 from .parsing import UsageError, positive

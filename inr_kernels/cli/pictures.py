@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from inr_kernels._core import images
 from inr_kernels._core.dispatch import OPS
-from inr_kernels._core.machine import free_memory
+from inr_kernels.models.data import images
 
+from .machine import free_memory
 from .parsing import UsageError, megabytes, positive, size
 
 MOST_THREADS = 1024  # torch dies of some ten thousand

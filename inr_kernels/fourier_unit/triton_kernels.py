@@ -2,7 +2,7 @@
 ahead of time (tests/test_compile_only.py); not run on a GPU.
 
 One kernel multiplies the parts of a spectrum by a real matrix, adds and takes the ReLU, where they lie. It is the
-unit's convolution, and the transform of a small map's columns (op/by_products.py).
+unit's convolution, and the transform of a small map's columns (op/dft_matmul.py).
 """
 
 import torch

@@ -2,8 +2,8 @@
 
 from torch import nn
 
-from . import fac, kernel_conv, lama, liif, natten, raft, replacing
-from .replacing import LOG
+from . import class_swap, fac, kernel_conv, lama, liif, natten, raft
+from .class_swap import LOG
 
 ADAPTERS = (liif, kernel_conv, fac, raft, lama, natten)
 
@@ -91,7 +91,7 @@ def restore(model):
         TypeError: model is no nn.Module.
     """
     for _, module in _modules(model):
-        replacing.restore(module)
+        class_swap.restore(module)
     return model
 
 

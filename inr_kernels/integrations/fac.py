@@ -18,8 +18,8 @@ import torch
 from torch import nn
 from torch.autograd import Function
 
-from . import probe, replacing
-from .promoted import are_filterable, filtered
+from . import class_swap, probe
+from .filter_dtypes import are_filterable, filtered
 
 WHAT = "STFAN's KernelConv2D"
 EXTENSION = "kernelconv2d_cuda"
@@ -59,7 +59,7 @@ def is_candidate(module):
 
 def replace(module):
     """Accelerates one KernelConv2D, in place. Returns why it was left alone, "" if it was not."""
-    return replacing.attempt(module, _verify)
+    return class_swap.attempt(module, _verify)
 
 
 def why_not(module):
@@ -69,22 +69,22 @@ def why_not(module):
         return f"kernel_size is not an odd number but {size}"
     if type(pad) is not nn.ReplicationPad2d or tuple(pad.padding) != (size // 2,) * 4:
         return f"pad is no ReplicationPad2d({size // 2})"
-    if replacing.has_hooks(pad):
+    if class_swap.has_hooks(pad):
         return "pad has a hook or a patched forward"
     return ""
 
 
 def _verify(module):
-    if replacing.signature(type(module), "forward") != (("input",), ("kernel",)):
-        raise replacing.LeftAlone("forward does not take (input, kernel)")
+    if class_swap.signature(type(module), "forward") != (("input",), ("kernel",)):
+        raise class_swap.LeftAlone("forward does not take (input, kernel)")
     if "forward" in vars(module):
-        raise replacing.LeftAlone("forward is patched on the object")
+        raise class_swap.LeftAlone("forward is patched on the object")
     if reason := why_not(module):
-        raise replacing.LeftAlone(reason)
+        raise class_swap.LeftAlone(reason)
     forward = _runnable(type(module).forward)
     if reason := probe.first(_differs(module, forward, *shape) for shape in SHAPES):
-        raise replacing.LeftAlone(f"forward is not KernelConv2D's: {reason}")
-    return _Filter, replacing.verdict(module, "forward")
+        raise class_swap.LeftAlone(f"forward is not KernelConv2D's: {reason}")
+    return _Filter, class_swap.verdict(module, "forward")
 
 
 def _runnable(forward):
@@ -131,18 +131,18 @@ def _filter(input, kernel, kernel_size, backend=None):
     return filtered(input, kernel, **options)
 
 
-class _Filter(replacing.Accelerated):
+class _Filter(class_swap.Accelerated):
     _inr_replace = staticmethod(replace)
 
     def forward(self, input, kernel):
         """STFAN's."""
-        reason = replacing.why_changed(self) or why_not(self)
+        reason = class_swap.why_changed(self) or why_not(self)
         if not reason and nn.modules.module._has_any_global_hook():
             reason = "there is a hook on all modules"
         if not reason and not _fits(input, kernel, self.kernel_size):
             reason = "the arguments of a call fit neither each other nor KernelConv2D"
         if reason:
-            replacing.as_before(self, reason)
+            class_swap.as_before(self, reason)
             return super().forward(input, kernel)
         return _filter(input, kernel, self.kernel_size)
 

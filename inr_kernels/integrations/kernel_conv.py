@@ -8,8 +8,8 @@ import math
 
 import torch
 
-from . import probe, replacing
-from .promoted import are_filterable, filtered
+from . import class_swap, probe
+from .filter_dtypes import are_filterable, filtered
 
 WHAT = "MISF's KernelConv"
 ATTRIBUTES = ("kernel_size", "sep_conv", "core_bias")
@@ -32,7 +32,7 @@ def is_candidate(module):
 
 def replace(module):
     """Accelerates one KernelConv, in place. Returns why it was left alone, "" if it was not."""
-    return replacing.attempt(module, _verify)
+    return class_swap.attempt(module, _verify)
 
 
 def why_not(module):
@@ -48,18 +48,18 @@ def why_not(module):
 
 
 def _verify(module):
-    signature = replacing.signature(type(module), "forward")
+    signature = class_swap.signature(type(module), "forward")
     if signature not in _MIXINS:
-        raise replacing.LeftAlone("forward does not take (frames, core, white_level=1.0) or that and rate=1")
+        raise class_swap.LeftAlone("forward does not take (frames, core, white_level=1.0) or that and rate=1")
     if "forward" in vars(module):
-        raise replacing.LeftAlone("forward is patched on the object")
+        raise class_swap.LeftAlone("forward is patched on the object")
     if reason := why_not(module):
-        raise replacing.LeftAlone(reason)
+        raise class_swap.LeftAlone(reason)
     for form in FORMS:
         reason = probe.first(_differs(module, form, len(signature) == 4, *problem) for problem in PROBLEMS)
         if not reason:
-            return _MIXINS[signature], replacing.verdict(module, "forward", form)
-    raise replacing.LeftAlone(f"forward is not KernelConv's: {reason}")
+            return _MIXINS[signature], class_swap.verdict(module, "forward", form)
+    raise class_swap.LeftAlone(f"forward is not KernelConv's: {reason}")
 
 
 def _differs(module, form, has_rate, shape, white_level, rate):
@@ -91,11 +91,11 @@ def _filter(module, frames, core, white_level, rate, form, backend=None):
 
 def _filter_unless(module, frames, core, white_level, rate):
     """KernelConv's output, or None if the original has to compute it."""
-    reason = replacing.why_changed(module) or why_not(module)
+    reason = class_swap.why_changed(module) or why_not(module)
     if not reason and not _fits(module.kernel_size[0], frames, core, rate):
         reason = "the arguments of a call fit neither each other nor KernelConv"
     if reason:
-        replacing.as_before(module, reason)
+        class_swap.as_before(module, reason)
         return None
     return _filter(module, frames, core, white_level, rate, module._inr_verdict.found)
 
@@ -109,7 +109,7 @@ def _fits(kernel_size, frames, core, rate):
     return viewable and type(rate) is int and rate > 0
 
 
-class _WithRate(replacing.Accelerated):
+class _WithRate(class_swap.Accelerated):
     _inr_replace = staticmethod(replace)
 
     def forward(self, frames, core, white_level=1.0, rate=1):
@@ -118,7 +118,7 @@ class _WithRate(replacing.Accelerated):
         return super().forward(frames, core, white_level, rate) if out is None else out
 
 
-class _WithoutRate(replacing.Accelerated):
+class _WithoutRate(class_swap.Accelerated):
     _inr_replace = staticmethod(replace)
 
     def forward(self, frames, core, white_level=1.0):

@@ -15,7 +15,7 @@ from torch import nn
 from inr_kernels._core.hooks import is_untouched
 from inr_kernels.fourier_unit import FFC, FFC_BN_ACT, FourierUnit, SpectralTransform
 
-from . import replacing
+from . import class_swap
 
 # Ours -> what a foreign layer of the kind has.
 KINDS = {
@@ -38,21 +38,21 @@ def is_candidate(module):
 
 def replace(module):
     """Accelerates one layer, in place. Returns why it was left alone, "" if it was not."""
-    return replacing.attempt(module, _verify)
+    return class_swap.attempt(module, _verify)
 
 
 def _verify(module):
     for part in module.children():  # first: only of those is known that they need not be called
-        if is_candidate(part) and not isinstance(part, replacing.Accelerated):
+        if is_candidate(part) and not isinstance(part, class_swap.Accelerated):
             replace(part)
     if reason := _why_not(module):
-        raise replacing.LeftAlone(reason)
+        raise class_swap.LeftAlone(reason)
     key = type(module).forward, _description(module)
     if key not in _REASONS:
         _REASONS[key] = _differs(module)
     if _REASONS[key]:
-        raise replacing.LeftAlone(_REASONS[key])
-    return _LAYERS[_kind(module)], replacing.verdict(module, "forward")
+        raise class_swap.LeftAlone(_REASONS[key])
+    return _LAYERS[_kind(module)], class_swap.verdict(module, "forward")
 
 
 _REASONS = {}  # what was found for a description: a network has few kinds of layers
@@ -144,14 +144,14 @@ def _plain():
             yield
 
 
-class _Layer(replacing.Accelerated):
+class _Layer(class_swap.Accelerated):
     """One of LaMa's layers with the forward of `_inr_kind`, its counterpart here."""
 
     _inr_replace = staticmethod(replace)
 
     def forward(self, x):
         if reason := _why_not_this_call(self):
-            replacing.as_before(self, reason)
+            class_swap.as_before(self, reason)
             return super().forward(x)
         return self._inr_kind.forward(self, x)
 
@@ -163,6 +163,6 @@ def _why_not_this_call(module):
     """Why the original has to compute, "" if it has not: it or a layer that we would not call has changed."""
     ffc = getattr(module, "ffc", module)
     for part in (module, ffc, getattr(ffc, "convg2g", module)):
-        if isinstance(part, replacing.Accelerated) and (reason := replacing.why_changed(part)):
+        if isinstance(part, class_swap.Accelerated) and (reason := class_swap.why_changed(part)):
             return reason
     return _why_not(module)

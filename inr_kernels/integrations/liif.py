@@ -15,7 +15,7 @@ from torch import nn
 from inr_kernels.local_implicit.functional import Form, decode_queries, feature_columns
 from inr_kernels.local_implicit.module import HoistCache
 
-from . import probe, replacing
+from . import class_swap, probe
 
 WHAT = "LIIF's decoding"
 FLAGS = ("local_ensemble", "feat_unfold", "cell_decode")
@@ -31,7 +31,7 @@ def is_candidate(module):
 
 def replace(module):
     """Accelerates one decoder, in place. Returns why it was left alone, "" if it was not."""
-    return replacing.attempt(module, _verify)
+    return class_swap.attempt(module, _verify)
 
 
 def why_not(module):
@@ -45,7 +45,7 @@ def why_not(module):
     parts = list(layers)
     if len(parts) < 3 or [type(part) for part in parts] != [nn.Linear, nn.ReLU] * (len(parts) // 2) + [nn.Linear]:
         return f"imnet.layers is not Linear, ReLU, ..., Linear but {', '.join(type(part).__name__ for part in parts)}"
-    if replacing.has_hooks(imnet, layers, *parts):
+    if class_swap.has_hooks(imnet, layers, *parts):
         return "imnet or a layer of it has a hook or a patched forward"
     weights, biases = _linears(module)
     if any(bias is None for bias in biases):
@@ -63,20 +63,20 @@ def why_not(module):
 
 def _verify(module):
     """The mixin and what must hold later; LeftAlone if anything speaks against replacing a module."""
-    signature = replacing.signature(type(module), "query_rgb")
+    signature = class_swap.signature(type(module), "query_rgb")
     names = signature and tuple(name for name, *_ in signature)
     if names not in _MIXINS:
-        raise replacing.LeftAlone("query_rgb takes neither (coord, cell) nor (feature, coord, cell)")
+        raise class_swap.LeftAlone("query_rgb takes neither (coord, cell) nor (feature, coord, cell)")
     if "query_rgb" in vars(module):
-        raise replacing.LeftAlone("query_rgb is patched on the object")
+        raise class_swap.LeftAlone("query_rgb is patched on the object")
     if reason := why_not(module):
-        raise replacing.LeftAlone(reason)
+        raise class_swap.LeftAlone(reason)
     per_channel = feature_columns(1, _form(module))
     channels, rest = divmod(module.imnet.layers[0].in_features - _columns(module, 0), per_channel)
     if channels < 1 or rest:
-        raise replacing.LeftAlone("imnet's inputs are not features, offset and cell")
+        raise class_swap.LeftAlone("imnet's inputs are not features, offset and cell")
     if reason := _differs(module, channels, "feature" in names):
-        raise replacing.LeftAlone(f"query_rgb is not LIIF's: {reason}")
+        raise class_swap.LeftAlone(f"query_rgb is not LIIF's: {reason}")
     return _MIXINS[names], _verdict(module)
 
 
@@ -105,8 +105,8 @@ class _Imnet(NamedTuple):
 def _verdict(module):
     """LIIF's flags may be the class's; mmagic's `eval_bsize` only cuts calls."""
     imnet = module.imnet
-    found = _Imnet(type(imnet), type(imnet).forward, tuple(replacing.switches(imnet).items()))
-    verdict = replacing.verdict(module, "query_rgb", found)
+    found = _Imnet(type(imnet), type(imnet).forward, tuple(class_swap.switches(imnet).items()))
+    verdict = class_swap.verdict(module, "query_rgb", found)
     flags = {flag: getattr(module, flag) for flag in FLAGS} | dict(verdict.switches)
     flags.pop("eval_bsize", None)
     return verdict._replace(switches=tuple(flags.items()))
@@ -116,7 +116,7 @@ def _decode(module, feat, coord, cell):
     """LIIF's output, or None if the original has to compute it."""
     cell = cell if module.cell_decode else None
     if reason := _why_not_this_call(module, feat, coord, cell):
-        replacing.as_before(module, reason)
+        class_swap.as_before(module, reason)
         return None
     weights, biases = _linears(module)
     hoist = None
@@ -133,14 +133,14 @@ def _decode_by_reference(module, feat, coord, cell):
 
 
 def _why_not_this_call(module, feat, coord, cell):
-    if reason := replacing.why_changed(module) or why_not(module):
+    if reason := class_swap.why_changed(module) or why_not(module):
         return reason
     kind, forward, switches = module._inr_verdict.found
     if type(module.imnet) is not kind or kind.forward is not forward:
         return "its imnet has another class or forward"
     if nn.modules.module._has_any_global_hook():
         return "there is a hook on all modules"
-    if reason := replacing.why_switched(module.imnet, switches):
+    if reason := class_swap.why_switched(module.imnet, switches):
         return reason
     weight = module.imnet.layers[0].weight
     tensors = [feat, coord] if cell is None and not module.cell_decode else [feat, coord, cell]
@@ -159,7 +159,7 @@ def _why_not_this_call(module, feat, coord, cell):
 _CACHES = weakref.WeakKeyDictionary()  # beside the modules, so that no pickle, copy or state_dict holds one
 
 
-class _Decoder(replacing.Accelerated):
+class _Decoder(class_swap.Accelerated):
     _inr_replace = staticmethod(replace)
 
     def _inr_forget(self):

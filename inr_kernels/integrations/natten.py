@@ -17,8 +17,8 @@ from inr_kernels._core import dispatch
 from inr_kernels.neighborhood_attention import neighborhood_attention_2d, neighborhood_attention_2d_packed
 from inr_kernels.neighborhood_attention.functional import check_pair
 
-from . import probe, replacing
-from .stand_ins import functions, with_stand_ins
+from . import class_swap, probe
+from .natten_shims import functions, with_stand_ins
 
 WHAT = "neighborhood attention"
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -52,7 +52,7 @@ def is_candidate(module):
 
 def replace(module):
     """Accelerates one attention module, in place. Returns why it was left alone, "" if it was not."""
-    return replacing.attempt(module, _verify)
+    return class_swap.attempt(module, _verify)
 
 
 class _Found(NamedTuple):
@@ -65,16 +65,16 @@ class _Found(NamedTuple):
 def _verify(module):
     kind = _kind(module)
     signature, mixin, ours = _FORWARDS[kind]
-    if replacing.signature(type(module), "forward") != signature:
-        raise replacing.LeftAlone(f"forward does not take ({', '.join(name for name, *_ in signature)})")
+    if class_swap.signature(type(module), "forward") != signature:
+        raise class_swap.LeftAlone(f"forward does not take ({', '.join(name for name, *_ in signature)})")
     if "forward" in vars(module):
-        raise replacing.LeftAlone("forward is patched on the object")
+        raise class_swap.LeftAlone("forward is patched on the object")
     _check_parts(module, kind)
     key = _description(module, kind)
     found = _PROVEN.get(key) or _Found(kind, _try(module, ours))
     if key is not None:
         _PROVEN[key] = found
-    return mixin, replacing.verdict(module, "forward", found)
+    return mixin, class_swap.verdict(module, "forward", found)
 
 
 _PROVEN = {}  # what was found for a description: a network has few kinds of layers
@@ -82,7 +82,7 @@ _PROVEN = {}  # what was found for a description: a network has few kinds of lay
 
 def _description(module, kind):
     """All that decides a trial's outcome, None if a value of the module's own cannot be told."""
-    flags, forward = replacing.switches(module), type(module).forward
+    flags, forward = class_swap.switches(module), type(module).forward
     if vars(module).keys() - vars(nn.Module()).keys() - flags.keys():
         return None
     own = [vars(cls).items() for cls in type(module).__mro__ if cls not in nn.Module.__mro__]
@@ -121,25 +121,25 @@ def _check_parts(module, kind):
     try:
         kernel_size, _ = _window(module)
     except ValueError as error:
-        raise replacing.LeftAlone(str(error)) from None
+        raise class_swap.LeftAlone(str(error)) from None
     channels = _channels(module, kind)
     for name, times in kind.layers:
         layer = getattr(module, name)
         if not isinstance(layer, nn.Linear) or (layer.in_features, layer.out_features) != (channels, times * channels):
-            raise replacing.LeftAlone(f"{name} is no Linear from {channels} to {times * channels}, heads x width")
+            raise class_swap.LeftAlone(f"{name} is no Linear from {channels} to {times * channels}, heads x width")
     rpb, expected = _rpb(module), (getattr(module, kind.heads), *(2 * k - 1 for k in kernel_size))
     if rpb is not None and (not isinstance(rpb, torch.Tensor) or rpb.shape != expected):
-        raise replacing.LeftAlone(f"rpb does not have shape {list(expected)}")
+        raise class_swap.LeftAlone(f"rpb does not have shape {list(expected)}")
     if kind is NATTEN and not isinstance(module.scale, (int, float)):
-        raise replacing.LeftAlone("scale is no number")
+        raise class_swap.LeftAlone("scale is no number")
     dropout = getattr(module, kind.dropout, None)
     if type(dropout) not in (type(None), nn.Dropout, nn.Identity):
-        raise replacing.LeftAlone(f"{kind.dropout} is no Dropout")
+        raise class_swap.LeftAlone(f"{kind.dropout} is no Dropout")
 
 
 def _demand(reason):
     if reason:
-        raise replacing.LeftAlone(f"forward is not neighborhood attention as we know it: {reason}")
+        raise class_swap.LeftAlone(f"forward is not neighborhood attention as we know it: {reason}")
 
 
 def _channels(module, kind):
@@ -184,7 +184,7 @@ def _attend(module, x, backend=None):
 
 
 def _why_not_this_call(module, x):
-    if reason := replacing.why_changed(module):
+    if reason := class_swap.why_changed(module):
         return reason
     kind, pads = module._inr_verdict.found
     if reason := _why_dropout(kind.dropout, getattr(module, kind.dropout, None)):
@@ -212,29 +212,29 @@ def _why_dropout(name, dropout):
         return f"{name} is no Dropout"
     if dropout.training and getattr(dropout, "p", 0) > 0:
         return f"{name} drops attention weights in training"
-    hooked = replacing.has_hooks(dropout) or nn.modules.module._has_any_global_hook()
+    hooked = class_swap.has_hooks(dropout) or nn.modules.module._has_any_global_hook()
     return f"there is a hook on {name} or on all modules" if hooked else ""
 
 
-class _Packed(replacing.Accelerated):
+class _Packed(class_swap.Accelerated):
     _inr_replace = staticmethod(replace)
 
     def forward(self, x):
         """NATTEN's."""
         if reason := _why_not_this_call(self, x):
-            replacing.as_before(self, reason)
+            class_swap.as_before(self, reason)
             return super().forward(x)
         return _attend_packed(self, x)
 
 
-class _Separate(replacing.Accelerated):
+class _Separate(class_swap.Accelerated):
     _inr_replace = staticmethod(replace)
 
     def forward(self, hidden_states, output_attentions=False):
         """That of transformers."""
         reason = "output_attentions asks for the weights" if output_attentions else ""
         if reason := reason or _why_not_this_call(self, hidden_states):
-            replacing.as_before(self, reason)
+            class_swap.as_before(self, reason)
             return super().forward(hidden_states, output_attentions)
         return _attend(self, hidden_states)
 
@@ -274,7 +274,7 @@ def _differs(module, forward, ours, size, grad=True):
                 except BaseException as error:  # in transformers, that NATTEN is not there is no Exception
                     raise NotImplementedError(f"{type(error).__name__}: {error}") from error
             if not isinstance(out, kind.returns):
-                raise replacing.LeftAlone(f"forward returns no {kind.returns.__name__} but {type(out).__name__}")
+                raise class_swap.LeftAlone(f"forward returns no {kind.returns.__name__} but {type(out).__name__}")
             return out
 
         leaves = [x, *leaves] if grad else []

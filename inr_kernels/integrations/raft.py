@@ -7,8 +7,8 @@ the 3 x 3 flows around it. f, and which C a copy takes, are what it computes as 
 import math
 from typing import NamedTuple
 
-from . import probe, replacing
-from .promoted import are_filterable, filtered
+from . import class_swap, probe
+from .filter_dtypes import are_filterable, filtered
 
 WHAT = "RAFT's upsample_flow"
 FACTORS = range(1, 17)
@@ -22,7 +22,7 @@ def is_candidate(module):
 
 def replace(module):
     """Accelerates one model's upsample_flow, in place. Returns why it was left alone, "" if it was not."""
-    return replacing.attempt(module, _verify)
+    return class_swap.attempt(module, _verify)
 
 
 class _Runs(NamedTuple):
@@ -33,17 +33,17 @@ class _Runs(NamedTuple):
 
 
 def _verify(module):
-    if replacing.signature(type(module), "upsample_flow") != (("flow",), ("mask",)):
-        raise replacing.LeftAlone("upsample_flow does not take (flow, mask)")
+    if class_swap.signature(type(module), "upsample_flow") != (("flow",), ("mask",)):
+        raise class_swap.LeftAlone("upsample_flow does not take (flow, mask)")
     if "upsample_flow" in vars(module):
-        raise replacing.LeftAlone("upsample_flow is patched on the object")
+        raise class_swap.LeftAlone("upsample_flow is patched on the object")
     reasons = {factor: _why_not(module, factor, 2) for factor in FACTORS}
     factors = tuple(factor for factor, reason in reasons.items() if not reason)
     if not factors:
         reason = min(reasons.values(), key=lambda reason: reason.startswith("it raised"))
-        raise replacing.LeftAlone(f"upsample_flow is not RAFT's: {reason}")
+        raise class_swap.LeftAlone(f"upsample_flow is not RAFT's: {reason}")
     channels = tuple(count for count in CHANNELS if not _why_not(module, factors[0], count))
-    return _Upsampling, replacing.verdict(module, "upsample_flow", _Runs(factors, channels))
+    return _Upsampling, class_swap.verdict(module, "upsample_flow", _Runs(factors, channels))
 
 
 def _why_not(module, factor, channels):
@@ -78,16 +78,16 @@ def _upsample(flow, mask, factor, backend=None):
     return out.reshape(batch, channels, factor * height, factor * width)
 
 
-class _Upsampling(replacing.Accelerated):
+class _Upsampling(class_swap.Accelerated):
     _inr_replace = staticmethod(replace)
 
     def upsample_flow(self, flow, mask):
         """RAFT's."""
-        reason, factor = replacing.why_changed(self), _factor(flow, mask, self._inr_verdict.found)
+        reason, factor = class_swap.why_changed(self), _factor(flow, mask, self._inr_verdict.found)
         if not reason and not factor:
             reason = "the arguments of a call fit neither each other nor RAFT"
         if reason:
-            replacing.as_before(self, reason)
+            class_swap.as_before(self, reason)
             return super().upsample_flow(flow, mask)
         return _upsample(flow, mask, factor)
 

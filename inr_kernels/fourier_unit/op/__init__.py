@@ -1,7 +1,7 @@
 """How torch knows fourier_unit: schemas, fakes, autograd, and the choice of the backend. conv3x3 has a file of its own.
 
 A unit is a transform, a product on the spectrum, statistics, a ReLU and a transform back. A backend brings the two
-transforms and the product (`by_steps.Backend`); the reference does all at once.
+transforms and the product (`spectral_pipeline.Backend`); the reference does all at once.
 
 x [B, C, H, W], weight [2 O, 2 C / groups], scale, shift [2 O]  ->  y [B, O, H, W], mean, variance [2 O] or empty
 """
@@ -14,7 +14,7 @@ from inr_kernels._core import backends, dispatch, native
 from inr_kernels._core.registration import LIBRARY, define, forbid_second_derivative
 
 from .. import reference
-from . import by_products, by_steps
+from . import dft_matmul, spectral_pipeline
 from .conv3x3 import conv3x3, is_for_native, why_not_winograd
 
 __all__ = ["conv3x3", "fourier_unit", "is_for_native", "why_not_cpu", "why_not_triton", "why_not_winograd"]
@@ -53,13 +53,13 @@ def _native_product(z, weight, shift, relu, groups):
 
 
 def _by_cpu():
-    return by_steps.Backend(_fft, _native_product, reference.inverse)
+    return spectral_pipeline.Backend(_fft, _native_product, reference.inverse)
 
 
 def _by_triton():
     product = _triton_kernels().product
-    transform, inverse = (functools.partial(f, product) for f in (by_products.transform, by_products.inverse))
-    return by_steps.Backend(transform, product, inverse)
+    transform, inverse = (functools.partial(f, product) for f in (dft_matmul.transform, dft_matmul.inverse))
+    return spectral_pipeline.Backend(transform, product, inverse)
 
 
 _STEPS = {"cpu": _by_cpu, "triton": _by_triton}
@@ -77,7 +77,7 @@ def _choose(x, backend):
 
 def _check(x, weight, scale, shift, training, eps, groups, norm):
     """What the kernels rely on for their memory's sake; the functional's errors are the ones that explain."""
-    if x.dim() != 4 or min(x.shape[1:]) < 1 or groups < 1 or norm not in by_steps.ADJOINT:
+    if x.dim() != 4 or min(x.shape[1:]) < 1 or groups < 1 or norm not in spectral_pipeline.ADJOINT:
         raise ValueError(f"options out of range: x {list(x.shape)}, {groups} groups, norm {norm!r}")
     rows = len(weight)
     if rows < 1 or x.shape[1] % groups or rows % (2 * groups) or list(weight.shape[1:]) != [2 * x.shape[1] // groups]:
@@ -95,7 +95,7 @@ def _forward(*args):
     name = _choose(problem[0], backend)
     if name == "reference":
         return reference.fourier_unit(*problem)
-    return by_steps.forward(_STEPS[name](), *problem)
+    return spectral_pipeline.forward(_STEPS[name](), *problem)
 
 
 def _forward_fake(x, weight, scale, shift, training, *_):
@@ -114,7 +114,7 @@ def _backward(grad, x, weight, scale, shift, mean, var, *rest):
     if name == "reference":
         grads = _reference_backward(grad, x, weight, scale, shift, *form)
     else:
-        grads = by_steps.backward(_STEPS[name](), grad, x, weight, scale, shift, mean, var, *form, needs)
+        grads = spectral_pipeline.backward(_STEPS[name](), grad, x, weight, scale, shift, mean, var, *form, needs)
     # A schema has no optional results.
     return tuple(g.contiguous() if needed else weight.new_empty(0) for g, needed in zip(grads, needs, strict=True))
 

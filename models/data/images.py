@@ -1,0 +1,171 @@
+"""Pictures between files, Pillow and torch, and the measure of super-resolution."""
+
+import math
+import struct
+import warnings
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ..common.files import atomic_write
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".bmp": "BMP"}
+FORMATS |= {".tif": "TIFF", ".tiff": "TIFF"}
+LONGEST = {"JPEG": 65500, "WEBP": 16383}  # pixels a side
+OPAQUE = {"JPEG", "BMP"}
+SAVE = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95}}
+DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+
+
+@dataclass
+class Picture:
+    """colour [1, 1 or 3, h, w] and alpha [1, 1, h, w] or None, float32 in [0, 1].
+
+    depth: bits of a sample in the file; icc: its colour profile; frames: how many it holds.
+    """
+
+    colour: torch.Tensor
+    alpha: torch.Tensor | None = None
+    depth: int = 8
+    icc: bytes | None = None
+    frames: int = 1
+
+
+def read(path, max_pixels):
+    """The picture in a file (its first frame), upright: grey or RGB, alpha, 8 or 16 bits.
+
+    16 bits are kept of greyscale and of any PNG. Palettes, CMYK and the like become RGB.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: it is no picture, damaged, or has more pixels than max_pixels.
+    """
+    with open(path, "rb"):  # the system's own error, before Pillow's
+        pass
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # ours is checked instead
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _read(path, max_pixels)
+    except UnidentifiedImageError:
+        raise ValueError(f"{path}: not a picture that Pillow knows") from None
+    except DAMAGED as error:
+        raise ValueError(f"{path}: {error}") from error
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def _read(path, max_pixels):
+    with Image.open(path) as image:
+        width, height = image.size
+        if width * height > max_pixels:
+            raise ValueError(
+                f"{width} x {height} pixels are more than the limit of {max_pixels / 1e6:g}"
+                " megapixels; --max-megapixels raises it"
+            )
+        raw = image.tile[0].args if image.format == "PNG" and image.tile else ""
+        frames, mode = getattr(image, "n_frames", 1), image.mode
+        # The profile of a picture that is converted fits no longer.
+        icc = None if mode in ("CMYK", "LAB", "YCbCr") else image.info.get("icc_profile")
+        if raw in ("RGB;16B", "RGBA;16B", "LA;16B"):
+            samples, depth = _read_deep(path, raw), 16
+        elif mode.startswith("I;16") or (mode == "I" and image.format == "PNG"):
+            samples, depth = numpy.asarray(ImageOps.exif_transpose(image)), 16
+        elif mode in ("I", "F"):
+            raise ValueError(f"pictures of 32 bits a sample (mode {mode}) have no known white")
+        else:
+            upright = ImageOps.exif_transpose(image)  # a converted one has forgotten its EXIF
+            mode = "L" if mode in ("1", "L", "LA") else "RGB"
+            mode += "A" if upright.has_transparency_data else ""
+            samples, depth = numpy.asarray(upright.convert(mode)), 8
+    samples = torch.from_numpy(samples.astype(numpy.float32) / (2**depth - 1))
+    samples = samples.reshape(*samples.shape[:2], -1).permute(2, 0, 1)[None]
+    colours = 3 if samples.shape[1] > 2 else 1
+    alpha = samples[:, colours:] if samples.shape[1] > colours else None
+    return Picture(samples[:, :colours], alpha, depth, icc, frames)
+
+
+def _read_deep(path, raw):
+    """[h, w, channels] uint16 of a PNG that Pillow would cut to 8 bits.
+
+    Its decoder takes the first byte of each sample; told that the samples are little-endian, it
+    takes the second. Of grey with alpha it can give all four bytes, as if they were RGBA.
+    """
+
+    def decode(layout):
+        with Image.open(path) as image:
+            image.tile = [image.tile[0]._replace(args=layout)]
+            if layout == "RGBA":
+                image._mode = layout
+            return numpy.asarray(ImageOps.exif_transpose(image)).astype(numpy.uint16)
+
+    if raw == "LA;16B":
+        both = decode("RGBA")
+        return both[..., ::2] << 8 | both[..., 1::2]
+    return decode(raw) << 8 | decode(raw.replace("16B", "16L"))
+
+
+def write(path, picture):
+    """Writes the picture whole or not at all, in the format of the suffix and as deep as it can.
+
+    16 bits go into PNG, and into TIFF without colour; alpha into neither JPEG nor BMP (dropped).
+    """
+    kind = FORMATS[Path(path).suffix.lower()]
+    parts = [picture.colour] if picture.alpha is None or kind in OPAQUE else [picture.colour, picture.alpha]
+    samples = torch.cat(parts, 1)[0].permute(1, 2, 0)
+    grey = samples.shape[2] == 1
+    deep = picture.depth == 16 and (kind == "PNG" or (kind == "TIFF" and grey))
+    samples = (samples * (65535 if deep else 255)).round_().numpy()
+    samples = samples.astype(numpy.uint16 if deep else numpy.uint8)
+    with atomic_write(path) as temporary:
+        if deep and not grey:
+            temporary.write_bytes(_png(samples, picture.icc))
+            return
+        image = Image.fromarray(samples[..., 0] if grey else samples)
+        profile = {"icc_profile": picture.icc} if picture.icc and kind != "BMP" else {}
+        image.save(temporary, kind, **SAVE.get(kind, {}), **profile)
+
+
+def _png(samples, icc):
+    """A 16-bit PNG of [h, w, 2, 3 or 4] samples, which Pillow cannot write."""
+    height, width, channels = samples.shape
+    rows = samples.astype(">u2").reshape(height, -1).view(numpy.uint8)
+    # Each byte minus the one a pixel to the left (filter 1) is shorter to compress.
+    rows[:, 2 * channels :] -= rows[:, : -2 * channels].copy()
+    rows = numpy.pad(rows, ((0, 0), (1, 0)), constant_values=1)
+    kind = {2: 4, 3: 2, 4: 6}[channels]
+
+    def chunk(name, data):
+        checksum = zlib.crc32(name + data)
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", checksum)
+
+    return b"".join(
+        [
+            b"\x89PNG\r\n\x1a\n",
+            chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)),
+            chunk(b"iCCP", b"profile\0\0" + zlib.compress(icc)) if icc else b"",
+            chunk(b"IDAT", zlib.compress(rows.tobytes())),
+            chunk(b"IEND", b""),
+        ]
+    )
+
+
+def to_tensor(image):
+    """An 8-bit RGB picture (Pillow) -> [1, 3, h, w] float32 in [0, 1]."""
+    return torch.from_numpy(numpy.array(image)).permute(2, 0, 1)[None] / 255
+
+
+def to_image(tensor):
+    """[1, 3, h, w] in [0, 1] -> an 8-bit RGB picture (Pillow)."""
+    return Image.fromarray((tensor[0].float() * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+def shrink(image, scale):
+    """(image / scale, the part of the image that it shows), bicubic with antialiasing."""
+    size = [math.floor(n / scale + 1e-9) for n in image.size]
+    shown = image.crop((0, 0, *(round(n * scale) for n in size)))
+    return shown.resize(size, Image.BICUBIC), shown

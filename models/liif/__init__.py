@@ -1,0 +1,6 @@
+"""LIIF: an EDSR encoder with a local implicit decoder."""
+
+from .edsr import EDSR
+from .network import LIIF, LIIFConfig
+
+__all__ = ["EDSR", "LIIF", "LIIFConfig"]

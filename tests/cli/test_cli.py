@@ -1,0 +1,399 @@
+"""The command inr-kernels: what it reads and writes, what it refuses, what it leaves behind."""
+
+import contextlib
+import fcntl
+import os
+import pty
+import re
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+import zlib
+
+import numpy
+import pytest
+import torch
+from PIL import Image
+
+from inr_kernels import cli
+from inr_kernels.cli import upscale
+from inr_kernels.models.data import images
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """Each test runs in a folder of its own; the number of threads outlives none."""
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    yield tmp_path
+    torch.set_num_threads(threads)
+
+
+def run(*words):
+    """The exit status of a command line."""
+    try:
+        cli.main([str(word) for word in words])
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+def noise(*shape, dtype=numpy.uint8):
+    top = numpy.iinfo(dtype).max
+    smooth = numpy.random.default_rng(0).integers(top // 4, 3 * top // 4, shape, endpoint=True)
+    return smooth.astype(dtype)
+
+
+def refused(capsys, status, message, *words):
+    """The command ends with the status and one line on stderr."""
+    assert run(*words) == status
+    out, err = capsys.readouterr()
+    assert re.fullmatch(rf"inr-kernels: .*{message}.*\n", err) and not out
+    assert not any(path.name.startswith(".") for path in os.scandir("."))
+
+
+EIGHT = {
+    "L": noise(6, 5),
+    "LA": noise(6, 5, 2),
+    "RGB": noise(6, 5, 3),
+    "RGBA": noise(6, 5, 4),
+}
+
+
+@pytest.mark.parametrize("mode", EIGHT)
+@pytest.mark.parametrize("suffix", ["png", "webp", "tif", "jpg", "bmp"])
+def test_formats(mode, suffix):
+    Image.fromarray(EIGHT[mode]).save("in.png")
+    opaque = suffix in ("jpg", "bmp") and "A" in mode
+    assert run("upscale", "in.png", "--scale", "2.5", "-o", f"out.{suffix}") == opaque
+    if not opaque:
+        with Image.open(f"out.{suffix}") as image:
+            assert image.size == (12, 15)  # 12.5 goes to the even one
+            colours = {"webp": {"L": "RGB", "LA": "RGBA"}}.get(suffix, {})
+            assert image.mode == colours.get(mode, mode)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "webp", "bmp", "tif", "gif"])
+def test_reads(suffix):
+    Image.fromarray(EIGHT["RGB"]).save(f"in.{suffix}")
+    assert run("upscale", f"in.{suffix}", "--size", "9x10", "-o", "out.png") == 0
+    with Image.open("out.png") as image:
+        assert image.size == (10, 9) and image.mode == "RGB"
+
+
+def test_the_picture_is_the_models():
+    from inr_kernels.models import LIIF
+
+    Image.fromarray(EIGHT["RGBA"]).save("in.png")
+    run("upscale", "in.png", "--scale", "3", "-o", "out.png")
+    out = images.read("out.png", 1e6)
+    picture = images.read("in.png", 1e6)
+    expected = LIIF.pretrained().upscale(picture.colour, 3)
+    torch.testing.assert_close(out.colour, expected, rtol=0, atol=0.51 / 255)
+    alpha = torch.nn.functional.interpolate(picture.alpha, scale_factor=3, mode="bicubic")
+    torch.testing.assert_close(out.alpha, alpha.clamp(0, 1), rtol=0, atol=0.51 / 255)
+
+
+def test_grey_stays_grey():
+    """Grey in, the same picture as its RGB copy out."""
+    Image.fromarray(EIGHT["L"]).save("grey.png")
+    Image.fromarray(EIGHT["L"]).convert("RGB").save("rgb.png")
+    for name in ("grey", "rgb"):
+        run("upscale", f"{name}.png", "--scale", "2", "-o", f"{name}2.png")
+    grey, rgb = (images.read(f"{name}2.png", 1e6).colour for name in ("grey", "rgb"))
+    torch.testing.assert_close(grey, rgb.mean(1, keepdim=True), rtol=0, atol=1.1 / 255)
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("P", "RGB"), ("1", "L"), ("CMYK", "RGB"), ("PA", "RGBA")])
+def test_converted_modes(mode, expected):
+    if mode == "PA":
+        image = Image.fromarray(EIGHT["RGB"]).quantize(7)
+        image.save("in.png", transparency=0)
+    else:
+        image = Image.fromarray(EIGHT["RGB"]).convert(mode)
+        image.save("in.tif" if mode == "CMYK" else "in.png")
+    source = "in.tif" if mode == "CMYK" else "in.png"
+    assert run("upscale", source, "--scale", "2", "-o", "out.png") == 0
+    with Image.open("out.png") as image:
+        assert image.mode == expected
+
+
+def deep_png(samples):
+    """The bytes of a 16-bit PNG, unfiltered, written by the specification."""
+    height, width, channels = samples.shape
+    rows = samples.astype(">u2").reshape(height, -1).view(numpy.uint8)
+    data = b"".join(b"\0" + row.tobytes() for row in rows)
+    header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(data)), (b"IEND", b"")]
+    packed = (
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_16_bits(channels, folder):
+    samples = noise(6, 5, channels, dtype=numpy.uint16)
+    (folder / "in.png").write_bytes(deep_png(samples))
+    picture = images.read("in.png", 1e6)
+    parts = [picture.colour] + [picture.alpha] * (channels in (2, 4))
+    read = torch.cat(parts, 1)[0].permute(1, 2, 0).double() * 65535
+    torch.testing.assert_close(read.round(), torch.from_numpy(samples).double())
+    images.write("copy.png", picture)
+    again = images.read("copy.png", 1e6)
+    assert again.depth == 16 and torch.equal(again.colour, picture.colour)
+    assert channels in (1, 3) or torch.equal(again.alpha, picture.alpha)
+    assert run("upscale", "in.png", "--scale", "2", "-o", "out.png") == 0
+    out = images.read("out.png", 1e6)
+    fine = (out.colour * 65535).round() % 257
+    assert out.depth == 16 and out.colour.shape[2:] == (12, 10) and fine.unique().numel() > 9
+    assert run("upscale", "in.png", "--scale", "2", "-o", "out.webp") == 0  # 8 bits, as it can
+
+
+def test_16_bit_tiff():
+    Image.fromarray(noise(6, 5, dtype=numpy.uint16)).save("in.tif")
+    assert run("upscale", "in.tif", "--scale", "2", "-o", "out.tif") == 0
+    assert images.read("out.tif", 1e6).depth == 16
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+def test_exif_orientation(suffix):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    Image.fromarray(EIGHT["RGB"]).save(f"in.{suffix}", exif=exif)
+    assert run("upscale", f"in.{suffix}", "--scale", "2", "-o", "out.png") == 0
+    with Image.open("out.png") as image:
+        assert image.size == (12, 10) and not image.getexif().get(0x0112)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
+@pytest.mark.parametrize("depth", [8, 16])
+def test_colour_profile(suffix, depth, folder):
+    from PIL import ImageCms
+
+    icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    picture = images.Picture(torch.rand(1, 3, 4, 5), None, depth, icc)
+    images.write(f"in.{suffix}", picture)
+    run("upscale", f"in.{suffix}", "--scale", "2", "-o", f"out.{suffix}")
+    with Image.open(f"out.{suffix}") as image:
+        assert image.info["icc_profile"] == icc
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "size"),
+    [
+        ((1, 1, 3), ("--scale", "3.7"), (4, 4)),
+        ((1, 40, 3), ("--scale", "1"), (40, 1)),
+        ((3, 2, 3), ("--size", "3x17"), (17, 3)),
+        ((5, 4, 3), ("--scale", "30"), (120, 150)),
+    ],
+)
+def test_sizes(folder, shape, options, size):
+    Image.fromarray(noise(*shape)).save("in.png")
+    (folder / "out.png").write_text("older, to be replaced")
+    assert run("upscale", "in.png", *options, "-o", "out.png") == 0
+    assert sorted(os.listdir()) == ["in.png", "out.png"]
+    with Image.open("out.png") as image:
+        assert image.size == size
+
+
+def test_options(folder):
+    from inr_kernels.models import LIIF, LIIFConfig
+
+    LIIF(LIIFConfig(blocks=1, features=4, hidden=(8,))).save("tiny.safetensors")
+    Image.fromarray(EIGHT["RGB"]).save("in.png")
+    words = ["upscale", "in.png", "--scale", "2", "--model", "tiny.safetensors", "--threads", "1"]
+    assert run(*words, "--workspace", "1", "--backend", "reference", "-o", "a.png") == 0
+    assert torch.get_num_threads() == 1
+    assert run(*words, "--backend", "cpu", "-o", "b.png") == 0
+    a, b = (images.read(name, 1e6).colour for name in ("a.png", "b.png"))
+    torch.testing.assert_close(a, b, rtol=0, atol=1.1 / 255)
+
+
+@pytest.mark.parametrize("scale", ["nan", "inf", "-2", "0", "two", "1e999"])
+def test_scale_that_is_none(capsys, scale):
+    message = f"argument --scale: must be a finite positive number; got {scale}"
+    refused(capsys, 2, message, "upscale", "in.png", f"--scale={scale}", "-o", "out.png")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--size", "12"), "argument --size: must be HEIGHTxWIDTH; got 12"),
+        (("--size", "0x9"), "argument --size: must be a finite positive integer; got 0"),
+        (("--scale", "2", "--size", "9x9"), "not allowed with"),
+        ((), "one of the arguments --scale --size is required"),
+        (("--scale", "0.5"), "output must not be smaller than the input's 6x5; got --scale 0.5"),
+        (("--size", "9x4"), "output must not be smaller than the input's 6x5; got --size 9x4"),
+        (("--scale", "2", "--backend", "abacus"), "invalid choice: 'abacus'"),
+        (("--scale", "2", "--threads", "0"), "must be a finite positive integer; got 0"),
+        (("--scale", "2", "--workspace", "x"), "must be a finite positive integer; got x"),
+        (("--scale", "2", "-o", "out.xcf"), "output must end in .png .* got out.xcf"),
+        (("--scale", "2", "-o", "in.png"), "output must be another file than the input"),
+    ],
+)
+def test_wrong_command_lines(capsys, words, message):
+    Image.fromarray(EIGHT["RGB"]).save("in.png")
+    before = (os.stat("in.png").st_mtime_ns, os.stat("in.png").st_size)
+    refused(capsys, 2, message, "upscale", "in.png", "-o", "out.png", *words)
+    assert before == (os.stat("in.png").st_mtime_ns, os.stat("in.png").st_size)
+
+
+@pytest.mark.parametrize("words", [(), ("upscale",), ("enlarge",)])
+def test_no_command(capsys, words):
+    refused(capsys, 2, "", *words)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("none.png",), "none.png: No such file or directory"),
+        (("folder.png",), "folder.png: Is a directory"),
+        (("text.png",), "text.png: not a picture that Pillow knows"),
+        (("empty.png",), "empty.png: not a picture that Pillow knows"),
+        (("cut.png",), "cut.png: .*(truncated|broken)"),
+        (("cut.jpg",), "cut.jpg: .*truncated"),
+        (("float.tif",), "float.tif: pictures of 32 bits a sample"),
+        (("in.png", "-o", "no/out.png"), "no: the folder of the output does not exist"),
+        (("in.png", "--model", "none.pth"), "none.pth: No such file or directory"),
+        (("in.png", "--model", "text.png"), "text.png is not a LIIF checkpoint"),
+        (("in.png", "--max-megapixels", "1e-5"), "5 x 6 .* limit of 1e-05 .*--max-megapixels"),
+        (("rgba.png", "-o", "out.jpg"), "JPEG holds no transparency"),
+        (("in.png", "--scale", "4000", "-o", "o.webp"), "WEBP holds at most 16383 pixels a side"),
+        (("in.png", "--scale", "1e6"), "6000000x5000000 needs about .* GB of memory, .* are free"),
+        (("in.png", "--scale", "1e300"), "needs about .* GB of memory"),
+    ],
+)
+def test_what_it_refuses(capsys, folder, words, message):
+    for mode, name in (("RGB", "in.png"), ("RGBA", "rgba.png")):
+        Image.fromarray(EIGHT[mode]).save(name)
+    (folder / "folder.png").mkdir()
+    (folder / "text.png").write_text("no picture")
+    (folder / "empty.png").touch()
+    Image.fromarray(numpy.zeros((4, 4), numpy.float32)).save("float.tif")
+    for name in ("cut.png", "cut.jpg"):
+        Image.fromarray(noise(90, 80, 3)).save(name)
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(whole[: len(whole) // 2])
+    before = sorted(os.listdir())
+    refused(capsys, 1, message, "upscale", "-o", "out.png", "--scale", "2", *words)
+    assert sorted(os.listdir()) == before
+
+
+def test_backend_that_cannot_run(capsys, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    Image.fromarray(EIGHT["RGB"]).save("in.png")
+    words = ("upscale", "in.png", "--scale", "2", "-o", "out.png", "--backend", "triton")
+    refused(capsys, 1, "backend 'triton' cannot run local_implicit: it takes CUDA tensors", *words)
+
+
+def test_no_gpu(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    words = ("upscale", "in.png", "--scale", "2", "-o", "out.png", "--device", "cuda")
+    refused(capsys, 1, "--device cuda: torch sees no GPU", *words)
+
+
+def test_pillows_own_limit_does_not_interfere(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)
+    Image.fromarray(EIGHT["RGB"]).save("in.png")
+    assert run("upscale", "in.png", "--scale", "2", "-o", "out.png") == 0
+    assert Image.MAX_IMAGE_PIXELS == 1
+
+
+def test_says_that_it_takes_one_frame(capsys):
+    frames = [Image.fromarray(EIGHT["RGB"] // n) for n in (1, 2)]
+    frames[0].save("in.gif", save_all=True, append_images=frames[1:])
+    assert run("upscale", "in.gif", "--scale", "2", "-o", "out.png") == 0
+    assert "takes the first of 2 frames" in capsys.readouterr().err
+
+
+def test_progress_counts_rows(monkeypatch):
+    bars = []
+
+    class Bar(upscale.tqdm):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs | {"disable": False})
+
+        def close(self):
+            bars.append((self.n, self.total))
+            super().close()
+
+    monkeypatch.setattr(upscale, "tqdm", Bar)
+    Image.fromarray(EIGHT["RGB"]).save("in.png")
+    run("upscale", "in.png", "--scale", "7", "-o", "out.png")
+    assert bars[0] == (42, 42)
+
+
+def test_a_failed_write_leaves_nothing(capsys, folder, monkeypatch):
+    def save(self, path, *args, **kwargs):
+        path.write_text("half a picture")
+        raise OSError(28, "No space left on device")
+
+    Image.fromarray(EIGHT["RGB"]).save("in.png")
+    (folder / "out.png").write_text("older")
+    monkeypatch.setattr(Image.Image, "save", save)
+    refused(capsys, 1, "No space left", "upscale", "in.png", "--scale", "2", "-o", "out.png")
+    assert (folder / "out.png").read_text() == "older"
+    assert sorted(os.listdir()) == ["in.png", "out.png"]
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)],
+)
+def test_killed_half_way(folder, sent, status):
+    """Minutes of work, interrupted as soon as the bar on the terminal shows rows."""
+    Image.fromarray(noise(200, 200, 3)).save("in.png")
+    (folder / "out.png").write_text("older")
+    words = ["upscale", "in.png", "--scale", "20", "-o", "out.png", "--workspace", "32"]
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
+    # What runs in the background of a shell inherits that Ctrl-C is ignored.
+    program = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    program += "; from inr_kernels.cli import main; main(sys.argv[1:])"
+    with subprocess.Popen([sys.executable, "-c", program, *words], stderr=theirs) as process:
+        os.close(theirs)
+        shown, end = b"", time.monotonic() + 60
+        while not re.search(rb" [1-9]\d*/4000 ", shown) and time.monotonic() < end:
+            with contextlib.suppress(OSError):
+                shown += os.read(ours, 4096)
+        process.send_signal(sent)
+        assert process.wait(30) == status
+    os.close(ours)
+    assert (folder / "out.png").read_text() == "older"
+    assert sorted(os.listdir()) == ["in.png", "out.png"]
+
+
+def test_info(capsys):
+    assert run("info") == 0
+    out = capsys.readouterr().out
+    for word in ("inr_kernels", "torch", "triton", "threads", "CUDA archs"):
+        assert re.search(rf"^{word} +\S", out, re.MULTILINE)
+    assert re.search(r"local_implicit on cpu, float32\n +cpu +runs\n", out)
+
+
+def test_demo(capsys, folder):
+    assert run("demo", "-o", "demo.png", "--scale", "9.5", "--repeat", "1") == 0
+    out = capsys.readouterr().out
+    for line in (r"reference +[\d.]+ +1.0x", r"kernels +[\d.]+ +[\d.]+x", r"bicubic .* dB"):
+        assert re.search(rf"^{line}", out, re.MULTILINE)
+    assert float(re.search(r"Largest difference.*: (\S+)", out)[1]) < 2e-6
+    with Image.open("demo.png") as image:
+        sheet = numpy.asarray(image)
+    panels = [part for half in numpy.array_split(sheet, 2) for part in numpy.array_split(half, 3, 1)]
+    assert len(panels) == 6 and all(panel.std() > 9 for panel in panels)
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (("--scale", "0.5"), 2, "must be 1 to 50; got 0.5"),
+        (("-o", "demo.doc"), 2, "output must end in"),
+        (("-o", "none/demo.png"), 1, "none: the folder of the output does not exist"),
+    ],
+)
+def test_demo_errors(capsys, words, status, message):
+    refused(capsys, status, message, "demo", *words)

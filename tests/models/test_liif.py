@@ -1,0 +1,267 @@
+"""LIIF as a network: its keys, its checkpoints, its pictures, its training."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from training_cases import resumed, same
+
+from inr_kernels import LocalImplicitDecoder
+from inr_kernels.models import EDSR, LIIF, LIIFConfig
+from inr_kernels.models.liif.network import SMALL
+from inr_kernels.models.training import liif as train_liif
+
+TINY = LIIFConfig(blocks=2, features=8, hidden=(16, 12))
+
+
+def linear(name, outputs, inputs):
+    return {f"{name}.weight": [outputs, inputs], f"{name}.bias": [outputs]}
+
+
+def conv(name, outputs, inputs, kernel=3):
+    return {f"{name}.weight": [outputs, inputs, kernel, kernel], f"{name}.bias": [outputs]}
+
+
+def test_state_dict_is_that_of_the_published_baseline():
+    keys = conv("encoder.sub_mean", 3, 3, 1) | conv("encoder.add_mean", 3, 3, 1)
+    keys |= conv("encoder.head.0", 64, 3) | conv("encoder.body.16", 64, 64)
+    for block in range(16):
+        for layer in (0, 2):
+            keys |= conv(f"encoder.body.{block}.body.{layer}", 64, 64)
+    for layer, (inputs, outputs) in enumerate([(580, 256), *[(256, 256)] * 3, (256, 3)]):
+        keys |= linear(f"imnet.layers.{2 * layer}", outputs, inputs)
+    model = LIIF()
+    assert {name: list(value.shape) for name, value in model.state_dict().items()} == keys
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == {name for name in keys if "_mean" in name}
+    assert sum(p.numel() for p in model.imnet.parameters()) == 346_883
+
+
+def published(config, **changes):
+    """A checkpoint as yinboc/liif's trainer writes it, and its model."""
+    model = LIIF(config)
+    args = {
+        "encoder_spec": {
+            "name": "edsr-baseline",
+            "args": {
+                "no_upsampling": True,
+                "n_resblocks": config.blocks,
+                "n_feats": config.features,
+            },
+        },
+        "imnet_spec": {
+            "name": "mlp",
+            "args": {"out_dim": 3, "hidden_list": list(config.hidden)},
+        },
+    }
+    sd = dict(model.state_dict())
+    optimizer = {"name": "adam", "args": {"lr": 1e-4}, "sd": {}}
+    model_spec = {"name": "liif", "args": args, "sd": sd} | changes
+    return {"model": model_spec, "optimizer": optimizer, "epoch": 1}, model
+
+
+def test_reads_published_checkpoints(tmp_path):
+    checkpoint, model = published(TINY)
+    torch.save(checkpoint, tmp_path / "liif.pth")
+    loaded = LIIF.from_checkpoint(tmp_path / "liif.pth")
+    assert same(loaded, model) and loaded.config == TINY and not loaded.training
+
+
+def test_published_defaults(tmp_path):
+    checkpoint, model = published(LIIFConfig(cell_decode=False, feat_unfold=False))
+    args = checkpoint["model"]["args"]
+    args["encoder_spec"]["args"] = {"no_upsampling": True}
+    args |= {"cell_decode": False, "feat_unfold": False}
+    torch.save(checkpoint, tmp_path / "liif.pth")
+    assert same(LIIF.from_checkpoint(str(tmp_path / "liif.pth")), model)
+
+
+def test_safetensors_round_trip(tmp_path):
+    model = LIIF(TINY)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"an older file")
+    model.save(path, {"steps": 3})
+    loaded = LIIF.from_checkpoint(path)
+    assert same(loaded, model) and loaded.config == TINY and loaded.notes == {"steps": 3}
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def damaged(kind):
+    checkpoint, model = published(TINY)
+    sd = model.state_dict()
+    args = checkpoint["model"]["args"]
+    if kind == "rdn":
+        args["encoder_spec"] = {"name": "rdn", "args": {}}
+    elif kind == "upsampler":
+        args["encoder_spec"]["args"]["no_upsampling"] = False
+    elif kind == "lte":
+        checkpoint["model"]["name"] = "lte"
+    elif kind == "missing":
+        checkpoint["model"]["sd"] = {k: v for k, v in sd.items() if "head" not in k}
+    elif kind == "shape":
+        checkpoint["model"]["sd"] = sd | {"imnet.layers.0.bias": torch.zeros(5)}
+    elif kind == "bare":
+        return sd
+    elif kind == "tensor":
+        return torch.zeros(3)
+    elif kind == "code":
+        checkpoint["epoch"] = damaged  # a pickle that would import this function
+    return checkpoint
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("rdn", "its encoder is 'rdn', known are edsr-baseline, edsr"),
+        ("upsampler", "its encoder has an upsampler"),
+        ("lte", "it holds a 'lte'"),
+        ("missing", "Missing key.*encoder.head.0.weight"),
+        ("shape", "size mismatch for imnet.layers.0.bias"),
+        ("bare", "it has no model of name, args and sd"),
+        ("tensor", "it has no model of name, args and sd"),
+        ("code", "Weights only load failed"),
+    ],
+)
+def test_foreign_checkpoints(tmp_path, kind, reason):
+    path = tmp_path / "other.pth"
+    torch.save(damaged(kind), path)
+    with pytest.raises(ValueError, match=f"other.pth is not a LIIF checkpoint: .*{reason}"):
+        LIIF.from_checkpoint(path)
+
+
+@pytest.mark.parametrize("name", ["liif.pth", "liif.safetensors"])
+@pytest.mark.parametrize("length", [0, 7, 300, 5000])
+def test_truncated_checkpoints(tmp_path, name, length):
+    path = tmp_path / name
+    if path.suffix == ".pth":
+        torch.save(published(TINY)[0], path)
+    else:
+        LIIF(TINY).save(path)
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(ValueError, match=f"{name} is not a LIIF checkpoint: "):
+        LIIF.from_checkpoint(path)
+
+
+def test_safetensors_of_another_model(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="its metadata has no config"):
+        LIIF.from_checkpoint(tmp_path / "other.safetensors")
+
+
+def test_missing_checkpoint(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        LIIF.from_checkpoint(tmp_path / "none.pth")
+
+
+@pytest.mark.parametrize("size", [(70, 90), (13, 100), (100, 13), (1, 1), (24, 25)])
+def test_tiles_are_exact(size):
+    encoder = EDSR(2, 8).double()
+    picture = torch.randn(2, 3, *size, dtype=torch.double)
+    with torch.no_grad():
+        tiled, whole = encoder.tiled(picture, workspace=1), encoder(picture)
+    torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-14)
+
+
+def test_tiles_cost_no_more_than_allowed():
+    encoder, sizes = EDSR(2, 8), []
+    encoder.head.register_forward_hook(lambda _, args, out: sizes.append(args[0].shape[2:].numel()))
+    with torch.no_grad():
+        encoder.tiled(torch.randn(1, 3, 200, 300), workspace=1 << 19)
+    assert len(sizes) > 1 and max(sizes) * 8 * 4 * 4 <= 1 << 19
+
+
+def test_forward_is_encoder_then_decoder():
+    model = LIIF(TINY)
+    picture, coord = torch.rand(2, 3, 7, 9), torch.rand(2, 50, 2) * 2 - 1
+    cell = torch.full((2, 50, 2), 0.1)
+    out = model(picture, coord, cell)
+    decoder = LocalImplicitDecoder(8, hidden=TINY.hidden)
+    decoder.load_state_dict({k: v for k, v in model.state_dict().items() if "imnet" in k})
+    torch.testing.assert_close(out, decoder(model.encoder(picture), coord, cell))
+    torch.testing.assert_close(model.query_rgb(coord, cell), out)
+
+
+def test_every_parameter_learns():
+    model = LIIF(TINY)
+    model(torch.rand(1, 3, 7, 9), torch.rand(1, 50, 2), torch.rand(1, 2)).square().sum().backward()
+    idle = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()}
+    assert idle == {name for name in model.state_dict() if "_mean" in name}
+
+
+def test_copies():
+    model = LIIF(TINY)
+    model(torch.rand(1, 3, 7, 9), torch.rand(1, 50, 2), torch.rand(1, 2))
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert same(other, model) and other.config == model.config
+        with pytest.raises(RuntimeError, match="call gen_feat first"):
+            other.query_rgb(torch.rand(1, 5, 2), torch.rand(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("shape", "wish", "size"),
+    [
+        ((1, 3, 10, 12), {"scale": 2.5}, (25, 30)),
+        ((2, 3, 5, 4), {"scale": 1}, (5, 4)),
+        ((1, 3, 1, 1), {"scale": 3.7}, (4, 4)),
+        ((1, 3, 6, 5), {"size": (9, 31)}, (9, 31)),
+        ((1, 3, 6, 5), {"scale": 0.01}, (1, 1)),
+    ],
+)
+def test_upscale(shape, wish, size):
+    out = LIIF(TINY).upscale(torch.rand(shape), **wish)
+    assert out.shape == (*shape[:2], *size) and not out.requires_grad
+    assert out.min() >= 0 and out.max() <= 1
+
+
+def test_upscale_in_pieces():
+    """Tiles and bands of the smallest workspace give the same picture; progress counts its rows."""
+    model, picture, seen = LIIF(TINY), torch.rand(2, 3, 50, 60), []
+    small = model.upscale(picture, 2.7, workspace=1 << 19, progress=lambda *rows: seen.append(rows))
+    torch.testing.assert_close(small, model.upscale(picture, 2.7), rtol=0, atol=1e-5)
+    done = [rows for rows, _ in seen]
+    assert done == sorted(set(done)) and len(done) > 3 and seen[-1] == (270, 270)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_upscale_in_other_dtypes(dtype):
+    model, picture = LIIF.pretrained(), torch.rand(1, 3, 12, 13)
+    out = copy.deepcopy(model).to(dtype).upscale(picture, 2)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.float(), model.upscale(picture, 2), rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize(
+    ("shape", "wish", "message"),
+    [
+        ((1, 3, 4, 4), {}, "give either scale or size; got scale=None, size=None"),
+        ((1, 3, 4, 4), {"scale": 2, "size": (8, 8)}, "give either scale or size"),
+        ((1, 1, 4, 4), {"scale": 2}, r"image must have shape \[B, 3, h, w\]; got \[1, 1, 4, 4\]"),
+        ((3, 4, 4), {"scale": 2}, r"image must have shape \[B, 3, h, w\]"),
+        ((1, 3, 4, 4), {"size": (0, 8)}, "size must be two positive integers"),
+    ],
+)
+def test_upscale_errors(shape, wish, message):
+    with pytest.raises(ValueError, match=message):
+        LIIF(TINY).upscale(torch.rand(shape), **wish)
+
+
+@pytest.mark.parametrize("scale", train_liif.SCALES)
+def test_pretrained_beats_bicubic(scale):
+    (photo,) = train_liif.photographs(train_liif.HELD_OUT)
+    ours, bicubic = train_liif.measure(LIIF.pretrained(), photo.crop((220, 180, 480, 360)), scale)
+    assert ours > bicubic + 0.3
+
+
+def test_pretrained_says_what_it_is():
+    model = LIIF.pretrained()
+    assert model.config == SMALL and not model.training
+    assert train_liif.HELD_OUT not in train_liif.TRAINED_ON
+    assert model.notes["trained_on"] == [f"skimage.data.{name}" for name in train_liif.TRAINED_ON]
+    assert {f"x{scale}" for scale in train_liif.SCALES} == model.notes["psnr_and_bicubic"].keys()
+
+
+def test_training_resumes_where_it_stopped(tmp_path, monkeypatch):
+    assert resumed(train_liif, LIIF, tmp_path, monkeypatch, "--queries", "16").config == SMALL

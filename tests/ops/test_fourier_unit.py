@@ -1,0 +1,265 @@
+"""fourier_unit and conv3x3: their numbers, against numpy, LaMa's own and float64, on every backend that runs here."""
+
+import numpy
+import pytest
+import torch
+import torch.nn.functional as F
+from fourier_unit_cases import SHAPES, Case, assert_as_accurate
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import inr_kernels
+from inr_kernels import fourier_unit
+from inr_kernels.fourier_unit import FFC_BN_ACT, conv3x3
+from inr_kernels.fourier_unit.op import dft_matmul
+
+BACKENDS = ["reference", "cpu", "triton"]
+KERNELS = ["cpu", "triton"]
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+def lama_layer(arrays):
+    layer = FFC_BN_ACT(16, 16, 3, 0.75, 0.75, padding=1, activation_layer=nn.ReLU, enable_lfu=False)
+    layer.load_state_dict({name[6:]: value for name, value in arrays.items() if name.startswith("state.")})
+    return layer
+
+
+def close(ours, theirs):
+    return (ours - theirs).abs().max() <= 2e-6 * theirs.abs().max()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["ffc_even", "ffc_odd"])
+def test_equals_lamas_training_step(golden, name, backend):
+    arrays = golden(name)
+    layer, leaves = lama_layer(arrays).train(), [arrays["xl"].requires_grad_(), arrays["xg"].requires_grad_()]
+    with inr_kernels.backend(backend):
+        out = layer(tuple(leaves))
+        grads = torch.autograd.grad(out, leaves, [arrays["grad_yl"], arrays["grad_yg"]])
+    assert close(out[0], arrays["train_yl"]) and close(out[1], arrays["train_yg"])
+    assert close(grads[0], arrays["grad_xl"]) and close(grads[1], arrays["grad_xg"])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["ffc_even", "ffc_odd"])
+def test_equals_lamas_evaluation(golden, name, backend):
+    """The file's running statistics are those after the training step: one step back is where yl and yg were made."""
+    arrays = golden(name)
+    layer = lama_layer(arrays)
+    after = {key: value.clone() for key, value in layer.state_dict().items() if "running" in key}
+    before = {}
+    with inr_kernels.backend(backend), torch.no_grad():
+        layer.train()((arrays["xl"], arrays["xg"]))
+        for key, value in layer.state_dict().items():
+            if "running" in key:
+                batch = (value - 0.9 * after[key]) / 0.1
+                before[key] = (after[key] - 0.1 * batch) / 0.9
+        layer.load_state_dict(before, strict=False)
+        out = layer.eval()((arrays["xl"], arrays["xg"]))
+        assert close(out[0], arrays["yl"]) and close(out[1], arrays["yg"])
+        layer.train()((arrays["xl"], arrays["xg"]))
+        assert all(close(layer.state_dict()[key], value) for key, value in after.items())
+
+
+def numpys(x, weight, scale, shift, norm):
+    """The unit in numpy, channel by channel."""
+    z = numpy.fft.rfft2(x, norm=norm)
+    parts = numpy.stack((z.real, z.imag), 2).reshape(len(x), -1, *z.shape[2:])
+    mixed = numpy.einsum("oi,bihw->bohw", weight, parts) * scale[:, None, None] + shift[:, None, None]
+    mixed = numpy.maximum(mixed, 0).reshape(len(x), -1, 2, *z.shape[2:])
+    return numpy.fft.irfft2(mixed[:, :, 0] + 1j * mixed[:, :, 1], s=x.shape[2:], norm=norm)
+
+
+@pytest.mark.parametrize("form", [*BACKENDS, "dft"])
+@pytest.mark.parametrize("norm", ["ortho", "backward", "forward"])
+@pytest.mark.parametrize("size", [(6, 8), (5, 7), (4, 9), (9, 4), (1, 1), (1, 6), (7, 1), (2, 2)], ids=str)
+def test_equals_numpy(size, norm, form):
+    case = Case(size=size)
+    x, weight, scale, shift = case.tensors
+    zeros, ones = torch.zeros(12), torch.ones(12)
+    expected = torch.from_numpy(numpys(x.numpy(), weight[:, :, 0, 0].numpy(), scale.numpy(), shift.numpy(), norm))
+    arguments = (t.float() for t in (x, weight, scale, shift, zeros, ones))
+    options = {"dft": True} if form == "dft" else {"backend": form}
+    out = fourier_unit(*arguments, norm=norm, eps=0.0, **options)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("backend", KERNELS)
+def test_as_accurate_as_eager(dtype, training, backend):
+    if backend == "triton" and dtype == torch.float64:
+        with pytest.raises(RuntimeError, match="it takes float32, bfloat16 and float16; got float64"):
+            Case(training=training).run(dtype, backend)
+        return
+    assert_as_accurate(Case(training=training), dtype, backend)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", SHAPES)
+def test_shapes(name, training):
+    assert_as_accurate(Case(**SHAPES[name], training=training), torch.float32, "cpu")
+
+
+@pytest.mark.parametrize("longest", [4, 64])
+@pytest.mark.parametrize("name", ["many channels", "groups", "one row"])
+def test_shapes_in_triton(monkeypatch, name, longest):
+    """Small maps are transformed by matrix products, larger ones by FFTs."""
+    monkeypatch.setattr(dft_matmul, "LONGEST", longest)
+    assert_as_accurate(Case(**SHAPES[name], training=True), torch.float32, "triton")
+
+
+@st.composite
+def cases(draw, largest):
+    groups, training = draw(st.integers(1, 2)), draw(st.booleans())
+    return Case(
+        batch=draw(st.integers(1, 3)),
+        channels=groups * draw(st.integers(1, 5)),
+        outputs=groups * draw(st.integers(1, 5)),
+        size=(draw(st.integers(3, largest)), draw(st.integers(3, largest))),
+        groups=groups,
+        training=training,
+        norm=draw(st.sampled_from(["ortho", "backward", "forward"])),
+    )
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(case=cases(20), dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
+def test_random_problems(case, dtype):
+    assert_as_accurate(case, dtype, "cpu")
+
+
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(case=cases(9), dtype=st.sampled_from([torch.float32, torch.float16]))
+def test_random_problems_in_triton(case, dtype):
+    assert_as_accurate(case, dtype, "triton")
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("size", [(3, 4), (4, 3)], ids=str)
+def test_gradcheck_through_the_kernel(size, training):
+    case = Case(channels=2, outputs=2, size=size, training=training)
+    leaves = [t.requires_grad_() for t in case.tensors]
+    run = lambda *leaves: fourier_unit(*leaves, *map(torch.clone, case.statistics), training=training, backend="cpu")  # noqa: E731
+    assert torch.autograd.gradcheck(run, leaves)
+
+
+@pytest.mark.parametrize("options", [{"backend": "reference"}, {"dft": True}], ids=str)
+def test_gradgradcheck(options):
+    case = Case(batch=1, channels=1, outputs=1, size=(3, 4))
+    leaves = [t.requires_grad_() for t in case.tensors]
+    assert torch.autograd.gradgradcheck(lambda *leaves: fourier_unit(*leaves, *case.statistics, **options), leaves)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_overflow_in_half_precision(backend):
+    """The spectrum's first value is 300 · 400 = 120000, twice what float16 holds; the image's are not."""
+    x = torch.full((1, 1, 400, 400), 300.0, dtype=torch.float16)
+    unit = torch.eye(2), torch.ones(2), torch.zeros(2), torch.zeros(2), torch.ones(2)
+    out = fourier_unit(x, *unit, eps=0.0, backend=backend)
+    assert out.dtype == torch.float16
+    assert torch.equal(out, x)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nan_stays_in_its_image(backend):
+    x = torch.randn(2, 2, 5, 6)
+    x[1, 0, 2, 2] = float("nan")
+    unit = torch.randn(4, 4), torch.ones(4), torch.ones(4), torch.zeros(4), torch.ones(4)
+    out = fourier_unit(x, *unit, backend=backend)
+    assert out[0].isfinite().all()
+    assert out[1].isnan().all()
+
+
+def test_the_same_in_every_run_and_for_every_number_of_threads():
+    case = Case(batch=1, channels=24, outputs=24, size=(60, 70), training=True)
+    before, runs = torch.get_num_threads(), []
+    for threads in (1, before, 5, 5):
+        torch.set_num_threads(threads)
+        runs.append(fourier_unit(*(t.float() for t in case.tensors), training=True, backend="cpu"))
+    torch.set_num_threads(before)
+    for run in runs:
+        torch.testing.assert_close(run, runs[0], rtol=1e-5, atol=1e-6)  # torch's own sums depend on the threads
+    assert torch.equal(runs[2], runs[3])
+
+
+# ------------------------------------------------------------------------------------------------ conv3x3
+
+CONVOLUTIONS = {
+    "one pixel a side more than padding asks": (1, 1, 0, 1, 2, 2),
+    "odd": (2, 3, 2, 5, 7, 9),
+    "whole panels": (1, 5, 0, 13, 64, 64),
+    "one row of tiles": (2, 4, 3, 16, 2, 33),
+    "columns in parts": (1, 2, 0, 3, 3, 261),
+    "rows in parts": (1, 2, 3, 4, 131, 10),
+    "runs of channels": (1, 130, 70, 14, 6, 6),
+}
+
+
+def convolve(tensors, dtype, padding, backend):
+    leaves = [t.to(dtype).requires_grad_() for t in tensors]
+    x, weight, bias, add, *other = leaves
+    out = conv3x3(x, weight, bias, other=(other or [None])[0], add=add, relu=True, padding=padding, backend=backend)
+    grad = torch.randn(out.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).to(dtype)
+    return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
+
+
+@pytest.mark.parametrize("padding", ["reflect", "zeros"])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_winograd_is_as_accurate_as_torchs_convolution(name, padding):
+    batch, channels, others, outputs, *size = CONVOLUTIONS[name]
+    shapes = [(batch, channels, *size), (outputs, channels + others, 3, 3), (outputs,), (batch, outputs, *size)]
+    shapes += [(batch, others, *size)] if others else []
+    tensors = [torch.randn(shape).double() for shape in shapes]
+    truth = convolve(tensors, torch.float64, padding, "reference")
+    runs = (convolve(tensors, torch.float32, padding, backend) for backend in ("cpu", "reference"))
+    for ours, theirs, exact in zip(*runs, truth, strict=True):
+        for norm in (torch.max, torch.linalg.vector_norm):
+            error, other = (norm((run - exact).abs()).item() / norm(exact.abs()).item() for run in (ours, theirs))
+            assert error <= 2 * other + 4e-7
+    for ours, exact in zip(convolve(tensors, torch.float64, padding, "cpu"), truth, strict=True):
+        torch.testing.assert_close(ours, exact, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
+def test_narrower_instruction_sets(isa, run_python, expected_isa):
+    """A processor without this one's widest vectors."""
+    code = """if True:
+        import torch
+        from inr_kernels import _C
+        from inr_kernels.fourier_unit import conv3x3, fourier_unit
+        torch.manual_seed(0)
+        for dtype in (torch.float32, torch.float64):
+            x, kernel, weight = (torch.randn(shape, dtype=dtype) for shape in [(2, 7, 9, 50), (8, 7, 3, 3), (26, 14)])
+            bn = [torch.rand(26, dtype=dtype) for _ in range(4)]
+            for run in (lambda b: conv3x3(x, kernel, backend=b), lambda b: fourier_unit(x, weight, *bn, backend=b)):
+                torch.testing.assert_close(run("cpu"), run("reference"), rtol=1e-4, atol=1e-5)
+        print(_C.isa())
+        """
+    assert run_python(code, INR_KERNELS_ISA=isa, OMP_NUM_THREADS="1").strip() == expected_isa(isa)
+
+
+def test_halves_of_a_tensor_are_convolved_where_they_are():
+    x, weight = torch.randn(2, 7, 6, 5), torch.randn(4, 7, 3, 3)
+    parts = x.split((3, 4), 1)
+    whole = conv3x3(x.flip(3).flip(3), weight)
+    torch.testing.assert_close(conv3x3(parts[0], weight, other=parts[1]), whole)
+    turned = x.contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(conv3x3(turned[:, :3], weight, other=turned[:, 3:]), whole)
+
+
+@pytest.mark.parametrize("padding", ["reflect", "zeros"])
+def test_gradgradcheck_through_winograd(padding):
+    leaves = [torch.randn(shape, dtype=torch.float64) for shape in [(1, 2, 3, 4), (2, 2, 3, 3)]]
+    leaves = [t.requires_grad_() for t in leaves]
+    run = lambda x, weight: conv3x3(x, weight, relu=True, padding=padding, backend="cpu")  # noqa: E731
+    assert torch.autograd.gradcheck(run, leaves)
+    assert torch.autograd.gradgradcheck(run, leaves)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_convolves_like_torch(dtype):
+    x, weight = torch.randn(1, 3, 5, 6).to(dtype), torch.randn(2, 3, 3, 3).to(dtype)
+    expected = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), weight)
+    assert torch.equal(conv3x3(x, weight), expected)
