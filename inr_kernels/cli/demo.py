@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
     small, shown = images.shrink(photo, args.scale)
     size = shown.size[::-1]
     runs = {name: measured(backend, small, size, args.repeat) for name, backend in BACKENDS.items()}
-    bicubic = small.resize(shown.size, Image.BICUBIC)
+    bicubic = small.resize(shown.size, Image.Resampling.BICUBIC)
     report(args, small, shown, bicubic, runs)
     sheet = draw(small, shown, bicubic, runs, args.scale)
     kind = images.FORMATS[args.output.suffix.lower()]
@@ -164,9 +164,10 @@ def report(
 ) -> None:
     """Prints the table."""
     model = LIIF.pretrained()
+    threads = torch.get_num_threads()
     weights = sum(p.numel() for p in model.parameters())
     reference, kernels = (runs[name] for name in BACKENDS)
-    print(f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(f"{processor()}, {threads} thread{'s' if threads > 1 else ''}, torch {torch.__version__}")
     print(
         f"Photograph skimage.data.{HELD_OUT}, enlarged from {small.width}x{small.height} to"
         f" {shown.width}x{shown.height} (x{args.scale:g}).\n"
@@ -203,12 +204,12 @@ def draw(
         return f"{caption}: {quality(image, shown, scale):.2f} dB, {done.decoder:.2f} s", image
 
     panels = [
-        (f"Input, {small.width} x {small.height} pixels", small.resize(shown.size, Image.NEAREST)),
+        (f"Input, {small.width} x {small.height} pixels", small.resize(shown.size, Image.Resampling.NEAREST)),
         (f"Bicubic, x{scale:g}: {quality(bicubic, shown, scale):.2f} dB", bicubic),
         ("Original", shown),
-        result("Model in plain PyTorch", reference),
-        result("Model, fused kernels", kernels),
-        (f"Difference of these two, x 10^{power}", images.to_image((difference * 10**power).clamp(0, 1))),
+        result("LIIF in plain PyTorch", reference),
+        result("LIIF with fused kernels", kernels),
+        (f"Their difference, amplified 10^{power} times", images.to_image((difference * 10**power).clamp(0, 1))),
     ]
     height = round(WIDTH * shown.height / shown.width)
     cell = WIDTH + MARGIN, LINE + 2 * height + 2 * MARGIN
@@ -218,8 +219,8 @@ def draw(
     for i, (caption, image) in enumerate(panels):
         left, top = MARGIN + i % 3 * cell[0], MARGIN + i // 3 * cell[1]
         pen.text((left, top), caption, "black", font)
-        whole = image.resize((WIDTH, height), Image.LANCZOS)
-        part = image.resize((WIDTH, height), Image.NEAREST, box)
+        whole = image.resize((WIDTH, height), Image.Resampling.LANCZOS)
+        part = image.resize((WIDTH, height), Image.Resampling.NEAREST, box)
         sheet.paste(whole, (left, top + LINE))
         sheet.paste(part, (left, top + LINE + height + 4))
         frame = [n * WIDTH / shown.width for n in box]

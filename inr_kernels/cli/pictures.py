@@ -28,30 +28,30 @@ def add_size(parser: argparse.ArgumentParser, required: bool) -> None:
 
 
 def add_machine(parser: argparse.ArgumentParser, megapixels: int) -> None:
-    """Adds the options on the machine and its limits."""
-    backends = list(OPS["local_implicit"].backends)
-    parser.add_argument(
+    """Adds the options that say how to compute, and within which limits; megapixels: the default limit of the input."""
+    group = parser.add_argument_group("computation")
+    group.add_argument(
         "--backend",
-        choices=backends,
+        choices=list(OPS["local_implicit"].backends),
         help="implementation to compute with; default: the fastest that runs here (see `inr-kernels info`)",
     )
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to compute; default: cpu")
-    parser.add_argument(
+    group.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to compute; default: cpu")
+    group.add_argument(
         "--workspace",
         type=megabytes,
         default="256",
         metavar="MB",
         help="working memory in megabytes, in addition to the pictures and the network's features; default: 256",
     )
-    parser.add_argument("--threads", type=positive(int), metavar="N", help="CPU threads; default: PyTorch's choice")
-    parser.add_argument(
+    group.add_argument("--threads", type=positive(int), metavar="N", help="CPU threads; default: PyTorch's choice")
+    group.add_argument(
         "--max-megapixels",
         type=positive(float),
         default=megapixels,
         metavar="N",
         help="refuse larger inputs; default: %(default)s",
     )
-    parser.add_argument("--quiet", action="store_true", help="show no progress bar")
+    group.add_argument("--quiet", action="store_true", help="show no progress bar")
     parser.set_defaults(quiet=None)  # tqdm then shows a bar on terminals only
 
 

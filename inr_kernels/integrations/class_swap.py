@@ -21,11 +21,12 @@ class Unsupported(Exception):
 
 
 class AcceleratedModule(nn.Module):
-    """First base class of every accelerated object. An adapter's subclass of it overrides the method.
+    """First base class of every accelerated object. An adapter's subclass of it overrides the method."""
 
-    The class of an object has three attributes: `_inr_original`, its own class; `_inr_verify`, the adapter's function;
-    `_inr_match`, what that function returned.
-    """
+    # Set on the class of each object: its own class, the adapter's function, and what that function returned.
+    _inr_original: type[nn.Module]
+    _inr_verify: "Callable[[nn.Module], Match]"
+    _inr_match: "Match"
 
     def __init_subclass__(cls, **_: Any) -> None:
         """Skips the original class's `__init_subclass__`, which may register every subclass somewhere."""
@@ -84,7 +85,7 @@ def replace(module: nn.Module, verify: Callable[[nn.Module], Match]) -> str:
     _warn_once.cache_clear()
     try:
         match = verify(module)
-        set_class(module, _subclass(type(module), match.mixin, verify, match))
+        set_class(module, _subclass(type(module), match.mixin, verify, match))  # type: ignore[arg-type]
     except Unsupported as reason:
         return str(reason)
     except Exception as error:  # upstream code may raise anything
@@ -148,7 +149,7 @@ def plain_attributes(module: nn.Module) -> dict[str, Any]:
 def falls_back(module: AcceleratedModule, reason: str) -> bool:
     """Whether there is a reason to call the original method. Logs it once for each class and reason."""
     if reason and not torch.compiler.is_compiling():
-        _warn_once(module._inr_original, reason)
+        _warn_once(module._inr_original, reason)  # type: ignore[arg-type]
     return bool(reason)
 
 

@@ -50,7 +50,7 @@ def verify(module: nn.Module) -> Match:
     return class_swap.match(module, _LAYERS[_kind(module)], "forward")
 
 
-_REASONS = {}  # results of _why_different by description: a network has few different layers
+_REASONS: dict[tuple, str] = {}  # results of _why_different by description: a network has few different layers
 
 
 def _kind(module):

@@ -36,13 +36,13 @@ def verify(module: nn.Module) -> Match:
     names = class_swap.check_method(module, "query_rgb", _MIXINS, defaults=False)
     if reason := _why_not(module):
         raise Unsupported(reason)
+    imnet: Any = module.imnet
     per_channel = feature_columns(1, _form(module))
-    channels, rest = divmod(module.imnet.layers[0].in_features - _columns(module, 0), per_channel)
+    channels, rest = divmod(imnet.layers[0].in_features - _columns(module, 0), per_channel)
     if channels < 1 or rest:
         raise Unsupported("imnet's inputs are not features, offset and cell")
     if reason := _why_different(module, channels, ("feature",) in names):
         raise Unsupported(f"query_rgb is not LIIF's: {reason}")
-    imnet = module.imnet
     details = _Imnet(type(imnet), type(imnet).forward, tuple(class_swap.plain_attributes(imnet).items()))
     match = class_swap.match(module, _MIXINS[names], "query_rgb", details)
     # The flags may be attributes of the class. mmagic's eval_bsize only sets how calls are split.
@@ -139,7 +139,8 @@ def _why_not_this_call(module, feat, coord, cell):
     return "" if fits else class_swap.UNSUPPORTED_CALL
 
 
-_CACHES = weakref.WeakKeyDictionary()  # outside the modules, so that no pickle, copy or state_dict contains one
+# Outside the modules, so that no pickle, copy or state_dict contains one.
+_CACHES: weakref.WeakKeyDictionary[nn.Module, HoistCache] = weakref.WeakKeyDictionary()
 
 
 class _Decoder(AcceleratedModule):

@@ -72,7 +72,7 @@ class _Details(NamedTuple):
     pads: bool
 
 
-_VERIFIED = {}  # results by description: a network has few different layers
+_VERIFIED: dict[tuple | None, _Details] = {}  # results by description: a network has few different layers
 
 
 def _description(module, kind):

@@ -48,7 +48,7 @@ def why_different(
         return ""
     weights = [random(out.shape).detach() for out in our]
     grads = (torch.autograd.grad(outs, leaves, weights, allow_unused=True) for outs in (their, our))
-    same = all(_close_gradients(*pair, gradients) for pair in zip(*grads, strict=True))
+    same = all(_close_gradients(a, b, gradients) for a, b in zip(*grads, strict=True))
     return "" if same else "its gradients differ on random inputs"
 
 
@@ -73,7 +73,7 @@ def _close(a, b):
     return bool(scale > 0 and (a - b).abs().max() <= 1e-5 * scale)
 
 
-def _close_gradients(a, b, tolerance):
+def _close_gradients(a: torch.Tensor | None, b: torch.Tensor | None, tolerance: float) -> bool:
     if a is None or b is None:
         return a is b
     return bool((a - b).norm() <= tolerance * b.norm())
