@@ -68,12 +68,12 @@ def accelerate(model: Model) -> Model:
     - LIIF: coordinates are computed in float32 where the original rounds them to half precision. Without gradients, a
       caller that decodes an image in chunks computes the first layer only once.
     - STFAN: its CUDA extension cannot run on a CPU, so it is identified by its name; the code around it is compared.
-    - NATTEN: where its functions have no kernel, the forward is compared with PyTorch versions of them, and the
+    - NATTEN: where its functions have no kernel, the forward is compared with PyTorch code in their place, and the
       functions are identified by their names. Calls with dropout of attention weights in training, a hook on that
       dropout, or the attention weights as output use the original. So do calls on a GPU unless a backend was
       requested, because NATTEN may have its own kernels there.
-    - LaMa: the layers get the forward of ours of the same name in `inr_kernels.fourier_unit`; running statistics are
-      compared too. The blocks around them keep their class, and every layer keeps its parameters and state-dict keys.
+    - LaMa: a layer gets the forward of the class of the same name in `inr_kernels.fourier_unit`; running statistics
+      are compared too. The blocks around them keep their class, all layers their parameters and state-dict keys.
 
     Args:
         model: any nn.Module; the module itself and all modules inside it are considered. Calling it again has no
