@@ -41,8 +41,8 @@ def run(args):
         for device in devices:
             print(f"\n{op.name} on {device}, float32")
             known = op.facts(torch.empty(1, 1, 1, 1, device=device))
-            for backend, why_not in op.backends.items():
-                print(f"  {backend:10s} {why_not(known) or 'runs'}")
+            for name, backend in op.backends.items():
+                print(f"  {name:10s} {backend.why_not(known) or 'runs'}")
 
 
 def _version(name):

@@ -1,37 +1,36 @@
-"""Element-wise filtering: the contract, the checks, autocast."""
+"""The public functions of element-wise filtering: documentation, argument checks, autocast."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 
 from inr_kernels._core import dispatch
-from inr_kernels._core.backends import Facts
-from inr_kernels._core.checks import require, require_tensor, result_dtype, shape
+from inr_kernels._core.checks import apply_autocast, is_positive_int, require, require_tensor, shape
 
 from . import op, reference
-
-PADDINGS = ("zeros", "replicate", "reflect", "valid")
-NORMALIZATIONS = ("none", "taps", "all")
+from .arguments import Arguments, check_kernel_size, check_options, check_tensors
 
 
+@op.OP.public()
 def elementwise_filter(
-    x,
-    kernel,
+    x: torch.Tensor,
+    kernel: torch.Tensor,
     *,
-    kernel_size,
-    groups=None,
-    dilation=1,
-    stride=1,
-    upscale=1,
-    padding="zeros",
-    normalize="none",
-    alpha=0.0,
-    beta=0.0,
-    gamma=1.0,
-    log_window=None,
-    backend=None,
-):
-    """Filters every value of an image with a kernel of its own (cross-correlation, taps row by row).
+    kernel_size: int | Sequence[int],
+    groups: int | None = None,
+    dilation: int | Sequence[int] = 1,
+    stride: int = 1,
+    upscale: int = 1,
+    padding: str = "zeros",
+    normalize: str = "none",
+    alpha: float = 0.0,
+    beta: float = 0.0,
+    gamma: float = 1.0,
+    log_window: torch.Tensor | None = None,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """Filters every value of an image with its own kernel (cross-correlation, taps in row-major order).
 
         z_ij  = x[b, c, Y stride // upscale + (i - kh // 2) dilation, X stride // upscale + (j - kw // 2) dilation]
         w_ij  = kernel[b, g K² + i kw + j, Y, X],  g = c // (C / groups),  K² = kh kw;  or its softmax
@@ -77,31 +76,27 @@ def elementwise_filter(
         >>> elementwise_filter(x, logits, kernel_size=3, normalize="taps", alpha=2, gamma=-1).shape
         torch.Size([1, 8, 5, 7])
     """
+    check_tensors(x, kernel)
     kernel_size = check_kernel_size(kernel_size)
-    dilations = check_positive_list(dilation, "dilation")
-    for value, name in ((stride, "stride"), (upscale, "upscale")):
-        require(_positive(value), name, "be a positive integer", repr(value))
-    require(padding in PADDINGS, "padding", f"be one of {', '.join(PADDINGS)}", repr(padding))
-    require(normalize in NORMALIZATIONS, "normalize", f"be one of {', '.join(NORMALIZATIONS)}", repr(normalize))
-    groups = check_tensors(x, kernel, kernel_size, groups)
-    check_size(x, kernel, kernel_size, dilations, stride, upscale, padding)
-    check_window(log_window, x, kernel_size, normalize)
-    dtype = result_dtype(x)
-    if dtype == x.dtype and not torch.is_autocast_enabled(x.device.type):
-        require(kernel.dtype == dtype, "kernel", f"have x's dtype {dtype}", kernel.dtype)
-    form = kernel_size, groups, dilations, stride, upscale, padding, normalize
-    form += (*map(float, (alpha, beta, gamma)), log_window)
-    wish = dispatch.settle_wish(dispatch.wished(backend), x, kernel)
-    with torch.autocast(x.device.type, enabled=False):  # the dtypes are settled
-        x, kernel = x.to(dtype), kernel.to(dtype)
-        if wish == "reference":
-            out = reference.elementwise_filter(x, kernel, *form)
+    dilations = check_options(dilation, stride, upscale, padding, normalize)
+    groups = _check_groups(groups, x, kernel, kernel_size)
+    _check_window(log_window, x, normalize)
+    requested = dispatch.reference_if_transformed(dispatch.requested_backend(backend), x, kernel)
+    coefficients = map(float, (alpha, beta, gamma))
+    x, kernel = apply_autocast(x, kernel)
+    arguments = Arguments(
+        x, kernel, kernel_size, groups, dilations, stride, upscale, padding, normalize, *coefficients, log_window
+    )
+    with torch.autocast(x.device.type, enabled=False):  # already applied
+        if requested == "reference":
+            arguments.check()  # the op checks its arguments itself
+            out = reference.elementwise_filter(*arguments)
         else:
-            out = op.elementwise_filter(x, kernel, *form, wish)
+            out = op.elementwise_filter(*arguments, requested)
     return out.squeeze(0) if isinstance(dilation, int) else out
 
 
-def pixelwise_reconstruct(image, kernel, *, backend=None):
+def pixelwise_reconstruct(image: torch.Tensor, kernel: torch.Tensor, *, backend: str | None = None) -> torch.Tensor:
     """Rebuilds every pixel from its K x K neighbourhood, with one kernel for all its channels (zeros outside).
 
         out[b, c, p] = sum_q kernel[b, q, p] image[b, c, p + offset(q)],  q = 0 ... K² - 1, row by row
@@ -127,83 +122,20 @@ def pixelwise_reconstruct(image, kernel, *, backend=None):
     return elementwise_filter(image, kernel, kernel_size=side, groups=1, backend=backend)
 
 
-def _positive(value):
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def check_positive_list(value, name):
-    """A positive integer or a sequence of them, as a tuple."""
-    values = (value,) if isinstance(value, int) else value
-    fits = isinstance(values, (tuple, list)) and len(values) > 0 and all(map(_positive, values))
-    require(fits, name, "be a positive integer or a tuple of them", repr(value))
-    return tuple(values)
-
-
-def check_kernel_size(kernel_size):
-    """(kh, kw), both odd."""
-    sides = check_positive_list(kernel_size, "kernel_size")
-    sides = sides * 2 if len(sides) == 1 else sides
-    fits = len(sides) == 2 and all(n % 2 for n in sides)
-    require(fits, "kernel_size", "be K or (kh, kw), both odd", repr(kernel_size))
-    return sides
-
-
-def check_tensors(x, kernel, kernel_size, groups):
-    """Tensors that fit each other; returns the number of groups."""
-    require_tensor(x, "x", dims=(4,))
-    require(min(x.shape[1:]) > 0, "x", "have at least one channel and one pixel, [B, C, H, W]", shape(x))
-    require_tensor(kernel, "kernel", dims=(4,), like=x)
-    require(len(kernel) == len(x), "kernel", f"have x's batch of {len(x)}", shape(kernel))
-    (kh, kw), channels = kernel_size, kernel.shape[1]
+def _check_groups(groups, x, kernel, kernel_size):
+    """The number of groups; None: as many as kernel has channels for."""
+    taps, channels = kernel_size[0] * kernel_size[1], kernel.shape[1]
     if groups is None:
-        rule = f"have groups x {kh * kw} channels (kernel_size {kh} x {kw})"
-        require(channels and channels % (kh * kw) == 0, "kernel", rule, shape(kernel))
-        groups = channels // (kh * kw)
-    require(_positive(groups) and x.shape[1] % groups == 0, "groups", f"divide x's {x.shape[1]} channels", groups)
-    rule = f"have {groups} groups x {kh * kw} = {groups * kh * kw} channels"
-    require(channels == groups * kh * kw, "kernel", rule, shape(kernel))
+        rule = f"have groups x {taps} channels (kernel_size {kernel_size[0]} x {kernel_size[1]})"
+        require(channels and channels % taps == 0, "kernel", rule, shape(kernel))
+        return channels // taps
+    require(is_positive_int(groups), "groups", f"divide x's {x.shape[1]} channels", groups)
     return groups
 
 
-def check_size(x, kernel, kernel_size, dilations, stride, upscale, padding):
-    """Sides long enough for the padding, and a kernel of the output's size."""
-    reach = [n // 2 * max(dilations) for n in kernel_size]
-    sides = list(x.shape[2:])
-    if padding == "valid":
-        require(len(dilations) == 1, "dilation", "be a single one with padding='valid'", dilations)
-        sides = [side - 2 * r for side, r in zip(sides, reach, strict=True)]
-        require(min(sides) > 0, "x", f"be larger than {[2 * r for r in reach]} with padding='valid'", shape(x))
-    if padding == "reflect":
-        fits = all(side > r for side, r in zip(sides, reach, strict=True))
-        require(fits, "x", f"have sides longer than the reach {reach} with padding='reflect'", shape(x))
-    expected = [-(-side * upscale // stride) for side in sides]
-    require(list(kernel.shape[2:]) == expected, "kernel", f"have the output's size {expected}", shape(kernel))
-
-
-def check_window(log_window, x, kernel_size, normalize):
-    """None, or a constant [kh, kw] for a softmax."""
-    if log_window is None:
-        return
-    require_tensor(log_window, "log_window", dims=(2,), like=x)
-    fits = tuple(log_window.shape) == kernel_size
-    require(fits, "log_window", f"have shape {list(kernel_size)}", shape(log_window))
-    require(normalize != "none", "log_window", "be None without a softmax (normalize='none')", "a tensor")
-    require(not log_window.requires_grad, "log_window", "be a constant", "a tensor that requires a gradient")
-
-
-def _facts(x=None, *args, **kwargs):
-    """What `explain` needs to know of a call."""
-    if x is None:
-        return Facts(torch.device("cpu"), torch.float32)
-    return Facts(x.device, result_dtype(x))
-
-
-dispatch.register(
-    dispatch.Op(
-        name="elementwise_filter",
-        function=elementwise_filter,
-        facts=_facts,
-        # Triton only at a wish, until the test suite has passed on a GPU.
-        backends={"cpu": op.why_not_cpu, "reference": lambda facts: "", "triton": op.why_not_triton},
-    )
-)
+def _check_window(log_window, x, normalize):
+    """None, or a constant tensor of two dimensions for a softmax."""
+    if log_window is not None:
+        require_tensor(log_window, "log_window", dims=(2,), like=x)
+        require(normalize != "none", "log_window", "be None without a softmax (normalize='none')", "a tensor")
+        require(not log_window.requires_grad, "log_window", "be a constant", "a tensor that requires a gradient")

@@ -199,7 +199,7 @@ def _why_not_this_call(module, x):
     )
     if not fits:
         return "the argument of a call is no map of these channels that a window fits into"
-    if x.device.type != "cpu" and not dispatch.wished(None):
+    if x.device.type != "cpu" and not dispatch.requested_backend(None):
         return f"on {x.device.type} our kernels run at a wish alone, with inr_kernels.backend('triton')"
     return ""
 
