@@ -122,7 +122,7 @@ class Op:
 def requested_backend(argument: str | None) -> str:
     """The requested backend: the argument, else the context's, else the environment's, else "".
 
-    While torch.compile traces it is the argument alone: the op reads the rest when it runs.
+    While torch.compile traces, only the argument is read: the op reads the rest when it runs.
     """
     if argument is not None and not isinstance(argument, str):
         raise TypeError(f"backend must be a name or None; got {argument!r}")

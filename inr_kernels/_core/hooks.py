@@ -6,7 +6,7 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 
 
 def has_hooks(*modules: nn.Module) -> bool:
-    """Whether a module has hooks, or a forward of its own that replaces its class's."""
+    """Whether a module has hooks, or an instance attribute `forward` that overrides its class's."""
     return any("forward" in vars(module) or any(getattr(module, hooks) for hooks in HOOKS) for module in modules)
 
 

@@ -36,39 +36,42 @@ def elementwise_filter(
         w_ij  = kernel[b, g K² + i kw + j, Y, X],  g = c // (C / groups),  K² = kh kw;  or its softmax
         out[b, c, Y, X] = alpha z_centre + beta sum_ij z_ij + gamma sum_ij w_ij z_ij
 
-    A coefficient of zero omits its term. (0, 0, 1) filters; (2, 0, -1) with softmax adds a high-pass to x (DEAR);
-    (1, 1, -1) is its literal "1 - softmax"; (1, 0, -1) is the high-pass alone.
+    A coefficient of zero omits its term. (alpha, beta, gamma) = (0, 0, 1) filters; (2, 0, -1) with softmax adds a
+    high-pass of x to x (DEAR); (1, 1, -1) is the "1 - softmax" that DEAR prints; (1, 0, -1) is only the high-pass.
 
     Args:
         x: [B, C, H, W], float32, float64, bfloat16 or float16 (half precision accumulates in float32).
-        kernel: weights or logits [B, groups K², Ho, Wo] in x's dtype, any strides: [B, Ho, Wo, kh, kw] comes as
+        kernel: weights or logits [B, groups K², Ho, Wo] in x's dtype, any strides: pass [B, Ho, Wo, kh, kw] as
             `kernel.permute(0, 3, 4, 1, 2).flatten(1, 2)`, without a copy. Ho = ceil(H upscale / stride), Wo likewise.
         kernel_size: K or (kh, kw), odd.
-        groups: how many kernels a pixel has, a divisor of C; None: kernel's channels / K².
-        dilation: distance of the taps in pixels; several, (1, 2, 3), filter with the same kernel and give the stack.
+        groups: number of kernels per pixel, a divisor of C; None: kernel's channels / K².
+        dilation: distance of the taps in pixels; a tuple, e.g. (1, 2, 3), filters with the same kernel at each
+            dilation and returns the stack.
         stride, upscale: of the output's grid, as in the formula.
-        padding: what lies outside x: "zeros", "replicate" or "reflect" (without the border itself; needs sides longer
-            than the reach K // 2 dilation); "valid": nothing, x is padded by the caller and H, W shrink by
-            (K - 1) dilation (then one dilation).
+        padding: the values outside x: "zeros", "replicate" or "reflect" (the border is not repeated; sides must be
+            longer than the reach K // 2 dilation); "valid": no padding, H and W shrink by (K - 1) dilation (only with
+            a single dilation).
         normalize: "none"; "taps": softmax over the K² taps; "all": over all groups K² channels together.
         alpha, beta, gamma: coefficients of x, the box sum and the filtered x.
-        log_window: [kh, kw], added to the logits before the softmax: log of a window on the weights. A constant.
+        log_window: [kh, kw], added to the logits before the softmax: log of a window on the weights. A constant: it
+            gets no gradient.
         backend: "reference", "cpu", "triton"; None: the fastest that can run (see `inr_kernels.explain`).
 
     Returns:
         [B, C, Ho, Wo], or [len(dilation), B, C, Ho, Wo] for a tuple of dilations, in x's dtype (autocast's, under
         autocast).
 
-    Gradients reach x and kernel, only those asked for, deterministically; nothing but x and kernel is kept for them.
-    A second derivative comes through `backend="reference"`; forward-mode differentiation and torch.func take it.
+    Gradients reach x and kernel, deterministically; only those that are needed are computed, and only x and kernel are
+    saved for them. Second derivatives need `backend="reference"`; forward-mode differentiation and torch.func use it.
 
     Raises:
         TypeError: an argument is no floating-point tensor.
         ValueError: a shape, dtype, device or option that does not fit; the message names the argument.
-        RuntimeError: the wished backend cannot run here, and why.
+        RuntimeError: the requested backend cannot run here; the message gives the reason.
 
-    Source: Guo et al., JPGNet (ACM MM 2021) and MISF (CVPR 2022); DEAR's eq. 3-4 and 8. Other instances: FAC (Zhou
-    et al., ICCV 2019), CARAFE (Wang et al., ICCV 2019), involution (Li et al., CVPR 2021), RAFT's convex upsampling.
+    Source: Guo et al., JPGNet (ACM MM 2021); Li, Guo et al., MISF (CVPR 2022); Zhang, Guo et al., SuperInpaint (DEAR,
+    2023), eq. 3-4 and 8. Other instances: FAC (Zhou et al., ICCV 2019), CARAFE (Wang et al., ICCV 2019), involution (Li
+    et al., CVPR 2021), convex upsampling (RAFT, Teed and Deng, ECCV 2020).
 
     Example:
         >>> import torch
@@ -97,19 +100,19 @@ def elementwise_filter(
 
 
 def pixelwise_reconstruct(image: torch.Tensor, kernel: torch.Tensor, *, backend: str | None = None) -> torch.Tensor:
-    """Rebuilds every pixel from its K x K neighbourhood, with one kernel for all its channels (zeros outside).
+    """Replaces every pixel by a weighted sum of its K x K neighbours, the same for all channels, with zero padding.
 
-        out[b, c, p] = sum_q kernel[b, q, p] image[b, c, p + offset(q)],  q = 0 ... K² - 1, row by row
+        out[b, c, p] = sum_q kernel[b, q, p] image[b, c, p + offset(q)],  q = 0 ... K² - 1 in row-major order
 
     Args:
-        image: [B, C, H, W], any dtype of `elementwise_filter`.
+        image: [B, C, H, W], in a dtype that `elementwise_filter` takes.
         kernel: [B, K², H, W], K odd.
-        backend: as `elementwise_filter`.
+        backend: see `elementwise_filter`.
 
     Returns:
-        [B, C, H, W]. Errors and gradients: as `elementwise_filter`.
+        [B, C, H, W]. Errors and gradients: see `elementwise_filter`.
 
-    Source: DEAR (SuperInpaint), eq. 8.
+    Source: Zhang, Guo et al., SuperInpaint (DEAR), 2023, eq. 8.
 
     Example:
         >>> import torch

@@ -71,7 +71,7 @@ def _cached_centres(n, device):
 
 
 class _Native(backends.NativeProblem):
-    """The native problem, which on a GPU runs a kernel of its own."""
+    """The native problem, with an additional forward for CUDA."""
 
     def __init__(self, a: Arguments):
         _, rows, width, channels = a.hoisted.shape

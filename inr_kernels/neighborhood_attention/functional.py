@@ -31,46 +31,47 @@ def neighborhood_attention_2d(
     return_lse: bool = False,
     backend: str | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """Attention of every pixel to a window of Kh x Kw pixels around it, with NATTEN's window rule.
+    """Computes the attention of every pixel to a window of Kh x Kw pixels around it, with NATTEN's window rule.
 
         s_it  = scale <query_i, key_t> + rpb[h, (t_y - i_y) / d_y + Kh - 1, (t_x - i_x) / d_x + Kw - 1],  t in window(i)
         out_i = sum_t exp(s_it - lse_i) value_t,    lse_i = log sum_t exp(s_it)
 
-    The window is the product of one per axis. On an axis of length L, query i attends inside its residue class
-    i mod d, of n = ceil((L - i mod d) / d) pixels, where it has position j = i // d:
+    The window is the product of one window per axis. On an axis of length L, query i attends to its residue class
+    i mod d, of n = ceil((L - i mod d) / d) pixels, in which it has position j = i // d:
 
         start = clamp(min(j // s * s + s // 2, n - 1) - K // 2, 0, n - K),   end = start + K
 
-    So every query sees K pixels, at the edges too: the window moves inwards, nothing is padded. Queries of a group of
-    s (stride) share a window; s = K is blocked attention. On a causal axis: lead = min(j // s * s + s - 1, n - 1),
-    start = max(lead - K + 1, 0), end = j + 1.
+    So every query attends to K pixels, at the edges too: the window is shifted inwards, without padding. Queries of a
+    group of s (stride) share a window; s = K is blocked attention. On a causal axis:
+
+        lead = min(j // s * s + s - 1, n - 1),   start = max(lead - K + 1, 0),   end = j + 1
 
     Args:
         query, key, value: [B, H, W, heads, dim], one dtype: float32, float64, bfloat16 or float16 (half precision
-            accumulates in float32), any strides; a copy is made only where the last one is not 1.
-        kernel_size: K or (Kh, Kw), from 1 up, even ones too; of even K, half lie before the query, the query being
-            the first of the other half.
+            accumulates in float32), any strides; copied only if the last stride is not 1.
+        kernel_size: K or (Kh, Kw), at least 1; may be even: then half of the window lies before the query, which is the
+            first of the other half.
         dilation: d or (d_y, d_x). kernel_size x dilation must fit into H x W.
         stride: s or (s_y, s_x), at most kernel_size.
-        is_causal: whether an axis looks only back; one bool or two.
+        is_causal: whether a query attends only to positions up to its own along an axis; one bool or two.
         rpb: relative position bias [heads, 2 Kh - 1, 2 Kw - 1] or None; any dtype, added in float32 (float64).
-        scale: of the scores; None: dim ** -0.5. 0.0 is zero.
+        scale: factor of the scores; None: dim ** -0.5. 0.0 means zero.
         return_lse: whether to return lse too.
-        backend: "reference", "cpu", "triton"; "natten" runs NATTEN's own kernels, where they are installed, to compare
-            (no rpb, no gradient through lse); None: the fastest that can run (see `inr_kernels.explain`).
+        backend: "reference", "cpu", "triton"; "natten" runs NATTEN's kernels, where installed, for comparisons (no
+            rpb, no gradient through lse); None: the fastest that can run (see `inr_kernels.explain`).
 
     Returns:
         out [B, H, W, heads, dim] in query's dtype (autocast's, under autocast); with return_lse (out, lse), lse
-        [B, H, W, heads] in float32 (float64 of float64), natural logarithm.
+        [B, H, W, heads] in float32 (float64 for float64), a natural logarithm.
 
-    Gradients reach query, key, value and rpb, through out and lse, only those asked for, deterministically: no
-    atomics, every key gathers from the queries that see it. Nothing but the inputs and lse is kept for them. Second
-    derivatives come through `backend="reference"`, as do torch.func and forward-mode differentiation.
+    Gradients reach query, key, value and rpb, through out and lse; only those that are needed are computed. They are
+    deterministic, without atomics: every key gathers from the queries that attend to it. Only the inputs and lse are
+    saved for them. Second derivatives need `backend="reference"`; torch.func and forward-mode differentiation use it.
 
     Raises:
         TypeError: an argument is no floating-point tensor.
         ValueError: a shape, dtype, device or option that does not fit; the message names the argument.
-        RuntimeError: the wished backend cannot run here, and why.
+        RuntimeError: the requested backend cannot run here; the message gives the reason.
 
     Source: Hassani et al., Neighborhood Attention Transformer, CVPR 2023; Hassani and Shi, Dilated Neighborhood
     Attention Transformer, 2022; stride and causal axes: Hassani et al., Generalized Neighborhood Attention, 2025.
@@ -97,14 +98,14 @@ def neighborhood_attention_2d_packed(
     return_lse: bool = False,
     backend: str | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """`neighborhood_attention_2d` of query, key and value in one tensor, as a Linear layer leaves them.
+    """Computes `neighborhood_attention_2d` of query, key and value in one tensor, as a Linear layer returns them.
 
-    Formula, errors and gradients stand there. Nothing is copied: the kernels read qkv, and write its gradient, by
+    See there for formula, errors and gradients. Nothing is copied: the kernels read qkv, and write its gradient, by
     strides.
 
     Args:
         qkv: [B, H, W, 3, heads, dim].
-        kernel_size, dilation, stride, is_causal, rpb, scale, return_lse, backend: as there.
+        kernel_size, dilation, stride, is_causal, rpb, scale, return_lse, backend: see there.
 
     Returns:
         [B, H, W, heads, dim], or (out, lse).

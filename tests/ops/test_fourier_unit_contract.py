@@ -259,7 +259,7 @@ def test_opcheck_conv3x3(padding, gradients):
 
 
 class Model(torch.nn.Module):
-    """A unit and a convolution beside it."""
+    """A unit followed by a convolution."""
 
     def __init__(self):
         super().__init__()

@@ -31,7 +31,7 @@ def fourier_unit(
     dft: bool = False,
     backend: str | None = None,
 ) -> torch.Tensor:
-    """Mixes an image's channels frequency by frequency.
+    """Applies a 1 x 1 convolution, batch norm and a ReLU to the Fourier transform of an image.
 
         z = rfft2(x)                                       complex, [B, C, H, W // 2 + 1]
         p = weight [re z_0; im z_0; re z_1; im z_1; ...]   a convolution 1 x 1 of 2 C channels to 2 O
@@ -39,13 +39,13 @@ def fourier_unit(
         y = irfft2([p_0 + i p_1; p_2 + i p_3; ...])
 
     The spectrum p is not Hermitian. irfft2 is numpy's, on every backend: of the first column and, at an even width, of
-    the last it takes the part that a real image can have. H and W are any, the spectrum is float32 at least: half
-    precision neither needs powers of two nor overflows.
+    the last it uses only the part that a real image can have. Any H and W; the spectrum is at least float32, so half
+    precision neither requires powers of two nor overflows.
 
     Args:
         x: [B, C, H, W], float32, float64, bfloat16 or float16.
         weight: [2 O, 2 C / groups] or [2 O, 2 C / groups, 1, 1], any floating-point dtype, like all parameters; they
-            are taken to float32, with float64 x to float64.
+            are cast to float32, or to float64 for a float64 x.
         bn_weight, bn_bias: [2 O], of the batch norm.
         running_mean, running_var: [2 O], its statistics. Without `training` the norm uses them; with it, they are
             None or get updated in place, as by torch.nn.functional.batch_norm.
@@ -54,23 +54,23 @@ def fourier_unit(
         eps: added to the variance.
         groups: of the convolution.
         norm: of both transforms: "ortho", "backward" or "forward".
-        dft: whether to compute by matrix products with cosines and sines, in plain PyTorch without a Fourier transform
-            or an op of this package in the graph: what exports to ONNX. O(H + W) per value instead of O(log H W). No
-            backend but the reference has it.
+        dft: whether to compute by matrix products with cosines and sines, in plain PyTorch, without a Fourier transform
+            or an op of this package in the graph, for the export to ONNX. O(H + W) per value instead of O(log H W).
+            Only the reference supports it.
         backend: "reference", "cpu", "triton"; None: the fastest that can run (see `inr_kernels.explain`).
 
     Returns:
         [B, O, H, W] in x's dtype (autocast's, under autocast).
 
-    Gradients reach x, weight, bn_weight and bn_bias, through the batch's statistics too; nothing but the inputs and
-    the statistics is kept for them. A second derivative, forward mode and torch.func come through
-    `backend="reference"`, the latter two by themselves.
+    Gradients reach x, weight, bn_weight and bn_bias, through the batch's statistics too; only the inputs and the
+    statistics are saved for them. Second derivatives need `backend="reference"`; forward-mode differentiation and
+    torch.func use it.
 
     Raises:
         TypeError: an argument is no floating-point tensor.
         ValueError: a shape, device or option that does not fit, or a single value per channel to normalize in training;
             the message names the argument.
-        RuntimeError: the wished backend cannot run here, and why.
+        RuntimeError: the requested backend cannot run here; the message gives the reason.
 
     Source: Chi, Jiang and Mu, Fast Fourier Convolution, NeurIPS 2020; Suvorov et al., Resolution-robust Large Mask
     Inpainting with Fourier Convolutions (LaMa), WACV 2022.
@@ -119,12 +119,12 @@ def fourier_unit(
 
 
 def through_spectrum(x: torch.Tensor, mix: Callable[[torch.Tensor], torch.Tensor], norm: str = "ortho") -> torch.Tensor:
-    """`fourier_unit` with another mixture in its middle, in plain PyTorch.
+    """Applies `mix` to the Fourier transform of an image, in plain PyTorch: `fourier_unit` with another middle part.
 
     Args:
         x: [B, C, H, W].
-        mix: called with the spectrum [B, 2 C, H, W // 2 + 1], real and imaginary parts in turn, in float32 or float64;
-            returns [B, 2 O, H, W // 2 + 1].
+        mix: called with the spectrum [B, 2 C, H, W // 2 + 1], real and imaginary parts interleaved, in float32 or
+            float64; returns [B, 2 O, H, W // 2 + 1].
         norm: of both transforms.
 
     Returns:

@@ -21,24 +21,24 @@ def conv3x3(
     padding: str = "reflect",
     backend: str | None = None,
 ) -> torch.Tensor:
-    """A 3 x 3 convolution of one input, or of two whose channels follow each other, with what comes after it.
+    """Convolves one input, or two concatenated along the channels, with 3 x 3 kernels; fuses bias, addition and ReLU.
 
         out[b, o, y, x] = sum_cij weight[o, c, i, j] [x; other][b, c, y + i - 1, x + j - 1] + bias[o] + add[b, o, y, x]
 
-    or the ReLU of that. In float32 and float64 on a CPU it is Winograd's F(2 x 2, 3 x 3), with 16 multiplications
-    where the sum has 36, and float32 errors of at most twice the direct sum's; a value that is not finite reaches the
-    outputs two pixels away, not only its neighbours. Elsewhere it is torch's convolution.
+    or the ReLU of it. In float32 and float64 on a CPU it is Winograd's F(2 x 2, 3 x 3), with 16 multiplications
+    where the sum has 36, and float32 errors of at most twice the direct sum's; a non-finite value spreads to outputs
+    two pixels away, not only to its neighbours. Elsewhere it is torch's convolution.
 
     Args:
         x: [B, C, H, W], any floating-point dtype.
         weight: [O, C + D, 3, 3] in x's dtype, like all tensors (under autocast: any).
         bias: [O] or None.
-        other: [B, D, H, W] or None. Halves of one tensor's channels are read where they are.
+        other: [B, D, H, W] or None. If x and other are slices of one tensor's channels, nothing is copied.
         add: [B, O, H, W] or None.
-        relu: whether to end with max(., 0).
-        padding: "reflect", which needs sides of at least 2, or "zeros".
-        backend: "reference": torch's convolution; "cpu": Winograd's; "triton": torch's convolution, as there is no
-            kernel of its own; None: the fastest.
+        relu: whether to apply a ReLU at the end.
+        padding: "reflect", for sides of at least 2, or "zeros".
+        backend: "cpu": Winograd's algorithm in C++; "reference" and "triton": torch's convolution (there is no Triton
+            kernel); None: the fastest that can run.
 
     Returns:
         [B, O, H, W] in x's dtype (autocast's, under autocast).
@@ -48,7 +48,7 @@ def conv3x3(
     Raises:
         TypeError: an argument is no floating-point tensor.
         ValueError: a shape, dtype, device or option that does not fit; the message names the argument.
-        RuntimeError: the wished backend cannot run here, and why.
+        RuntimeError: the requested backend cannot run here; the message gives the reason.
 
     Source: Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016.
 

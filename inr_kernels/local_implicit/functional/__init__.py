@@ -44,17 +44,17 @@ def local_implicit_decode(
         out = sum_t w_t MLP(ReLU(h_t)),   w_t = area of the rectangle to the opposite pixel / their sum
 
     W1 is applied to `feat` once per pixel of the feature map (exactly: the layer is linear), and the last Linear
-    after the ensemble. The unfolded features never exist in memory, the hidden states of the queries at most in a
-    bounded workspace.
+    after the ensemble. The unfolded features are never stored, the hidden states of the queries at most in a bounded
+    workspace.
 
     Args:
         feat: features [B, C, h, w], float32, float64, bfloat16 or float16; their pixels span [-1, 1].
         coord: query centres (y, x) [B, Q, 2] or [B, H, W, 2], float32 (float64 is rounded to it) in any range:
-            outside [-1, 1] the border pixels extrapolate. Coordinates are float32 under autocast, too.
+            outside [-1, 1] the border pixels extrapolate. Coordinates are float32 under autocast too.
         cell: query extents (y, x) in the units of coord, [B, 2] or coord's shape; None: a decoder without cell.
         weights: Linear weights: [N1, C*9 + 2 (+ 2 with cell)] (C instead of C*9 without `feat_unfold`), [N2, N1],
             ..., [out_channels, Nk], k >= 1, in feat's dtype. With `ensemble_after="first"` the cell's two columns
-            stand last in the second weight instead.
+            are the last of the second weight instead.
         biases: [N1], [N2], ..., [out_channels].
         feat_unfold: the first layer reads a 3 x 3 neighbourhood, channel index c * 9 + ky * 3 + kx.
         local_ensemble: blend four neighbours, or take the nearest one.
@@ -66,17 +66,16 @@ def local_implicit_decode(
     Returns:
         [B, Q, out_channels] or [B, H, W, out_channels] in feat's dtype (autocast's, under autocast).
 
-    Gradients reach feat, weights and biases on every backend; on a CPU the same bits in every run with the same
-    number of threads. coord and cell get theirs
-    through the reference, which then computes the whole call, as it does under torch.func and forward-mode
-    differentiation. Second derivatives are the reference's (`backend="reference"`); the kernels raise.
+    Gradients reach feat, weights and biases on every backend; on a CPU they are bitwise reproducible for a given number
+    of threads. If coord or cell requires a gradient, the reference computes the whole call, as it does under torch.func
+    and forward-mode differentiation. Second derivatives need `backend="reference"`; the kernels raise.
 
     In float64 the blending weights, functions of float32 coordinates, are float32: they sum to 1 within 1e-7.
 
     Raises:
         TypeError: an argument is no floating-point tensor; coord or cell in half precision.
         ValueError: a shape, dtype or device that does not fit; the message names the argument.
-        RuntimeError: the wished backend cannot run here, and why.
+        RuntimeError: the requested backend cannot run here; the message gives the reason.
 
     Source: Chen, Liu and Wang, Learning Continuous Image Representation with Local Implicit Image Function,
     CVPR 2021, eq. 1-5; the arithmetic of the coordinates is that of its published code.

@@ -7,20 +7,22 @@ import torch.nn.functional as F
 
 
 class Form(NamedTuple):
-    """The form of a decoder: LIIF's flags and where its ensemble stands."""
+    """The form of a decoder: LIIF's flags, and the layer after which the ensemble is formed."""
 
     feat_unfold: bool = True
     local_ensemble: bool = True
     ensemble_after: str = "last"
 
 
-def feature_columns(channels, form):
-    """How many columns of the first weight stand for features."""
+def feature_columns(channels: int, form: Form) -> int:
+    """How many columns of the first weight multiply features."""
     return channels * 9 if form.feat_unfold else channels
 
 
-def hoist_features(feat, weight, bias, form, rows=None):
-    """The first layer's share of the features, once per pixel: [B, rows, w, N1], contiguous, in weight's dtype.
+def hoist_features(
+    feat: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, form: Form, rows: tuple[int, int] | None = None
+) -> torch.Tensor:
+    """Applies the first layer to the features, once per pixel: [B, rows, w, N1], contiguous, in weight's dtype.
 
     rows: the rows (begin, end) of the map to compute; None: all.
     """
@@ -46,8 +48,8 @@ def hoist_features(feat, weight, bias, form, rows=None):
     return hoisted.permute(0, 2, 3, 1).contiguous()
 
 
-def convolve_by_products(feat, kernel, bias):
-    """The same for float32 on a GPU: cuDNN would take TF32 there, whatever the precision of products is set to.
+def convolve_by_products(feat: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Convolves by matrix products, for float32 on a GPU: cuDNN would use TF32 whatever the matmul precision is.
 
     feat [B, C, rows (+ 2), w], kernel [N1, C, K, K] with K = 3 or 1 -> [B, rows, w, N1].
     """
