@@ -65,6 +65,8 @@ class Op:
 
     Args:
         name: the op's name in `torch.ops.inr_kernels`.
+        arguments: the NamedTuple of the op's arguments before `backend`, in the order of its schema; its `check()`
+            raises unless they are valid, its `facts()` returns their `Facts`.
         backends: name -> Backend.
         warns: whether a fall-back to "reference" warns; False where the reference is not slow.
     """
@@ -72,8 +74,8 @@ class Op:
     function: Callable[..., Any]  # the public function
     facts: Callable[..., Facts]  # the facts of a call of that function
 
-    def __init__(self, name: str, backends: dict[str, Backend], *, warns: bool = True):
-        self.name, self.backends, self.warns = name, backends, warns
+    def __init__(self, name: str, arguments: Callable[..., Any], backends: dict[str, Backend], *, warns: bool = True):
+        self.name, self.arguments, self.backends, self.warns = name, arguments, backends, warns
 
     def public(self, facts: Callable[..., Facts] = call_facts) -> Callable[[Function], Function]:
         """Decorates the op's public function, and registers the op in `OPS`.
@@ -87,6 +89,18 @@ class Op:
             return function
 
         return register
+
+    def forward(self, *values: Any) -> Any:
+        """The op's implementation, which takes the values of its schema."""
+        arguments, backend = self.select(*values)
+        return backend.forward(arguments)
+
+    def select(self, *values: Any) -> tuple[Any, Backend]:
+        """The checked arguments, and the backend that runs them, from the values of the schema up to `backend`."""
+        *values, backend = values
+        arguments = self.arguments(*values)
+        arguments.check()
+        return arguments, self.choose(backend, arguments.facts())
 
     def choose(self, argument: str | None, facts: Facts) -> Backend:
         """The backend to run: the requested one or an error, else the first that can run.

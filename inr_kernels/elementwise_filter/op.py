@@ -78,6 +78,7 @@ def _reference_backward(grad, a, *, needs_x, needs_kernel):
 
 OP = Op(
     "elementwise_filter",
+    Arguments,
     {
         "cpu": Backend(backends.why_not_cpu, _cpu_forward, _cpu_backward),
         "reference": Backend(always, _reference_forward, _reference_backward),
@@ -87,13 +88,6 @@ OP = Op(
 )
 
 
-def _forward(*args):
-    *arguments, backend = args
-    a = Arguments(*arguments)
-    a.check()
-    return OP.choose(backend, a.facts()).forward(a)
-
-
 def _forward_fake(*args):
     a = Arguments(*args[:-1])
     a.check()
@@ -101,19 +95,17 @@ def _forward_fake(*args):
 
 
 def _backward(grad, *args):
-    *arguments, backend, needs_x, needs_kernel = args
-    a = Arguments(*arguments)
-    a.check()
+    *args, needs_x, needs_kernel = args
+    a, backend = OP.select(*args)
     a.check_gradient(grad)
-    run = OP.choose(backend, a.facts()).backward
-    return schema_results(run(grad, a, needs_x=needs_x, needs_kernel=needs_kernel), like=grad)
+    return schema_results(backend.backward(grad, a, needs_x=needs_x, needs_kernel=needs_kernel), like=grad)
 
 
 def _backward_fake(grad, x, kernel, *rest):
     return fake_gradients((x, kernel), rest[-2:], like=grad)
 
 
-elementwise_filter = define(f"elementwise_filter({_ARGUMENTS}) -> Tensor", _forward, _forward_fake)
+elementwise_filter = define(f"elementwise_filter({_ARGUMENTS}) -> Tensor", OP.forward, _forward_fake)
 elementwise_filter_backward = define(
     f"elementwise_filter_backward(Tensor grad, {_ARGUMENTS}, bool needs_x, bool needs_kernel) -> (Tensor, Tensor)",
     _backward,

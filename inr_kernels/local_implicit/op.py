@@ -198,6 +198,7 @@ def cuda_backend(kernel: str = "") -> Backend:
 
 OP = Op(
     "local_implicit",
+    Arguments,
     {
         "cpu": Backend(why_not_cpu, _cpu_forward, _cpu_backward),
         "reference": Backend(always, _reference_forward, _reference_backward),
@@ -208,25 +209,17 @@ OP = Op(
 )
 
 
-def _forward(*args):
-    *arguments, backend = args
-    a = Arguments(*arguments)
-    a.check()
-    return OP.choose(backend, a.facts()).forward(a)
-
-
 def _forward_fake(*args):
     a = Arguments(*args[:-1])
     return a.hoisted.new_empty(a.out_shape())
 
 
 def _backward(grad, *args):
-    *arguments, backend, needs_hoisted, needs_weights = args
-    a = Arguments(*arguments)
-    a.check()
+    *args, needs_hoisted, needs_weights = args
+    a, backend = OP.select(*args)
     a.check_gradient(grad)
-    run = OP.choose(backend, a.facts()).backward
-    return schema_results(run(grad, a, needs_hoisted=needs_hoisted, needs_weights=needs_weights), like=grad)
+    grads = backend.backward(grad, a, needs_hoisted=needs_hoisted, needs_weights=needs_weights)
+    return schema_results(grads, like=grad)
 
 
 def _backward_fake(grad, *args):
@@ -237,7 +230,7 @@ def _backward_fake(grad, *args):
     return *fake_gradients((a.hoisted, a.position_weight), needs, like=grad), *lists
 
 
-local_implicit = define(f"local_implicit({_ARGUMENTS}) -> Tensor", _forward, _forward_fake)
+local_implicit = define(f"local_implicit({_ARGUMENTS}) -> Tensor", OP.forward, _forward_fake)
 local_implicit_backward = define(
     f"local_implicit_backward(Tensor grad, {_ARGUMENTS}, bool needs_hoisted, bool needs_weights)"
     " -> (Tensor, Tensor, Tensor[], Tensor[])",

@@ -144,6 +144,7 @@ def _natten_backward(*args, **needs):
 
 OP = Op(
     "neighborhood_attention",
+    Arguments,
     {
         "cpu": Backend(backends.why_not_cpu, _cpu_forward, _cpu_backward),
         "reference": Backend(always, run_reference, _reference_backward),
@@ -154,13 +155,6 @@ OP = Op(
 )
 
 
-def _forward(*args):
-    *arguments, backend = args
-    a = Arguments(*arguments)
-    a.check()
-    return OP.choose(backend, a.facts()).forward(a)
-
-
 def _forward_fake(*args):
     a = Arguments(*args[:-1])
     a.check()
@@ -168,12 +162,10 @@ def _forward_fake(*args):
 
 
 def _backward(grad, grad_lse, lse, *args):
-    *arguments, backend, needs = args
-    a = Arguments(*arguments)
-    a.check()
+    *args, needs = args
+    a, backend = OP.select(*args)
     a.check_saved(grad, grad_lse, lse, needs)
-    grads, d_rpb = OP.choose(backend, a.facts()).backward(grad, grad_lse, lse, a, needs=needs)
-    return schema_results([grads, d_rpb], like=grad)
+    return schema_results(backend.backward(grad, grad_lse, lse, a, needs=needs), like=grad)
 
 
 def _backward_fake(grad, grad_lse, lse, qkv, rpb, *rest):
@@ -183,7 +175,7 @@ def _backward_fake(grad, grad_lse, lse, qkv, rpb, *rest):
 
 neighborhood_attention = define(
     f"neighborhood_attention({_ARGUMENTS}) -> (Tensor, Tensor)",
-    _forward,
+    OP.forward,
     _forward_fake,
 )
 neighborhood_attention_backward = define(

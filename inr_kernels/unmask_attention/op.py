@@ -82,6 +82,7 @@ def _reference_backward(grad, out, softmax, a):
 
 OP = Op(
     "unmask_attention",
+    Arguments,
     {
         "cpu": Backend(backends.why_not_cpu, _cpu_forward, _cpu_backward),
         "reference": Backend(always, _reference_forward, _reference_backward),
@@ -91,13 +92,6 @@ OP = Op(
 )
 
 
-def _forward(*args):
-    *arguments, backend = args
-    a = Arguments(*arguments)
-    a.check()
-    return OP.choose(backend, a.facts()).forward(a)
-
-
 def _forward_fake(*args):
     a = Arguments(*args[:-1])
     a.check()
@@ -105,18 +99,16 @@ def _forward_fake(*args):
 
 
 def _backward(grad, out, softmax, *args):
-    *arguments, backend = args
-    a = Arguments(*arguments)
-    a.check()
+    a, backend = OP.select(*args)
     a.check_saved(grad, out, softmax)
-    return OP.choose(backend, a.facts()).backward(grad, out, softmax, a)
+    return backend.backward(grad, out, softmax, a)
 
 
 def _backward_fake(grad, out, softmax, feat, *_):
     return feat.new_empty(feat.shape)
 
 
-unmask_attention = define(f"unmask_attention({_ARGUMENTS}) -> (Tensor, Tensor)", _forward, _forward_fake)
+unmask_attention = define(f"unmask_attention({_ARGUMENTS}) -> (Tensor, Tensor)", OP.forward, _forward_fake)
 unmask_attention_backward = define(
     f"unmask_attention_backward(Tensor grad, Tensor out, Tensor softmax, {_ARGUMENTS}) -> Tensor",
     _backward,

@@ -76,6 +76,7 @@ def _reference_backward(grad, mean, var, a, *, needs):
 
 OP = Op(
     "fourier_unit",
+    Arguments,
     {
         "cpu": spectral_pipeline.backend(backends.why_not_cpu, _cpu_steps),
         "reference": Backend(always, _reference_forward, _reference_backward),
@@ -83,13 +84,6 @@ OP = Op(
         "triton": spectral_pipeline.backend(functools.partial(backends.why_not_triton, _TRITON), _triton_steps),
     },
 )
-
-
-def _forward(*args):
-    *arguments, backend = args
-    a = Arguments(*arguments)
-    a.check()
-    return OP.choose(backend, a.facts()).forward(a)
 
 
 def _forward_fake(*args):
@@ -100,12 +94,11 @@ def _forward_fake(*args):
 
 
 def _backward(grad, mean, var, *args):
-    *arguments, backend, needs_x, needs_weight, needs_affine = args
-    a = Arguments(*arguments)
-    a.check()
+    *args, needs_x, needs_weight, needs_affine = args
+    a, backend = OP.select(*args)
     a.check_saved(grad, mean, var)
     needs = needs_x, needs_weight, needs_affine, needs_affine
-    return schema_results(OP.choose(backend, a.facts()).backward(grad, mean, var, a, needs=needs), like=a.weight)
+    return schema_results(backend.backward(grad, mean, var, a, needs=needs), like=a.weight)
 
 
 def _backward_fake(grad, mean, var, x, weight, scale, shift, *rest):
@@ -116,7 +109,7 @@ def _backward_fake(grad, mean, var, x, weight, scale, shift, *rest):
 
 fourier_unit = define(
     f"fourier_unit(Tensor x, Tensor weight, Tensor scale, Tensor shift, {_OPTIONS}) -> (Tensor, Tensor, Tensor)",
-    _forward,
+    OP.forward,
     _forward_fake,
 )
 fourier_unit_backward = define(

@@ -63,6 +63,7 @@ def _reference(a):
 
 CONV3X3 = Op(
     "conv3x3",
+    ConvolutionArguments,
     {
         "cpu": Backend(_why_not_winograd, _winograd),
         "reference": Backend(always, _reference),
@@ -71,13 +72,6 @@ CONV3X3 = Op(
     },
     warns=False,  # the reference is torch's own convolution
 )
-
-
-def _forward(*args):
-    *arguments, backend = args
-    a = ConvolutionArguments(*arguments)
-    a.check()
-    return CONV3X3.choose(backend, a.facts()).forward(a)
 
 
 def _fake(*args):
@@ -89,7 +83,7 @@ def _fake(*args):
 conv3x3 = define(
     "conv3x3(Tensor x, Tensor weight, Tensor? bias, Tensor? other, Tensor? add, bool relu, str padding, str backend)"
     " -> Tensor",
-    _forward,
+    CONV3X3.forward,
     _fake,
 )
 
