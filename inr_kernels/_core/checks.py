@@ -56,7 +56,7 @@ def result_dtype(tensor: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if casts else tensor.dtype
 
 
-def apply_autocast(first: torch.Tensor, *others: torch.Tensor | None) -> list[torch.Tensor | None]:
+def apply_autocast(first: torch.Tensor, *others: torch.Tensor | None) -> list[Any]:
     """The tensors in `result_dtype(first)` under autocast, else unchanged."""
     tensors = [first, *others]
     if not torch.is_autocast_enabled(first.device.type):

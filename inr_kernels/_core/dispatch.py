@@ -97,8 +97,8 @@ class Op:
 
     def select(self, *values: Any) -> tuple[Any, Backend]:
         """The checked arguments, and the backend that runs them, from the values of the schema up to `backend`."""
-        *values, backend = values
-        arguments = self.arguments(*values)
+        *fields, backend = values
+        arguments = self.arguments(*fields)
         arguments.check()
         return arguments, self.choose(backend, arguments.facts())
 

@@ -1,13 +1,13 @@
 """The compiled module `inr_kernels._C`, or the reason why it is not available."""
 
 import functools
-from types import ModuleType
+from typing import Any
 
 import torch
 
 
 @functools.cache
-def load() -> tuple[ModuleType | None, str]:
+def load() -> tuple[Any, str]:
     """`(module, "")`, or `(None, reason)` where the extension does not import."""
     try:
         from inr_kernels import _C

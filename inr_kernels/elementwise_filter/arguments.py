@@ -23,8 +23,9 @@ def output_size(
     size: Sequence[int], kernel_size: Sequence[int], dilation: int, stride: int, upscale: int, padding: str
 ) -> tuple[int, int]:
     """(Ho, Wo) for an x of `size` (H, W)."""
-    rows, cols = reach(kernel_size, dilation) if padding == "valid" else (0, 0)
-    return tuple(-(-(n - 2 * r) * upscale // stride) for n, r in zip(size, (rows, cols), strict=True))
+    radii = reach(kernel_size, dilation) if padding == "valid" else (0, 0)
+    height, width = (n - 2 * r for n, r in zip(size, radii, strict=True))
+    return -(-height * upscale // stride), -(-width * upscale // stride)
 
 
 class Arguments(NamedTuple):
@@ -119,7 +120,7 @@ def check_options(
     """The dilations as a tuple; raises unless every option has a valid value."""
     for value, name in ((stride, "stride"), (upscale, "upscale")):
         require(is_positive_int(value), name, "be a positive integer", repr(value))
-    for value, name, known in ((padding, "padding", PADDINGS), (normalize, "normalize", NORMALIZATIONS)):
-        if value not in known:
-            require(False, name, f"be one of {', '.join(known)}", repr(value))
+    for option, name, known in ((padding, "padding", PADDINGS), (normalize, "normalize", NORMALIZATIONS)):
+        if option not in known:
+            require(False, name, f"be one of {', '.join(known)}", repr(option))
     return check_positive(dilation, "dilation")

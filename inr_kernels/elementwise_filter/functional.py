@@ -85,11 +85,10 @@ def elementwise_filter(
     groups = _check_groups(groups, x, kernel, kernel_size)
     _check_window(log_window, x, normalize)
     requested = dispatch.reference_if_transformed(dispatch.requested_backend(backend), x, kernel)
-    coefficients = map(float, (alpha, beta, gamma))
     x, kernel = apply_autocast(x, kernel)
-    arguments = Arguments(
-        x, kernel, kernel_size, groups, dilations, stride, upscale, padding, normalize, *coefficients, log_window
-    )
+    alpha, beta, gamma = float(alpha), float(beta), float(gamma)
+    options = stride, upscale, padding, normalize, alpha, beta, gamma
+    arguments = Arguments(x, kernel, kernel_size, groups, dilations, *options, log_window)
     with torch.autocast(x.device.type, enabled=False):  # already applied
         if requested == "reference":
             arguments.check()  # the op checks its arguments itself

@@ -21,7 +21,7 @@ class Facts(dispatch.Facts):
 class Arguments(NamedTuple):
     """The op's arguments before `backend`, as its schema orders them (op.py)."""
 
-    qkv: Sequence[torch.Tensor]  # query, key, value [B, H, W, heads, dim], or one [B, H, W, 3, heads, dim]
+    qkv: list[torch.Tensor]  # query, key, value [B, H, W, heads, dim], or one [B, H, W, 3, heads, dim]
     rpb: torch.Tensor | None  # [heads, 2 Kh - 1, 2 Kw - 1] in `exact` dtype
     kernel_size: Sequence[int]
     dilation: Sequence[int]
@@ -77,7 +77,7 @@ def exact(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def unpack(qkv: Sequence[Any]) -> Sequence[Any]:
+def unpack(qkv: list[Any]) -> Sequence[Any]:
     """query, key, value of one packed tensor or of three; three times None of [None], a gradient that is not needed."""
     return qkv[0].unbind(3) if len(qkv) == 1 and qkv[0] is not None else qkv * (3 // len(qkv))
 
@@ -99,7 +99,8 @@ def check_pair(value: int | Sequence[int], name: str) -> tuple[int, int]:
     values = (value, value) if isinstance(value, int) else value
     fits = isinstance(values, (tuple, list)) and len(values) == 2 and all(map(is_positive_int, values))
     require(fits, name, "be a positive integer or a pair of them", repr(value))
-    return tuple(values)
+    first, second = values
+    return first, second
 
 
 def check_causal(value: bool | Sequence[bool]) -> tuple[bool, bool]:
@@ -107,4 +108,5 @@ def check_causal(value: bool | Sequence[bool]) -> tuple[bool, bool]:
     values = (value, value) if isinstance(value, bool) else value
     fits = isinstance(values, (tuple, list)) and len(values) == 2 and all(isinstance(v, bool) for v in values)
     require(fits, "is_causal", "be a bool or a pair of them", repr(value))
-    return tuple(values)
+    first, second = values
+    return first, second

@@ -96,8 +96,9 @@ def _cpu_backward(grad, grad_lse, lse, a, *, needs):
 
 def run_reference(a: Arguments) -> tuple[torch.Tensor, torch.Tensor]:
     """out, lse of the reference, differentiable."""
+    query, key, value = a.unpack()
     options = a.kernel_size, a.dilation, a.stride, a.is_causal, a.scale
-    return reference.neighborhood_attention(*a.unpack(), a.rpb, *options)
+    return reference.neighborhood_attention(query, key, value, a.rpb, *options)
 
 
 def _reference_backward(grad, grad_lse, lse, a, *, needs):

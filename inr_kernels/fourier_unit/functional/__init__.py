@@ -85,13 +85,13 @@ def fourier_unit(
     check_norm(norm)
     require(is_positive_int(groups), "groups", f"divide x's {x.shape[1]} channels", groups)
     weight = check_weight(weight, x, groups)
-    vectors = {"bn_weight": bn_weight, "bn_bias": bn_bias, "running_mean": running_mean, "running_var": running_var}
-    for name, value in vectors.items():
-        if value is None and name.startswith("running"):
+    _check_vector(bn_weight, "bn_weight", weight)
+    _check_vector(bn_bias, "bn_bias", weight)
+    for value, name in ((running_mean, "running_mean"), (running_var, "running_var")):
+        if value is not None:
+            _check_vector(value, name, weight)
+        else:
             require(training, name, "be a tensor unless training", None)
-            continue
-        require_tensor(value, name, dims=(1,), like=x)
-        require(len(value) == len(weight), name, f"have weight's {len(weight)} rows", shape(value))
     count = len(x) * x.shape[2] * (x.shape[3] // 2 + 1)
     require(not training or count > 1, "x", "have more than one frequency in all to train batch norm on", shape(x))
 
@@ -103,6 +103,7 @@ def fourier_unit(
         x = x.to(dtype)
         weight, scale, shift = (t.to(compute_dtype(x.dtype)) for t in (weight, bn_weight, bn_bias))
         if not training:
+            assert running_mean is not None and running_var is not None  # checked above
             scale = scale * torch.rsqrt(running_var.to(scale.dtype) + eps)
             shift = shift - running_mean.to(scale.dtype) * scale
         arguments = Arguments(x, weight, scale, shift, bool(training), float(eps), groups, norm)
@@ -138,3 +139,9 @@ def through_spectrum(x: torch.Tensor, mix: Callable[[torch.Tensor], torch.Tensor
     dtype = compute_dtype(x.dtype)
     z = mix(reference.fft_spectrum(x.to(dtype), norm)).to(dtype)
     return reference.fft_image(z, x.shape[2:], norm).to(result_dtype(x))
+
+
+def _check_vector(value, name, weight):
+    """Raises unless the value is a vector with one element per row of weight."""
+    require_tensor(value, name, dims=(1,), like=weight)
+    require(len(value) == len(weight), name, f"have weight's {len(weight)} rows", shape(value))

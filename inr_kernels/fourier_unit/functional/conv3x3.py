@@ -58,11 +58,11 @@ def conv3x3(
         >>> conv3x3(x[:, :3], torch.randn(2, 4, 3, 3), other=x[:, 3:], relu=True).shape
         torch.Size([1, 2, 5, 7])
     """
-    arguments = ConvolutionArguments(x, weight, bias, other, add, bool(relu), padding)
-    arguments.check_types()
-    arguments = ConvolutionArguments(*apply_autocast(x, weight, bias, other, add), bool(relu), padding)
+    ConvolutionArguments(x, weight, bias, other, add, relu, padding).check_types()
     given = [t for t in (x, weight, bias, other, add) if t is not None]
     requested = dispatch.reference_if_transformed(dispatch.requested_backend(backend), *given)
+    x, weight, bias, other, add = apply_autocast(x, weight, bias, other, add)
+    arguments = ConvolutionArguments(x, weight, bias, other, add, bool(relu), padding)
     with torch.autocast(x.device.type, enabled=False):  # already applied
         if requested in ("reference", "triton") or not (requested or op.is_for_native(arguments.x)):
             arguments.check()  # the op checks its arguments itself

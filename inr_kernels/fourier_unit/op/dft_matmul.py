@@ -15,7 +15,8 @@ from .. import reference
 
 LONGEST = 64  # sides up to which the transform is a product; not measured
 CACHE_SIZE = 32
-_CACHE, _IN_GRAPHS = {}, set()  # the factors of the last sizes; the sizes that CUDA graphs read, which stay cached
+_CACHE: dict[tuple, tuple[torch.Tensor, ...]] = {}  # the factors of the last sizes
+_IN_GRAPHS: set[tuple] = set()  # the sizes that CUDA graphs read, which stay cached
 
 
 def _factors(height, width, device):

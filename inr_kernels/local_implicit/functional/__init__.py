@@ -120,7 +120,8 @@ def decode_queries(
     if cell is not None:
         cell = cell[:, None, None] if cell.dim() == 2 else cell.view(planes.shape)
         cell = cell.expand(planes.shape)
-    out = decode_grid(feat, *planes.unbind(-1), cell, weights, biases, form, requested, hoist)
+    y, x = planes.unbind(-1)
+    out = decode_grid(feat, y, x, cell, weights, biases, form, requested, hoist)
     return out.view(*coord.shape[:-1], out.shape[-1]).to(dtype)
 
 

@@ -84,4 +84,5 @@ def check_size(size: Sequence[int]) -> tuple[int, int]:
     except (TypeError, ValueError, OverflowError):
         fits = False
     require(fits, "size", "be two positive integers (H, W)", size)
-    return tuple(map(int, size))
+    height, width = map(int, size)
+    return height, width

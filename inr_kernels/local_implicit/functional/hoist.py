@@ -29,13 +29,14 @@ def hoist_features(
     channels, height = feat.shape[1], feat.shape[2]
     kernel = weight[:, : feature_columns(channels, form)]
     begin, end = rows or (0, height)
+    padding: int | tuple[int, int] = 0
     if form.feat_unfold:
         kernel = kernel.reshape(-1, channels, 3, 3)
         above, below = max(begin - 1, 0), min(end + 1, height)
         feat = F.pad(feat[:, :, above:below], (0, 0, above - begin + 1, end + 1 - below))
         padding = (0, 1)
     else:
-        feat, kernel, padding = feat[:, :, begin:end], kernel[:, :, None, None], 0
+        feat, kernel = feat[:, :, begin:end], kernel[:, :, None, None]
     if feat.device.type == "cuda" and weight.dtype.itemsize > 2:
         return convolve_by_products(feat.to(weight.dtype), kernel, bias)
     last = torch.channels_last
