@@ -70,7 +70,8 @@ def bench_forward(measure, smoke, implementation, monkeypatch):
         "ours wgmma": lambda: query("cuda"),
         "ours render": lambda: decoder.render(feat, (n, n)),
     }[implementation.removesuffix(" bf16")]
-    monkeypatch.setattr(op, "cuda_kernel", "wgmma" if "wgmma" in implementation else "mma")
+    cuda = op.cuda_backend("wgmma" if "wgmma" in implementation else "mma")
+    monkeypatch.setitem(op.OP.backends, "cuda", cuda)
     with torch.no_grad():
         measure(
             run,

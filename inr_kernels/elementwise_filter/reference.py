@@ -3,6 +3,8 @@
 import torch
 import torch.nn.functional as F
 
+from .arguments import reach
+
 _MODES = {"zeros": "constant", "replicate": "replicate", "reflect": "reflect"}
 
 
@@ -31,9 +33,9 @@ def elementwise_filter(
 
 
 def _filter(x, taps, kernel_size, dilation, stride, upscale, padding, alpha, beta, gamma):
-    radii = [n // 2 * dilation for n in kernel_size]
     if padding != "valid":
-        x = F.pad(x, (radii[1], radii[1], radii[0], radii[0]), mode=_MODES[padding])
+        above, left = reach(kernel_size, dilation)
+        x = F.pad(x, (left, left, above, above), mode=_MODES[padding])
     x = x.unflatten(1, (taps.shape[1], -1))
     # The source pixel of every output pixel, in the padded input, at the first tap.
     rows, cols = (torch.arange(n, device=x.device) * stride // upscale for n in taps.shape[-2:])

@@ -12,9 +12,9 @@ import triton.language as tl
 
 from inr_kernels._core import backends
 
+from .arguments import NORMALIZATIONS, PADDINGS, reach
+
 BP = 128  # pixels of a program
-PADDINGS = {"zeros": 0, "replicate": 1, "reflect": 2, "valid": 3}
-NORMALIZATIONS = {"none": 0, "taps": 1, "all": 2}
 
 
 def why_not(facts) -> str:
@@ -229,7 +229,7 @@ class _Problem:
         return (triton.cdiv(pixels, BP) * len(self.x) * self.groups * (parts or self.parts),)
 
     def origin(self, dilation):
-        return tuple(n // 2 * dilation if self.padding == "valid" else 0 for n in self.sides)
+        return reach(self.sides, dilation) if self.padding == "valid" else (0, 0)
 
     def geometry(self, dilation):
         return self.size, dilation, self.stride, self.upscale, self.origin(dilation)
@@ -283,18 +283,18 @@ class _Problem:
 
     def image_gradient(self, grad, lse):
         folds = self.padding in ("replicate", "reflect")
-        reach = [n // 2 * max(self.dilations) if folds else 0 for n in self.sides]
+        top, left = reach(self.sides, max(self.dilations)) if folds else (0, 0)
         height, width = self.x.shape[2:]
-        virtual = height + 2 * reach[0], width + 2 * reach[1]
+        virtual = height + 2 * top, width + 2 * left
         d = torch.zeros(*self.x.shape[:2], *virtual, device=grad.device)
         for part, dilation in zip(grad, self.dilations, strict=True):
             image_gradient[self.programs(virtual[0] * virtual[1])](
                 d, part, self.kernel, self.window, lse, self.kernel.stride(), self.groups, self.softmax_groups,
-                self.per_group, self.pixels, self.out_size, (*virtual, *reach), dilation, self.stride, self.upscale,
+                self.per_group, self.pixels, self.out_size, (*virtual, top, left), dilation, self.stride, self.upscale,
                 self.origin(dilation), *self.coefficients, **self.forms(),
             )  # fmt: skip
-        d = _fold(d, 2, reach[0], height, self.padding)
-        return _fold(d, 3, reach[1], width, self.padding).to(grad.dtype).contiguous()
+        d = _fold(d, 2, top, height, self.padding)
+        return _fold(d, 3, left, width, self.padding).to(grad.dtype).contiguous()
 
 
 def _fold(d, dim, reach, n, padding):

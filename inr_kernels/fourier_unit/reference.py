@@ -5,10 +5,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-
-def compute_dtype(dtype):
-    """What a unit computes in: half precision overflows in the spectrum, whose first value is the sum of all pixels."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+from .arguments import compute_dtype
 
 
 def fourier_unit(x, weight, scale, shift, training, eps, groups, norm, dft=False):

@@ -195,7 +195,7 @@ def _why_not_this_call(module, x):
     )
     if not fits:
         return f"the input of a call is not [B, H, W, {_channels(module, kind)}] or is smaller than the window"
-    if x.device.type != "cpu" and not dispatch.wished(None):
+    if x.device.type != "cpu" and not dispatch.requested_backend(None):
         return f"on {x.device.type} our kernels are opt-in: with inr_kernels.backend('triton'):"
     return ""
 

@@ -191,7 +191,7 @@ def forward(feat, weight, scale, mask_keys):
     return torch.where(asks, p.placed(out), mean), softmax
 
 
-def backward(grad, feat, weight, out, softmax, scale, mask_keys):
+def backward(grad, out, softmax, feat, weight, scale, mask_keys):
     """d_feat of the op's arguments."""
     if not feat.numel():
         return torch.zeros_like(feat, memory_format=torch.contiguous_format)

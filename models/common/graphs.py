@@ -134,7 +134,7 @@ class _Settings(NamedTuple):
 
 def _settings():
     casts = torch.get_autocast_dtype(DEVICE) if torch.is_autocast_enabled(DEVICE) else None
-    return _Settings(dispatch.wished(None), casts, torch.get_float32_matmul_precision())
+    return _Settings(dispatch.requested_backend(None), casts, torch.get_float32_matmul_precision())
 
 
 def _is_capturing():

@@ -19,11 +19,11 @@ README = (ROOT / "README.md").read_text()
 
 # An op is a folder with an op.py, or with an op/ once that file has grown long.
 OPS = sorted({path.parent.name for stem in ("op", "op.py") for path in ROOT.glob(f"inr_kernels/*/{stem}")})
-SLICE = ["functional", "reference", "op", "triton_kernels", "module"]
+SLICE = ["arguments", "functional", "reference", "op", "triton_kernels", "module"]
 
 # Lowest first; a layer imports only what stands below it. An op's own name is its __init__,
 # inr_kernels is the public names.
-LAYERS = ["_C", "_core", "triton_kernels", "reference", "op", "functional", "module", "<op>"]
+LAYERS = ["_C", "_core", "arguments", "triton_kernels", "reference", "op", "functional", "module", "<op>"]
 LAYERS += ["integrations", "inr_kernels", "models", "cli"]
 # What is closer kept than the arrow asks.
 READERS = {

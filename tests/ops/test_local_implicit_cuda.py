@@ -10,7 +10,8 @@ import torch
 from local_implicit_cases import FLAGS, Case, assert_as_accurate
 
 from inr_kernels import LocalImplicitDecoder, local_implicit_decode
-from inr_kernels._core import dispatch, native
+from inr_kernels._core import native
+from inr_kernels._core.dispatch import always
 from inr_kernels.local_implicit import op
 
 KERNELS = ["local_implicit.cu", "local_implicit_sm90.cu", "local_implicit_weights.cu"]
@@ -45,7 +46,7 @@ def on_host(library, monkeypatch):
     """on_host(): backend="cuda" runs on CPU tensors, in the emulation; on_host(library) in one of its own."""
 
     def use(library=library):
-        monkeypatch.setitem(dispatch.OPS["local_implicit"].backends, "cuda", lambda facts: "")
+        monkeypatch.setitem(op.OP.backends, "cuda", replace(op.cuda_backend(), why_not=always))
         monkeypatch.setattr(native, "load", lambda: (emulated_cuda.Native(library), ""))
 
     use()
@@ -235,7 +236,8 @@ def test_a_launch_without_a_gpu_says_so():
     case = Case(batch=1, hidden=(8,))
     hoisted, (y, x) = torch.zeros(1, 6, 7, 8).half(), torch.zeros(2, 1, 1, 3)
     weight, bias = torch.zeros(3, 8).half(), torch.zeros(3).half()
-    problem = op._Problem(hoisted, y, x, None, torch.zeros(8, 2).half(), [weight], [bias], *case.size, True, False)
+    arguments = hoisted, y, x, None, torch.zeros(8, 2).half(), [weight], [bias], *case.size, True, False
+    problem = op._Native(op.Arguments(*arguments))
     with pytest.raises(RuntimeError, match="CUDA: "):
         problem.forward_cuda(torch.empty(1, 1, 3, 3).half(), wgmma=False)
 

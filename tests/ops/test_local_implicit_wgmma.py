@@ -1,6 +1,7 @@
 """local_implicit's kernel for sm_90a in the emulation, which reads its weights through wgmma's matrix descriptors."""
 
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import emulated_cuda
@@ -10,8 +11,14 @@ from local_implicit_cases import FLAGS, Case, assert_as_accurate
 from test_local_implicit_cuda import AFTER, CASES, HALVES, KERNELS, assert_forward_as_accurate, on_gpu
 
 from inr_kernels import local_implicit_decode
-from inr_kernels._core import dispatch, native
+from inr_kernels._core import native
+from inr_kernels._core.dispatch import always
 from inr_kernels.local_implicit import op
+
+
+def use_kernel(monkeypatch, kernel, why_not=always):
+    """Makes backend="cuda" run this kernel."""
+    monkeypatch.setitem(op.OP.backends, "cuda", replace(op.cuda_backend(kernel), why_not=why_not))
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +31,8 @@ def on_host(library, monkeypatch):
     """on_host(): backend="cuda" is the wgmma kernel in the emulation; on_host(library) in one of its own."""
 
     def use(library=library):
-        monkeypatch.setitem(dispatch.OPS["local_implicit"].backends, "cuda", lambda facts: "")
+        use_kernel(monkeypatch, "wgmma")
         monkeypatch.setattr(native, "load", lambda: (emulated_cuda.Native(library), ""))
-        monkeypatch.setattr(op, "cuda_kernel", "wgmma")
         library.set_shared_limit(227 << 10)
 
     use()
@@ -63,7 +69,7 @@ def test_equals_the_other_kernel(on_host, monkeypatch):
     """The same products in the same order of additions, but for the layers' own."""
     case = wide(batch=1)
     wgmma = case.decode(torch.float16, "cuda")[0]
-    monkeypatch.setattr(op, "cuda_kernel", "mma")
+    use_kernel(monkeypatch, "mma")
     assert (wgmma - case.decode(torch.float16, "cuda")[0]).abs().max() <= 2e-3
 
 
@@ -127,13 +133,12 @@ CHOICES = [
 def test_the_choice_of_the_kernel(capability, widths, wgmma, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     hoisted = SimpleNamespace(shape=(1, 2, 2, widths[0]), is_cuda=True, device="cuda")
-    weights = [torch.empty(n, 1) for n in widths[1:]]
-    assert op.uses_wgmma(hoisted, weights) == wgmma
-    monkeypatch.setattr(op, "cuda_kernel", "mma")
-    assert not op.uses_wgmma(hoisted, weights)
+    arguments = SimpleNamespace(hoisted=hoisted, weights=[torch.empty(n, 1) for n in widths[1:]])
+    assert op.uses_wgmma(arguments) == wgmma
+    assert not op.uses_wgmma(arguments, "mma")
 
 
-def test_a_wish_that_cannot_be_met(on_host):
+def test_wgmma_requires_enough_channels(on_host):
     with pytest.raises(ValueError, match="more than 128 channels"):
         Case(hidden=(16, 128)).decode(torch.float16, "cuda")
 
@@ -145,7 +150,7 @@ def test_a_wish_that_cannot_be_met(on_host):
 def test_on_hopper(case, after, dtype, monkeypatch):
     if torch.cuda.get_device_capability() != (9, 0):
         return  # no wgmma there
-    monkeypatch.setattr(op, "cuda_kernel", "wgmma")
+    use_kernel(monkeypatch, "wgmma", op.why_not_cuda)
     shape = CASES.get(case, {"channels": 64, "size": (48, 48), "queries": 30_000, "hidden": (256,) * 4})
     case = on_gpu(wide(**shape, ensemble_after=after))
     assert_forward_as_accurate(case, dtype)
