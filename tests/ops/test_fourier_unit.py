@@ -4,7 +4,7 @@ import numpy
 import pytest
 import torch
 import torch.nn.functional as F
-from fourier_unit_cases import SHAPES, Case, assert_as_accurate
+from fourier_unit_cases import SHAPES, Case, assert_kernel_as_accurate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -93,13 +93,13 @@ def test_as_accurate_as_eager(dtype, training, backend):
         with pytest.raises(RuntimeError, match="it takes float32, bfloat16 and float16; got float64"):
             Case(training=training).run(dtype, backend)
         return
-    assert_as_accurate(Case(training=training), dtype, backend)
+    assert_kernel_as_accurate(Case(training=training), dtype, backend)
 
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("name", SHAPES)
 def test_shapes(name, training):
-    assert_as_accurate(Case(**SHAPES[name], training=training), torch.float32, "cpu")
+    assert_kernel_as_accurate(Case(**SHAPES[name], training=training), torch.float32, "cpu")
 
 
 @pytest.mark.parametrize("longest", [4, 64])
@@ -107,7 +107,7 @@ def test_shapes(name, training):
 def test_shapes_in_triton(monkeypatch, name, longest):
     """Small maps are transformed by matrix products, larger ones by FFTs."""
     monkeypatch.setattr(dft_matmul, "LONGEST", longest)
-    assert_as_accurate(Case(**SHAPES[name], training=True), torch.float32, "triton")
+    assert_kernel_as_accurate(Case(**SHAPES[name], training=True), torch.float32, "triton")
 
 
 @st.composite
@@ -127,13 +127,13 @@ def cases(draw, largest):
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(case=cases(20), dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
 def test_random_problems(case, dtype):
-    assert_as_accurate(case, dtype, "cpu")
+    assert_kernel_as_accurate(case, dtype, "cpu")
 
 
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(case=cases(9), dtype=st.sampled_from([torch.float32, torch.float16]))
 def test_random_problems_in_triton(case, dtype):
-    assert_as_accurate(case, dtype, "triton")
+    assert_kernel_as_accurate(case, dtype, "triton")
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -212,6 +212,6 @@ def test_the_same_in_every_run_and_for_every_number_of_threads():
     before, runs = torch.get_num_threads(), []
     for threads in (1, before, 5, 5):
         torch.set_num_threads(threads)
-        runs.append(case.attend(torch.float32, "cpu"))
+        runs.append(case.run(torch.float32, "cpu"))
     torch.set_num_threads(before)
     assert all(torch.equal(a, b) for run in runs for a, b in zip(run, runs[0], strict=True))

@@ -59,10 +59,10 @@ def test_equals_natten_with_bias(golden):
 
 def test_the_bias_gradient_adds_up_in_parts(monkeypatch):
     case = Case(1, (6, 7), 1, 2, 2, bias=True)
-    whole = case.attend(torch.float32, "triton")
+    whole = case.run(torch.float32, "triton")
     monkeypatch.setattr(triton_kernels, "QUERIES", 16)
     monkeypatch.setattr(triton_kernels, "CHANNELS", 128)
-    for one, other in zip(case.attend(torch.float32, "triton"), whole, strict=True):
+    for one, other in zip(case.run(torch.float32, "triton"), whole, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from unmask_attention_cases import HOLES, SHAPES, Case, assert_as_accurate, mask_of
+from unmask_attention_cases import HOLES, SHAPES, Case, assert_kernel_as_accurate, mask_of
 
 from inr_kernels import unmask_attention
 
@@ -58,21 +58,21 @@ def test_literal_numbers(backend):
 @pytest.mark.parametrize("hole", HOLES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_as_accurate_as_eager(dtype, hole, mask_keys):
-    assert_as_accurate(Case((2, 33, 13, 17), hole, mask_keys), dtype, "cpu")
+    assert_kernel_as_accurate(Case((2, 33, 13, 17), hole, mask_keys), dtype, "cpu")
 
 
 @pytest.mark.parametrize("mask_keys", [False, True])
 @pytest.mark.parametrize("hole", HOLES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_as_accurate_as_eager_in_triton(dtype, hole, mask_keys):
-    assert_as_accurate(Case((2, 20, 9, 11), hole, mask_keys), dtype, "triton")
+    assert_kernel_as_accurate(Case((2, 20, 9, 11), hole, mask_keys), dtype, "triton")
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_shapes(name):
     for dtype in (torch.float32, torch.bfloat16):
         for mask_keys in (False, True):
-            assert_as_accurate(Case(SHAPES[name], "some", mask_keys), dtype, "cpu")
+            assert_kernel_as_accurate(Case(SHAPES[name], "some", mask_keys), dtype, "cpu")
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -80,7 +80,7 @@ def test_shapes_in_triton(name):
     batch, channels, *sides = SHAPES[name]
     sides = [min(side, 24) if min(sides) > 24 else side for side in sides]  # the interpreter is slow
     for dtype, widest in ((torch.float32, 64), (torch.float16, 256)):
-        assert_as_accurate(Case((batch, min(channels, widest), *sides), "mixed"), dtype, "triton")
+        assert_kernel_as_accurate(Case((batch, min(channels, widest), *sides), "mixed"), dtype, "triton")
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
@@ -93,7 +93,7 @@ def test_shapes_in_triton(name):
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
 def test_random_problems(shape, hole, mask_keys, scale, size, dtype):
-    assert_as_accurate(Case(shape, hole, mask_keys, scale, size), dtype, "cpu")
+    assert_kernel_as_accurate(Case(shape, hole, mask_keys, scale, size), dtype, "cpu")
 
 
 @pytest.mark.parametrize("mask_keys", [False, True])
@@ -159,7 +159,7 @@ def test_gradients_are_the_same_in_every_run_and_for_every_number_of_threads():
     case, before, runs = Case((2, 16, 30, 31), "mixed"), torch.get_num_threads(), []
     for threads in (1, before, 5, 5):
         torch.set_num_threads(threads)
-        runs.append(case.attend(torch.float32, "cpu"))
+        runs.append(case.run(torch.float32, "cpu"))
     torch.set_num_threads(before)
     assert all(torch.equal(a, b) for run in runs for a, b in zip(run, runs[0], strict=True))
 
@@ -169,11 +169,11 @@ def test_every_instruction_set(run_python, expected_isa, isa):
     code = (
         "import sys; sys.path.insert(0, 'tests'); import torch\n"
         "from inr_kernels import _C\n"
-        "from unmask_attention_cases import HOLES, Case, assert_as_accurate\n"
+        "from unmask_attention_cases import HOLES, Case, assert_kernel_as_accurate\n"
         "torch.manual_seed(0)\n"
         "for hole in HOLES:\n"
         "    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):\n"
-        "        assert_as_accurate(Case((2, 21, 9, 31), hole), dtype, 'cpu')\n"
+        "        assert_kernel_as_accurate(Case((2, 21, 9, 31), hole), dtype, 'cpu')\n"
         "print(_C.isa())"
     )
     assert run_python(code, INR_KERNELS_ISA=isa).strip() == expected_isa(isa)
