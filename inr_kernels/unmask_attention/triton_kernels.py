@@ -240,7 +240,7 @@ def forward(
 
 
 def backward(grad, feat, weight, out, softmax, scale, mask_keys):
-    """d_feat [B, C, N]; grad and out [B, C, N], softmax [B, 2, N]."""
+    """d_feat of the op's arguments."""
     if not feat.numel():
         return torch.zeros_like(feat, memory_format=torch.contiguous_format)
     p = _Problem(feat, weight, scale, mask_keys)
