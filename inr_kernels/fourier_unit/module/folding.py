@@ -7,7 +7,7 @@ from inr_kernels._core.hooks import is_untouched
 
 
 def computes(module: nn.Module, cls: type[nn.Module]) -> bool:
-    """Whether calling the module only runs the forward of cls, its class or the `_inr_kind` that accelerate() gave it."""
+    """Whether calling the module only runs the forward of cls, its class or the `_inr_kind` set by accelerate()."""
     kind = type(module)
     return getattr(kind, "_inr_kind", kind).forward is cls.forward and is_untouched(module)
 
