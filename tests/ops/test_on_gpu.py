@@ -5,16 +5,15 @@ The problems are `gpu_problems(dtype)` of the ops' case modules (tests/support);
 them compile all kernels again.
 """
 
-import contextlib
 import importlib
 import importlib.util
-import re
 
 import pytest
 import torch
 import torch.nn.functional as F
 import unmask_attention_cases
 from compile_triton import TRITON_OPS
+from gpu_limits import unless_refused
 
 import inr_kernels
 from inr_kernels._core.dispatch import OPS
@@ -27,7 +26,6 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 NOT_ON_GPU = {"cpu", "reference"} | (set() if importlib.util.find_spec("natten") else {"natten"})
 CASES = {op: importlib.import_module(f"{op}_cases") for op in TRITON_OPS}
 KERNELS = [(op, name) for op in CASES for name in OPS[op].backends if name not in NOT_ON_GPU]
-LIMIT = re.compile(r"cannot run \w+: (it takes (?!CUDA tensors)|NATTEN )")
 
 
 def problems():
@@ -38,18 +36,6 @@ def problems():
                 if i == 0 or i % len(DTYPES) == turn:
                     short = str(dtype).removeprefix("torch.")
                     yield pytest.param(op, backend, dtype, options, id=f"{op}-{backend}-{short}-{name}")
-
-
-@contextlib.contextmanager
-def unless_refused():
-    """Ends a test early where the backend's own limits, by dtype or shape, refuse the call. Any other refusal, such as
-    that of a backend that was not built or not for this GPU, is a failure.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if not LIMIT.search(str(error)):
-            raise
 
 
 @pytest.mark.parametrize(("op", "backend", "dtype", "options"), list(problems()))
