@@ -84,7 +84,7 @@ def local_implicit():
     )
     first = common | {"mode": "first", "programs": queries // 64, "bytes": (1 + 1 / 4) * state + 36 * rows}
     # Four neighbours, and for each a loop over 8 blocks of channels, two thirds of the instructions.
-    yield Launch(kernel="spread", trips=4 * (8 * 2 / 3 + 1 / 3), flops=0, **first)
+    yield Launch(kernel="blend_backward", trips=4 * (8 * 2 / 3 + 1 / 3), flops=0, **first)
     moved = state + 20 * rows + 2 * 4 * pixels * width
     yield Launch(kernel="add_segments", programs=pixels, trips=1, bytes=moved, flops=0, **common)
 
@@ -106,8 +106,7 @@ def elementwise_filter():
 
 def unmask_attention():
     """Sixteen latents' features of 64², 40 % of them hole; those that ask stand first."""
-    batch, tokens, known, channels, rows, columns = 16, 4096, 4096 * 6 // 10, 64, 64, 32
-    asking, blocks = math.ceil(known / rows), tokens // rows
+    batch, tokens, known, channels, columns = 16, 4096, 4096 * 6 // 10, 64, 32
     plane = 2 * batch * tokens * channels
     common = {"op": "unmask_attention", "mode": "64", "dtype": "bfloat16", "case": "16 x 64², 40 % hole"}
     forward = 2 * batch * channels * products(known, tokens)
@@ -115,16 +114,19 @@ def unmask_attention():
     share = known / tokens
     yield Launch(
         kernel="attend",
-        programs=batch * asking,
+        programs=batch * math.ceil(known / 64),
         trips=tokens / columns,
         bytes=(1 + share) * plane,
         flops=forward,
         **common,
     )
     common["case"] += ", backward"
+    asking, blocks = math.ceil(known / 32), tokens // 32
     trips = (asking * tokens + (blocks - asking) * known) / blocks / columns
     moved = (1 + share + 2) * plane  # the result is float32
-    yield Launch(kernel="meet", programs=batch * blocks, trips=trips, bytes=moved, flops=both - forward, **common)
+    yield Launch(
+        kernel="attend_backward", programs=batch * blocks, trips=trips, bytes=moved, flops=both - forward, **common
+    )
 
 
 def neighborhood_attention():
@@ -137,10 +139,10 @@ def neighborhood_attention():
     product = 2 * pairs * dim
     yield Launch(kernel="attend", trips=10, bytes=4 * plane + numbers, flops=2 * product, **common)
     common["case"] += ", backward"
-    yield Launch(kernel="differentiate", trips=20, bytes=5 * plane + 3 * numbers, flops=3 * product, **common)
-    yield Launch(kernel="gather", trips=10, bytes=6 * plane + 2 * numbers, flops=4 * product, **common)
+    yield Launch(kernel="query_backward", trips=20, bytes=5 * plane + 3 * numbers, flops=3 * product, **common)
+    yield Launch(kernel="key_value_backward", trips=10, bytes=6 * plane + 2 * numbers, flops=4 * product, **common)
     share = common | {"programs": batch * pixels // 4096 * heads * 13 * 13}
-    yield Launch(kernel="sum_bias", trips=32, bytes=4 * plane + 2 * numbers, flops=0, **share)
+    yield Launch(kernel="bias_backward", trips=32, bytes=4 * plane + 2 * numbers, flops=0, **share)
 
 
 def fourier_unit():
@@ -148,7 +150,7 @@ def fourier_unit():
     channels, height, half = 192, 64, 33
     spectrum = 8 * channels * height * half
     for dtype, unit in (("bfloat16", "tf32"), ("float32", "fp32")):
-        common = {"op": "fourier_unit", "kernel": "mix", "dtype": dtype, "unit": unit}
+        common = {"op": "fourier_unit", "kernel": "multiply", "dtype": dtype, "unit": unit}
         common |= {"mode": "tf32" if unit == "tf32" else "ieee"}
         for nth, (side, columns, units) in enumerate(((2 * channels, height * half, 1), (2 * height, half, channels))):
             yield Launch(

@@ -242,7 +242,7 @@ def test_explain_and_requested_backend(capsys, monkeypatch):
 def test_the_reference_runs_in_parts(monkeypatch):
     """The reference also runs in bounded memory: here some rows at a time."""
     case = Case((2, 5, 6, 7), "mixed")
-    whole = case.attend(torch.float64, "reference")
+    whole = case.run(torch.float64, "reference")
     monkeypatch.setattr(op, "_REFERENCE_SCORES", 1000)
     with inr_kernels.backend("reference"):  # through the op, as where no other backend can run
         feat, weight = case.feat.flatten(2).requires_grad_(), 1 - case.mask.double().flatten(1)
