@@ -171,7 +171,7 @@ class LaMa(Inpainter):
 
     def bytes_per_pixel(self) -> int:
         """Estimates the memory that `inpaint` needs for a pixel, beside the output."""
-        return round(4 * self.config.features * next(self.parameters()).element_size())
+        return round(5 * self.config.features * next(self.parameters()).element_size())
 
     @classmethod
     def from_checkpoint(cls, path: checkpoints.FilePath, activation: str = "sigmoid") -> "LaMa":
