@@ -1,8 +1,5 @@
-"""Deprecated alias of `inr_kernels.models.lama.ffc`."""
+"""Deprecated: this module is now `inr_kernels.models.lama.ffc`."""
 
-import warnings
+from .common.deprecated import moved
 
-from .lama.ffc import *  # noqa: F403
-
-MESSAGE = "inr_kernels.models.ffc was moved to inr_kernels.models.lama.ffc"
-warnings.warn(MESSAGE, DeprecationWarning, stacklevel=2)
+moved(__name__, "inr_kernels.models.ffc", "inr_kernels.models.lama.ffc")

@@ -4,7 +4,6 @@ An inpainting network implements `encode` and `decode`; `predict`, `forward`, `i
 """
 
 import inspect
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias, TypeVar
@@ -222,11 +221,3 @@ class Inpainter(Network, nn.Module):
     def bytes_per_pixel(self) -> int:
         """Estimates the memory that `inpaint` needs for a pixel of the input, beside workspace and output."""
         raise NotImplementedError
-
-
-def deprecated_reference(eager: bool, reference: bool | None) -> bool:
-    """Returns `eager`, or the value of `reference`, its former name, with a DeprecationWarning."""
-    if reference is None:
-        return eager
-    warnings.warn("reference= was renamed to eager=", DeprecationWarning, stacklevel=3)
-    return reference

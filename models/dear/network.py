@@ -13,8 +13,9 @@ from inr_kernels import LocalImplicitDecoder
 from inr_kernels._core.checks import require
 from inr_kernels.local_implicit.functional import WORKSPACE
 
+from ..common.deprecated import eager_or_reference
 from ..common.masking import known, output_size
-from ..common.network import WEIGHTS, Inpainter, Progress, deprecated_reference
+from ..common.network import WEIGHTS, Inpainter, Progress
 from ..common.tiling import map_tiles
 from . import eager as plain_pytorch
 from .blocks import REACH, STRIDE, Encoder, encoder_input, enlarge, initialize, smooth_fill
@@ -139,7 +140,7 @@ class DEAR(Inpainter):
     def __init__(self, config: DEARConfig = DEARConfig(), *, eager: bool = False, reference: bool | None = None):
         super().__init__()
         self.config, self.notes = config, {}
-        self.eager = deprecated_reference(eager, reference)
+        self.eager = eager_or_reference(eager, reference)
         channels, features, taps = config.channels, config.features, config.importance_size**2
         self.encoder = Encoder(channels, config.blocks, config.norm)
         self.filter_encoder = Encoder(channels, config.filter_blocks, config.norm)

@@ -10,8 +10,9 @@ from torch import nn
 from inr_kernels._core.checks import require
 from inr_kernels.local_implicit.functional import WORKSPACE
 
+from ..common.deprecated import eager_or_reference
 from ..common.masking import check_mask, known
-from ..common.network import WEIGHTS, Inpainter, Progress, deprecated_reference
+from ..common.network import WEIGHTS, Inpainter, Progress
 from .blocks import Conv3x3, DownsampleProcessingBlock, NeighborHybridAttentionGroup
 from .pyramid import MODES, ImplicitPyramidDecoder
 
@@ -151,7 +152,7 @@ class IN2(Inpainter):
     def __init__(self, config: IN2Config = IN2Config(), *, eager: bool = False, reference: bool | None = None):
         super().__init__()
         self.config, self.notes = config, {}
-        self.eager = eager = deprecated_reference(eager, reference)
+        self.eager = eager = eager_or_reference(eager, reference)
         channels = config.channels
         pairs = itertools.pairwise((4, *channels))
         self.encoder = nn.ModuleList(DownsampleProcessingBlock(*pair, config, eager=eager) for pair in pairs)

@@ -12,7 +12,8 @@ from inr_kernels._core.checks import require, require_tensor
 from inr_kernels.local_implicit import local_implicit_decode
 from inr_kernels.local_implicit.functional import WORKSPACE, Form, check_size, render
 
-from ..common.network import Progress, deprecated_reference
+from ..common.deprecated import eager_or_reference
+from ..common.network import Progress
 
 # Whether the four neighbours are blended after the first or the last hidden layer.
 MODES = {"split": "first", "bilinear": "first", "liif": "last"}
@@ -65,7 +66,7 @@ class ImplicitUpsample(nn.Module):
             hidden and min(widths) > 0, "in_channels, hidden, out_channels", "be positive, hidden not empty", widths
         )
         self.mode, self.cell_scale = mode, cell_scale
-        self.eager = deprecated_reference(eager, reference)
+        self.eager = eager_or_reference(eager, reference)
         self.form = Form(feat_unfold=False, ensemble_after=MODES[mode])
         inputs = [in_channels, *hidden]
         inputs[0] += 4 if mode == "liif" else 2
@@ -164,7 +165,7 @@ class ImplicitPyramidDecoder(nn.Module):
         **options: Any,
     ):
         super().__init__()
-        eager = deprecated_reference(eager, reference)
+        eager = eager_or_reference(eager, reference)
         pairs = itertools.pairwise(channels)
         self.layers = nn.ModuleList(ImplicitUpsample(*pair, **options, eager=eager) for pair in pairs)
         self.head = nn.Conv2d(channels[-1], out_channels, 3, padding=1)

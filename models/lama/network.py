@@ -141,7 +141,7 @@ class LaMa(Inpainter):
         **options: Any,
     ) -> torch.Tensor:
         """As `Inpainter.predict`; ValueError for another size than the image's, which LaMa cannot render."""
-        size, own = output_size(image, size, scale), tuple(image.shape[2:])
+        size, own = output_size(image, size, scale), output_size(image, None, None)
         require(size == own, "size", f"be the image's {own}, the only one that LaMa renders", size)
         return self.decode(self.encode(image, mask), size, **options)
 

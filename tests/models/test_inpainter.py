@@ -7,13 +7,11 @@ from inr_kernels.models import DEAR, IN2, DEARConfig, IN2Config, LaMa, LaMaConfi
 from inr_kernels.models.common.masking import blend, check_mask, known, output_size
 
 NETWORKS = {
-    "DEAR": lambda **options: DEAR(
-        DEARConfig(channels=8, features=4, blocks=1, filter_blocks=1, hidden=(8, 8)), **options
-    ),
+    "DEAR": lambda: DEAR(DEARConfig(channels=8, features=4, blocks=1, filter_blocks=1, hidden=(8, 8))),
     "DEAR, smooth": lambda: DEAR(
         DEARConfig(channels=8, features=4, blocks=1, filter_blocks=1, hidden=(8, 8), fill="smooth")
     ),
-    "IN2": lambda **options: IN2(IN2Config(channels=(16, 16), groups=1, blocks=1, hidden=(8, 8)), **options),
+    "IN2": lambda: IN2(IN2Config(channels=(16, 16), groups=1, blocks=1, hidden=(8, 8))),
     "LaMa": lambda: LaMa(LaMaConfig(features=8, blocks=1)),
 }
 every_network = pytest.mark.parametrize("name", NETWORKS)
@@ -161,15 +159,6 @@ def test_empty_batches_and_single_pixels():
     for name in NETWORKS:
         assert NETWORKS[name]().eval().inpaint(IMAGE[:0], MASK[:0]).shape == (0, 3, 20, 24)
     assert NETWORKS["DEAR"]().inpaint(IMAGE[..., :1, :1], MASK[..., :1, :1]).shape == (2, 3, 1, 1)
-
-
-@pytest.mark.parametrize("name", ["DEAR", "IN2"])
-def test_reference_is_a_deprecated_alias_of_eager(name):
-    with pytest.warns(DeprecationWarning, match="reference= was renamed to eager="):
-        assert NETWORKS[name](reference=True).eager
-    with pytest.warns(DeprecationWarning, match="reference= was renamed to eager="):
-        assert not NETWORKS[name](reference=False).eager
-    assert NETWORKS[name](eager=True).eager
 
 
 def test_known_and_blend():
