@@ -36,7 +36,7 @@ from inr_kernels.models.data.images import Picture
 from . import pictures
 from .parsing import UsageError, positive
 
-NETWORKS = {"dear": DEAR, "in2": IN2}
+NETWORKS: dict[str, type[Inpainter]] = {"dear": DEAR, "in2": IN2}
 TILE = 32  # DEAR's default
 
 

@@ -21,8 +21,8 @@ from .files import atomic_write
 
 VERSION = 1
 # Raised by torch, safetensors and files of an unexpected structure.
-UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError)
-UNREADABLE += (pickle.UnpicklingError, SafetensorError)
+UNREADABLE: tuple[type[Exception], ...] = (OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError)
+UNREADABLE += (AttributeError, pickle.UnpicklingError, SafetensorError)
 
 StateDict = dict[str, torch.Tensor]
 FilePath = str | os.PathLike[str]
@@ -98,7 +98,7 @@ def read_torch(path: FilePath) -> Any:
     """
     zipped = zipfile.is_zipfile(path)
     names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipped else []
-    placeholders = [(type("Placeholder", (_Placeholder,), {}), name) for name in names]
+    placeholders: list[Any] = [(type("Placeholder", (_Placeholder,), {}), name) for name in names]
     with torch.serialization.safe_globals(placeholders):
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
 

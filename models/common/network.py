@@ -69,7 +69,8 @@ class Network:
             ValueError: it is damaged, or is not a checkpoint of this network; the message gives the reason.
         """
         inspect.signature(cls).bind(None, **options)  # an unknown option is the caller's error, not the file's
-        return checkpoints.load(path, cls.NETWORK, cls._read, lambda config: cls(cls.CONFIG(**config), **options))
+        make: Callable[..., Any] = cls
+        return checkpoints.load(path, cls.NETWORK, cls._read, lambda config: make(cls.CONFIG(**config), **options))
 
     @classmethod
     def pretrained(cls: type[N], **options: Any) -> N:

@@ -25,7 +25,7 @@ def square_crop(photo: Image.Image, rng: Rng, side: int) -> Image.Image:
     left, top = (rng.uniform(0, n - side * zoom) for n in photo.size)
     if zoom == 1:
         left, top = int(left), int(top)
-    return photo.resize((side, side), Image.BICUBIC, (left, top, left + side * zoom, top + side * zoom))
+    return photo.resize((side, side), Image.Resampling.BICUBIC, (left, top, left + side * zoom, top + side * zoom))
 
 
 def liif_pair(photos: Photos, rng: Rng) -> tuple[torch.Tensor, torch.Tensor]:
@@ -34,17 +34,17 @@ def liif_pair(photos: Photos, rng: Rng) -> tuple[torch.Tensor, torch.Tensor]:
     Returns:
         (input [3, 48, 48], target [n, n, 3]), both in [-1, 1]; n is 48 times a random scale from 1 to 4.
     """
-    photo = photos[rng.integers(len(photos))]
+    photo = photos[int(rng.integers(len(photos)))]
     target = square_crop(photo, rng, round(LIIF_SIDE * rng.uniform(1, 4)))
-    source = target.resize((LIIF_SIDE, LIIF_SIDE), Image.BICUBIC)
+    source = target.resize((LIIF_SIDE, LIIF_SIDE), Image.Resampling.BICUBIC)
     flips = [slice(None, None, step) for step in rng.choice([-1, 1], 2)]
     axes = (1, 0, 2) if rng.random() < 0.5 else (0, 1, 2)
     channels = rng.permutation(3)
-    source, target = (
+    inp, original = (
         torch.from_numpy(numpy.asarray(p)[tuple(flips)][..., channels].transpose(axes).copy()) / 127.5 - 1
         for p in (source, target)
     )
-    return source.permute(2, 0, 1), target
+    return inp.permute(2, 0, 1), original
 
 
 def liif_batch(
@@ -72,9 +72,9 @@ def dear_pair(photos: Photos, rng: Rng, scale: float) -> tuple[torch.Tensor, tor
     Returns:
         (input [3, 40, 40], target [3, n, n]), both in [0, 1]; n is 40 times the scale.
     """
-    target = square_crop(photos[rng.integers(len(photos))], rng, round(DEAR_SIDE * scale))
+    target = square_crop(photos[int(rng.integers(len(photos)))], rng, round(DEAR_SIDE * scale))
     target = target.transpose(rng.choice(list(Image.Transpose))) if rng.random() < 0.9 else target
-    source = target.resize((DEAR_SIDE, DEAR_SIDE), Image.BICUBIC)
+    source = target.resize((DEAR_SIDE, DEAR_SIDE), Image.Resampling.BICUBIC)
     channels = rng.permutation(3)
     return to_tensor(source)[0, channels], to_tensor(target)[0, channels]
 
@@ -97,7 +97,8 @@ def in2_shape(rng: Rng, area: int) -> tuple[int, int]:
 
     The adaptive training strategy of IN²'s paper, whose area is 512². The sides need not be multiples of 8.
     """
-    aspect = math.exp(rng.uniform(*map(math.log, ASPECTS)))
+    low, high = map(math.log, ASPECTS)
+    aspect = math.exp(rng.uniform(low, high))
     height = round(math.sqrt(area * aspect))
     return height, round(area / height)
 
@@ -108,12 +109,12 @@ def in2_crop(photos: Photos, rng: Rng, shape: tuple[int, int]) -> torch.Tensor:
     The channels are permuted, and each is inverted in half of the cases. Otherwise grey remains the best prediction
     for a long time.
     """
-    photo = photos[rng.integers(len(photos))]
+    photo = photos[int(rng.integers(len(photos)))]
     most = min(n / m for n, m in zip(photo.size, reversed(shape), strict=True))
     zoom = rng.uniform(min(1, most), min(ZOOM, most)) if rng.random() < 0.5 else min(1, most)
     width, height = (m * zoom for m in reversed(shape))
     left, top = (int(rng.uniform(0, n - m)) for n, m in zip(photo.size, (width, height), strict=True))
-    crop = to_tensor(photo.resize(shape[::-1], Image.BICUBIC, (left, top, left + width, top + height)))[0]
+    crop = to_tensor(photo.resize(shape[::-1], Image.Resampling.BICUBIC, (left, top, left + width, top + height)))[0]
     axes = [axis for axis in (1, 2) if rng.random() < 0.5]
     inverted = torch.from_numpy(rng.random((3, 1, 1)) < 0.5)
     return torch.where(inverted, 1 - crop, crop)[rng.permutation(3)].flip(axes)

@@ -90,11 +90,11 @@ def _read(path: str | os.PathLike[str], max_pixels: float) -> Picture:
             mode = "L" if mode in ("1", "L", "LA") else "RGB"
             mode += "A" if upright.has_transparency_data else ""
             samples, depth = numpy.asarray(upright.convert(mode)), 8
-    samples = torch.from_numpy(samples.astype(numpy.float32) / (2**depth - 1))
-    samples = samples.reshape(*samples.shape[:2], -1).permute(2, 0, 1)[None]
-    colours = 3 if samples.shape[1] > 2 else 1
-    alpha = samples[:, colours:] if samples.shape[1] > colours else None
-    return Picture(samples[:, :colours], alpha, depth, icc, frames)
+    values = torch.from_numpy(samples.astype(numpy.float32) / (2**depth - 1))
+    values = values.reshape(*values.shape[:2], -1).permute(2, 0, 1)[None]
+    colours = 3 if values.shape[1] > 2 else 1
+    alpha = values[:, colours:] if values.shape[1] > colours else None
+    return Picture(values[:, :colours], alpha, depth, icc, frames)
 
 
 def _read_deep(path: str | os.PathLike[str], raw: str) -> numpy.ndarray:
@@ -124,11 +124,10 @@ def write(path: str | os.PathLike[str], picture: Picture) -> None:
     """
     kind = FORMATS[Path(path).suffix.lower()]
     parts = [picture.colour] if picture.alpha is None or kind in OPAQUE else [picture.colour, picture.alpha]
-    samples = torch.cat(parts, 1)[0].permute(1, 2, 0)
-    grey = samples.shape[2] == 1
+    values = torch.cat(parts, 1)[0].permute(1, 2, 0)
+    grey = values.shape[2] == 1
     deep = picture.depth == 16 and (kind == "PNG" or (kind == "TIFF" and grey))
-    samples = (samples * (65535 if deep else 255)).round_().numpy()
-    samples = samples.astype(numpy.uint16 if deep else numpy.uint8)
+    samples = (values * (65535 if deep else 255)).round_().numpy().astype(numpy.uint16 if deep else numpy.uint8)
     with atomic_write(path) as temporary:
         if deep and not grey:
             temporary.write_bytes(_png(samples, picture.icc))
@@ -175,5 +174,5 @@ def to_image(tensor: torch.Tensor) -> Image.Image:
 def shrink(image: Image.Image, scale: float) -> tuple[Image.Image, Image.Image]:
     """Returns the image shrunk by `scale` (bicubic, antialiased), and the part of the original that it shows."""
     size = [math.floor(n / scale + 1e-9) for n in image.size]
-    shown = image.crop((0, 0, *(round(n * scale) for n in size)))
-    return shown.resize(size, Image.BICUBIC), shown
+    shown = image.crop((0, 0, round(size[0] * scale), round(size[1] * scale)))
+    return shown.resize((size[0], size[1]), Image.Resampling.BICUBIC), shown

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,8 +27,8 @@ class ResBlock(nn.Module):
         super().__init__()
 
         def conv(dilation: int) -> list[nn.Module]:
-            options = {"dilation": dilation, "padding": dilation, "padding_mode": "reflect", "bias": norm == "none"}
-            layer = nn.Conv2d(channels, channels, 3, **options)
+            options: dict[str, Any] = {"dilation": dilation, "padding": dilation, "padding_mode": "reflect"}
+            layer = nn.Conv2d(channels, channels, 3, bias=norm == "none", **options)
             return [layer] if norm == "none" else [layer, InstanceNorm()]
 
         self.norm = norm
@@ -108,7 +109,7 @@ def smooth_fill(known: torch.Tensor, mask: torch.Tensor, sweeps: int = 4) -> tor
     return out.to(known.dtype)
 
 
-def initialize(encoders: Sequence[Encoder], decoder: nn.Sequential, others: Sequence[nn.Module]) -> None:
+def initialize(encoders: Sequence[Any], decoder: Any, others: Sequence[nn.Module]) -> None:
     """He initialization plus near-identity paths: encoders move pixels into channels, and the decoder moves them back.
 
     The first channels of a new network's features are therefore the masked image and its mask; the ResNet blocks add
@@ -134,7 +135,7 @@ def initialize(encoders: Sequence[Encoder], decoder: nn.Sequential, others: Sequ
     _pass_pixels(decoder[2], _pass_pixels(decoder[0], 16) // 16)
 
 
-def _pass_pixels(layer: nn.Conv2d | nn.ConvTranspose2d, count: int) -> int:
+def _pass_pixels(layer: Any, count: int) -> int:
     """Maps each of `count` channels on the fine side of a strided convolution to four on the coarse side, one a pixel.
 
     Returns the number of coarse channels used.

@@ -157,7 +157,7 @@ class DEAR(Inpainter):
         self._initialize()
 
     @torch.no_grad()
-    def _initialize(self) -> None:
+    def _initialize(self):
         """A new network starts from grey (or S), without a high-pass filter, and reconstructs its masked input."""
         grey = self.config.fill == "zeros"
         last = self.implicit.imnet.layers[-1]

@@ -21,7 +21,7 @@ def compare_upscaling(model: LIIF, photo: Image.Image, scale: float) -> tuple[fl
     small, shown = shrink(photo, scale)
     ours = to_image(model.upscale(to_tensor(small), size=shown.size[::-1]))
     border = math.ceil(scale)
-    ours_db, bicubic_db = (psnr(p, shown, border) for p in (ours, small.resize(shown.size, Image.BICUBIC)))
+    ours_db, bicubic_db = (psnr(p, shown, border) for p in (ours, small.resize(shown.size, Image.Resampling.BICUBIC)))
     return ours_db, bicubic_db
 
 
@@ -48,6 +48,6 @@ def compare_joint(model: Inpainter, photo: Image.Image, scale: float) -> tuple[f
     if scale == 1:
         baseline = telea(small, mask)
     else:
-        baseline = to_image(mean_fill(image, mask)).resize(shown.size, Image.BICUBIC)
+        baseline = to_image(mean_fill(image, mask)).resize(shown.size, Image.Resampling.BICUBIC)
     ours = to_image(model.inpaint(image, mask, shown.size[::-1]))
     return psnr(ours, shown, 0), psnr(baseline, shown, 0)

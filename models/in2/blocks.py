@@ -106,14 +106,15 @@ class ClampedAttention(NeighborhoodAttention2D):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, H, W, C] -> [B, H, W, C]."""
-        kernel = tuple(min(k, n) for k, n in zip(self.kernel_size, x.shape[1:3], strict=True))
-        rpb = self.rpb
+        height, width = (min(k, n) for k, n in zip(self.kernel_size, x.shape[1:3], strict=True))
+        kernel, rpb = (height, width), self.rpb
         if rpb is not None:  # its middle: the distances in the smaller window
             y, x_ = (slice(k - n, k + n - 1) for k, n in zip(self.kernel_size, kernel, strict=True))
             rpb = rpb[:, y, x_]
         qkv = self.qkv(x).unflatten(3, (3, self.num_heads, -1))
         if self.eager:
-            out = plain_pytorch.neighborhood_attention(*qkv.unbind(3), kernel, rpb)
+            query, key, value = qkv.unbind(3)
+            out = plain_pytorch.neighborhood_attention(query, key, value, kernel, rpb)
         else:
             out = neighborhood_attention_2d_packed(qkv, kernel, rpb=rpb)
         return self.proj(out.flatten(3))

@@ -82,13 +82,19 @@ class VGG19Features(nn.Module):
     Source: Simonyan and Zisserman, Very Deep Convolutional Networks for Large-Scale Image Recognition, ICLR 2015.
     """
 
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(self, path: str | PathLike[str]):
         super().__init__()
         layers: list[nn.Module] = []
         inputs = 3
         for width in VGG19:
-            layers += [nn.MaxPool2d(2)] if width == "M" else [nn.Conv2d(inputs, width, 3, padding=1), nn.ReLU()]
-            inputs = inputs if width == "M" else width
+            if isinstance(width, int):
+                layers += [nn.Conv2d(inputs, width, 3, padding=1), nn.ReLU()]
+                inputs = width
+            else:
+                layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
         state = torch.load(path, map_location="cpu", weights_only=True)
         missing = [name for name in self.state_dict() if not isinstance(state, dict) or name not in state]

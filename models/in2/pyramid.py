@@ -75,7 +75,8 @@ class ImplicitUpsample(nn.Module):
         for n_in, n_out in zip(inputs, widths[1:], strict=True):
             layers += [nn.Linear(n_in, n_out), nn.ReLU()]
         self.layers = nn.Sequential(*layers[:-1])
-        for layer in self.layers[::2]:  # torch's default loses nine tenths of a map's contrast
+        linears: list[Any] = list(self.layers)[::2]
+        for layer in linears:  # torch's default loses nine tenths of a map's contrast
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)
 
@@ -118,11 +119,12 @@ class ImplicitUpsample(nn.Module):
         weights[-1], biases[-1] = _taps(weights[-1], biases[-1], head)
         taps = render(feat, size, weights, biases, self.form, cell=cell, **options)
         out = F.fold(taps.flatten(2), taps.shape[2:], 3, padding=1)
+        assert head.bias is not None
         return out + head.bias.to(out.dtype).view(-1, 1, 1)
 
     def _linears(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Weights and biases as `local_implicit_decode` takes them."""
-        linears = list(self.layers)[::2]
+        linears: list[Any] = list(self.layers)[::2]
         weights, biases = [layer.weight for layer in linears], [layer.bias for layer in linears]
         if self.mode == "bilinear":  # as "split", with a = ReLU(a) - ReLU(-a)
             first = weights[0]

@@ -148,7 +148,7 @@ class LaMa(Inpainter):
     def forward(
         self,
         image: torch.Tensor,
-        mask: torch.Tensor | None = None,
+        mask: Any = None,
         size: tuple[int, int] | None = None,
         *,
         scale: float | None = None,
@@ -174,7 +174,9 @@ class LaMa(Inpainter):
         return round(5 * self.config.features * next(self.parameters()).element_size())
 
     @classmethod
-    def from_checkpoint(cls, path: checkpoints.FilePath, activation: str = "sigmoid") -> "LaMa":
+    def from_checkpoint(  # type: ignore[override]
+        cls, path: checkpoints.FilePath, activation: str = "sigmoid"
+    ) -> "LaMa":
         """Opens what `save` wrote, the generator alone in a safetensors file, or LaMa's Lightning checkpoint.
 
         In files of others the keys are `model.*` or `generator.model.*`; other keys (of a discriminator) are ignored,

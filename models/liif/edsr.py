@@ -23,6 +23,7 @@ class MeanShift(nn.Conv2d):
         super().__init__(3, 3, 1)
         self.requires_grad_(False)
         self.weight.copy_(torch.eye(3)[:, :, None, None])
+        assert self.bias is not None
         self.bias.copy_(sign * torch.tensor([0.4488, 0.4371, 0.4040]))
 
 

@@ -5,10 +5,12 @@ from typing import Any
 
 import torch
 
+from inr_kernels._core.checks import require, shape
 from inr_kernels.local_implicit import LocalImplicitDecoder
 from inr_kernels.local_implicit.functional import WORKSPACE
 
 from ..common import checkpoints
+from ..common.masking import output_size
 from ..common.network import WEIGHTS, Network
 from .edsr import EDSR
 
@@ -129,15 +131,11 @@ class LIIF(Network, LocalImplicitDecoder):
         Raises:
             ValueError: a shape, size or scale that does not fit.
         """
-        if scale is not None and not 0 < scale < float("inf"):
-            raise ValueError(f"scale must be positive and finite; got {scale}")
         if (scale is None) == (size is None):
             raise ValueError(f"give either scale or size; got scale={scale}, size={size}")
-        if image.dim() != 4 or image.shape[1] != 3:
-            raise ValueError(f"image must have shape [B, 3, h, w]; got {list(image.shape)}")
-        if size is None:
-            size = tuple(max(1, round(n * scale)) for n in image.shape[2:])
+        require(image.dim() == 4 and image.shape[1] == 3, "image", "have shape [B, 3, h, w]", shape(image))
         image = image.to(next(self.parameters()))
+        size = output_size(image, size, scale)
         feat = self.encoder.tiled(image * 2 - 1, workspace)
         return self.render(feat, size, workspace=workspace, **options).add_(1).div_(2).clamp_(0, 1)
 
