@@ -25,7 +25,7 @@ Progress: TypeAlias = Callable[[int, int], object] | None
 
 
 class Network:
-    """A network with a config (a dataclass) that is stored in one file. A mixin beside nn.Module.
+    """A network with a config (a dataclass) that is stored in one file. A mixin for nn.Module.
 
     Class attributes of a network:
         NETWORK: its name in checkpoints and error messages.
@@ -35,7 +35,7 @@ class Network:
 
     Attributes:
         config: what fixes its structure.
-        notes: any JSON value that a checkpoint holds beside the parameters, such as the training recipe.
+        notes: any JSON value that a checkpoint stores with the parameters, such as the training recipe.
     """
 
     NETWORK: ClassVar[str]
@@ -62,7 +62,7 @@ class Network:
 
         Args:
             path: of the file.
-            options: of the constructor, beside config: `eager` of DEAR and IN2.
+            options: of the constructor, other than config: `eager` of DEAR and IN2.
 
         Raises:
             OSError: the file cannot be read.
@@ -220,5 +220,5 @@ class Inpainter(Network, nn.Module):
         return graphed_pair(self, shape, size=size, scale=scale, **options)
 
     def bytes_per_pixel(self) -> int:
-        """Estimates the memory that `inpaint` needs for a pixel of the input, beside workspace and output."""
+        """Estimates the memory that `inpaint` needs for a pixel of the input, in addition to workspace and output."""
         raise NotImplementedError

@@ -294,7 +294,7 @@ class DEAR(Inpainter):
     bytes_per_output_pixel = 12  # the interpolated fill
 
     def bytes_per_pixel(self, tile: int | None = None) -> int:
-        """Estimates the memory that `inpaint` needs for a pixel of the input, beside workspace and output."""
+        """Estimates the memory that `inpaint` needs for a pixel of the input, in addition to workspace and output."""
         config = self.config
         if tile:  # twice the encoded map; the tiles, approximately
             return round((4 * config.features + 2) * self.filter_head.weight.element_size()) + 150

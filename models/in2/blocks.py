@@ -1,4 +1,4 @@
-"""The blocks of IN²: downsampling with global context, and neighborhood attention beside channel attention."""
+"""The blocks of IN²: downsampling with global context, and neighborhood attention with channel attention."""
 
 from typing import Any
 

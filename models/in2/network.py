@@ -198,6 +198,6 @@ class IN2(Inpainter):
     bytes_per_output_pixel = 108  # the nine taps of the head's three channels
 
     def bytes_per_pixel(self) -> int:
-        """Estimates the memory that `inpaint` needs for a pixel of the input, beside workspace and output."""
+        """Estimates the memory that `inpaint` needs for a pixel of the input, in addition to workspace and output."""
         values = 2.5 * self.config.channels[0] + 12  # the first maps; images, masks and their copies
         return round(values * max(4, self.decoder.head.weight.element_size()))

@@ -170,7 +170,7 @@ class LaMa(Inpainter):
         return super().graphed(shape, size, scale=scale, **options)
 
     def bytes_per_pixel(self) -> int:
-        """Estimates the memory that `inpaint` needs for a pixel, beside the output."""
+        """Estimates the memory that `inpaint` needs for a pixel, in addition to the output."""
         return round(5 * self.config.features * next(self.parameters()).element_size())
 
     @classmethod

@@ -73,8 +73,8 @@ class EDSR(nn.Module):
 
         Args:
             image: [B, 3, h, w].
-            workspace: bytes of working memory beside the features, approximately; a tile is never smaller than its
-                overlap.
+            workspace: bytes of working memory in addition to the features, approximately; a tile is never smaller
+                than its overlap.
         """
         pixel = LIVE_MAPS * self.out_dim * image.element_size() * len(image)
         side = max(math.isqrt(workspace // pixel) - 2 * self.halo, 2 * self.halo)

@@ -118,7 +118,7 @@ class LIIF(Network, LocalImplicitDecoder):
     ) -> torch.Tensor:
         """Renders an image [B, 3, h, w] in [0, 1] at another size: [B, 3, H, W] in [0, 1], in the parameters' dtype.
 
-        Beside both images it needs the features (4 C bytes per pixel of the input in float32) and approximately
+        In addition to both images it needs the features (4 C bytes per pixel of the input in float32) and approximately
         `workspace` bytes, at any size: the encoder runs on overlapping tiles, the decoder on bands of rows.
 
         Args:

@@ -20,7 +20,7 @@ from ..in2.network import IN2, SMALL
 from . import loop
 
 SAVE_EVERY = 250  # steps
-MISSING = 5  # weight of L1 on missing pixels beside L1 on all
+MISSING = 5  # weight of L1 on missing pixels, added to L1 on all
 WEIGHTS = losses.LossWeights()
 
 
