@@ -80,8 +80,7 @@ def test_graphed_models(name, dtype):
     """The forward can be captured. A replay uses its own inputs and the weights' values at that time, and allocates
     only its result, which the caller owns."""
     model = MODELS[name]().to(DEVICE, dtype).eval()
-    sides = (56, 64) if name == "LaMa" else (57, 61)
-    shapes = [(1, 4, *sides)] if name == "LaMa" else [(1, 3, *sides), (1, 1, *sides)]
+    shapes = [(1, 3, 57, 61), (1, 1, 57, 61)]
     fast, kept = model.graphed(shapes[0]), []
     with torch.no_grad(), inr_kernels.backend("triton"):
         for _ in range(3):
