@@ -155,7 +155,7 @@ class FilterRows {
  public:
   using R = Real<T>;
 
-  explicit FilterRows(const FilterPlan<T>& plan) : plan(plan), p(plan.p) {
+  INR_NOINLINE explicit FilterRows(const FilterPlan<T>& plan) : plan(plan), p(plan.p) {
     image.resize((plan.channels * plan.staged_rows + 1) * plan.row_length + lanes<T>);
     weights.resize(plan.unit_groups * p.taps() * plan.tap_stride);
     value.resize(plan.padded_width);
@@ -165,7 +165,7 @@ class FilterRows {
   explicit operator bool() const { return image && weights && value && taps && offsets; }
 
   // Stages the image rows that the taps of a task read.
-  void stage_image(const FilterTask& task) {
+  INR_NOINLINE void stage_image(const FilterTask& task) {
     first_row = clamp(task.begin - plan.reach, 0, p.height);
     const std::int64_t high = clamp(task.end + plan.reach, 0, p.height);
     const std::int64_t channel = task.image * p.channels + task.unit * plan.channels;
@@ -176,7 +176,7 @@ class FilterRows {
   }
 
   // Stages the weights of the output rows [Y, Y + count), after the softmax.
-  void stage_weights(const FilterTask& task, std::int64_t Y, std::int64_t count) {
+  INR_NOINLINE void stage_weights(const FilterTask& task, std::int64_t Y, std::int64_t count) {
     const std::int64_t n = plan.unit_groups * p.taps(), *strides = p.kernel_strides;
     const T* kernel = static_cast<const T*>(p.kernel) + task.image * strides[0] + task.unit * n * strides[1];
     const bool whole = plan.padded_width == p.out_width && strides[2] == p.out_width * strides[3];
