@@ -73,4 +73,4 @@ def test_cpp_alone_without_nvcc(tree, tmp_path):
     assert cuda_archs(tree) == ""
     forced = build(tree, path, INR_KERNELS_CUDA="1")
     assert forced.returncode != 0
-    assert "INR_KERNELS_CUDA=1 asks for CUDA, but there is no nvcc on PATH" in forced.stdout + forced.stderr
+    assert "INR_KERNELS_CUDA=1 requires CUDA, but there is no nvcc on PATH" in forced.stdout + forced.stderr

@@ -1,8 +1,8 @@
 // Vectors of one machine register, in the compilers' portable vector extension.
 //
-// Every file of csrc/cpu is compiled once per instruction set, each time in a namespace of its own
-// (INR_ISA), and dispatch.cpp picks one when it runs. So nothing here may have external linkage
-// outside that namespace: a shared inline function would end up in whichever build the linker saw first.
+// Every .cpp file under csrc/cpu is compiled once per instruction set, each time in its own namespace (INR_ISA), and
+// dispatch.cpp chooses one at run time. Nothing under csrc/cpu may have external linkage outside that namespace: the
+// linker keeps one copy of a shared inline function, which may use instructions that the processor does not have.
 #pragma once
 
 #include <cstdint>
@@ -14,6 +14,8 @@
 #endif
 
 #define INR_INLINE static inline __attribute__((always_inline))
+// For long functions with several callers, and for those that are the same for several dtypes: one copy.
+#define INR_NOINLINE __attribute__((noinline))
 
 namespace inr {
 namespace INR_ISA {
@@ -36,7 +38,7 @@ struct f16 {
   std::uint16_t bits;
 };
 
-// What a stored element is computed in, and how many elements one multiply-add takes at a time.
+// The type that a stored element is computed in, and the number of inner elements of one multiply-add.
 template <class Stored>
 struct Element {
   using Real = Stored;
@@ -131,7 +133,7 @@ INR_INLINE void store_halves(void* p, Words words) {
   std::memcpy(p, &halves, sizeof halves);
 }
 
-// As to_real and from_real, of a whole vector.
+// load and store of converted types: to_real and from_real for a whole vector.
 INR_INLINE Vec<float> load(const bf16* p) { return (Vec<float>)(load_halves(p) << 16); }
 INR_INLINE Vec<float> load(const f16* p) {
   const Words bits = load_halves(p), magnitude = (bits & 0x7fff) << 13;
@@ -157,7 +159,7 @@ INR_INLINE void store(f16* p, Vec<float> v) {
   store_halves(p, half | (bits >> 16 & 0x8000));
 }
 
-// The first n lanes, n < lanes<T>; zeros stand behind them.
+// The first n lanes, n < lanes<T>; load_part sets the others to zero. p: [n]
 template <class T>
 INR_INLINE Vec<T> load_part(const T* p, std::int64_t n) {
   Real<T> v[lanes<T>] = {};
@@ -177,28 +179,29 @@ INR_INLINE void store_part(float* p, Vec<float> v, std::int64_t n) {
 }
 #endif
 
-// Past the caches, where the processor can: p is aligned to vector_bytes, and `streamed` comes before others read.
-INR_INLINE void stream(float* p, Vec<float> v) {
+// Non-temporal stores, where available: they bypass the caches. p is aligned to vector_bytes. Call stream_fence before
+// another thread reads.
+INR_INLINE void stream_store(float* p, Vec<float> v) {
 #if defined(__AVX512F__)
   _mm512_stream_ps(p, (__m512)v);
 #else
   store(p, v);
 #endif
 }
-INR_INLINE void stream(double* p, Vec<double> v) {
+INR_INLINE void stream_store(double* p, Vec<double> v) {
 #if defined(__AVX512F__)
   _mm512_stream_pd(p, (__m512d)v);
 #else
   store(p, v);
 #endif
 }
-INR_INLINE void streamed() {
+INR_INLINE void stream_fence() {
 #if defined(__AVX512F__)
   _mm_sfence();
 #endif
 }
 
-// e^x for x <= 0, to an ulp or two; 0 where the result would be subnormal, NaN for NaN.
+// e^x for x <= 0, accurate to 2 ulp; 0 where the result would be subnormal, NaN for NaN.
 // x = n ln 2 + r, or x / ln 2 = n + f; adding `magic` rounds n to an integer and leaves it in the low bits.
 INR_INLINE Vec<float> exp_negative(Vec<float> x) {
   const Vec<float> shifted = x * 0x1.715476p0f + 0x1.8p23f, n = shifted - 0x1.8p23f, f = x * 0x1.715476p0f - n;
@@ -223,7 +226,7 @@ INR_INLINE Vec<double> exp_negative(Vec<double> x) {
   return x < -708. ? Vec<double>{} : e;
 }
 
-// max(v, 0) that hands a NaN on.
+// max(v, 0) that propagates NaN.
 template <class V>
 INR_INLINE V relu(V v) {
   return v < 0 ? V{} : v;

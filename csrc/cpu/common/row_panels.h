@@ -1,4 +1,4 @@
-// C = A B where A, the weights, are in panels of block_rows rows and B, activations, lies in rows of a tile.
+// C = A B where A (weights) is packed in panels of block_rows rows and B (activations) is a row-major tile.
 #pragma once
 
 #include <utility>
@@ -12,15 +12,16 @@ namespace INR_ISA {
 template <class T>
 class RowPanels {
  public:
-  // `ahead`: elements left free before the first, so that matrices side by side fall into different cache sets.
-  bool resize(std::int64_t rows, std::int64_t steps, std::int64_t ahead = 0) {
-    steps_ = steps, ahead_ = ahead;
-    return data_.resize(round_up(rows, block_rows) * steps + ahead);
+  // offset: unused elements before the first, so that several matrices fall into different cache sets.
+  bool resize(std::int64_t rows, std::int64_t steps, std::int64_t offset = 0) {
+    steps_ = steps, offset_ = offset;
+    return data_.resize(round_up(rows, block_rows) * steps + offset);
   }
-  // The values of rows [i, i + block_rows) at one step; i is a multiple of block_rows.
-  T* block(std::int64_t i, std::int64_t step) const { return data_ + ahead_ + i * steps_ + step * block_rows; }
-  // emit(j, sums) for the rows [i, i + block_rows) times b, `cols` columns of rows `b_row` apart, a panel at a time.
-  // Sums of many steps are summed in runs: rounding grows with a run's length, not with the number of steps.
+  // [block_rows]: rows [i, i + block_rows) at one step; i is a multiple of block_rows.
+  T* block(std::int64_t i, std::int64_t step) const { return data_ + offset_ + i * steps_ + step * block_rows; }
+  // Calls emit(j, sums) for the rows [i, i + block_rows) of a times each panel of columns of b.
+  // b: [steps, round_up(cols, panel)] with row stride b_row.
+  // Long sums are split into runs of 64 steps, so that rounding errors do not grow with the number of steps.
   template <class Emit>
   INR_INLINE void multiply(const RowPanels& a, std::int64_t i, const T* b, std::int64_t b_row, std::int64_t cols,
                            Emit emit) {
@@ -42,7 +43,7 @@ class RowPanels {
 
  private:
   Buffer<T> data_;
-  std::int64_t steps_ = 0, ahead_ = 0;
+  std::int64_t steps_ = 0, offset_ = 0;
 };
 
 template <class V, std::size_t... I>
@@ -57,7 +58,7 @@ INR_INLINE void interleave(V even, V odd, V& a, V& b, std::index_sequence<I...>)
   b = __builtin_shufflevector(even, odd, int(I % 2 * n + (I + n) / 2)...);
 }
 
-// 2 lanes of p -> those at even and at odd places; and back.
+// Splits the elements of p into those at even and at odd indices, and back. p: [2 lanes]
 template <class T>
 INR_INLINE void load_pairs(const T* p, Vec<T>& even, Vec<T>& odd) {
   deinterleave(load(p), load(p + lanes<T>), even, odd, std::make_index_sequence<lanes<T>>{});

@@ -1,20 +1,20 @@
-// fourier_unit's product on the spectrum: the real and imaginary parts, which lie side by side as the transform left
-// them, are taken apart on their way into a tile and put together again on their way out of the registers.
-#include "kernels.h"
-#include "row_panels.h"
-#include "tasks.h"
+// The matrix product of fourier_unit on the spectrum. The interleaved real and imaginary parts are separated when a
+// tile is loaded, and interleaved again when results are stored from registers.
+#include "../entries.h"
+#include "../common/row_panels.h"
+#include "../common/tasks.h"
 
 namespace inr {
 namespace INR_ISA {
 namespace {
 
 template <class T>
-class Product {
+class SpectrumMultiplier {
  public:
-  static constexpr std::int64_t tile = 2 * panel<T>;         // frequencies of a task
-  static constexpr std::int64_t tile_row = tile + lanes<T>;  // consecutive rows fall into different cache sets
+  static constexpr std::int64_t tile = 2 * panel<T>;         // positions of a task
+  static constexpr std::int64_t tile_row = tile + lanes<T>;  // its row stride: rows fall into different cache sets
 
-  explicit Product(const SpectrumProduct& p)
+  explicit SpectrumMultiplier(const SpectrumProduct& p)
       : p_(p), tiles_((p.positions + tile - 1) / tile), rows_(round_up(2 * p.outputs, block_rows)) {}
 
   bool prepare() {
@@ -33,12 +33,13 @@ class Product {
 
   std::int64_t tasks() const { return p_.batch * p_.groups * tiles_; }
 
-  // b: [2 inputs][tile_row]
+  // b: [2 inputs][tile_row], a work buffer; out: [batch, groups * outputs, positions], complex
   void run(std::int64_t task, T* b, T* out) const {
     const std::int64_t unit = task / tiles_, first = task % tiles_ * tile, group = unit % p_.groups;
     const std::int64_t count = p_.positions - first < tile ? p_.positions - first : tile;
     const T* x = static_cast<const T*>(p_.x) + (unit * p_.inputs * p_.positions + first) * 2;
-    for (std::int64_t c = 0; c < p_.inputs; ++c, x += 2 * p_.positions) take_apart(x, count, b + 2 * c * tile_row);
+    for (std::int64_t c = 0; c < p_.inputs; ++c, x += 2 * p_.positions)
+      deinterleave_row(x, count, b + 2 * c * tile_row);
     out += (unit * p_.outputs * p_.positions + first) * 2;
     for (std::int64_t i = 0; i < 2 * p_.outputs; i += block_rows)
       RowPanels<T>::multiply(weight_, group * rows_ + i, b, tile_row, count, [&](std::int64_t j, const auto& sums) {
@@ -48,14 +49,14 @@ class Product {
             Vec<T> re = sums[r][v] + shift[r], im = sums[r + 1][v] + shift[r + 1];
             if (p_.relu) re = relu(re), im = relu(im);
             const std::int64_t at = j + v * lanes<T>;
-            put_together(re, im, count - at, out + ((i + r) / 2 * p_.positions + at) * 2);
+            store_interleaved(re, im, count - at, out + ((i + r) / 2 * p_.positions + at) * 2);
           }
       });
   }
 
  private:
-  // x: `count` complex numbers -> two rows
-  static void take_apart(const T* x, std::int64_t count, T* rows) {
+  // Separates the real and imaginary parts. x: [count], complex; rows: [2][tile_row]
+  static void deinterleave_row(const T* x, std::int64_t count, T* rows) {
     for (std::int64_t n = 0; n < count; n += lanes<T>) {
       Vec<T> re, im;
       if (n + lanes<T> <= count) {
@@ -70,7 +71,8 @@ class Product {
     }
   }
 
-  static void put_together(Vec<T> re, Vec<T> im, std::int64_t count, T* out) {
+  // out: [count], complex
+  static void store_interleaved(Vec<T> re, Vec<T> im, std::int64_t count, T* out) {
     if (count >= lanes<T>) return store_pairs(out, re, im);
     T tail[2 * lanes<T>];
     store_pairs(tail, re, im);
@@ -79,20 +81,21 @@ class Product {
 
   const SpectrumProduct& p_;
   std::int64_t tiles_, rows_;
-  RowPanels<T> weight_;
-  Buffer<T> shift_;
+  RowPanels<T> weight_;  // [groups * rows_, 2 inputs]
+  Buffer<T> shift_;      // [groups * rows_]
 };
 
+// out: [batch, groups * outputs, positions], complex
 template <class T>
 Status product(const SpectrumProduct& p, T* out) {
-  Product<T> product(p);
-  if (!product.prepare()) return Status::out_of_memory;
+  SpectrumMultiplier<T> multiplier(p);
+  if (!multiplier.prepare()) return Status::out_of_memory;
   const double flops = 8.0 * double(p.inputs) * double(p.outputs * p.groups) * double(p.positions * p.batch);
   return for_each_task(
-      useful_threads(flops, p.threads), product.tasks(),
-      [&] { return Buffer<T>(2 * p.inputs * Product<T>::tile_row); },
+      useful_threads(flops, p.threads), multiplier.tasks(),
+      [&] { return Buffer<T>(2 * p.inputs * SpectrumMultiplier<T>::tile_row); },
       [&](Buffer<T>& b, std::int64_t task) {
-        product.run(task, b, out);
+        multiplier.run(task, b, out);
         return Status::ok;
       });
 }

@@ -1,23 +1,23 @@
-// Work that is cut into tasks, on as many threads as it is worth.
+// Runs tasks on a useful number of threads.
 #pragma once
 
 #include <atomic>
 
-#include "../common/threads.h"
-#include "../inr.h"
+#include "../../common/threads.h"
+#include "../../inr.h"
 #include "simd.h"
 
 namespace inr {
 namespace INR_ISA {
 
-// Threads worth starting: each gets at least some 20 MFLOP.
+// The number of threads that are worth starting: each gets at least some 20 MFLOP.
 INR_INLINE int useful_threads(double flops, int threads) {
   const double useful = flops / 2e7 + 1;
   return useful < threads ? int(useful) : threads;
 }
 
-// Status work(worker, i) for i in [0, count), in no order, until one fails. Every thread has a worker of its own,
-// make(), which is false where there is no memory for it.
+// Calls work(worker, i), which returns a Status, for i in [0, count) in any order, until one fails. Every thread
+// creates its own worker by make(); a worker that converts to false is out of memory.
 template <class Make, class F>
 Status for_each_task(int threads, std::int64_t count, Make&& make, F&& work) {
   std::atomic<std::int64_t> next{0};

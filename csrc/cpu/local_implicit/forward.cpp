@@ -1,19 +1,20 @@
-#include "local_implicit.h"
+#include "common.h"
 
-#include "kernels.h"
+#include "../entries.h"
 
 namespace inr {
 namespace INR_ISA {
 namespace {
 
+// Decodes the queries [first, first + count). a, b, result: [tile_rows][stride]; out: [queries, widths[depth]]
 template <class T>
-Status decode_tile(const LocalImplicit& p, const Weights<T>& w, std::int64_t first, std::int64_t count, T* a, T* b,
-                   Real<T>* result, std::int64_t stride, T* out) {
+Status decode_tile(const LocalImplicit& p, const PackedWeights<T>& w, std::int64_t first, std::int64_t count, T* a,
+                   T* b, Real<T>* result, std::int64_t stride, T* out) {
   Neighbours q[tile_rows];
   const int rows = rows_per_query(p);
   for (std::int64_t k = 0; k < count; ++k) {
     if (!locate(p, first + k, q[k])) return Status::row_outside_band;
-    first_rows(p, w, q[k], a + k * rows * stride, stride);
+    first_layer_rows(p, w, q[k], a + k * rows * stride, stride);
   }
   for (std::int64_t i = 0; i + 1 < p.depth; ++i) {
     hidden_layer(w, i, a, count * rows, stride, b);
@@ -27,7 +28,7 @@ Status decode_tile(const LocalImplicit& p, const Weights<T>& w, std::int64_t fir
     a = b;
   }
   const std::int64_t last = p.depth - 1, channels = p.widths[p.depth];
-  Packed<T>::multiply(w.forward[last], a, count, stride, [&](std::int64_t r, std::int64_t n, Vec<T> v) {
+  PackedMatrix<T>::multiply(w.forward[last], a, count, stride, [&](std::int64_t r, std::int64_t n, Vec<T> v) {
     store(result + r * stride + n, v + load(w.bias[last] + n));
   });
   for (std::int64_t k = 0; k < count; ++k)
@@ -37,7 +38,7 @@ Status decode_tile(const LocalImplicit& p, const Weights<T>& w, std::int64_t fir
 
 template <class T>
 Status forward(const LocalImplicit& p, T* out) {
-  Weights<T> weights;
+  PackedWeights<T> weights;
   if (!weights.prepare(p)) return Status::out_of_memory;
   const std::int64_t stride = tile_stride<T>(p), queries = p.queries(), tile = tile_queries(p);
   struct Worker {

@@ -1,16 +1,17 @@
-// Recomputes each tile's forward, then walks back through it. No atomics: every thread sums into buffers
-// of its own, which are added in the threads' order. Long sums are summed by tiles, for their rounding.
+// The backward recomputes each tile's forward. There are no atomics: every thread sums into its own buffers, which are
+// then added in the order of the threads. Long sums are split into sums per tile, which reduces their rounding error.
 #include <atomic>
 #include <new>
 
-#include "kernels.h"
-#include "local_implicit.h"
+#include "../entries.h"
+#include "common.h"
 
 namespace inr {
 namespace INR_ISA {
 namespace {
 
-// The queries in the order of the feature rows that they read, so that a thread's share touches few of them.
+// Sorts the queries by the feature rows that they read, so that each thread's share reads few rows.
+// order: [queries], allocated here
 Status sort_queries(const LocalImplicit& p, Buffer<std::int64_t>& order) {
   const std::int64_t rows = p.batch * p.band_rows, n = p.queries();
   Buffer<std::int64_t> row(n), start(rows + 1);
@@ -26,16 +27,16 @@ Status sort_queries(const LocalImplicit& p, Buffer<std::int64_t>& order) {
   return Status::ok;
 }
 
-// One thread's sums and tiles.
+// The sums and tiles of one thread.
 template <class T>
-struct Worker {
-  Buffer<T> weight[max_depth];  // [round_up(outputs, block_rows)][columns(inputs)]
-  Buffer<T> bias[max_depth];
-  Buffer<T> position, position_tile;  // [4][stride of Weights]; the second of the current tile
-  Buffer<T> hoisted;            // the feature rows [row_begin, row_end)
+struct GradientWorker {
+  Buffer<T> weight[max_depth];        // [round_up(outputs, block_rows)][columns(inputs)]
+  Buffer<T> bias[max_depth];          // [round_up(outputs, panel)]
+  Buffer<T> position, position_tile;  // [4][stride of PackedWeights]; all tiles', the current tile's
+  Buffer<T> hoisted;                  // [row_end - row_begin][width][widths[0]]
   std::int64_t row_begin = 0, row_end = 0;
-  Buffer<T> h[max_depth];       // inputs of every layer
-  Buffer<T> mean, grad_mean, grad, grad_next;
+  Buffer<T> h[max_depth];                      // [tile_rows][stride], the input of each layer
+  Buffer<T> mean, grad_mean, grad, grad_next;  // [tile_rows][stride]
 
   static std::int64_t columns(std::int64_t inputs) { return round_up(inputs, panel<T>); }
 
@@ -53,11 +54,12 @@ struct Worker {
   }
 };
 
-// grad_weight += grad^T h, grad_bias += sum of grad's rows.
+// Adds grad^T h to layer i's weight gradient, and the sum of grad's rows to its bias gradient.
+// grad, h: [rows][stride]
 template <class T>
-void add_weight_gradient(Worker<T>& worker, const LocalImplicit& p, std::int64_t i, const T* grad, const T* h,
+void add_weight_gradient(GradientWorker<T>& worker, const LocalImplicit& p, std::int64_t i, const T* grad, const T* h,
                          std::int64_t rows, std::int64_t stride) {
-  const std::int64_t outputs = p.widths[i + 1], ld = Worker<T>::columns(p.inputs(i));
+  const std::int64_t outputs = p.widths[i + 1], ld = GradientWorker<T>::columns(p.inputs(i));
   T* weight = worker.weight[i];
   gemm<T>(outputs, p.inputs(i), rows, grad, 1, stride, h, stride, panel<T>,
           [&](std::int64_t n, std::int64_t k, Vec<T> v) { store(weight + n * ld + k, load(weight + n * ld + k) + v); });
@@ -68,20 +70,21 @@ void add_weight_gradient(Worker<T>& worker, const LocalImplicit& p, std::int64_t
   }
 }
 
-// to = grad W, where `gate` is not null only through its positive entries (a ReLU's output).
+// to = grad W, set to zero where the ReLU output `activation` is not positive (nullptr: no ReLU).
+// grad, activation, to: [rows][stride]
 template <class T>
-void input_gradient(const Packed<T>& transposed, const T* grad, std::int64_t rows, std::int64_t stride, const T* gate,
-                    T* to) {
-  Packed<T>::multiply(transposed, grad, rows, stride, [&](std::int64_t r, std::int64_t n, Vec<T> v) {
-    if (gate) v = load(gate + r * stride + n) > 0 ? v : Vec<T>{};
+void input_gradient(const PackedMatrix<T>& transposed, const T* grad, std::int64_t rows, std::int64_t stride,
+                    const T* activation, T* to) {
+  PackedMatrix<T>::multiply(transposed, grad, rows, stride, [&](std::int64_t r, std::int64_t n, Vec<T> v) {
+    if (activation) v = load(activation + r * stride + n) > 0 ? v : Vec<T>{};
     store(to + r * stride + n, v);
   });
 }
 
-// The first layer's gradients, from the gradient of its output `grad` (rows_per_query rows a query).
+// Adds one query's gradients of the first layer. grad, of the layer's output: [rows_per_query][stride]
 template <class T>
-void first_layer_gradient(Worker<T>& worker, const LocalImplicit& p, const Weights<T>& w, const Neighbours& q,
-                          const T* grad, std::int64_t stride) {
+void first_layer_gradient(GradientWorker<T>& worker, const LocalImplicit& p, const PackedWeights<T>& w,
+                          const Neighbours& q, const T* grad, std::int64_t stride) {
   T* target[4];
   for (int t = 0; t < p.neighbours() && worker.hoisted; ++t)
     target[t] = worker.hoisted + (q.pixel[t] - worker.row_begin * p.width) * p.widths[0];
@@ -111,26 +114,27 @@ void first_layer_gradient(Worker<T>& worker, const LocalImplicit& p, const Weigh
   }
 }
 
+// query: [count] indices of queries; grad_out: [queries, widths[depth]]; transposed: [depth]
 template <class T>
-Status backward_tile(Worker<T>& worker, const LocalImplicit& p, const Weights<T>& w, const Packed<T>* transposed,
-                     const std::int64_t* query, std::int64_t count, const T* grad_out, std::int64_t stride,
-                     bool weights) {
+Status backward_tile(GradientWorker<T>& worker, const LocalImplicit& p, const PackedWeights<T>& w,
+                     const PackedMatrix<T>* transposed, const std::int64_t* query, std::int64_t count,
+                     const T* grad_out, std::int64_t stride, bool weights) {
   Neighbours q[tile_rows];
   const int per_query = rows_per_query(p);
   const std::int64_t rows = count * per_query, last = p.depth - 1, channels = p.widths[p.depth];
   for (std::int64_t k = 0; k < count; ++k) {
     if (!locate(p, query[k], q[k])) return Status::row_outside_band;
-    first_rows<T>(p, w, q[k], worker.h[0] + k * per_query * stride, stride);
+    first_layer_rows<T>(p, w, q[k], worker.h[0] + k * per_query * stride, stride);
     for (std::int64_t o = 0; o < channels; ++o) worker.grad[k * stride + o] = grad_out[query[k] * channels + o];
   }
   for (std::int64_t i = 0; i < last; ++i) hidden_layer<T>(w, i, worker.h[i], rows, stride, worker.h[i + 1]);
 
   T *grad = worker.grad, *next = worker.grad_next;
-  T* const no_gate = nullptr;  // with the ensemble first, h[0] is no ReLU's output
+  T* const unmasked = nullptr;  // with the ensemble first, h[0] is not the output of a ReLU
   if (p.ensemble_first) {
     if (weights) add_weight_gradient<T>(worker, p, last, grad, worker.h[last], count, stride);
-    const T* gate = last ? worker.h[last] : no_gate;
-    input_gradient<T>(transposed[last], grad, count, stride, gate, next);
+    const T* activation = last ? worker.h[last] : unmasked;
+    input_gradient<T>(transposed[last], grad, count, stride, activation, next);
   } else {
     const std::int64_t width = p.widths[last];
     if (weights) {
@@ -138,7 +142,7 @@ Status backward_tile(Worker<T>& worker, const LocalImplicit& p, const Weights<T>
         ensemble<T>(p, q[k], worker.h[last] + k * per_query * stride, stride, width, worker.mean + k * stride);
       add_weight_gradient<T>(worker, p, last, grad, worker.mean, count, stride);
     }
-    input_gradient<T>(transposed[last], grad, count, stride, no_gate, worker.grad_mean);
+    input_gradient<T>(transposed[last], grad, count, stride, unmasked, worker.grad_mean);
     for (std::int64_t k = 0; k < count; ++k)
       for (int t = 0; t < per_query; ++t)
         for (std::int64_t n = 0, row = (k * per_query + t) * stride; n < width; n += lanes<T>) {
@@ -151,8 +155,8 @@ Status backward_tile(Worker<T>& worker, const LocalImplicit& p, const Weights<T>
     grad = next;
     next = swap;
     if (weights) add_weight_gradient<T>(worker, p, i, grad, worker.h[i], rows, stride);
-    const T* gate = i || !p.ensemble_first ? worker.h[i] : no_gate;
-    input_gradient<T>(transposed[i], grad, rows, stride, gate, next);
+    const T* activation = i || !p.ensemble_first ? worker.h[i] : unmasked;
+    input_gradient<T>(transposed[i], grad, rows, stride, activation, next);
   }
   for (std::int64_t k = 0; k < count; ++k)
     first_layer_gradient<T>(worker, p, w, q[k], next + k * per_query * stride, stride);
@@ -163,9 +167,9 @@ Status backward_tile(Worker<T>& worker, const LocalImplicit& p, const Weights<T>
   return Status::ok;
 }
 
-// The feature rows that the queries [begin, end) of the order touch: its rows, and one below the last.
+// Allocates the gradient of the feature rows that the queries order[begin ... end) read. order: [queries]
 template <class T>
-bool allocate_rows(Worker<T>& worker, const LocalImplicit& p, const std::int64_t* order, std::int64_t begin,
+bool allocate_rows(GradientWorker<T>& worker, const LocalImplicit& p, const std::int64_t* order, std::int64_t begin,
                    std::int64_t end) {
   for (std::int64_t k = begin; k < end; ++k) {
     Neighbours q;
@@ -177,12 +181,13 @@ bool allocate_rows(Worker<T>& worker, const LocalImplicit& p, const std::int64_t
   return worker.hoisted.resize((worker.row_end - worker.row_begin) * p.width * p.widths[0]);
 }
 
+// Adds the gradients of all threads. workers: [n]; stride: of PackedWeights
 template <class T>
-void sum_workers(const LocalImplicit& p, Worker<T>* workers, int n, const LocalImplicitGradients& grads,
+void sum_workers(const LocalImplicit& p, GradientWorker<T>* workers, int n, const LocalImplicitGradients& grads,
                  std::int64_t stride) {
   if (grads.weights) {
     for (std::int64_t i = 0; i < p.depth; ++i) {
-      const std::int64_t outputs = p.widths[i + 1], inputs = p.inputs(i), ld = Worker<T>::columns(inputs);
+      const std::int64_t outputs = p.widths[i + 1], inputs = p.inputs(i), ld = GradientWorker<T>::columns(inputs);
       T *weight = static_cast<T*>(grads.weights[i]), *bias = static_cast<T*>(grads.biases[i]);
       for (std::int64_t o = 0; o < outputs; ++o) {
         bias[o] = 0;
@@ -220,8 +225,8 @@ void sum_workers(const LocalImplicit& p, Worker<T>* workers, int n, const LocalI
 
 template <class T>
 Status backward(const LocalImplicit& p, const T* grad_out, const LocalImplicitGradients& grads) {
-  Weights<T> w;
-  Packed<T> transposed[max_depth];
+  PackedWeights<T> w;
+  PackedMatrix<T> transposed[max_depth];
   if (!w.prepare(p)) return Status::out_of_memory;
   for (std::int64_t i = 0; i < p.depth; ++i)
     if (!transposed[i].pack(static_cast<const T*>(p.weights[i]), p.inputs(i), p.widths[i + 1], 1, p.inputs(i)))
@@ -232,14 +237,14 @@ Status backward(const LocalImplicit& p, const T* grad_out, const LocalImplicitGr
   const std::int64_t stride = tile_stride<T>(p), queries = p.queries(), tile = tile_queries(p);
   const int n = useful_threads(p);
   struct Pool {
-    Worker<T>* workers;
-    explicit Pool(int n) : workers(new (std::nothrow) Worker<T>[n]) {}
+    GradientWorker<T>* workers;
+    explicit Pool(int n) : workers(new (std::nothrow) GradientWorker<T>[n]) {}
     ~Pool() { delete[] workers; }
   } pool(n);
   if (!pool.workers) return Status::out_of_memory;
   std::atomic<Status> status{Status::ok};
   parallel(n, [&](int share) {
-    Worker<T>& worker = pool.workers[share];
+    GradientWorker<T>& worker = pool.workers[share];
     const std::int64_t begin = queries * share / n, end = queries * (share + 1) / n;
     if (!worker.allocate(p, grads.weights, stride) ||
         (grads.hoisted && !allocate_rows(worker, p, order, begin, end))) {

@@ -1,19 +1,19 @@
-// What the forward and the backward kernels of local_implicit share: packed weights and the first layer.
+// Shared by the forward and the backward of local_implicit: packed weights and layers.
 //
-// Queries go through the whole MLP in tiles of about `tile_rows` evaluations (query x neighbour), whose
-// hidden states never leave the caches.
+// Queries are processed in tiles of about `tile_rows` evaluations of the MLP (query x neighbour), whose hidden states
+// stay in the caches through all layers.
 #pragma once
 
-#include "../common/neighbours.h"
-#include "gemm.h"
-#include "tasks.h"
+#include "../../common/neighbours.h"
+#include "../common/gemm.h"
+#include "../common/tasks.h"
 
 namespace inr {
 namespace INR_ISA {
 
 constexpr int tile_rows = 96;  // a multiple of 4 neighbours and of every block_rows
 
-// tile_queries: with the ensemble first, or with one neighbour, a row is a query.
+// Rows of a tile per query: one per neighbour, or one if the ensemble comes first.
 INR_INLINE int rows_per_query(const LocalImplicit& p) { return p.ensemble_first ? 1 : p.neighbours(); }
 INR_INLINE int tile_queries(const LocalImplicit& p) { return tile_rows / rows_per_query(p); }
 
@@ -24,7 +24,7 @@ INR_INLINE int useful_threads(const LocalImplicit& p) {
   return useful_threads(flops, p.threads);
 }
 
-// Row stride that serves every layer's tile.
+// The row stride of a tile, wide enough for every layer.
 template <class T>
 INR_INLINE std::int64_t tile_stride(const LocalImplicit& p) {
   std::int64_t widest = p.inputs(0);
@@ -32,13 +32,13 @@ INR_INLINE std::int64_t tile_stride(const LocalImplicit& p) {
   return row_stride<T>(widest);
 }
 
-// The weights in the form that the kernels read: matrices in panels, vectors padded to whole ones.
+// The weights as the kernels read them: matrices packed in panels, vectors zero-padded to whole SIMD vectors.
 template <class T>
-struct Weights {
-  Packed<T> forward[max_depth];
-  Buffer<Real<T>> bias[max_depth];
-  Buffer<Real<T>> position;  // [4][stride]
-  std::int64_t stride;
+struct PackedWeights {
+  PackedMatrix<T> forward[max_depth];
+  Buffer<Real<T>> bias[max_depth];  // [round_up(outputs, panel)]
+  Buffer<Real<T>> position;         // [4][stride]
+  std::int64_t stride;              // widths[0] in whole vectors
 
   bool prepare(const LocalImplicit& p) {
     for (std::int64_t i = 0; i < p.depth; ++i) {
@@ -57,7 +57,7 @@ struct Weights {
   }
 };
 
-// The hoisted row of a pixel, a vector at a time: whole vectors in place, the ragged last one through a copy.
+// Loads elements [n, n + lanes) of a row; those past the last are zero. row: [channels]
 template <class T>
 INR_INLINE Vec<T> load_row(const T* row, std::int64_t n, std::int64_t channels) {
   if (n + lanes<T> <= channels) return load(row + n);
@@ -66,9 +66,9 @@ INR_INLINE Vec<T> load_row(const T* row, std::int64_t n, std::int64_t channels) 
   return load(tail);
 }
 
-// The first layer before its ReLU, for neighbour t and the channels [n, n + lanes).
+// The first layer before its ReLU, for neighbour t of a query and the channels [n, n + lanes).
 template <class T>
-INR_INLINE Vec<T> first_layer(const LocalImplicit& p, const Weights<T>& w, const Neighbours& q, int t,
+INR_INLINE Vec<T> first_layer(const LocalImplicit& p, const PackedWeights<T>& w, const Neighbours& q, int t,
                               std::int64_t n) {
   const T* row = static_cast<const T*>(p.hoisted) + q.pixel[t] * p.widths[0];
   Vec<T> v = load_row(row, n, p.widths[0]) + load(w.position + n) * Real<T>(q.rel[t][0]) +
@@ -79,9 +79,9 @@ INR_INLINE Vec<T> first_layer(const LocalImplicit& p, const Weights<T>& w, const
   return v;
 }
 
-// The first layer's output for one query: rows_per_query rows of `h`.
+// Writes the first layer's output for one query. h: [rows_per_query][stride]
 template <class T>
-INR_INLINE void first_rows(const LocalImplicit& p, const Weights<T>& w, const Neighbours& q, T* h,
+INR_INLINE void first_layer_rows(const LocalImplicit& p, const PackedWeights<T>& w, const Neighbours& q, T* h,
                            std::int64_t stride) {
   for (std::int64_t n = 0; n < p.widths[0]; n += lanes<T>) {
     if (!p.ensemble_first) {
@@ -97,11 +97,11 @@ INR_INLINE void first_rows(const LocalImplicit& p, const Weights<T>& w, const Ne
     T* cell = h + p.widths[0];
     from_real(Real<T>(q.cell[0]), cell);
     from_real(Real<T>(q.cell[1]), cell + 1);
-    from_real(Real<T>(0), cell + 2);  // the other half of an odd last pair
+    from_real(Real<T>(0), cell + 2);  // completes the last pair, for bfloat16 and an odd width
   }
 }
 
-// The weighted mean of a query's rows of `h`.
+// The weighted mean over a query's neighbours. h: [neighbours][stride]; mean: [stride]
 template <class T>
 INR_INLINE void ensemble(const LocalImplicit& p, const Neighbours& q, const T* h, std::int64_t stride,
                          std::int64_t channels, T* mean) {
@@ -112,11 +112,11 @@ INR_INLINE void ensemble(const LocalImplicit& p, const Neighbours& q, const T* h
   }
 }
 
-// to = relu(from W^T + b)
+// to = relu(from W_i^T + b_i). from, to: [rows][stride], with rows rounded up to block_rows
 template <class T>
-INR_INLINE void hidden_layer(const Weights<T>& w, std::int64_t i, const T* from, std::int64_t rows,
+INR_INLINE void hidden_layer(const PackedWeights<T>& w, std::int64_t i, const T* from, std::int64_t rows,
                              std::int64_t stride, T* to) {
-  Packed<T>::multiply(w.forward[i], from, rows, stride, [&](std::int64_t r, std::int64_t n, Vec<T> v) {
+  PackedMatrix<T>::multiply(w.forward[i], from, rows, stride, [&](std::int64_t r, std::int64_t n, Vec<T> v) {
     store(to + r * stride + n, relu(v + load(w.bias[i] + n)));
   });
 }

@@ -1,7 +1,7 @@
-// Memory that a kernel works in.
+// Working memory of a kernel.
 #pragma once
 
-#include "../common/memory.h"
+#include "../../common/memory.h"
 #include "simd.h"
 
 namespace inr {
@@ -12,19 +12,19 @@ INR_INLINE std::int64_t clamp(std::int64_t v, std::int64_t low, std::int64_t hig
   return v < low ? low : v > high ? high : v;
 }
 
-// Zeroed, aligned memory; false before resize and when there is none.
+// Zero-initialised, aligned memory; converts to false before resize and after a failed one.
 template <class T>
 class Buffer {
  public:
   Buffer() = default;
   explicit Buffer(std::int64_t n) { resize(n); }
-  ~Buffer() { give_back(data_, bytes_); }
+  ~Buffer() { deallocate(data_, bytes_); }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
   bool resize(std::int64_t n) {
-    give_back(data_, bytes_);
+    deallocate(data_, bytes_);
     bytes_ = std::size_t(round_up((n ? n : 1) * std::int64_t(sizeof(T)), vector_bytes));
-    data_ = static_cast<T*>(take(bytes_));
+    data_ = static_cast<T*>(allocate(bytes_));
     if (data_) std::memset(static_cast<void*>(data_), 0, bytes_);
     return data_;
   }

@@ -1,4 +1,4 @@
-// A 3 x 3 convolution by Winograd's F(2 x 2, 3 x 3): 16 products of a matrix give 4 outputs that take 36 directly.
+// A 3 x 3 convolution by Winograd's F(2 x 2, 3 x 3), which takes 16 multiplications for 4 outputs instead of 36.
 //
 //   tile of outputs = A^T [ (G g G^T) * (B^T d B) ] A,   d: 4 x 4 inputs, g: the kernel, * summed over channels
 //
@@ -7,29 +7,29 @@
 //         0 -1  1  0          1/2 -1/2  1/2
 //         0  1  0 -1          0    0    1
 //
-// A task is some rows of tiles. Its inputs are transformed channel by channel, a vector across tiles; then each of the
-// 16 points is a product of [outputs, channels] with [channels, tiles] in the register micro-kernel.
-#include "kernels.h"
-#include "row_panels.h"
-#include "tasks.h"
+// A task is some rows of tiles. Its inputs are transformed channel by channel, with vectors across tiles; then for each
+// of the 16 points the register micro-kernel multiplies [outputs, channels] by [channels, tiles].
+#include "../entries.h"
+#include "../common/row_panels.h"
+#include "../common/tasks.h"
 
 namespace inr {
 namespace INR_ISA {
 namespace {
 
 constexpr int points = 16;
-constexpr std::int64_t longest = 64;  // tiles of a task, about: its transformed inputs stay near the core
+constexpr std::int64_t max_tiles = 64;  // tiles of a task, so that its transformed inputs stay in the caches
 
 INR_INLINE std::int64_t divide_up(std::int64_t n, std::int64_t by) { return (n + by - 1) / by; }
 
-// (v0, v1, v2, v3) -> B^T v
+// Replaces (v0, v1, v2, v3) by B^T v.
 template <class V>
 INR_INLINE void transform_inputs(V& v0, V& v1, V& v2, V& v3) {
   const V a = v0 - v2, b = v1 + v2, c = v2 - v1, d = v1 - v3;
   v0 = a, v1 = b, v2 = c, v3 = d;
 }
 
-// (g0, g1, g2) -> G g, each a block of rows; the results are `step` blocks apart.
+// G g of (g0, g1, g2), for a block of rows. to: 4 blocks, `step` apart
 template <class T>
 INR_INLINE void transform_kernel(const T (&g0)[block_rows], const T (&g1)[block_rows], const T (&g2)[block_rows],
                                  T (*to)[block_rows], int step) {
@@ -46,15 +46,16 @@ template <class T>
 class Winograd {
  public:
   explicit Winograd(const Conv3x3& p) : p_(p), channels_(p.channels[0] + p.channels[1]) {
-    const std::int64_t high = divide_up(p.height, 2), wide = divide_up(p.width, 2);
-    columns_ = divide_up(wide, divide_up(wide, longest));
-    column_tasks_ = divide_up(wide, columns_);
-    // Rows of tiles whose number of tiles fills whole panels best.
+    const std::int64_t tile_rows = divide_up(p.height, 2), tile_columns = divide_up(p.width, 2);
+    columns_ = divide_up(tile_columns, divide_up(tile_columns, max_tiles));
+    column_tasks_ = divide_up(tile_columns, columns_);
+    // The number of rows whose tiles fill whole panels best.
     rows_ = 1;
-    for (std::int64_t r = 2; r * columns_ <= longest && r <= high; ++r)
-      if (r * columns_ * filled(rows_) >= rows_ * columns_ * filled(r)) rows_ = r;
-    row_tasks_ = divide_up(high, rows_);
-    tiles_ = filled(rows_) + lanes<T>;  // consecutive rows fall into different cache sets; a last vector may overhang
+    for (std::int64_t r = 2; r * columns_ <= max_tiles && r <= tile_rows; ++r)
+      if (r * columns_ * padded_tiles(rows_) >= rows_ * columns_ * padded_tiles(r)) rows_ = r;
+    row_tasks_ = divide_up(tile_rows, rows_);
+    // One more vector: consecutive rows fall into different cache sets, and the last vector may exceed the row.
+    tiles_ = padded_tiles(rows_) + lanes<T>;
     line_ = round_up(2 * columns_, 2 * lanes<T>) + 2 + 2 * lanes<T>;
   }
 
@@ -63,7 +64,7 @@ class Winograd {
       if (!weight_[point].resize(p_.outputs, channels_, point * lanes<T>)) return false;
     return true;
   }
-  // The kernels of outputs [i, i + block_rows) to the 16 points.
+  // Transforms the kernels of the outputs [i, i + block_rows) to the 16 points.
   void transform_weights(std::int64_t i) {
     using Block = T[block_rows];
     const std::int64_t rows = p_.outputs - i < block_rows ? p_.outputs - i : block_rows;
@@ -74,35 +75,37 @@ class Winograd {
         for (int j = 0; j < 9; ++j) g[j][r] = w[j];
       for (int j = 0; j < 3; ++j) transform_kernel(g[j], g[3 + j], g[6 + j], half + j, 3);
       for (int j = 0; j < 4; ++j) {
-        Block whole[4];
-        transform_kernel(half[3 * j], half[3 * j + 1], half[3 * j + 2], whole, 1);
-        for (int k = 0; k < 4; ++k) std::memcpy(weight_[4 * j + k].block(i, c), whole[k], sizeof(Block));
+        Block transformed[4];
+        transform_kernel(half[3 * j], half[3 * j + 1], half[3 * j + 2], transformed, 1);
+        for (int k = 0; k < 4; ++k) std::memcpy(weight_[4 * j + k].block(i, c), transformed[k], sizeof(Block));
       }
     }
   }
 
   std::int64_t tasks() const { return p_.batch * row_tasks_ * column_tasks_; }
   std::int64_t stage_size() const { return (2 * rows_ + 2) * line_; }
-  std::int64_t inputs_size() const { return points * apart(channels_ * tiles_); }
-  std::int64_t products_size() const { return points * apart(round_up(p_.outputs, block_rows) * tiles_); }
+  std::int64_t inputs_size() const { return points * point_stride(channels_ * tiles_); }
+  std::int64_t products_size() const { return points * point_stride(round_up(p_.outputs, block_rows) * tiles_); }
 
-  // stage: [2 rows + 2][line]; inputs: [16][channels][tiles]; products: [16][outputs][tiles]; points lie apart()
+  // stage: [2 rows_ + 2][line_]; inputs: [16][channels_][tiles_] and products: [16][outputs][tiles_], both with the
+  // stride point_stride() between points; out: [batch, outputs, height, width]
   void run(std::int64_t task, T* stage, T* inputs, T* products, T* out) const {
     const std::int64_t image = task / (row_tasks_ * column_tasks_);
     const std::int64_t y = task / column_tasks_ % row_tasks_ * 2 * rows_, x = task % column_tasks_ * 2 * columns_;
     for (std::int64_t c = 0; c < channels_; ++c) {
       const int part = c >= p_.channels[0];
       const std::int64_t channel = part ? c - p_.channels[0] : c;
-      load_rows(static_cast<const T*>(p_.x[part]) + image * p_.batch_stride[part] + channel * p_.height * p_.width, y, x,
-                stage);
+      const T* plane =
+          static_cast<const T*>(p_.x[part]) + image * p_.batch_stride[part] + channel * p_.height * p_.width;
+      load_rows(plane, y, x, stage);
       for (std::int64_t r = 0; r < rows_; ++r)
-        for (std::int64_t t = 0; t < columns_; t += lanes<T>)  // what overhangs is overwritten by the next row
+        for (std::int64_t t = 0; t < columns_; t += lanes<T>)  // values past the row are overwritten by the next
           transform(stage + 2 * r * line_ + 2 * t, inputs + c * tiles_ + r * columns_ + t);
     }
-    const std::int64_t count = rows_ * columns_, step = apart(round_up(p_.outputs, block_rows) * tiles_);
+    const std::int64_t count = rows_ * columns_, step = point_stride(round_up(p_.outputs, block_rows) * tiles_);
     for (int point = 0; point < points; ++point)
       for (std::int64_t i = 0; i < p_.outputs; i += block_rows)
-        RowPanels<T>::multiply(weight_[point], i, inputs + point * apart(channels_ * tiles_), tiles_, count,
+        RowPanels<T>::multiply(weight_[point], i, inputs + point * point_stride(channels_ * tiles_), tiles_, count,
                                [&](std::int64_t j, const auto& sums) {
                                  T* to = products + point * step + i * tiles_ + j;
 #pragma GCC unroll 12
@@ -114,44 +117,45 @@ class Winograd {
         const std::int64_t row = y + 2 * r;
         if (row >= p_.height) break;
         for (std::int64_t t = 0; t < columns_ && x + 2 * t < p_.width; t += lanes<T>)
-          finish(image, o, row, x + 2 * t, products + o * tiles_ + r * columns_ + t, step, columns_ - t, out);
+          transform_outputs(image, o, row, x + 2 * t, products + o * tiles_ + r * columns_ + t, step, columns_ - t,
+                            out);
       }
   }
 
  private:
-  // At least n, so that what lies 1 ... 15 times as far apart falls into different cache sets.
-  static std::int64_t apart(std::int64_t n) { return round_up(n, 64 * lanes<T>) + lanes<T>; }
-  std::int64_t filled(std::int64_t rows) const { return round_up(rows * columns_, panel<T>); }
+  // A stride of at least n, for which 16 points fall into different cache sets.
+  static std::int64_t point_stride(std::int64_t n) { return round_up(n, 64 * lanes<T>) + lanes<T>; }
+  std::int64_t padded_tiles(std::int64_t rows) const { return round_up(rows * columns_, panel<T>); }
 
-  // Where the padding finds the value of v of n; -1: it is zero.
-  std::int64_t fold(std::int64_t v, std::int64_t n) const {
+  // The index in [0, n) whose value the padding puts at index v; -1 for zero.
+  std::int64_t source_index(std::int64_t v, std::int64_t n) const {
     if (v >= 0 && v < n) return v;
-    if (p_.padding == Padding::zeros || v > n) return -1;  // beyond n nothing is read that counts
+    if (p_.padding == Padding::zeros || v > n) return -1;  // values past n are not used
     return v < 0 ? -v : 2 * (n - 1) - v;
   }
 
-  // The padded plane's rows from y - 1 and columns from x - 1 on.
+  // Loads the padded plane from row y - 1 and column x - 1 on. plane: [height, width]; stage: [2 rows_ + 2][line_]
   void load_rows(const T* plane, std::int64_t y, std::int64_t x, T* stage) const {
-    const std::int64_t wide = 2 * columns_ + 2, left = x == 0;
-    const std::int64_t inside = p_.width - x + 1 < wide ? p_.width - x + 1 : wide;
+    const std::int64_t columns = 2 * columns_ + 2, left = x == 0;
+    const std::int64_t inside = p_.width - x + 1 < columns ? p_.width - x + 1 : columns;
     for (std::int64_t i = 0; i < 2 * rows_ + 2; ++i, stage += line_) {
-      const std::int64_t row = fold(y + i - 1, p_.height);
+      const std::int64_t row = source_index(y + i - 1, p_.height);
       if (row < 0) {
-        std::memset(static_cast<void*>(stage), 0, std::size_t(wide) * sizeof(T));
+        std::memset(static_cast<void*>(stage), 0, std::size_t(columns) * sizeof(T));
         continue;
       }
       const T* from = plane + row * p_.width;
       std::memcpy(stage + left, from + x - 1 + left, std::size_t(inside - left) * sizeof(T));
       const auto pad = [&](std::int64_t j) {
-        const std::int64_t col = fold(x + j - 1, p_.width);
+        const std::int64_t col = source_index(x + j - 1, p_.width);
         stage[j] = col < 0 ? T(0) : from[col];
       };
       if (left) pad(0);
-      for (std::int64_t j = inside; j < wide; ++j) pad(j);
+      for (std::int64_t j = inside; j < columns; ++j) pad(j);
     }
   }
 
-  // A vector of tiles: 4 rows of the stage -> 16 points
+  // Transforms the inputs of a vector of tiles. stage: [4][line_]; to: [16][lanes] with the stride point_stride()
   void transform(const T* stage, T* to) const {
     Vec<T> d[4][4];
 #pragma GCC unroll 4
@@ -164,13 +168,14 @@ class Winograd {
     for (int j = 0; j < 4; ++j) {
       transform_inputs(d[0][j], d[1][j], d[2][j], d[3][j]);
 #pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) store(to + (4 * i + j) * apart(channels_ * tiles_), d[i][j]);
+      for (int i = 0; i < 4; ++i) store(to + (4 * i + j) * point_stride(channels_ * tiles_), d[i][j]);
     }
   }
 
-  // A vector of tiles: 16 points -> 2 rows of the output
-  void finish(std::int64_t image, std::int64_t o, std::int64_t y, std::int64_t x, const T* from, std::int64_t step,
-              std::int64_t tiles, T* out) const {
+  // Transforms a vector of at most `tiles` tiles to two rows of output o, adds bias and `add`, and applies the ReLU.
+  // from: [16][lanes] with the stride `step`; out: [batch, outputs, height, width]
+  void transform_outputs(std::int64_t image, std::int64_t o, std::int64_t y, std::int64_t x, const T* from,
+                         std::int64_t step, std::int64_t tiles, T* out) const {
     const T bias = p_.bias ? static_cast<const T*>(p_.bias)[o] : T(0);
     Vec<T> m[2][4];
 #pragma GCC unroll 4
@@ -179,8 +184,9 @@ class Winograd {
       m[0][j] = a + b + c;
       m[1][j] = b - c - load(from + (12 + j) * step);
     }
-    const std::int64_t left = p_.width - x, whole = 2 * (tiles < lanes<T> ? tiles : lanes<T>);
-    const std::int64_t count = left < whole ? left : whole, at = ((image * p_.outputs + o) * p_.height + y) * p_.width + x;
+    const std::int64_t left = p_.width - x, max_count = 2 * (tiles < lanes<T> ? tiles : lanes<T>);
+    const std::int64_t count = left < max_count ? left : max_count;
+    const std::int64_t at = ((image * p_.outputs + o) * p_.height + y) * p_.width + x;
     for (int i = 0; i < 2 && y + i < p_.height; ++i) {
       T row[2 * lanes<T>];
       store_pairs(row, m[i][0] + m[i][1] + m[i][2] + bias, m[i][1] - m[i][2] - m[i][3] + bias);
@@ -194,10 +200,13 @@ class Winograd {
   }
 
   const Conv3x3& p_;
-  std::int64_t channels_, columns_, column_tasks_, rows_, row_tasks_, tiles_, line_;
-  RowPanels<T> weight_[points];
+  std::int64_t channels_;
+  std::int64_t columns_, column_tasks_, rows_, row_tasks_;  // tiles of a task, and tasks, along each axis
+  std::int64_t tiles_, line_;                               // row strides of points and of the stage
+  RowPanels<T> weight_[points];                             // [outputs, channels_]
 };
 
+// out: [batch, outputs, height, width]
 template <class T>
 Status convolve(const Conv3x3& p, T* out) {
   Winograd<T> winograd(p);
@@ -205,7 +214,8 @@ Status convolve(const Conv3x3& p, T* out) {
   const double flops = 8.0 * double((p.channels[0] + p.channels[1]) * p.outputs) * double(p.batch * p.height * p.width);
   const int threads = useful_threads(flops, p.threads);
   struct Worker {
-    explicit Worker(const Winograd<T>& w) : stage(w.stage_size()), inputs(w.inputs_size()), products(w.products_size()) {}
+    explicit Worker(const Winograd<T>& w)
+        : stage(w.stage_size()), inputs(w.inputs_size()), products(w.products_size()) {}
     explicit operator bool() const { return stage && inputs && products; }
     Buffer<T> stage, inputs, products;
   };
