@@ -4,10 +4,8 @@ The problems are those of the CPU's tests; their tensors are made under `torch.d
 dtype, the next problem in the next, and the first of an op in all: most of them compile every kernel anew.
 """
 
-import contextlib
 import importlib.util
 import itertools
-import re
 
 import elementwise_filter_cases as filters
 import fourier_unit_cases as fourier
@@ -17,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import unmask_attention_cases as unmask
+from gpu_limits import unless_refused
 
 import inr_kernels
 from inr_kernels._core.dispatch import OPS
@@ -84,7 +83,6 @@ CHECKS = {
 }
 OTHERS = {"cpu", "reference"} | (set() if importlib.util.find_spec("natten") else {"natten"})
 KERNELS = [(op, name) for op in CHECKS for name in OPS[op].backends if name not in OTHERS]
-LIMIT = re.compile(r"cannot run \w+: (it takes (?!CUDA tensors)|NATTEN )")
 
 
 def problems():
@@ -94,18 +92,6 @@ def problems():
             for dtype in DTYPES if i == 0 else DTYPES[i % 3 :][:1]:
                 short = str(dtype).removeprefix("torch.")
                 yield pytest.param(op, backend, dtype, options, id=f"{op}-{backend}-{short}-{name}")
-
-
-@contextlib.contextmanager
-def unless_refused():
-    """Ends what a backend's own limits exclude, by dtype or shape: that it is refused is what was to be shown. Any
-    other refusal, of a backend that was not built or not for this GPU, is a failure.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if not LIMIT.search(str(error)):
-            raise
 
 
 @pytest.mark.parametrize(("op", "backend", "dtype", "options"), list(problems()))
