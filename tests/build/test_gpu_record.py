@@ -13,6 +13,7 @@ import pytest
 import torch
 from gpu_limits import unless_refused
 from test_compile_only import KERNELS
+from tree import OPS
 from triton.runtime.interpreter import InterpretedFunction
 
 from bench import one_call, report, timing
