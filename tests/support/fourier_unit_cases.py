@@ -6,6 +6,9 @@ import torch
 
 from inr_kernels import fourier_unit
 
+# Tests that reach every loop and border of the C++: test_sanitizers.py runs them.
+SANITIZED = ["winograd", "halves_of", "test_shapes"]
+
 SHAPES = {
     "two tiles of frequencies": {"size": (13, 16)},
     "many channels": {"channels": 70, "outputs": 33, "size": (5, 6)},
