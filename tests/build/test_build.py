@@ -1,6 +1,7 @@
 """What is built and installed from the sources: a wheel, an sdist, an editable install; with nvcc and without it."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -160,7 +161,7 @@ def test_cuda_cannot_be_forced_without_nvcc(tmp_path):
     tree, path = copy_sources(tmp_path), without_nvcc(tmp_path)
     forced = run([*PIP, "wheel", *OFFLINE, "-w", tmp_path, tree], tmp_path, PATH=path, INR_KERNELS_CUDA="1")
     assert forced.returncode != 0
-    assert "INR_KERNELS_CUDA=1 asks for CUDA, but there is no nvcc on PATH" in forced.stdout + forced.stderr
+    assert re.search("INR_KERNELS_CUDA=1 .* CUDA, but there is no nvcc on PATH", forced.stdout + forced.stderr)
 
 
 def test_the_installed_build_is_for_every_gpu():
