@@ -144,11 +144,17 @@ def golden():
 
 @pytest.fixture
 def run_python():
-    """run_python(code, **environment) -> what the code prints in a new interpreter."""
+    """run_python(code, **environment) -> what the code prints in a new interpreter that finds tests/support."""
+    support = str(Path(__file__).parent / "support")
+    found = {"PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), support]))}
 
     def run(code, **environment):
         done = subprocess.run(
-            [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True, check=False
+            [sys.executable, "-c", code],
+            env=os.environ | found | environment,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
