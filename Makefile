@@ -1,18 +1,25 @@
-# make demo · make test · make bench: each makes .venv and installs what it needs.
+# make demo · make test · make quick · make bench: each makes .venv and installs what it needs.
 PYTHON ?= python3
 ARGS ?=
 
 BIN := .venv/bin
 SOURCES := setup.py CMakeLists.txt pyproject.toml constraints.txt $(shell find csrc -type f)
 
-.PHONY: demo test bench smoke lint format clean
+# One worker of pytest-xdist a core. A worker that is done takes over tests that another has not begun.
+PARALLEL := -n auto --maxprocesses 8 --dist worksteal
+
+.PHONY: demo test quick bench smoke lint format clean
 
 # Shrink a photograph, render it, show what that cost.
 demo: .venv/demo.stamp
 	$(BIN)/inr-kernels demo $(ARGS)
 
 test: .venv/test.stamp
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest $(PARALLEL) $(ARGS)
+
+# After an edit: the tests that are not marked slow, in minutes.
+quick: .venv/test.stamp
+	$(BIN)/pytest $(PARALLEL) -m "not slow" --durations 5 --durations-min 5 $(ARGS)
 
 # Measure, then write the tables and plots.
 bench: .venv/bench.stamp
@@ -26,6 +33,9 @@ smoke: .venv/test.stamp
 lint: .venv/test.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	mkdir -p build/types/inr_kernels
+	ln -sfn $(CURDIR)/inr_kernels/* $(CURDIR)/models build/types/inr_kernels # the package as it is installed
+	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p inr_kernels
 
 format: .venv/test.stamp
 	$(BIN)/ruff format .

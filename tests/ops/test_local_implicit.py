@@ -207,7 +207,7 @@ def test_memory_layouts(layout):
 def test_every_instruction_set(isa, run_python, expected_isa):
     """Every build of the kernels that this processor can run; for the others, the generic one."""
     code = (
-        "import sys, torch; sys.path.insert(0, 'tests'); from local_implicit_cases import *\n"
+        "import torch; from local_implicit_cases import *\n"
         "for kwargs in ({}, {'ensemble_after': 'first'}, {'hidden': (65, 31), 'out': 19}):\n"
         "  for dtype in (torch.float32, torch.bfloat16, torch.float64):\n"
         "    assert_kernel_as_accurate(Case(**kwargs), dtype)\n"

@@ -167,7 +167,7 @@ def test_gradients_are_deterministic_for_any_number_of_threads():
 @pytest.mark.parametrize("isa", ["generic", "avx2", "avx512", "avx512bf16"])
 def test_every_instruction_set(run_python, expected_isa, isa):
     code = (
-        "import sys; sys.path.insert(0, 'tests'); import torch\n"
+        "import torch\n"
         "from inr_kernels import _C\n"
         "from unmask_attention_cases import HOLES, Case, assert_kernel_as_accurate\n"
         "torch.manual_seed(0)\n"

@@ -8,6 +8,9 @@ import torch
 from inr_kernels import fourier_unit
 from inr_kernels.fourier_unit import triton_kernels
 
+# Tests that reach every loop and border of the C++: test_sanitizers.py runs them.
+SANITIZED = ["winograd", "halves_of", "test_shapes"]
+
 SHAPES = {
     "two tiles of frequencies": {"size": (13, 16)},
     "many channels": {"channels": 70, "outputs": 33, "size": (5, 6)},
@@ -73,7 +76,8 @@ def assert_kernel_as_accurate(case, dtype, backend, **options):
     for i, (result, other, exact) in enumerate(zip(case.run(dtype, backend, **options), eager, truth, strict=True)):
         assert result.shape == exact.shape
         assert result.dtype == other.dtype
-        few = 4 * torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+        few = 8 if case.training else 4  # statistics of a few values amplify rounding
+        few *= torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
         few += torch.finfo(dtype).eps if result.dtype.itemsize == 2 else 0  # the result's own rounding
         for norm in (lambda t: t.abs().max().item(), lambda t: torch.linalg.vector_norm(t).item()):
             scale = max(norm(exact), 1e-300)

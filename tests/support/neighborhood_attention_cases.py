@@ -9,6 +9,9 @@ import torch
 from inr_kernels import neighborhood_attention_2d, neighborhood_attention_2d_packed
 from inr_kernels.neighborhood_attention import triton_kernels
 
+# Tests that reach every loop and border of the C++: test_sanitizers.py runs them.
+SANITIZED = ["test_as_accurate", "gradcheck_through", "foreign_memory", "extreme", "nan_and", "empty", "wanted"]
+
 SHAPES = {
     "one pixel": {"size": (1, 1), "kernel_size": 1},
     "one row": {"size": (1, 40), "kernel_size": (1, 7)},
