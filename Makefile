@@ -14,10 +14,14 @@ demo: .venv/demo.stamp
 test: .venv/test.stamp
 	$(BIN)/pytest $(ARGS)
 
-# Measure, then write the tables and plots.
+# Measure, then write the tables and plots. With BASE=REV: compare the kernels of that git revision with these.
 bench: .venv/bench.stamp
+ifdef BASE
+	$(BIN)/python -m bench.compare '$(BASE)' $(ARGS)
+else
 	$(BIN)/pytest bench --benchmark-only $(ARGS)
 	$(BIN)/python -m bench.report
+endif
 
 # Every benchmark runs once, none is timed.
 smoke: .venv/test.stamp
