@@ -136,7 +136,7 @@ def bench_unit(measure, smoke, shape, implementation):
 @pytest.mark.parametrize("implementation", ["eager", "ours"])
 @pytest.mark.parametrize("training", [False, True], ids=["frozen", "training"])
 def bench_backward(measure, smoke, training, implementation):
-    """Measures a training step; "frozen": only the gradient of the input, in evaluation mode, as in feature refinement."""
+    """Measures a training step; "frozen": the input's gradient alone, in evaluation mode, as in feature refinement."""
     shape = SMOKE if smoke else SHAPES[0]
     block, x = problem(shape, torch.float32)
     block.train(training).requires_grad_(training)
@@ -166,7 +166,7 @@ def first_calls(small):
 
 
 def launches():
-    """Yields Big-LaMa's unit at 512²: the 1 x 1 convolution of 192 channels of 64 x 33 frequencies, the columns' DFT."""
+    """Yields Big-LaMa's unit at 512²: 1 x 1 convolution of 192 channels of 64 x 33 frequencies, and columns' DFT."""
     channels, height, half = 192, 64, 33
     spectrum = 8 * channels * height * half
     for dtype, unit, precision in (("bfloat16", "tf32", "tf32"), ("float32", "fp32", "ieee")):

@@ -207,7 +207,7 @@ def launches():
     for tiles, shared in ((1, 48 << 10), (2, 160 << 10)):
         name = f"decodeILNS_4TypeE2ELi{width}ELb0ELi{tiles}E"
         cuda = common | whole | {"programs": whole["programs"] // tiles}
-        cuda["native"] = Native(f"decode, mma.sync, {tiles} x 16 rows a warp", warps=8, shared=shared)
+        cuda["native"] = Native(f"decode, mma.sync, {tiles} x 16 rows per warp", warps=8, shared=shared)
         yield Launch(kernel=name, case=case, **cuda)
 
     queries, pixels = BATCH * QUERIES, BATCH * 48 * 48

@@ -25,7 +25,7 @@ ABOUT = """# Estimated run times of the GPU kernels
 
 **Nothing here is measured, and no kernel has run on a GPU yet.** `python -m bench.estimate` computes this page without
 a GPU, from three sources: the work of each launch on the shape of the paper, by formula (`launches` in
-`bench_<op>.py`); the machine code that the compiler generated, from its disassembly; the rates in the chips' datasheets.
+`bench_<op>.py`); the machine code that the compiler generated, from its disassembly; the rates in the datasheets.
 
 Columns:
 
