@@ -182,6 +182,7 @@ def measure(benchmark, session_run, request):
         return benchmark.measure
 
     def measure(run, *, op, case, implementation, dtype, flops=None, bytes=None, rounds=7, small=False, **notes):
+        flops = flops() if callable(flops) else flops
         if request.config.getoption("benchmark_disable"):
             benchmark.pedantic(run, rounds=1)
             return
@@ -207,7 +208,6 @@ def measure(benchmark, session_run, request):
             session_run.add(row | {"seconds": None, "error": f"{type(error).__name__}: {error}"[:300]} | notes)
             raise
         if flops is not None:
-            flops = flops() if callable(flops) else flops
             row |= {"flops": flops, "of_gemm": flops / row["seconds"] / session_run.gemm(dtype)}
         if bytes is not None:
             row |= {"bytes": bytes, "of_copy": bytes / row["seconds"] / session_run.copy()}

@@ -135,7 +135,10 @@ def summary(result):
     ]
     runs = [result["runs"][name] for name in dict.fromkeys(row["run"] for *_, rows in found for row in rows)]
     commits = ", ".join(dict.fromkeys(f"{run['commit']} ({run['date']})" for run in runs))
-    about = f"On {machine(result)}, at {commits}. All cases, commands and ceilings: [bench/README.md](bench/README.md)."
+    about = (
+        f"The {len(found)} benchmarks with the longest eager time, one per op or network, on {machine(result)}, at "
+        f"{commits}. All cases, commands and ceilings: [bench/README.md](bench/README.md)."
+    )
     return f"{about}\n\n" + markdown(["", *SUMMARY, "peak MB, eager / ours"], lines)
 
 
