@@ -170,7 +170,7 @@ def launches():
     channels, height, half = 192, 64, 33
     spectrum = 8 * channels * height * half
     for dtype, unit, precision in (("bfloat16", "tf32", "tf32"), ("float32", "fp32", "ieee")):
-        common = {"op": "fourier_unit", "kernel": "mix", "mode": precision, "dtype": dtype, "unit": unit}
+        common = {"op": "fourier_unit", "kernel": "multiply", "mode": precision, "dtype": dtype, "unit": unit}
         parts = ("the product", 2 * channels, height * half, 1), ("the columns", 2 * height, half, channels)
         for nth, (name, side, columns, units) in enumerate(parts):
             yield Launch(

@@ -79,7 +79,7 @@ def bench_forward(measure, smoke, implementation, monkeypatch):
     if kind in ("ours mma", "ours wgmma"):
         from inr_kernels.local_implicit import op
 
-        monkeypatch.setattr(op, "cuda_kernel", kind.removeprefix("ours "))
+        monkeypatch.setitem(op.OP.backends, "cuda", op.cuda_backend(kind.removeprefix("ours ")))
     # The function, not the module: the module would hoist once for all rounds.
     decode = {"eager": eager, "compile": compiled}.get(kind, inr_kernels.local_implicit_decode)
     backend = {"backend": "cuda"} if "mma" in kind else {}
@@ -229,6 +229,6 @@ def launches():
     )
     first = common | {"mode": "first", "programs": queries // 64, "bytes": (1 + 1 / 4) * state + 36 * rows}
     # Four neighbours, each with a loop over 8 blocks of channels that holds two thirds of the instructions.
-    yield Launch(kernel="spread", trips=4 * (8 * 2 / 3 + 1 / 3), flops=0, **first)
+    yield Launch(kernel="blend_backward", trips=4 * (8 * 2 / 3 + 1 / 3), flops=0, **first)
     moved = state + 20 * rows + 2 * 4 * pixels * width
     yield Launch(kernel="add_segments", programs=pixels, trips=1, bytes=moved, flops=0, **common)

@@ -147,7 +147,7 @@ def launches():
     product = 2 * pairs * dim
     yield Launch(kernel="attend", trips=10, bytes=4 * plane + numbers, flops=2 * product, **common)
     common["case"] += ", backward"
-    yield Launch(kernel="differentiate", trips=20, bytes=5 * plane + 3 * numbers, flops=3 * product, **common)
-    yield Launch(kernel="gather", trips=10, bytes=6 * plane + 2 * numbers, flops=4 * product, **common)
+    yield Launch(kernel="query_backward", trips=20, bytes=5 * plane + 3 * numbers, flops=3 * product, **common)
+    yield Launch(kernel="key_value_backward", trips=10, bytes=6 * plane + 2 * numbers, flops=4 * product, **common)
     share = common | {"programs": batch * pixels // 4096 * heads * 13 * 13}
-    yield Launch(kernel="sum_bias", trips=32, bytes=4 * plane + 2 * numbers, flops=0, **share)
+    yield Launch(kernel="bias_backward", trips=32, bytes=4 * plane + 2 * numbers, flops=0, **share)

@@ -112,8 +112,7 @@ def first_calls(small):
 
 def launches():
     """Yields DEAR's attention on sixteen feature maps of 64², 40 % masked; the known queries are stored first."""
-    batch, tokens, known, channels, rows, columns = 16, 4096, 4096 * 6 // 10, 64, 64, 32
-    query_blocks, blocks = math.ceil(known / rows), tokens // rows
+    batch, tokens, known, channels, columns = 16, 4096, 4096 * 6 // 10, 64, 32
     plane = 2 * batch * tokens * channels
     common = {"op": "unmask_attention", "mode": "64", "dtype": "bfloat16", "case": "16 x 64², 40 % hole"}
     forward = 2 * batch * channels * products(known, tokens)
@@ -121,13 +120,15 @@ def launches():
     share = known / tokens
     yield Launch(
         kernel="attend",
-        programs=batch * query_blocks,
+        programs=batch * math.ceil(known / 64),
         trips=tokens / columns,
         bytes=(1 + share) * plane,
         flops=forward,
         **common,
     )
     common["case"] += ", backward"
+    query_blocks, blocks = math.ceil(known / 32), tokens // 32
     trips = (query_blocks * tokens + (blocks - query_blocks) * known) / blocks / columns
     moved = (1 + share + 2) * plane  # the result is float32
-    yield Launch(kernel="meet", programs=batch * blocks, trips=trips, bytes=moved, flops=both - forward, **common)
+    common |= {"programs": batch * blocks, "trips": trips}
+    yield Launch(kernel="attend_backward", bytes=moved, flops=both - forward, **common)

@@ -28,18 +28,18 @@ def test_formulas_by_hand():
     attend = launch("unmask_attention", "attend")
     assert attend.flops == 16 * 2 * (2 * 64) * 2457 * 4096 == 41_221_619_712
     assert (attend.programs, attend.trips) == (16 * 39, 128)
-    meet = launch("unmask_attention", "meet")
-    assert meet.flops == 16 * 2 * 64 * (5 * 2457**2 + 7 * 2457 * 1639)
+    backward = launch("unmask_attention", "attend_backward")
+    assert backward.flops == 16 * 2 * 64 * (5 * 2457**2 + 7 * 2457 * 1639)
 
     attend = launch("neighborhood_attention", "attend")
     assert attend.flops == 2 * 2 * 32 * 49 * 16 * 4096 * 8 == 3_288_334_336
     assert attend.bytes == 4 * 16 * 4096 * 256 * 2 + 16 * 4096 * 8 * 4 == 136_314_880
     assert attend.programs == 16 * 16 * 8 * 8
 
-    mix = launch("fourier_unit", "mix")
-    assert mix.flops == 2 * 384 * 384 * 64 * 33
-    assert mix.bytes == 2 * 192 * 64 * 33 * 8 + 384 * 384 * 4
-    assert (mix.programs, mix.trips) == (33 * 6, 12)
+    multiply = launch("fourier_unit", "multiply")
+    assert multiply.flops == 2 * 384 * 384 * 64 * 33
+    assert multiply.bytes == 2 * 192 * 64 * 33 * 8 + 384 * 384 * 4
+    assert (multiply.programs, multiply.trips) == (33 * 6, 12)
 
 
 @pytest.mark.parametrize("op", KERNELS)
@@ -132,7 +132,7 @@ def test_bounds_by_hand():
 
 def test_counts_a_compiled_kernel():
     rows = list(estimate.triton_rows(80, "fourier_unit"))
-    product = launch("fourier_unit", "mix")
+    product = launch("fourier_unit", "multiply")
     row = estimate.found(product, rows)
     assert row["tensor_cores"]
     assert product.flops <= estimate.issued(product, row, "mma_flops") <= 1.1 * product.flops
