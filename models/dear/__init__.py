@@ -1,4 +1,4 @@
-"""DEAR (SuperInpaint): fills holes and renders at any size."""
+"""DEAR (SuperInpaint): fills missing pixels and renders at any size."""
 
 from .network import DEAR, DEARConfig
 
