@@ -1,4 +1,4 @@
-"""IN² against its plain PyTorch twin (`reference=True`): whole images, a training step, and an INRB alone.
+"""IN² against its plain PyTorch twin (`eager=True`): whole images, a training step, and an INRB alone.
 
 Eager is LaMa's order of operations in the encoder, neighborhood attention by gathering every query's window, and the
 four-neighbour formula of every INRB on all queries at once. The least work: every convolution and matrix product of
@@ -15,7 +15,7 @@ from inr_kernels.models import IN2, ImplicitUpsample, IN2Config
 
 from .conftest import DEVICE
 
-TWIN = {"reference": True}  # an older revision has no keyword of this name: only the twins take it
+TWIN = {"eager": True}  # older revisions lack this keyword: only the twins take it
 SMOKE = IN2Config(channels=(16, 16, 32), blocks=1, heads=4, hidden=(16, 16))
 IMPLEMENTATIONS = ["eager", "ours", "eager bf16", "ours bf16"]
 ON_A_GPU = ["compile", "compile bf16", "ours graphed", "ours graphed bf16"] if DEVICE == "cuda" else []

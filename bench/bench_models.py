@@ -1,4 +1,4 @@
-"""Whole networks against their plain PyTorch twins (`reference=True`).
+"""Whole networks against their plain PyTorch twins (`eager=True`).
 
 Eager is DEAR with unfolded filters, `scaled_dot_product_attention` on every pixel, and LIIF's decoding with four
 multi-layer perceptrons per query. The least work: every convolution, attention of the known pixels, and the decoder
@@ -18,7 +18,7 @@ from inr_kernels.models import DEAR, DEARConfig
 from .conftest import DEVICE
 
 SMOKE = DEARConfig(channels=8, features=4, blocks=1, filter_blocks=1, hidden=(8, 8))
-TWIN = {"reference": True}  # an older revision has no keyword of this name: only the twins take it
+TWIN = {"eager": True}  # older revisions lack this keyword: only the twins take it
 HOLE = 0.25  # of the image
 IMPLEMENTATIONS = ["eager", "ours", "eager bf16", "ours bf16"]
 IMPLEMENTATIONS += ["compile", "compile bf16", "ours graphed", "ours graphed bf16"] if DEVICE == "cuda" else []
