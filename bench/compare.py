@@ -53,14 +53,14 @@ def install(revision: str) -> Path:
     target = INSTALLED / f"{revision[:12]}-{sys.implementation.cache_tag}"
     if target.exists():
         return target
-    environment = {"INR_KERNELS_CUDA": "0"}  # nvcc takes many minutes
+    environment = {"INR_KERNELS_CUDA": "0"}  # without a GPU, no CUDA: nvcc takes many minutes
     if torch.cuda.is_available():
         environment = {"CUDAARCHS": "{}{}-real".format(*torch.cuda.get_device_capability())}
     environment |= os.environ
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target"]
     INSTALLED.mkdir(parents=True, exist_ok=True)
-    print(f"building {revision[:12]}", file=sys.stderr, flush=True)
+    print(f"building {revision[:12]}, which takes some minutes", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(dir=INSTALLED) as partial, worktree(revision) as tree:
         if subprocess.run([*command, Path(partial, "package"), tree], env=environment, check=False).returncode:
             sys.exit(f"{revision} could not be built")
@@ -117,12 +117,13 @@ class Process:
         """Returns the next message of the process, or a Failure if it ended."""
         try:
             return self.pipe.recv()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):
             return Failure(f"the process ended with status {self.process.wait()}")
 
     def ask(self, message):
-        """Sends a message and returns the answer."""
-        self.pipe.send(message)
+        """Sends a message and returns the answer, or a Failure if the process ended."""
+        with contextlib.suppress(OSError):
+            self.pipe.send(message)
         return self.receive()
 
     def close(self) -> None:
