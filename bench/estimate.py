@@ -109,10 +109,50 @@ def _rates(bf16, tf32, fp32):
 
 
 CHIPS = [
-    Chip("A100", 80, 108, 1.41e9, _rates(312, 156, 19.5), 2.039e12, 164 << 10, 64, 32),
-    Chip("L4", 89, 58, 2.04e9, _rates(121, 60.5, 30.3), 0.3e12, 100 << 10, 48, 24),
-    Chip("RTX 4090", 89, 128, 2.52e9, _rates(165.2, 82.6, 82.6), 1.008e12, 100 << 10, 48, 24),
-    Chip("H200", 90, 132, 1.98e9, _rates(989, 494, 67), 4.8e12, 228 << 10, 64, 32),
+    Chip(
+        name="A100",
+        arch=80,
+        multiprocessors=108,
+        clock=1.41e9,
+        flops=_rates(bf16=312, tf32=156, fp32=19.5),
+        bandwidth=2.039e12,
+        shared=164 << 10,
+        warps=64,
+        blocks=32,
+    ),
+    Chip(
+        name="L4",
+        arch=89,
+        multiprocessors=58,
+        clock=2.04e9,
+        flops=_rates(bf16=121, tf32=60.5, fp32=30.3),
+        bandwidth=0.3e12,
+        shared=100 << 10,
+        warps=48,
+        blocks=24,
+    ),
+    Chip(
+        name="RTX 4090",
+        arch=89,
+        multiprocessors=128,
+        clock=2.52e9,
+        flops=_rates(bf16=165.2, tf32=82.6, fp32=82.6),
+        bandwidth=1.008e12,
+        shared=100 << 10,
+        warps=48,
+        blocks=24,
+    ),
+    Chip(
+        name="H200",
+        arch=90,
+        multiprocessors=132,
+        clock=1.98e9,
+        flops=_rates(bf16=989, tf32=494, fp32=67),
+        bandwidth=4.8e12,
+        shared=228 << 10,
+        warps=64,
+        blocks=32,
+    ),
 ]
 
 
