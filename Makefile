@@ -21,10 +21,14 @@ test: .venv/test.stamp
 quick: .venv/test.stamp
 	$(BIN)/pytest $(PARALLEL) -m "not slow" --durations 5 --durations-min 5 $(ARGS)
 
-# Measure, then write the tables and plots.
+# Measure, then write the tables and plots. With BASE=REV: compare the kernels of that git revision with these.
 bench: .venv/bench.stamp
+ifdef BASE
+	$(BIN)/python -m bench.compare '$(BASE)' $(ARGS)
+else
 	$(BIN)/pytest bench --benchmark-only $(ARGS)
 	$(BIN)/python -m bench.report
+endif
 
 # Every benchmark runs once, none is timed.
 smoke: .venv/test.stamp
