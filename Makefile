@@ -1,11 +1,11 @@
-# make demo · make test · make bench: each makes .venv and installs what it needs.
+# make demo · make test · make bench · make docs: each makes .venv and installs what it needs.
 PYTHON ?= python3
 ARGS ?=
 
 BIN := .venv/bin
 SOURCES := setup.py CMakeLists.txt pyproject.toml constraints.txt $(shell find csrc -type f)
 
-.PHONY: demo test bench smoke lint format clean
+.PHONY: demo test bench docs smoke lint format clean
 
 # Shrink a photograph, render it, show what that cost.
 demo: .venv/demo.stamp
@@ -18,6 +18,10 @@ test: .venv/test.stamp
 bench: .venv/bench.stamp
 	$(BIN)/pytest bench --benchmark-only $(ARGS)
 	$(BIN)/python -m bench.report
+
+# The documentation as a site, build/site/index.html.
+docs: .venv/docs.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
 
 # Every benchmark runs once, none is timed.
 smoke: .venv/test.stamp

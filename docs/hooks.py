@@ -1,0 +1,27 @@
+"""The site's pages that are kept elsewhere in the repository, and docstrings as mkdocstrings reads them."""
+
+from pathlib import Path
+
+import griffe
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).resolve().parents[1]
+# They appear under their own paths, so that links between them work in the repository and on the site.
+OUTSIDE = ["CHANGELOG.md", "CONTRIBUTING.md", "bench/*.md", "bench/results/*.svg"]
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Adds the pages and plots of `OUTSIDE` to the site."""
+    for pattern in OUTSIDE:
+        for path in sorted(ROOT.glob(pattern)):
+            files.append(File.generated(config, str(path.relative_to(ROOT)), abs_src_path=str(path)))
+    return files
+
+
+class Examples(griffe.Extension):
+    """Reads the section "Example:" of a docstring as "Examples:", the only heading that griffe knows."""
+
+    def on_object(self, *, obj: griffe.Object, **_: object) -> None:
+        if obj.docstring:
+            obj.docstring.value = obj.docstring.value.replace("\nExample:\n", "\nExamples:\n")
