@@ -5,6 +5,7 @@ from pathlib import Path
 import griffe
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
 # They appear under their own paths, so that links between them work in the repository and on the site.
@@ -17,6 +18,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         for path in sorted(ROOT.glob(pattern)):
             files.append(File.generated(config, str(path.relative_to(ROOT)), abs_src_path=str(path)))
     return files
+
+
+def on_page_markdown(markdown: str, *, page: Page, **_: object) -> str:
+    """Links to `OUTSIDE` from a page of docs/, which are one folder higher in the repository than on the site."""
+    inside = "](" + "../" * page.file.src_uri.count("/")
+    return markdown if page.file.generated_by else markdown.replace(inside + "../", inside)
 
 
 class Examples(griffe.Extension):
