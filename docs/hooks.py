@@ -12,6 +12,12 @@ ROOT = Path(__file__).resolve().parents[1]
 OUTSIDE = ["CHANGELOG.md", "CONTRIBUTING.md", "bench/*.md", "bench/results/*.svg"]
 
 
+def on_config(config: MkDocsConfig) -> None:
+    """Lists the pages of docs/ops/ in the navigation."""
+    (section,) = [entry for entry in config.nav if "Ops" in entry]
+    section["Ops"] = sorted(str(path.relative_to(config.docs_dir)) for path in Path(config.docs_dir).glob("ops/*.md"))
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pages and plots of `OUTSIDE` to the site."""
     for pattern in OUTSIDE:
