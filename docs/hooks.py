@@ -1,5 +1,6 @@
 """The site's pages that are kept elsewhere in the repository, and docstrings as mkdocstrings reads them."""
 
+import re
 from pathlib import Path
 
 import griffe
@@ -33,8 +34,9 @@ def on_page_markdown(markdown: str, *, page: Page, **_: object) -> str:
 
 
 class Docstrings(griffe.Extension):
-    """Adapts docstrings: griffe knows "Examples:" only, and Markdown reads "[3, 4] [B, 2]" as a link."""
+    """Adapts docstrings: griffe knows "Examples:" only, and Markdown reads "[F; E] [B, C]" as a link."""
 
     def on_object(self, *, obj: griffe.Object, **_: object) -> None:
         if obj.docstring:
-            obj.docstring.value = obj.docstring.value.replace("\nExample:\n", "\nExamples:\n").replace("] [", "] \\[")
+            value = obj.docstring.value.replace("\nExample:\n", "\nExamples:\n")
+            obj.docstring.value = re.sub(r"\] \[(?=[A-Z])", r"] \[", value)
