@@ -116,7 +116,10 @@ def test_every_op_is_registered():
 
 @pytest.mark.parametrize("op", OPS)
 def test_op_is_complete(op):
-    parts = [f"inr_kernels/{op}/{name}" for name in ("arguments", "functional", "reference", "op", "triton_kernels", "module")]
+    parts = [
+        f"inr_kernels/{op}/{name}"
+        for name in ("arguments", "functional", "reference", "op", "triton_kernels", "module")
+    ]
     needed = [(f"{part}.py", f"{part}/__init__.py") for part in parts]
     needed += [(f"csrc/cpu/{op}/*.cpp",), (f"tests/ops/test_{op}.py",), (f"tests/ops/test_{op}_contract.py",)]
     needed += [(f"tests/support/{op}_cases.py",), (f"bench/bench_{op}.py",)]
