@@ -30,6 +30,10 @@ def allowed_stack(version, row):
         # With mma.sync the fused kernels fill all 255 registers: the state of 256 channels, its successor and the
         # accumulator are 160 of them. Some 40 words spill in each layer, against 512 tensor-core instructions.
         return {"decode": 160, "backpropagate": 64}[kernel]
+    if (version, arch, kernel, row["mode"]) == (OLDEST, 90, "decode", "last"):
+        # In training, where it also stores the states, with chunks of 128 channels. The pinned Triton's code needs 229
+        # registers, and so does not spill.
+        return 208 if row["dtype"] == "bfloat16" else 0
     if (version, arch, kernel, row["mode"]) == (OLDEST, 120, "image_gradient", "CARAFE"):
         # ptxas stops at 168 registers, so that three blocks fit a multiprocessor, and spills six words in a loop of
         # 570 instructions, in both dtypes. The pinned Triton's code needs 106 registers.
