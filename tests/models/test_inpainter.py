@@ -161,6 +161,19 @@ def test_empty_batches_and_single_pixels():
     assert NETWORKS["DEAR"]().inpaint(IMAGE[..., :1, :1], MASK[..., :1, :1]).shape == (2, 3, 1, 1)
 
 
+def test_compiles_at_several_sizes():
+    """Networks share the compiled code of `forward`, so one of them must not make sizes dynamic for the next."""
+    torch._dynamo.reset()
+    with torch.no_grad():
+        for name in ("IN2", "DEAR", "LaMa"):
+            model = network(name)
+            compiled = torch.compile(model, fullgraph=True, backend="eager")
+            for size in ((21, 26), (13, 18)):
+                image, mask = example(1, *size)
+                torch.testing.assert_close(compiled(image, mask), model(image, mask))
+    torch._dynamo.reset()
+
+
 def test_known_and_blend():
     image = torch.tensor([0.5, torch.nan, 0.25, torch.nan]).view(1, 1, 2, 2).expand(1, 3, 2, 2)
     mask = torch.tensor([0.0, 1.0, 0.5, 1.0]).view(1, 1, 2, 2)
