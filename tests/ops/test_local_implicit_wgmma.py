@@ -13,6 +13,8 @@ from inr_kernels import local_implicit_decode
 from inr_kernels._core import dispatch, native
 from inr_kernels.local_implicit import op
 
+pytestmark = pytest.mark.slow  # compiles the emulation
+
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):

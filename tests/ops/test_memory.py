@@ -11,6 +11,8 @@ import torch
 from inr_kernels import _C, elementwise_filter, release_memory
 from inr_kernels._core import native
 
+pytestmark = pytest.mark.alone
+
 
 def gradients(seed=0):
     """Of a problem of its own, in memory of the library."""

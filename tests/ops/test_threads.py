@@ -2,9 +2,12 @@
 
 import os
 
+import pytest
 import torch
 
 from inr_kernels import _C
+
+pytestmark = pytest.mark.alone
 
 
 def test_threads_are_those_of_torch(in_a_fork):

@@ -108,6 +108,7 @@ def test_what_is_saved_is_linear_in_the_pixels():
     assert sum(t.numel() for t in saved) == 1600 * (8 + 8 + 1 + 2)
 
 
+@pytest.mark.alone
 def test_many_small_images_take_little_memory(run_python):
     """Less than one of the blocks, in which large images are cut, for each."""
     code = """if True:
