@@ -1,4 +1,4 @@
-# make demo · make test · make quick · make bench: each makes .venv and installs what it needs.
+# make demo · make test · make quick · make bench · make docs: each makes .venv and installs what it needs.
 PYTHON ?= python3
 ARGS ?=
 
@@ -8,7 +8,7 @@ SOURCES := setup.py CMakeLists.txt pyproject.toml constraints.txt $(shell find c
 # One worker of pytest-xdist a core. A worker that is done takes over tests that another has not begun.
 PARALLEL := -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test quick bench smoke lint format clean
+.PHONY: demo test quick bench docs smoke lint format clean
 
 # Shrink a photograph, render it, show what that cost.
 demo: .venv/demo.stamp
@@ -21,10 +21,18 @@ test: .venv/test.stamp
 quick: .venv/test.stamp
 	$(BIN)/pytest $(PARALLEL) -m "not slow" --durations 5 --durations-min 5 $(ARGS)
 
-# Measure, then write the tables and plots.
+# Measure, then write the tables and plots. With BASE=REV: compare the kernels of that git revision with these.
 bench: .venv/bench.stamp
+ifdef BASE
+	$(BIN)/python -m bench.compare '$(BASE)' $(ARGS)
+else
 	$(BIN)/pytest bench --benchmark-only $(ARGS)
 	$(BIN)/python -m bench.report
+endif
+
+# The documentation as a site, build/site/index.html.
+docs: .venv/docs.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
 
 # Every benchmark runs once, none is timed.
 smoke: .venv/test.stamp

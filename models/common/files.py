@@ -1,18 +1,20 @@
-"""Files that are written whole or not at all."""
+"""Atomic writing of files."""
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 
 @contextlib.contextmanager
-def atomic_write(path):
-    """A temporary name beside `path`: what was written there takes its place when the block ends well.
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a temporary path beside `path`, whose file replaces `path` when the block ends without an exception.
 
-    Otherwise it is removed, and an older file stays as it was. A link stays one: what it points at is replaced.
+    After an exception the temporary file is removed, and an existing file is unchanged. If `path` is a symbolic link,
+    its target is replaced.
     """
     path = Path(os.path.realpath(path))
-    # Not from the name: that may be as long as the file system takes.
+    # Not derived from the name, which may already have the file system's maximum length.
     temporary = path.with_name(f".inr-kernels-{os.getpid()}{path.suffix}")
     try:
         yield temporary

@@ -19,7 +19,7 @@ NETWORKS = {path.stem for path in ROOT.glob("models/*")} - SHARED
 
 # From the lowest to the highest: a module imports modules of lower layers only. <op>, inr_kernels and models are
 # the __init__ of an op, of the package and of models/; models.training is what the recipes of the networks share.
-OP_LAYERS = ["triton_kernels", "reference", "op", "functional", "module", "<op>"]
+OP_LAYERS = ["arguments", "triton_kernels", "reference", "op", "functional", "module", "<op>"]
 LAYERS = ["_C", "_core", *OP_LAYERS, "integrations", "inr_kernels", "models.common", "<network>", "models"]
 LAYERS += ["models.data", "models.evaluation", "models.training", "<recipe>", "app", "cli"]
 # Layers that not every higher layer may import.
@@ -116,7 +116,10 @@ def test_every_op_is_registered():
 
 @pytest.mark.parametrize("op", OPS)
 def test_op_is_complete(op):
-    parts = [f"inr_kernels/{op}/{name}" for name in ("functional", "reference", "op", "triton_kernels", "module")]
+    parts = [
+        f"inr_kernels/{op}/{name}"
+        for name in ("arguments", "functional", "reference", "op", "triton_kernels", "module")
+    ]
     needed = [(f"{part}.py", f"{part}/__init__.py") for part in parts]
     needed += [(f"csrc/cpu/{op}/*.cpp",), (f"tests/ops/test_{op}.py",), (f"tests/ops/test_{op}_contract.py",)]
     needed += [(f"tests/support/{op}_cases.py",), (f"bench/bench_{op}.py",)]

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic writing of files."""
 
 import os
 
@@ -8,14 +8,14 @@ from inr_kernels.models.common.files import atomic_write
 
 
 @pytest.mark.parametrize("name", ["a.png", "no suffix", "o" * 251 + ".png"])
-def test_writes_under_any_name_that_the_file_system_takes(tmp_path, name):
+def test_any_valid_name(tmp_path, name):
     with atomic_write(tmp_path / name) as temporary:
         temporary.write_text("new")
-        assert temporary.suffix == (tmp_path / name).suffix  # what libraries go by
+        assert temporary.suffix == (tmp_path / name).suffix  # libraries choose the format by it
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: "new"}
 
 
-def test_a_failure_leaves_the_older_file(tmp_path):
+def test_a_failure_keeps_the_existing_file(tmp_path):
     (tmp_path / "a.png").write_text("old")
     with pytest.raises(KeyboardInterrupt), atomic_write(tmp_path / "a.png") as temporary:
         temporary.write_text("half")
@@ -24,7 +24,7 @@ def test_a_failure_leaves_the_older_file(tmp_path):
     assert (tmp_path / "a.png").read_text() == "old"
 
 
-def test_a_link_stays_one(tmp_path):
+def test_a_symbolic_link_is_kept(tmp_path):
     (tmp_path / "folder").mkdir()
     kept, link = tmp_path / "folder" / "a.png", tmp_path / "link.png"
     kept.write_text("old")

@@ -1,6 +1,7 @@
-"""local_implicit: what it promises beside numbers: errors, bounded memory, caching, threads, torch's machinery."""
+"""local_implicit apart from its values: errors, bounded memory, caching, backend selection, threads."""
 
 import copy
+import dataclasses
 import gc
 import pickle
 import re
@@ -96,34 +97,15 @@ def test_bad_render_size(size):
         LocalImplicitDecoder(4, hidden=(8,)).render(torch.randn(1, 4, 3, 3), size)
 
 
-def test_decoder_wants_its_cell():
+def test_decoder_requires_its_cell():
     decoder = LocalImplicitDecoder(4, hidden=(8,))
     with pytest.raises(ValueError, match="cell must be given"):
         decoder(torch.randn(1, 4, 3, 3), torch.zeros(1, 1, 2))
 
 
-def test_the_op_itself_refuses_what_would_read_foreign_memory():
-    feat, coord, cell, weights, biases = Case().cast(torch.float32)
-    hoisted = hoist_features(feat, weights[0], biases[0], Form())
-    y, x = (t.unsqueeze(1) for t in coord.unbind(-1))
-    good = [hoisted, y, x, cell[:, None], weights[0][:, 45:], weights[1:], biases[1:], 6, 0, True, False, ""]
-    torch.ops.inr_kernels.local_implicit(*good)
-    for position, wrong in [(0, hoisted.double()), (2, x[:, :, :5]), (4, good[4][:, :2]), (7, 5), (8, 1)]:
-        with pytest.raises(ValueError, match=r"expected|must be"):
-            torch.ops.inr_kernels.local_implicit(*good[:position], wrong, *good[position + 1 :])
-    grad = torch.ones(2, 1, 33, 3)
-    torch.ops.inr_kernels.local_implicit_backward(grad, *good, True, True)
-    for wrong in (grad[:, :, :1], grad.double()):
-        with pytest.raises(ValueError, match="expected"):
-            torch.ops.inr_kernels.local_implicit_backward(wrong, *good, True, True)
-    band = [hoisted[:, 3:], *good[1:8], 3, *good[9:]]  # rows 3 to 5, but the queries are everywhere
-    with pytest.raises(ValueError, match="a query reads a row outside the hoisted band"):
-        torch.ops.inr_kernels.local_implicit(*band)
-
-
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e38])
 @pytest.mark.parametrize("where", ["coord", "cell", "feat", "weights"])
-def test_what_is_not_finite_stays_where_it_is(where, bad):
+def test_non_finite_values_do_not_spread(where, bad):
     args = arguments()
     if where == "weights":
         args["weights"][1][3, 4] = bad
@@ -140,7 +122,7 @@ def test_what_is_not_finite_stays_where_it_is(where, bad):
     ("unfold", "cell", "after"), [(True, True, "last"), (False, False, "last"), (True, True, "first")]
 )
 @pytest.mark.parametrize("size", [(1, 1), (5, 7), (13, 19), (14, 18), (31, 3)])
-def test_render_is_the_query_on_the_grid(size, unfold, cell, after, backend):
+def test_render_equals_queries_on_the_grid(size, unfold, cell, after, backend):
     decoder = LocalImplicitDecoder(4, hidden=(9, 8), feat_unfold=unfold, cell_decode=cell, ensemble_after=after)
     feat = torch.randn(2, 4, 7, 9)
     case = Case(batch=2, channels=4, size=(7, 9), grid=size)
@@ -167,7 +149,7 @@ def test_render_takes_a_cell_and_gives_gradients():
     assert not torch.equal(images[0], decoder.render(feat, (11, 13)))
 
 
-def test_render_refuses_a_workspace_that_is_too_small():
+def test_render_rejects_too_small_a_workspace():
     decoder = LocalImplicitDecoder(4, hidden=(9, 8))
     with pytest.raises(ValueError, match=r"workspace must be at least \d+ bytes for these shapes; got 100"):
         decoder.render(torch.randn(1, 4, 5, 6), (9, 9), workspace=100)
@@ -188,9 +170,9 @@ with torch.no_grad():
 
 @pytest.mark.alone
 def test_render_stays_in_its_workspace(run_python):
-    """A 32 MB workspace holds for a map whose hoisted form has 205 MB (and 461 MB unfolded)."""
+    """A workspace of 32 MB is kept for a map that takes 205 MB hoisted (and 461 MB unfolded)."""
     grown = int(run_python(MEMORY.format(h=1000, backend="cpu")))
-    assert grown <= (32 << 20) + (8 << 20)  # what allocators keep beside it
+    assert grown <= (32 << 20) + (8 << 20)  # what allocators keep in addition
 
 
 class Counted:
@@ -223,7 +205,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("name", CHANGES)
-def test_hoisted_map_is_kept_until_something_changes(name, mode, monkeypatch):
+def test_hoisted_map_is_cached_until_something_changes(name, mode, monkeypatch):
     change, again = CHANGES[name]
     counted = Counted(monkeypatch)
     decoder = LocalImplicitDecoder(4, hidden=(9, 8))
@@ -234,12 +216,12 @@ def test_hoisted_map_is_kept_until_something_changes(name, mode, monkeypatch):
         decoder(feat, coord[:, :9], cell[:, :9])
         feat = change(decoder, feat)
         out = decoder(feat, coord, cell)
-        # An inference tensor is compared by value: an equal clone serves as well, though not by contract.
+        # An inference tensor is compared by value, so an equal clone may hit the cache; this is not guaranteed.
         assert torch.equal(out, decoder(feat.clone(), coord, cell))
     assert counted.calls - 2 == again
 
 
-def test_map_hoisted_in_inference_mode_serves_no_training():
+def test_map_hoisted_in_inference_mode_is_not_used_in_training():
     decoder, feat = LocalImplicitDecoder(4, hidden=(9, 8)), torch.randn(1, 4, 6, 7)
     decoder.imnet.layers[0].requires_grad_(False)
     query = torch.zeros(1, 1, 2), torch.ones(1, 2)
@@ -249,7 +231,7 @@ def test_map_hoisted_in_inference_mode_serves_no_training():
     assert decoder.imnet.layers[2].weight.grad is not None
 
 
-def test_hoisted_map_lives_no_longer_than_its_features():
+def test_hoisted_map_is_freed_with_its_features():
     decoder, feat = LocalImplicitDecoder(4, hidden=(9, 8)), torch.randn(1, 4, 6, 7)
     with torch.no_grad():
         decoder(feat, torch.zeros(1, 1, 2), torch.ones(1, 2))
@@ -259,7 +241,7 @@ def test_hoisted_map_lives_no_longer_than_its_features():
     assert hoisted() is None
 
 
-def test_pickle_and_deepcopy_leave_the_map_behind():
+def test_pickle_and_deepcopy_do_not_copy_the_map():
     decoder, feat = LocalImplicitDecoder(4, hidden=(9, 8)), torch.randn(1, 4, 6, 7)
     query = torch.rand(1, 5, 2), torch.ones(1, 2)
     with torch.no_grad():
@@ -299,9 +281,9 @@ def test_backend_precedence(monkeypatch):
     args = arguments()
     seen = []
     for name in ("cpu", "reference"):
-        runner = functional.op._RUNNERS[name][0]
-        spy = lambda *a, name=name, runner=runner: (seen.append(name), runner(*a))[1]  # noqa: E731
-        monkeypatch.setitem(functional.op._RUNNERS, name, (spy, functional.op._RUNNERS[name][1]))
+        entry = functional.op.OP.backends[name]
+        spy = lambda a, name=name, entry=entry: (seen.append(name), entry.forward(a))[1]  # noqa: E731
+        monkeypatch.setitem(functional.op.OP.backends, name, dataclasses.replace(entry, forward=spy))
     literal = functional.reference.local_implicit
     monkeypatch.setattr(
         functional.reference, "local_implicit", lambda *a, **k: (seen.append("reference"), literal(*a, **k))[1]
@@ -318,7 +300,7 @@ def test_backend_precedence(monkeypatch):
         pass
 
 
-def test_a_wish_that_cannot_be_met_says_why(monkeypatch):
+def test_requested_backend_that_cannot_run_raises(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(RuntimeError, match="backend 'triton' cannot run local_implicit: it takes CUDA tensors"):
         local_implicit_decode(**arguments(), backend="triton")
@@ -344,7 +326,7 @@ def test_slow_fallback_warns_once(monkeypatch):
     assert torch.equal(out, local_implicit_decode(**args))  # no second warning: they are errors here
     decoder, feat = LocalImplicitDecoder(5, hidden=(9, 8)), args["feat"]
     runs = []
-    for backend in (None, "reference"):  # the op's own fallback, and the literal one
+    for backend in (None, "reference"):  # the op's fallback, and the reference called directly
         loss = decoder(feat, args["coord"], args["cell"], backend=backend).square().sum()
         runs.append(torch.autograd.grad(loss, list(decoder.parameters())))
     for fallback, literal in zip(*runs, strict=True):
@@ -370,10 +352,10 @@ def test_two_threads_decode_at_once():
     assert not wrong
 
 
-def test_forked_child_decodes(in_a_fork):
+def test_works_in_a_forked_child(in_a_fork):
     case = Case(batch=1, queries=5000, hidden=(64, 64))
     feat, coord, cell, weights, biases = case.cast(torch.float32)
-    hoisted = hoist_features(feat, weights[0], biases[0], Form())  # torch's own convolution may hang in a child
+    hoisted = hoist_features(feat, weights[0], biases[0], Form())  # torch's convolution may hang in a child
     y, x = (t.unsqueeze(1) for t in coord.unbind(-1))
     args = hoisted, y, x, cell[:, None], weights[0][:, 45:], weights[1:], biases[1:], 6, 0, True, False, "cpu"
     assert in_a_fork(lambda: torch.ops.inr_kernels.local_implicit(*args))
