@@ -111,7 +111,9 @@ def test_library_imports_only_installed_packages(file):
 
 
 def test_every_op_is_registered():
-    assert sorted(dispatch.OPS) == OPS
+    """A folder may define several ops: fourier_unit has conv3x3 too."""
+    assert set(OPS) <= set(dispatch.OPS)
+    assert {op.function.__module__.split(".")[1] for op in dispatch.OPS.values()} == set(OPS)
 
 
 @pytest.mark.parametrize("op", OPS)

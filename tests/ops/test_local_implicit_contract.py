@@ -1,7 +1,6 @@
-"""local_implicit apart from its values: errors, bounded memory, caching, backend selection, threads."""
+"""local_implicit apart from its values: errors, bounded memory, caching, threads."""
 
 import copy
-import dataclasses
 import gc
 import pickle
 import re
@@ -12,9 +11,8 @@ import pytest
 import torch
 from local_implicit_cases import Case
 
-import inr_kernels
-from inr_kernels import LocalImplicitDecoder, explain, local_implicit_decode
-from inr_kernels.local_implicit import functional, module
+from inr_kernels import LocalImplicitDecoder, local_implicit_decode
+from inr_kernels.local_implicit import module
 from inr_kernels.local_implicit.functional import Form, hoist_features
 
 
@@ -101,6 +99,45 @@ def test_decoder_requires_its_cell():
     decoder = LocalImplicitDecoder(4, hidden=(8,))
     with pytest.raises(ValueError, match="cell must be given"):
         decoder(torch.randn(1, 4, 3, 3), torch.zeros(1, 1, 2))
+
+
+def test_op_checks_bounds():
+    feat, coord, cell, weights, biases = Case().cast(torch.float32)
+    hoisted = hoist_features(feat, weights[0], biases[0], Form())
+    y, x = (t.unsqueeze(1) for t in coord.unbind(-1))
+    good = [hoisted, y, x, cell[:, None], weights[0][:, 45:], weights[1:], biases[1:], 6, 0, True, False, ""]
+    op = torch.ops.inr_kernels.local_implicit
+    op(*good)
+    columns = hoisted.shape[3]
+    for position, wrong, text in [
+        (0, hoisted[0], "hoisted must have 4 dimensions"),
+        (0, hoisted[:, :, :0], "hoisted must have at least one pixel"),
+        (0, hoisted.double(), "position_weight must have dtype torch.float64"),
+        (1, y[0], r"y must have shape \[B, R, S\]"),
+        (1, y.double(), "y must have dtype torch.float32"),
+        (2, x[:, :, :5], r"x must have shape \[2, 1, 33\]; got \[2, 1, 5\]"),
+        (3, cell, r"cell must have shape \[2, 1, 33, 2\]"),
+        (4, good[4][:, :2], rf"position_weight must have shape \[{columns}, 4\]"),
+        (5, weights[2:], "biases must be as many as the 1 weights; got 2"),
+        (5, [weights[2], weights[1]], r"weights\[0\] must have shape"),
+        (5, [weights[1], weights[2].double()], r"weights\[1\] must have hoisted's dtype torch.float32"),
+        (6, [biases[1], biases[1]], r"biases\[1\] must have shape \[3\]"),
+        (7, 5, "band_start must place 6 rows within the map's height 5; got 0"),
+        (8, 1, "band_start must place 6 rows within the map's height 6; got 1"),
+        (8, -1, "band_start must place"),
+    ]:
+        with pytest.raises(ValueError, match=text):
+            op(*good[:position], wrong, *good[position + 1 :])
+    with pytest.raises(ValueError, match="weights must hold at least one Linear weight"):
+        op(*good[:5], [], [], *good[7:])
+    grad = torch.ones(2, 1, 33, 3)
+    torch.ops.inr_kernels.local_implicit_backward(grad, *good, True, True)
+    for wrong in (grad[:, :, :1], grad.double()):
+        with pytest.raises(ValueError, match="grad must have"):
+            torch.ops.inr_kernels.local_implicit_backward(wrong, *good, True, True)
+    band = [hoisted[:, 3:], *good[1:8], 3, *good[9:]]  # rows 3 to 5, but the queries are everywhere
+    with pytest.raises(ValueError, match="a query reads a row outside the hoisted band"):
+        op(*band)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e38])
@@ -275,62 +312,6 @@ def test_autocast(dtype):
     assert (out - exact).abs().max() < 0.02
     out.sum().backward()
     assert decoder.imnet.layers[0].weight.grad.dtype == torch.float32
-
-
-def test_backend_precedence(monkeypatch):
-    args = arguments()
-    seen = []
-    for name in ("cpu", "reference"):
-        entry = functional.op.OP.backends[name]
-        spy = lambda a, name=name, entry=entry: (seen.append(name), entry.forward(a))[1]  # noqa: E731
-        monkeypatch.setitem(functional.op.OP.backends, name, dataclasses.replace(entry, forward=spy))
-    literal = functional.reference.local_implicit
-    monkeypatch.setattr(
-        functional.reference, "local_implicit", lambda *a, **k: (seen.append("reference"), literal(*a, **k))[1]
-    )
-    monkeypatch.setenv("INR_KERNELS_BACKEND", "reference")
-    local_implicit_decode(**args)
-    with inr_kernels.backend("cpu"):
-        local_implicit_decode(**args)
-        local_implicit_decode(**args, backend="reference")
-    monkeypatch.delenv("INR_KERNELS_BACKEND")
-    local_implicit_decode(**args)
-    assert seen == ["reference", "cpu", "reference", "cpu"]
-    with pytest.raises(ValueError, match="name must be one of"), inr_kernels.backend("cuda9"):
-        pass
-
-
-def test_requested_backend_that_cannot_run_raises(monkeypatch):
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises(RuntimeError, match="backend 'triton' cannot run local_implicit: it takes CUDA tensors"):
-        local_implicit_decode(**arguments(), backend="triton")
-
-
-def test_explain(capsys):
-    args = arguments()
-    text = explain(local_implicit_decode, *args.values())
-    assert capsys.readouterr().out.strip() == text
-    assert "cpu        runs  <- default" in text
-    assert text == explain("local_implicit", **args)
-    with pytest.raises(ValueError, match="op must be one of"):
-        explain(print)
-
-
-def test_slow_fallback_warns_once(monkeypatch):
-    monkeypatch.setattr(inr_kernels._core.dispatch, "_warned", set())
-    monkeypatch.setattr(functional.op.native, "load", lambda: (None, "not built"))
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    args = arguments()
-    with pytest.warns(UserWarning, match="slow PyTorch reference.*not built"):
-        out = local_implicit_decode(**args)
-    assert torch.equal(out, local_implicit_decode(**args))  # no second warning: they are errors here
-    decoder, feat = LocalImplicitDecoder(5, hidden=(9, 8)), args["feat"]
-    runs = []
-    for backend in (None, "reference"):  # the op's fallback, and the reference called directly
-        loss = decoder(feat, args["coord"], args["cell"], backend=backend).square().sum()
-        runs.append(torch.autograd.grad(loss, list(decoder.parameters())))
-    for fallback, literal in zip(*runs, strict=True):
-        torch.testing.assert_close(fallback, literal, rtol=1e-4, atol=1e-5)
 
 
 def test_two_threads_decode_at_once():

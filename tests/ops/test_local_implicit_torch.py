@@ -22,45 +22,6 @@ def op_arguments(gradients, after="last", cell_decode=True):
     return hoisted, y, x, cell, position, weights[1:], biases[1:], 6, 0, True, after == "first", ""
 
 
-def test_op_checks_bounds():
-    feat, coord, cell, weights, biases = Case().cast(torch.float32)
-    hoisted = hoist_features(feat, weights[0], biases[0], Form())
-    y, x = (t.unsqueeze(1) for t in coord.unbind(-1))
-    good = [hoisted, y, x, cell[:, None], weights[0][:, 45:], weights[1:], biases[1:], 6, 0, True, False, ""]
-    op = torch.ops.inr_kernels.local_implicit
-    op(*good)
-    columns = hoisted.shape[3]
-    for position, wrong, text in [
-        (0, hoisted[0], "hoisted must have 4 dimensions"),
-        (0, hoisted[:, :, :0], "hoisted must have at least one pixel"),
-        (0, hoisted.double(), "position_weight must have dtype torch.float64"),
-        (1, y[0], r"y must have shape \[B, R, S\]"),
-        (1, y.double(), "y must have dtype torch.float32"),
-        (2, x[:, :, :5], r"x must have shape \[2, 1, 33\]; got \[2, 1, 5\]"),
-        (3, cell, r"cell must have shape \[2, 1, 33, 2\]"),
-        (4, good[4][:, :2], rf"position_weight must have shape \[{columns}, 4\]"),
-        (5, weights[2:], "biases must be as many as the 1 weights; got 2"),
-        (5, [weights[2], weights[1]], r"weights\[0\] must have shape"),
-        (5, [weights[1], weights[2].double()], r"weights\[1\] must have hoisted's dtype torch.float32"),
-        (6, [biases[1], biases[1]], r"biases\[1\] must have shape \[3\]"),
-        (7, 5, "band_start must place 6 rows within the map's height 5; got 0"),
-        (8, 1, "band_start must place 6 rows within the map's height 6; got 1"),
-        (8, -1, "band_start must place"),
-    ]:
-        with pytest.raises(ValueError, match=text):
-            op(*good[:position], wrong, *good[position + 1 :])
-    with pytest.raises(ValueError, match="weights must hold at least one Linear weight"):
-        op(*good[:5], [], [], *good[7:])
-    grad = torch.ones(2, 1, 33, 3)
-    torch.ops.inr_kernels.local_implicit_backward(grad, *good, True, True)
-    for wrong in (grad[:, :, :1], grad.double()):
-        with pytest.raises(ValueError, match="grad must have"):
-            torch.ops.inr_kernels.local_implicit_backward(wrong, *good, True, True)
-    band = [hoisted[:, 3:], *good[1:8], 3, *good[9:]]  # rows 3 to 5, but the queries are everywhere
-    with pytest.raises(ValueError, match="a query reads a row outside the hoisted band"):
-        op(*band)
-
-
 @pytest.mark.parametrize("cell", [True, False])
 @pytest.mark.parametrize("after", ["last", "first"])
 @pytest.mark.parametrize("gradients", [False, True])

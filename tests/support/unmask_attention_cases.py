@@ -9,7 +9,7 @@ from inr_kernels import unmask_attention
 from inr_kernels.unmask_attention import triton_kernels
 
 # Tests that reach every loop and border of the C++: test_sanitizers.py runs them.
-SANITIZED = ["test_shapes", "gradcheck", "foreign_memory", "large_scores", "nan_and", "empty", "strides"]
+SANITIZED = ["test_shapes", "gradcheck", "checks_bounds", "large_scores", "nan_and", "empty", "strides"]
 
 HOLES = ["some", "none", "all", "one left", "soft", "mixed", "by image"]
 
@@ -61,7 +61,7 @@ class Case:
 def assert_kernel_as_accurate(case, dtype, backend):
     """Asserts that the error against float64, in relative norm, is at most twice eager's, or a few roundings."""
     truth, eager = case.run(torch.float64, "reference", rounded=dtype), case.run(dtype, "reference")
-    few = 1e-14 if dtype == torch.float64 else 1e-6
+    few = 5e-14 if dtype == torch.float64 else 1e-6  # e^score has a relative error of |score| roundings
     few += torch.finfo(dtype).eps if dtype.itemsize == 2 else 0  # the result's own rounding
     for i, (result, other, exact) in enumerate(zip(case.run(dtype, backend), eager, truth, strict=True)):
         assert result.shape == exact.shape

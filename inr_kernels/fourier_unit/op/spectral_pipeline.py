@@ -33,15 +33,15 @@ def backend(why_not: Callable[[Any], str], steps: Callable[[], Steps]) -> Backen
     """The backend that computes a unit from the steps that `steps()` returns."""
 
     def run_forward(a):
-        return forward(steps(), *a)
+        return _forward(steps(), *a)
 
     def run_backward(grad, mean, var, a, *, needs):
-        return backward(steps(), grad, mean, var, *a, needs)
+        return _backward(steps(), grad, mean, var, *a, needs)
 
     return Backend(why_not, run_forward, run_backward)
 
 
-def forward(steps, x, weight, scale, shift, training, eps, groups, norm):
+def _forward(steps, x, weight, scale, shift, training, eps, groups, norm):
     """The op's outputs."""
     mean = var = weight.new_empty(0)
     if not x.numel():
@@ -58,7 +58,7 @@ def forward(steps, x, weight, scale, shift, training, eps, groups, norm):
     return steps.inverse(z, x.shape[2:], norm).to(x.dtype), mean, var if training else weight.new_empty(0)
 
 
-def backward(steps, grad, mean, var, x, weight, scale, shift, training, eps, groups, norm, needs):
+def _backward(steps, grad, mean, var, x, weight, scale, shift, training, eps, groups, norm, needs):
     """Gradients of x, weight, scale and shift; None for those that are not needed."""
     needs_x, needs_weight, needs_affine, _ = needs
     if not x.numel():
