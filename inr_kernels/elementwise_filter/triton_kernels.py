@@ -9,18 +9,21 @@ B images, G groups of CG channels, an output of P = Ho Wo pixels, T = KH KW taps
 Tested in Triton's interpreter and compiled ahead of time (tests/build/test_compile_only.py); not run on a GPU.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 
 from inr_kernels._core import backends
+from inr_kernels._core.dispatch import Facts
 
 from .arguments import NORMALIZATIONS, PADDINGS, reach
 
 BP = 128  # pixels of a program
 
 
-def why_not(facts) -> str:
+def why_not(facts: Facts) -> str:
     """Why the kernels cannot run, "" if they can."""
     if facts.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it takes float32, bfloat16 and float16; got {str(facts.dtype).removeprefix('torch.')}"
@@ -346,7 +349,7 @@ def _fold(d, dim, reach, n, padding):
     return inner
 
 
-def forward(*args) -> torch.Tensor:
+def forward(*args: Any) -> torch.Tensor:
     """Takes the op's arguments (op.py), returns [len(dilation), B, C, Ho, Wo]."""
     p = _Problem(*args)
     out = p.x.new_empty(len(p.dilations), *p.x.shape[:2], *p.out_size)
@@ -357,7 +360,7 @@ def forward(*args) -> torch.Tensor:
 
 
 def backward(
-    grad: torch.Tensor, *args, needs_x: bool, needs_kernel: bool
+    grad: torch.Tensor, *args: Any, needs_x: bool, needs_kernel: bool
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """Takes the output's gradient and the op's arguments, returns (d_x or None, d_kernel or None)."""
     p = _Problem(*args)

@@ -12,12 +12,13 @@ import triton
 import triton.language as tl
 
 from inr_kernels._core import backends
+from inr_kernels._core.dispatch import Facts
 
 BLOCK = {"BM": 64, "BN": 64, "BK": 32}
 WARPS = {"ieee": 4, "tf32": 8}  # others spill registers on some architecture
 
 
-def why_not(facts) -> str:
+def why_not(facts: Facts) -> str:
     """Why the kernels cannot run, "" if they can."""
     if facts.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it takes float32, bfloat16 and float16; got {str(facts.dtype).removeprefix('torch.')}"

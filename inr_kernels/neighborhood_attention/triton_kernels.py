@@ -11,6 +11,7 @@ Tested in Triton's interpreter and compiled ahead of time (tests/build/test_comp
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -354,7 +355,7 @@ def _strides(tokens):
     return tokens.stride()[:4]
 
 
-def forward(qkv: Sequence[torch.Tensor], rpb: torch.Tensor | None, *rest) -> tuple[torch.Tensor, torch.Tensor]:
+def forward(qkv: Sequence[torch.Tensor], rpb: torch.Tensor | None, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Takes the op's arguments (op.py), returns out [B, H, W, heads, dim] and lse [B, H, W, heads]."""
     p = _Problem(qkv, rpb, *rest)
     out = p.query.new_empty(p.query.shape)
@@ -371,7 +372,7 @@ def backward(
     lse: torch.Tensor,
     qkv: Sequence[torch.Tensor],
     rpb: torch.Tensor | None,
-    *rest,
+    *rest: Any,
     needs: Sequence[bool],
 ) -> tuple[list[torch.Tensor | None], torch.Tensor | None]:
     """The gradients of qkv (a list, None where not needed) and of rpb (or None)."""

@@ -17,6 +17,8 @@ import triton.language as tl
 
 from inr_kernels._core import backends
 
+from .arguments import Facts
+
 
 class Blocks(NamedTuple):
     """The block sizes of a launch: rows and columns of the scores, warps of a program."""
@@ -44,7 +46,7 @@ def max_channels(dtype: torch.dtype) -> int:
     return max(FORWARD_BLOCKS[dtype.itemsize])
 
 
-def why_not(facts) -> str:
+def why_not(facts: Facts) -> str:
     """Why the kernels cannot run, "" if they can."""
     if reason := backends.why_not_dot(facts):
         return reason
@@ -239,8 +241,16 @@ def forward(
     return torch.where(is_query, p.unsort(out), mean), softmax
 
 
-def backward(grad, out, softmax, feat, weight, scale, mask_keys):
-    """d_feat of the op's arguments."""
+def backward(
+    grad: torch.Tensor,
+    out: torch.Tensor,
+    softmax: torch.Tensor,
+    feat: torch.Tensor,
+    weight: torch.Tensor,
+    scale: float,
+    mask_keys: bool,
+) -> torch.Tensor:
+    """d_feat [B, C, N]; grad and out [B, C, N], softmax [B, 2, N]."""
     if not feat.numel():
         return torch.zeros_like(feat, memory_format=torch.contiguous_format)
     p = _Problem(feat, weight, scale, mask_keys)

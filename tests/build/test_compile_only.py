@@ -30,6 +30,10 @@ def allowed_stack(version, row):
         # With mma.sync the fused kernels fill all 255 registers: the state of 256 channels, its successor and the
         # accumulator are 160 of them. Some 40 words spill in each layer, against 512 tensor-core instructions.
         return {"decode": 160, "backpropagate": 64}[kernel]
+    if (version, arch, kernel, row["mode"]) == (OLDEST, 90, "decode", "last"):
+        # In training, where it also stores the states, with chunks of 128 channels. The pinned Triton's code needs 229
+        # registers, and so does not spill.
+        return 208 if row["dtype"] == "bfloat16" else 0
     if (version, arch, kernel, row["mode"]) == (OLDEST, 120, "image_gradient", "CARAFE"):
         # ptxas stops at 168 registers, so that three blocks fit a multiprocessor, and spills six words in a loop of
         # 570 instructions, in both dtypes. The pinned Triton's code needs 106 registers.
@@ -65,8 +69,12 @@ def compiled(arch, folder):
     return [json.loads(line) for line in run.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("version", [OLDEST, "installed"])
+# With the oldest Triton not for sm_89, whose code is nearly that of sm_80: each of these takes more than a minute.
+VERSIONS = [(OLDEST, arch) for arch in ARCHS if arch != 89] + [("installed", arch) for arch in ARCHS]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("version", "arch"), VERSIONS)
 def test_triton_kernels_fit(version, arch, request):
     folder = request.getfixturevalue("oldest_triton") if version == OLDEST else None
     print(f"\nsm_{arch}  kernel                 dtype     mode    registers  stack  shared  warps")

@@ -143,9 +143,9 @@ def test_second_derivative_of_the_kernels_is_refused():
 def test_gradient_of_the_coordinates_comes_from_the_reference():
     case = Case(queries=9)
     feat, coord, cell, weights, biases = case.cast(torch.float32)
-    wanted = [coord.requires_grad_(), cell.requires_grad_()]
+    leaves = [coord.requires_grad_(), cell.requires_grad_()]
     ours, theirs = (
-        torch.autograd.grad(decode(feat, coord, cell, weights, biases).square().sum(), wanted)
+        torch.autograd.grad(decode(feat, coord, cell, weights, biases).square().sum(), leaves)
         for decode in (local_implicit_decode, reference.local_implicit)
     )
     assert all(torch.equal(a, b) and a.abs().sum() > 0 for a, b in zip(ours, theirs, strict=True))
@@ -158,11 +158,11 @@ def test_reads_past_a_row_stay_within_the_heap_allocation():
     assert_kernel_as_accurate(Case(hidden=(32, 32), queries=200), torch.float64)
 
 
-@pytest.mark.parametrize("wanted", ["feat", "weights"])
-def test_only_the_wanted_gradients_are_computed(wanted):
+@pytest.mark.parametrize("needed", ["feat", "weights"])
+def test_only_the_needed_gradients_are_computed(needed):
     case = Case()
     feat, coord, cell, weights, biases = case.cast(torch.float32)
-    leaves = [feat] if wanted == "feat" else [*weights, *biases]
+    leaves = [feat] if needed == "feat" else [*weights, *biases]
     for leaf in leaves:
         leaf.requires_grad_()
     out = local_implicit_decode(feat, coord, cell, weights, biases, backend="cpu")

@@ -66,15 +66,15 @@ def test_bias_gradient_in_parts_equals_one_sum(monkeypatch):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("wanted", range(4))
-def test_only_the_wanted_gradient(wanted):
+@pytest.mark.parametrize("needed", range(4))
+def test_only_the_needed_gradient(needed):
     case = Case(1, (2, 3), 1, 2, 2, bias=True)
     tensors = [t.float() for t in (*case.tensors[0].unbind(3), case.tensors[1])]
-    leaves = [t.clone().requires_grad_(i == wanted) for i, t in enumerate(tensors)]
+    leaves = [t.clone().requires_grad_(i == needed) for i, t in enumerate(tensors)]
     grads = []
     for backend in ("triton", "reference"):
         out = neighborhood_attention_2d(*leaves[:3], 2, rpb=leaves[3], backend=backend)
-        grads += torch.autograd.grad(out.square().sum(), leaves[wanted])
+        grads += torch.autograd.grad(out.square().sum(), leaves[needed])
     torch.testing.assert_close(*grads)
 
 

@@ -26,8 +26,8 @@ from triton.runtime.jit import JITFunction
 import inr_kernels  # registers the ops
 from inr_kernels._core.dispatch import OPS
 
-BIN = Path(triton.__file__).parent / "backends/nvidia/bin"
-TENSOR_CORE = re.compile(r"\b(HMMA|HGMMA|QMMA|UTCHMMA)\b")
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+TENSOR_CORE = re.compile(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b")  # in PTX
 PACKAGE = Path(inr_kernels.__file__).parent
 # conv3x3 is a part of fourier_unit and has no kernels.
 TRITON_OPS = [name for name, op in OPS.items() if "triton" in op.backends and (PACKAGE / name).is_dir()]
@@ -68,26 +68,20 @@ class Driver:
         return 0
 
 
-def tool(name, cubin, *options):
-    """The output of one of the CUDA tools that come with Triton."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [BIN / name, *options, file.name]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
 def resources(kernel):
-    """What a compiled kernel needs of a multiprocessor, and whether it uses tensor cores and fused multiply-adds."""
-    cubin = kernel.asm["cubin"]
-    usage = dict(re.findall(r"(REG|STACK):(\d+)", tool("cuobjdump", cubin, "--dump-resource-usage")))
+    """The registers, stack and shared memory of a compiled kernel, and whether it uses tensor cores."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        command = [CUOBJDUMP, "--dump-resource-usage", file.name]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    usage = dict(re.findall(r"(REG|STACK):(\d+)", usage))
     return {
         "registers": int(usage["REG"]),
         "stack": int(usage["STACK"]),
         "shared": kernel.metadata.shared,
         "warps": kernel.metadata.num_warps,
-        "tensor_cores": "mma" in kernel.asm["ptx"] and bool(TENSOR_CORE.search(tool("nvdisasm", cubin, "-c"))),
-        "fused": "fma.rn.f32" in kernel.asm["ptx"],
+        "tensor_cores": bool(TENSOR_CORE.search(kernel.asm["ptx"])),
     }
 
 

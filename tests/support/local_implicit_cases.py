@@ -12,7 +12,7 @@ from inr_kernels.local_implicit import triton_kernels
 from inr_kernels.local_implicit.reference import pixel_centres
 
 # Tests that reach every loop and border of the C++: test_sanitizers.py runs them.
-SANITIZED = ["shapes_and_scales", "layouts", "wanted", "checks_bounds", "non_finite", "gradcheck", "heap"]
+SANITIZED = ["shapes_and_scales", "layouts", "only_the_needed", "checks_bounds", "non_finite", "gradcheck", "heap"]
 
 FLAGS = [(u, e, c) for u in (False, True) for e in (False, True) for c in (False, True)]
 

@@ -8,7 +8,7 @@ Tested in Triton's interpreter and compiled ahead of time (tests/build/test_comp
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -298,7 +298,7 @@ def _add_to_map(d_map, run, p):
     )
 
 
-def forward(*args) -> torch.Tensor:
+def forward(*args: Any) -> torch.Tensor:
     """Takes the op's arguments (op.py), returns [B, R, S, out_channels]."""
     p = _Problem(*args)
     out = p.hoisted.new_empty(*p.y.shape, p.out)
@@ -311,7 +311,7 @@ def forward(*args) -> torch.Tensor:
 
 
 def backward(
-    grad: torch.Tensor, *args, needs_hoisted: bool, needs_weights: bool
+    grad: torch.Tensor, *args: Any, needs_hoisted: bool, needs_weights: bool
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, list[torch.Tensor], list[torch.Tensor]]:
     """Takes the output's gradient and the op's arguments (op.py).
 
