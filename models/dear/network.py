@@ -261,7 +261,7 @@ class DEAR(Inpainter):
     ) -> torch.Tensor:
         """As `Inpainter.decode`, from `encode`'s (encoded, kernels, seen); kernels are not read."""
         encoded, _, seen = features
-        options = {"workspace": workspace, "progress": progress, "backend": self._backend}
+        options: dict[str, Any] = {"workspace": workspace, "progress": progress, "backend": self._backend}
         out = self.implicit.render(encoded, size, **options)
         if self.config.fill == "zeros":
             return out

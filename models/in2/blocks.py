@@ -80,7 +80,7 @@ class DownsampleProcessingBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, config: Any, *, eager: bool = False):
         super().__init__()
         norm = {"batch": nn.BatchNorm2d, "none": nn.Identity}[config.norm]
-        common = {"norm_layer": norm, "activation_layer": nn.ReLU, "enable_lfu": False}
+        common: dict[str, Any] = {"norm_layer": norm, "activation_layer": nn.ReLU, "enable_lfu": False}
         common |= {"padding_type": config.padding, "ratio_gout": config.ratio}
         self.down = FFC_BN_ACT(inputs, outputs, config.down_kernel, ratio_gin=0, stride=2, padding=1, **common)
         self.block = FFCResnetBlock(outputs, ratio_gin=config.ratio, **common)
@@ -107,14 +107,15 @@ class ClampedAttention(NeighborhoodAttention2D):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, H, W, C] -> [B, H, W, C]."""
         height, width = (min(k, n) for k, n in zip(self.kernel_size, x.shape[1:3], strict=True))
-        kernel, rpb = (height, width), self.rpb
+        kernel = (height, width)
+        rpb: torch.Tensor | None = self.rpb
         if rpb is not None:  # its middle: the distances in the smaller window
             y, x_ = (slice(k - n, k + n - 1) for k, n in zip(self.kernel_size, kernel, strict=True))
             rpb = rpb[:, y, x_]
         qkv = self.qkv(x).unflatten(3, (3, self.num_heads, -1))
         if self.eager:
             query, key, value = qkv.unbind(3)
-            out = plain_pytorch.neighborhood_attention(query, key, value, kernel, rpb)
+            out: Any = plain_pytorch.neighborhood_attention(query, key, value, kernel, rpb)
         else:
             out = neighborhood_attention_2d_packed(qkv, kernel, rpb=rpb)
         return self.proj(out.flatten(3))

@@ -1,11 +1,11 @@
 """The parts of IN² in plain PyTorch, as written without this package's kernels; `IN2(eager=True)` uses them."""
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 
-from ..lama.ffc import FFC_BN_ACT, FFCResnetBlock, FourierUnit, SpectralTransform
+from ..lama.ffc import FFC_BN_ACT, FFCResnetBlock, FourierUnit
 
 Pair: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 
@@ -26,8 +26,8 @@ def ffc_bn_act(layer: FFC_BN_ACT, x: Pair | torch.Tensor) -> Pair:
     return layer.act_l(layer.bn_l(out_l)), layer.act_g(layer.bn_g(out_g))
 
 
-def spectral_transform(spectral: SpectralTransform, x: torch.Tensor) -> torch.Tensor:
-    """A `SpectralTransform` without a local Fourier unit."""
+def spectral_transform(spectral: Any, x: torch.Tensor) -> torch.Tensor:
+    """A `SpectralTransform` without a local Fourier unit: [B, C, H, W] -> [B, D, H, W]."""
     x = spectral.conv1(x)
     return spectral.conv2(x + fourier_unit(spectral.fu, x))
 

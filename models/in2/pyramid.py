@@ -102,10 +102,10 @@ class ImplicitUpsample(nn.Module):
             TypeError: feat is not a floating-point tensor.
             ValueError: a shape, size, device or workspace that does not fit.
         """
-        require_tensor(feat, "feat", dims=(4,), like=self.layers[0].weight)
         weights, biases = self._linears()
+        require_tensor(feat, "feat", dims=(4,), like=weights[0])
         size = check_size(size)
-        options = {"workspace": workspace, "progress": progress}
+        options: dict[str, Any] = {"workspace": workspace, "progress": progress}
         sides = [torch.full((len(feat),), self.cell_scale / n, device=feat.device) for n in size]
         cell = torch.stack(sides, -1)
         if self.eager:

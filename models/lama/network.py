@@ -86,13 +86,13 @@ class LaMa(Inpainter):
         self.config, self.notes = config, {}
         self.split = config.downsamplings + 2
         width, last = config.width, config.downsamplings
-        common = {"activation_layer": nn.ReLU, "enable_lfu": config.enable_lfu}
-        layers = [nn.ReflectionPad2d(3), FFC_BN_ACT(config.inputs, width(0), 7, 0, 0, **common)]
+        common: dict[str, Any] = {"activation_layer": nn.ReLU, "enable_lfu": config.enable_lfu}
+        layers: list[nn.Module] = [nn.ReflectionPad2d(3), FFC_BN_ACT(config.inputs, width(0), 7, 0, 0, **common)]
         for level in range(last):
             ratio = config.ratio if level == last - 1 else 0
             layers.append(FFC_BN_ACT(width(level), width(level + 1), 3, 0, ratio, stride=2, padding=1, **common))
-        ratios = {"ratio_gin": config.ratio, "ratio_gout": config.ratio, "enable_lfu": config.enable_lfu}
-        layers += [FFCResnetBlock(width(last), "reflect", nn.BatchNorm2d, **ratios) for _ in range(config.blocks)]
+        common = {"ratio_gin": config.ratio, "ratio_gout": config.ratio, "enable_lfu": config.enable_lfu}
+        layers += [FFCResnetBlock(width(last), "reflect", nn.BatchNorm2d, **common) for _ in range(config.blocks)]
         layers.append(ConcatTupleLayer())
         for level in reversed(range(last)):
             up = nn.ConvTranspose2d(width(level + 1), width(level), 3, stride=2, padding=1, output_padding=1)

@@ -10,6 +10,7 @@ the network had learned nothing after 5000 steps: the smooth fill leaves little 
 from argparse import Namespace
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
@@ -53,7 +54,8 @@ def started(path: str | PathLike[str]) -> DEAR:
     """Returns a network with the features of a checkpoint, whose output is still the smooth fill alone."""
     model = DEAR(SMALL)
     model.load_state_dict(DEAR.from_checkpoint(path).state_dict())
-    for parameter in model.implicit.imnet.layers[-1].parameters():
+    last: Any = model.implicit.imnet.layers
+    for parameter in last[-1].parameters():
         torch.nn.init.zeros_(parameter)
     return model
 
