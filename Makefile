@@ -8,7 +8,7 @@ SOURCES := setup.py CMakeLists.txt pyproject.toml constraints.txt $(shell find c
 # One worker of pytest-xdist a core. A worker that is done takes over tests that another has not begun.
 PARALLEL := -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test quick bench docs smoke lint format clean
+.PHONY: demo test quick bench docs smoke lint types format clean
 
 # Shrink a photograph, render it, show what that cost.
 demo: .venv/demo.stamp
@@ -38,9 +38,11 @@ docs: .venv/docs.stamp
 smoke: .venv/test.stamp
 	$(BIN)/pytest bench --benchmark-disable $(ARGS)
 
-lint: .venv/test.stamp
+lint: .venv/test.stamp types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+
+types: .venv/test.stamp
 	mkdir -p build/types/inr_kernels
 	ln -sfn $(CURDIR)/inr_kernels/* $(CURDIR)/models build/types/inr_kernels # the package as it is installed
 	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p inr_kernels

@@ -179,5 +179,6 @@ def test_pre_commit_runs_the_linters_of_make_lint():
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
     assert [repository["repo"] for repository in hooks] == ["local"], "hooks need no network"
     entries = {hook["entry"] for hook in hooks[0]["hooks"]}
-    recipe = re.search(r"^lint:.*\n((?:\t.+\n)+)", MAKEFILE, re.MULTILINE)[1]
-    assert entries == {line.strip().replace("$(BIN)", ".venv/bin") for line in recipe.splitlines()}
+    targets, recipe = re.search(r"^lint: \S+(.*)\n((?:\t.+\n)+)", MAKEFILE, re.MULTILINE).groups()
+    commands = {line.strip().replace("$(BIN)", ".venv/bin") for line in recipe.splitlines()}
+    assert entries == commands | {f"make {target}" for target in targets.split()}
