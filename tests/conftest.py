@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import numpy
@@ -24,13 +25,35 @@ HAS_GPU = torch.cuda.is_available()
 if not HAS_GPU:  # before inr_kernels is imported: Triton reads it when it decorates a kernel
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+DURATIONS = Counter()  # seconds, by test
+
 # Files whose locks say which tests may run now; any file serves.
 QUEUE, RUNNING = Path(__file__), Path(__file__).parents[1] / "pyproject.toml"
 
 
+SLOW = Path(__file__).with_name("slow_tests.txt")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--record-slow", action="store_true", help=f"write tests above 2 s to {SLOW.name}, for make quick")
+
+
+def pytest_runtest_logreport(report):
+    DURATIONS[report.nodeid] += report.duration
+
+
+def pytest_sessionfinish(session):
+    """With --record-slow, writes the list of slow tests, once the workers have finished."""
+    if session.config.option.record_slow and not hasattr(session.config, "workerinput"):
+        SLOW.write_text("".join(f"{name}\n" for name in sorted(DURATIONS) if DURATIONS[name] > 2))
+
+
 def pytest_collection_modifyitems(items):
-    """Skips tests that need a GPU where there is none, marks tests that fork, and moves slow tests to the front."""
+    """Skips tests that need a GPU where there is none; marks tests that fork, and slow ones, which run first."""
+    slow = set(SLOW.read_text().splitlines())
     for item in items:
+        if item.nodeid in slow:
+            item.add_marker("slow")
         if not HAS_GPU and item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="torch.cuda sees no GPU"))
         if "in_a_fork" in item.fixturenames:

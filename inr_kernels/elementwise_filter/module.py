@@ -25,10 +25,12 @@ class ElementwiseFilter(nn.Module):
         torch.Size([1, 4, 6, 7])
     """
 
+    log_window: torch.Tensor | None
+
     def __init__(self, kernel_size: int | tuple[int, int], *, log_window: torch.Tensor | None = None, **options: Any):
         super().__init__()
         self.kernel_size, self.options = kernel_size, options
-        unknown = options.keys() - elementwise_filter.__kwdefaults__.keys()
+        unknown = options.keys() - set(elementwise_filter.__kwdefaults__ or ())
         if unknown:
             raise TypeError(f"options must be keywords of elementwise_filter; got {', '.join(sorted(unknown))}")
         self.register_buffer("log_window", log_window, persistent=False)

@@ -3,7 +3,7 @@
 import functools
 import weakref
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -73,8 +73,9 @@ class LocalImplicitDecoder(nn.Module):
         self.imnet.layers = nn.Sequential(*layers[:-1])
         self._hoisted = HoistCache()
 
-    def _linears(self):
-        linears = list(self.imnet.layers)[::2]
+    def _linears(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        layers: Any = self.imnet.layers
+        linears = list(layers)[::2]
         return [layer.weight for layer in linears], [layer.bias for layer in linears]
 
     def forward(
@@ -107,10 +108,12 @@ class LocalImplicitDecoder(nn.Module):
 
         progress: called after each band as progress(finished rows, total rows).
         """
+        weights, biases = self._linears()
         return render(
             feat,
             size,
-            *self._linears(),
+            weights,
+            biases,
             self.form,
             cell_decode=self.cell_decode,
             cell=cell,

@@ -5,12 +5,13 @@ coordinates, which determines the ensemble's weights at odd scales.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 
-def pixel_centres(n: int, device: torch.device | None = None) -> torch.Tensor:
+def pixel_centres(n: int, device: torch.device | str | None = None) -> torch.Tensor:
     """[n] float32: the centres of n pixels that span [-1, 1], rounded as LIIF's make_coord rounds them."""
     radius = 2 / (2 * n)
     return -1 + radius + (2 * radius) * torch.arange(n, dtype=torch.float32, device=device)
@@ -78,7 +79,7 @@ def local_implicit(
     batch = torch.arange(len(feat), device=feat.device).view(-1, *[1] * (coord.dim() - 2))
     tail = [] if cell is None else [relative_cell(cell, size).to(feat.dtype)]
     inputs = [] if ensemble_after == "first" else tail
-    out = 0
+    out: Any = 0
     for row, col, offset, weight in zip(*neighbours(coord[..., 0], coord[..., 1], size, local_ensemble), strict=True):
         x = torch.cat([feat[batch, row, col], offset.to(feat.dtype), *inputs], -1)
         if ensemble_after == "first":
@@ -111,7 +112,7 @@ def decode(
     batch = torch.arange(len(hoisted), device=hoisted.device).view(-1, 1, 1)
     tail = [] if cell is None else [relative_cell(cell, size).to(dtype)]
     inputs = [] if ensemble_first else tail
-    out = 0
+    out: Any = 0
     for row, col, offset, weight in zip(*neighbours(y, x, size, local_ensemble), strict=True):
         position = torch.cat([offset.to(dtype), *inputs], -1)
         pred = (hoisted[batch, row - band_start, col] + F.linear(position, position_weight)).relu()

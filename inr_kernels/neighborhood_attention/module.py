@@ -1,5 +1,7 @@
 """NeighborhoodAttention2D: neighborhood attention with its projections, and NATTEN's state dict."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -66,7 +68,7 @@ class NeighborhoodAttention2D(nn.Module):
             )
             x = F.pad(x, (0, 0, 0, right, 0, below))
         qkv = self.qkv(x).unflatten(3, (3, self.num_heads, -1))
-        out = neighborhood_attention_2d_packed(qkv, self.kernel_size, dilation=self.dilation, rpb=self.rpb)
+        out: Any = neighborhood_attention_2d_packed(qkv, self.kernel_size, dilation=self.dilation, rpb=self.rpb)
         return self.proj(out[:, :height, :width].flatten(3))
 
     def extra_repr(self) -> str:

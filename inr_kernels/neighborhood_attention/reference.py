@@ -79,9 +79,9 @@ def neighborhood_attention(
             score = score + bias.permute(1, 2, 0).to(exact)
         seen = rows_seen[:, i, None] & cols_seen[None, :, j]
         scores.append(score.masked_fill(~seen[..., None], -math.inf))
-    scores = torch.stack(scores, -1)
-    weights = scores.softmax(-1).to(query.dtype)
+    stacked = torch.stack(scores, -1)
+    weights = stacked.softmax(-1).to(query.dtype)
     out = torch.zeros_like(value)
     for t, (i, j) in enumerate(taps):
         out = out + weights[..., t, None] * neighbour(value, i, j)
-    return out, scores.logsumexp(-1)
+    return out, stacked.logsumexp(-1)

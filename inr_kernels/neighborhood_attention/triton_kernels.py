@@ -378,9 +378,9 @@ def backward(
     """The gradients of qkv (a list, None where not needed) and of rpb (or None)."""
     p = _Problem(qkv, rpb, *rest)
     *needs_qkv, needs_rpb = needs
-    grads = [t.new_empty(t.shape) if needed else None for t, needed in zip(qkv, needs_qkv, strict=True)]
+    grads: list[Any] = [t.new_empty(t.shape) if needed else None for t, needed in zip(qkv, needs_qkv, strict=True)]
     if not grad.numel():
-        return grads, torch.zeros_like(rpb) if needs_rpb else None
+        return grads, None if rpb is None or not needs_rpb else torch.zeros_like(rpb)
     d_query, d_key, d_value = grads[0].unbind(3) if len(qkv) == 1 and needs_qkv[0] else grads * (3 // len(qkv))
     if (d_key is None) != (d_value is None):  # the kernel writes both
         d_key = p.query.new_empty(p.query.shape) if d_key is None else d_key

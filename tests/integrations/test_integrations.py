@@ -298,7 +298,9 @@ def test_a_changed_flag_of_a_subclass_uses_the_original():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"coord": torch.rand(2, 3)}, {"coord": torch.rand(3, 40, 2)}, {"cell": None}], ids=str
+    "wrong",
+    [{"coord": torch.rand(2, 3)}, {"coord": torch.rand(3, 40, 2)}, {"cell": None}],
+    ids=["two dimensions", "another batch", "no cell"],
 )
 def test_errors_match_the_original(wrong):
     inp, coord, cell = problem()

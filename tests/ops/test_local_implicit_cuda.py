@@ -14,6 +14,7 @@ from inr_kernels._core import native
 from inr_kernels._core.dispatch import always
 from inr_kernels.local_implicit import op
 
+pytestmark = pytest.mark.slow  # compiles the emulation
 KERNELS = ["local_implicit.cu", "local_implicit_sm90.cu", "local_implicit_weights.cu"]
 HALVES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 AFTER = pytest.mark.parametrize("after", ["last", "first"])

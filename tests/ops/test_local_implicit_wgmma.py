@@ -15,6 +15,8 @@ from inr_kernels._core import native
 from inr_kernels._core.dispatch import always
 from inr_kernels.local_implicit import op
 
+pytestmark = pytest.mark.slow  # compiles the emulation
+
 
 def use_kernel(monkeypatch, kernel, why_not=always):
     """Makes backend="cuda" run this kernel."""

@@ -11,6 +11,8 @@ import torch
 from inr_kernels import _C, elementwise_filter, release_memory
 from inr_kernels._core import native
 
+pytestmark = pytest.mark.alone
+
 
 def gradients(seed=0):
     """Gradients of a problem that depends on the seed, allocated from the pool."""

@@ -2,9 +2,12 @@
 
 import os
 
+import pytest
 import torch
 
 from inr_kernels import _C
+
+pytestmark = pytest.mark.alone
 
 
 def test_uses_openmp_except_in_a_forked_child(in_a_fork):

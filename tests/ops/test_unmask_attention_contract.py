@@ -116,6 +116,7 @@ def test_saved_memory_is_linear_in_the_pixels():
     assert sum(t.numel() for t in saved) == 1600 * (8 + 8 + 1 + 2)
 
 
+@pytest.mark.alone
 def test_many_small_images_take_little_memory(run_python):
     """Each takes less than one of the blocks into which large images are divided."""
     code = """if True:

@@ -67,7 +67,7 @@ class FFC(nn.Module):
             return nn.Identity() if absent else nn.Conv2d(inputs, outputs, kernel_size, stride, padding, **options)
 
         self.convl2l, self.convl2g, self.convg2l = conv(in_l, out_l), conv(in_l, out_g), conv(in_g, out_l)
-        self.convg2g = nn.Identity()
+        self.convg2g: nn.Module = nn.Identity()
         if in_g and out_g:
             spectral_groups = 1 if groups == 1 else groups // 2
             self.convg2g = SpectralTransform(in_g, out_g, stride, spectral_groups, enable_lfu, **spectral_kwargs)
@@ -169,6 +169,7 @@ class FFCResnetBlock(nn.Module):
         """(local, global) or local -> (local, global); inline: [B, C, H, W] -> [B, C, H, W]."""
         if self.inline:
             channels = self.conv1.ffc.global_in_num
+            assert isinstance(x, torch.Tensor)
             x = x.split((x.shape[1] - channels, channels), 1)
         identity = _parts(x)
         out = tuple(a + b for a, b in zip(identity, self.conv2(self.conv1(identity)), strict=True))

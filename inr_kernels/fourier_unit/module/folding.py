@@ -1,5 +1,7 @@
 """Folds norms into convolutions: which modules need not be called, and their coefficients."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -25,7 +27,7 @@ def folds(norm: nn.Module, activation: nn.Module) -> bool:
     return simple and type(activation) in (nn.ReLU, nn.Identity) and is_untouched(norm, activation)
 
 
-def affine(norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor] | None:
+def affine(norm: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
     """(scale, shift) of a batch norm in evaluation, at least in float32; None for the identity."""
     if isinstance(norm, nn.Identity):
         return None

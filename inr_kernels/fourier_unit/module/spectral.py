@@ -135,7 +135,7 @@ def _momentum(bn):
     return 1.0 / bn.num_batches_tracked if bn.momentum is None else bn.momentum
 
 
-def spectral(transform: nn.Module, x: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
+def spectral(transform: Any, x: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
     """Computes a SpectralTransform, its output multiplied by scale [O], which is folded into the last convolution."""
     x = _first_layers(transform.conv1, transform.downsample(x))
     out = x + transform.fu(x)
