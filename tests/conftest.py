@@ -49,7 +49,7 @@ def pytest_sessionfinish(session):
 
 
 def pytest_collection_modifyitems(items):
-    """Skips tests that need a GPU where there is none; marks tests that fork, and slow ones, which run first."""
+    """Skips tests that need a GPU where there is none; marks tests that fork, and slow ones; orders them."""
     slow = set(SLOW.read_text().splitlines())
     for item in items:
         if item.nodeid in slow:
@@ -58,7 +58,8 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="torch.cuda sees no GPU"))
         if "in_a_fork" in item.fixturenames:
             item.add_marker("alone")
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)  # no worker waits for one at the end
+    # Tests that run alone first, beside quick ones; then slow ones, so that no worker waits for one at the end.
+    items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in ("alone", "slow")])
 
 
 @contextlib.contextmanager

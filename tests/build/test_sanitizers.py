@@ -42,7 +42,18 @@ def test_cpp_under_address_and_undefined_behaviour_sanitizers(isa, sanitized):
     chosen = " or ".join(f"({op} and ({' or '.join(names)}))" for op, names in SANITIZED.items())
     tests = [ROOT / "tests/ops" / f"test_{op}{suffix}.py" for op in OPS for suffix in ("", "_contract")]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-v", "-x", "-o", "pythonpath=", "-k", f"({chosen}) and not triton", *tests],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-v",
+            "-x",
+            "-o",
+            "pythonpath=tests/support",
+            "-k",
+            f"({chosen}) and not triton",
+            *tests,
+        ],
         cwd=folder,
         env=environment | {"INR_KERNELS_ISA": isa},
         capture_output=True,
