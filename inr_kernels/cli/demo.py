@@ -4,6 +4,7 @@ The photograph took no part in the training of the shipped model. Prints times, 
 writes one picture that shows all side by side.
 """
 
+import io
 import math
 import multiprocessing
 import statistics
@@ -15,7 +16,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from inr_kernels.models import LIIF
-from inr_kernels.models.common.files import atomic_write
+from inr_kernels.models.common.files import replace_file
 from inr_kernels.models.data import images
 from inr_kernels.models.data.photographs import HELD_OUT, photographs
 from inr_kernels.models.evaluation.metrics import psnr
@@ -62,8 +63,9 @@ def run(args):
     report(args, small, shown, bicubic, runs)
     sheet = draw(small, shown, bicubic, runs, args.scale)
     kind = images.FORMATS[args.output.suffix.lower()]
-    with atomic_write(args.output) as temporary:
-        sheet.save(temporary, kind, **images.SAVE.get(kind, {}))
+    file = io.BytesIO()
+    sheet.save(file, kind, **images.SAVE.get(kind, {}))
+    replace_file(args.output, file.getvalue())
     print(f"\nSide by side: {args.output}")
 
 

@@ -8,7 +8,7 @@ import pickle
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 
-from .files import atomic_write
+from .files import replace_file
 
 # What torch, safetensors and a wrong structure raise.
 UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, TypeError, LookupError, AttributeError)
@@ -19,8 +19,7 @@ def save(model, path, notes, dtype=None):
     """Writes `model` of a dataclass `model.config`, whole or not at all; notes: whatever JSON holds."""
     metadata = {"config": json.dumps(dataclasses.asdict(model.config)), "notes": json.dumps(notes)}
     state = {name: value.to(dtype or value.dtype).contiguous() for name, value in model.state_dict().items()}
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(serialize(state, metadata))
+    replace_file(path, serialize(state, metadata))
 
 
 def read(path):

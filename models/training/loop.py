@@ -1,6 +1,7 @@
 """What the recipes of the shipped checkpoints share: the command line, and a loop that is saved and resumed."""
 
 import argparse
+import io
 import math
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from tqdm import tqdm
 
 from inr_kernels._core.checks import require
 
-from ..common.files import atomic_write
+from ..common.files import replace_file
 
 
 def parser(about, *, out, steps, lr):
@@ -80,8 +81,9 @@ def optimize(model, args, loss, measured, save_every, *, beside=None, eps=1e-8):
         bar.set_postfix(loss=f"{average:.4f}", refresh=False)
         if (step + 1) % save_every == 0 or step + 1 == args.steps:
             saved = {name: part.state_dict() for name, part in parts.items()}
-            with atomic_write(state) as temporary:
-                torch.save({**saved, "step": step + 1}, temporary)
+            file = io.BytesIO()
+            torch.save({**saved, "step": step + 1}, file)
+            replace_file(state, file.getvalue())
         if (step + 1) % 1000 == 0:
             bar.write(f"step {step + 1}: PSNR, rivals: {measured(model.eval())}")
             model.train()
