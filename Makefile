@@ -1,31 +1,51 @@
-# make demo · make test · make bench: each makes .venv and installs what it needs.
+# make demo · make test · make quick · make bench · make docs: each makes .venv and installs what it needs.
 PYTHON ?= python3
 ARGS ?=
 
 BIN := .venv/bin
 SOURCES := setup.py CMakeLists.txt pyproject.toml constraints.txt $(shell find csrc -type f)
 
-.PHONY: demo test bench smoke lint format clean
+# One worker of pytest-xdist a core. A worker that is done takes over tests that another has not begun.
+PARALLEL := -n auto --maxprocesses 8 --dist worksteal
+
+.PHONY: demo test quick bench docs smoke lint types format clean
 
 # Shrink a photograph, render it, show what that cost.
 demo: .venv/demo.stamp
 	$(BIN)/inr-kernels demo $(ARGS)
 
 test: .venv/test.stamp
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest $(PARALLEL) $(ARGS)
 
-# Measure, then write the tables and plots.
+# After an edit: the tests that are not marked slow, in minutes.
+quick: .venv/test.stamp
+	$(BIN)/pytest $(PARALLEL) -m "not slow" --durations 5 --durations-min 5 $(ARGS)
+
+# Measure, then write the tables and plots. With BASE=REV: compare the kernels of that git revision with these.
 bench: .venv/bench.stamp
+ifdef BASE
+	$(BIN)/python -m bench.compare '$(BASE)' $(ARGS)
+else
 	$(BIN)/pytest bench --benchmark-only $(ARGS)
 	$(BIN)/python -m bench.report
+endif
+
+# The documentation as a site, build/site/index.html.
+docs: .venv/docs.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
 
 # Every benchmark runs once, none is timed.
 smoke: .venv/test.stamp
 	$(BIN)/pytest bench --benchmark-disable $(ARGS)
 
-lint: .venv/test.stamp
+lint: .venv/test.stamp types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+
+types: .venv/test.stamp
+	mkdir -p build/types/inr_kernels
+	ln -sfn $(CURDIR)/inr_kernels/* $(CURDIR)/models build/types/inr_kernels # the package as it is installed
+	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p inr_kernels
 
 format: .venv/test.stamp
 	$(BIN)/ruff format .

@@ -1,4 +1,4 @@
-"""Builds inr_kernels._C through CMake; everything declarative stands in pyproject.toml."""
+"""Builds inr_kernels._C with CMake and lists the packages; all other metadata is in pyproject.toml."""
 
 import os
 import shlex
@@ -15,18 +15,19 @@ ROOT = Path(__file__).resolve().parent
 
 
 class CMakeBuild(build_ext):
-    """Configures and builds, then puts the library where setuptools asks: a wheel or the tree."""
+    """Runs CMake, then copies the library to the path that setuptools requests (in a wheel or in the source tree)."""
 
-    def build_extension(self, ext):
+    def build_extension(self, ext: Extension) -> None:
+        """Builds and copies one extension."""
         sanitize = os.environ.get("INR_KERNELS_SANITIZE", "")
-        # Not self.build_temp: an editable install throws that away, this folder is incremental.
+        # Not self.build_temp, which an editable install deletes: this folder keeps incremental builds.
         build = ROOT / "build" / f"{sys.implementation.cache_tag}{sanitize and '-sanitize'}"
         configure = [
             "cmake",
             f"-S{ROOT}",
             f"-B{build}",
             "-GNinja",
-            "-UCMAKE_MAKE_PROGRAM",  # the ninja of the last isolated build is gone
+            "-UCMAKE_MAKE_PROGRAM",  # the cached path is in the last isolated build's environment
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DINR_CUDA={os.environ.get('INR_KERNELS_CUDA', 'AUTO')}",
@@ -37,7 +38,7 @@ class CMakeBuild(build_ext):
         subprocess.run(["cmake", "--build", build], check=True)
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
-        # Not self.copy_file, which keeps a younger file there, of other settings.
+        # Not self.copy_file, which keeps a newer file at the target, though its settings may differ.
         shutil.copy(build / target.name, target)
 
 
@@ -48,7 +49,7 @@ setup(
         *(f"inr_kernels.models.{name}" for name in find_packages("models")),
     ],
     package_dir={"inr_kernels.models": "models"},
-    # depends: what an sdist needs beside the Python files
+    # depends: files that an sdist needs in addition to the Python files
     ext_modules=[
         Extension(
             "inr_kernels._C",

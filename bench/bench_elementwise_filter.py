@@ -1,38 +1,59 @@
-"""elementwise_filter against the forms that people write in PyTorch: F.unfold, and MISF's stack of shifted images.
+"""elementwise_filter against the forms that are common in PyTorch: F.unfold, and MISF's stack of shifted images.
 
-The case is DEAR's: K_hp = delta - softmax over 3 x 3 taps, every channel with kernels of its own. The floor, in planes
-of the image's size: forward 11 (9 of logits, image, output), backward 21 (9 + 9, image, two gradients, output).
+The case is DEAR's: K_hp = delta - softmax over 3 x 3 taps, with a kernel of its own for every channel and pixel. The
+least memory traffic, in planes of the image's size: forward 11 (9 of logits, image, output), backward 21 (9 of logits,
+9 of their gradient, image, two gradients, output).
 """
 
 import functools
+from typing import NamedTuple
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from inr_kernels import elementwise_filter
-from inr_kernels.elementwise_filter.reference import elementwise_filter as reference
+import inr_kernels
 
-from .conftest import DEVICE
+from .conftest import DEVICE, random_leaf
+from .launches import Launch
 
+
+class Shape(NamedTuple):
+    """Shape of the image."""
+
+    batch: int
+    channels: int
+    height: int
+    width: int
+
+    def __str__(self):
+        return " x ".join(map(str, self))
+
+
+SMOKE = Shape(1, 2, 6, 8)
 SHAPES = {
-    "cpu": [(1, 256, 64, 64), (16, 256, 16, 16), (1, 3, 512, 512)],
-    # DEAR's latent of a picture of 256², one and sixteen; of 64² in training; a map of 256²; kernels on pictures
-    "cuda": [(1, 256, 64, 64), (16, 256, 64, 64), (16, 256, 16, 16), (1, 256, 256, 256), (8, 3, 1024, 1024)],
+    "cpu": [Shape(1, 256, 64, 64), Shape(16, 256, 16, 16), Shape(1, 3, 512, 512)],
+    "cuda": [
+        Shape(1, 256, 64, 64),  # DEAR's latent of one image of 256²
+        Shape(16, 256, 64, 64),  # of sixteen
+        Shape(16, 256, 16, 16),  # of sixteen of 64², as in training
+        Shape(1, 256, 256, 256),
+        Shape(8, 3, 1024, 1024),  # kernels on images
+    ],
 }[DEVICE]
 IMPLEMENTATIONS = ["eager", "stack", "compile", "ours", "eager bf16", "ours bf16"]
 IMPLEMENTATIONS += ["compile bf16"] if DEVICE == "cuda" else []
 
 
 def unfold(x, logits):
-    """The form with F.unfold: 9 shifted copies in one tensor."""
+    """Filters with F.unfold: 9 shifted copies in one tensor."""
     shape = len(x), x.shape[1], 9, *x.shape[2:]
     weights = logits.view(shape).softmax(2)
     return 2 * x - (weights * F.unfold(x, 3, padding=1).view(shape)).sum(2)
 
 
 def stack(x, logits):
-    """The form of MISF's KernelConv: a stack of slices of the padded image."""
+    """Filters like MISF's KernelConv: with a stack of slices of the padded image."""
     (height, width), padded = x.shape[2:], F.pad(x, (1, 1, 1, 1))
     shifted = [padded[:, :, i : i + height, j : j + width] for i in range(3) for j in range(3)]
     weights = logits.view(len(x), x.shape[1], 9, height, width).softmax(2)
@@ -41,27 +62,33 @@ def stack(x, logits):
 
 @functools.cache
 def compiled_reference():
-    return torch.compile(reference)
+    from inr_kernels.elementwise_filter.reference import elementwise_filter
+
+    return torch.compile(elementwise_filter)
 
 
-def implementations(channels):
-    """{name: function of image and logits}."""
-    form = (3, 3), channels, (1,), 1, 1, "zeros", "taps", 2.0, 0.0, -1.0, None
-    ours = functools.partial(elementwise_filter, kernel_size=3, normalize="taps", alpha=2.0, gamma=-1.0)
-    compiled = lambda x, logits: compiled_reference()(x, logits, *form)[0]  # noqa: E731
-    return {"eager": unfold, "stack": stack, "compile": compiled, "ours": ours}
+def compiled(x, logits):
+    form = (3, 3), x.shape[1], (1,), 1, 1, "zeros", "taps", 2.0, 0.0, -1.0, None
+    return compiled_reference()(x, logits, *form)[0]
+
+
+def ours(x, logits):
+    return inr_kernels.elementwise_filter(x, logits, kernel_size=3, normalize="taps", alpha=2.0, gamma=-1.0)
+
+
+RUNS = {"eager": unfold, "stack": stack, "compile": compiled, "ours": ours}
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("gradients", [False, True], ids=["forward", "forward+backward"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def bench_filter(measure, smoke, shape, gradients, implementation):
-    batch, channels, height, width = (1, 2, 6, 8) if smoke else shape
+    shape = SMOKE if smoke else shape
     dtype = torch.bfloat16 if implementation.endswith("bf16") else torch.float32
-    x = torch.randn(batch, channels, height, width, device=DEVICE).to(dtype).requires_grad_(gradients)
-    logits = torch.randn(batch, 9 * channels, height, width, device=DEVICE).to(dtype).requires_grad_(gradients)
+    logits_shape = shape._replace(channels=9 * shape.channels)
+    x, logits = (torch.randn(s, device=DEVICE).to(dtype).requires_grad_(gradients) for s in (shape, logits_shape))
     grad = torch.randn_like(x)
-    run = implementations(channels)[implementation.removesuffix(" bf16")]
+    run = RUNS[implementation.removesuffix(" bf16")]
 
     def step():
         out = run(x, logits)
@@ -71,9 +98,33 @@ def bench_filter(measure, smoke, shape, gradients, implementation):
     measure(
         step,
         op="elementwise_filter",
-        case=f"{'forward+backward' if gradients else 'forward'}, {batch} x {channels} x {height} x {width}",
+        case=f"{'forward+backward' if gradients else 'forward'}, {shape}",
         implementation=implementation,
         dtype=dtype,
         bytes=(32 if gradients else 11) * x.numel() * x.element_size(),
         small=x.numel() <= 1 << 20,
     )
+
+
+def first_calls(small):
+    """Yields DEAR's filter; small: also with one softmax over all channels of the logits."""
+    batch, channels, *sides = (1, 4, 9, 11) if small else (1, 256, 64, 64)
+    form = {"kernel_size": 3, "padding": "reflect", "alpha": 2.0, "gamma": -1.0}
+    for normalize in ("taps", "all") if small else ("taps",):
+        leaves = random_leaf(batch, channels, *sides), random_leaf(batch, 9 * channels, *sides)
+        yield functools.partial(inr_kernels.elementwise_filter, *leaves, normalize=normalize, **form), leaves
+
+
+def launches():
+    """Yields DEAR's filter on the latents of sixteen images of 256²; bytes in planes of the image's size."""
+    values, programs = 16 * 256 * 64 * 64, 16 * 256 * 64 * 64 // 128
+    for dtype, size in (("float32", 4), ("bfloat16", 2)):
+        common = {"op": "elementwise_filter", "mode": "DEAR", "dtype": dtype, "flops": 0, "trips": 1}
+        common |= {"case": f"16 x 256 x 64², {dtype}", "programs": programs}
+        plane, exact = values * size, values * 4  # the intermediate results of the backward are float32
+        yield Launch(kernel="filter_pixels", bytes=11 * plane, **common)
+        common["case"] += ", backward"
+        yield Launch(kernel="logsumexp", bytes=9 * plane + exact, **common | {"trips": 2})
+        yield Launch(kernel="filter_pixels", nth=1, bytes=10 * plane + exact, **common)
+        yield Launch(kernel="kernel_gradient", bytes=11 * plane + (2 + 9) * exact, **common)
+        yield Launch(kernel="image_gradient", bytes=10 * plane + 3 * exact, **common | {"trips": 9})

@@ -1,28 +1,43 @@
-"""Fast Fourier convolution against LaMa's own arithmetic in PyTorch: its block, the unit in it, a training step.
+"""fourier_unit: LaMa's FFC block, its Fourier unit alone and a training step, against LaMa's own operations in PyTorch.
 
-The floor: a block's 3 x 3 convolutions make 82 % of its multiply-adds directly and 63 % by Winograd's F(2 x 2, 3 x 3),
-which needs 4 instead of 9 a value; the rest are three products 1 x 1, one of them on the spectrum, and 2.5 n log2 n
-a transform. `flops` counts the latter form, so that the fraction of the GEMM's rate is that of what has to be done.
+The least work: a block's 3 x 3 convolutions make up 82 % of its multiply-adds directly and 63 % with Winograd's
+F(2 x 2, 3 x 3), which needs 4 instead of 9 per value; the rest are three 1 x 1 convolutions, one of them on the
+spectrum, and 2.5 n log2 n per transform. FLOPs are counted for the Winograd form, so that the fraction of the GEMM's
+rate counts necessary work only.
 """
 
 import functools
 import math
+from typing import NamedTuple
 
 import pytest
 import torch
 from torch import nn
 
-from inr_kernels.fourier_unit import FFCResnetBlock
+import inr_kernels
 
-from .conftest import DEVICE
+from .conftest import DEVICE, random_leaf
+from .launches import Launch
 
-# Channels of both parts and sides of the map: Big-LaMa at 512² and 1024², the middle and first levels of IN² at 512².
-SHAPES = {"cpu": [(512, 64), (512, 128), (128, 128), (64, 256)], "cuda": [(512, 64), (512, 128), (64, 256)]}[DEVICE]
+
+class Shape(NamedTuple):
+    """Channels of both parts together, and the side of the map."""
+
+    channels: int
+    side: int
+
+
+SMOKE = Shape(16, 8)
+# Big-LaMa at 512² and 1024², the middle and first levels of IN² at 512².
+SHAPES = {
+    "cpu": [Shape(512, 64), Shape(512, 128), Shape(128, 128), Shape(64, 256)],
+    "cuda": [Shape(512, 64), Shape(512, 128), Shape(64, 256)],
+}[DEVICE]
 IMPLEMENTATIONS = ["eager", "compile", "ours", "eager bf16", "ours bf16"]
 
 
 def lama_unit(unit, x):
-    """FourierUnit: the parts are stacked, permuted and copied before and after the convolution."""
+    """Computes LaMa's FourierUnit: both parts are stacked, permuted and copied before and after the convolution."""
     z = torch.fft.rfftn(x.to(torch.promote_types(x.dtype, torch.float32)), dim=(-2, -1), norm="ortho")
     z = torch.stack((z.real, z.imag), -1).permute(0, 1, 4, 2, 3).contiguous()
     z = z.view(len(z), -1, *z.shape[3:]).to(x.dtype)
@@ -34,7 +49,7 @@ def lama_unit(unit, x):
 
 
 def lama_layer(layer, x_l, x_g):
-    """FFC_BN_ACT: four convolutions, two sums, two norms, two ReLUs."""
+    """Computes LaMa's FFC_BN_ACT: four convolutions, two sums, two norms, two ReLUs."""
     ffc, spectral = layer.ffc, layer.ffc.convg2g
     y = spectral.conv1(x_g)
     y = spectral.conv2(y + lama_unit(spectral.fu, y))
@@ -43,7 +58,7 @@ def lama_layer(layer, x_l, x_g):
 
 
 def lama_block(block, x_l, x_g):
-    """FFCResnetBlock."""
+    """Computes LaMa's FFCResnetBlock."""
     y_l, y_g = lama_layer(block.conv2, *lama_layer(block.conv1, x_l, x_g))
     return x_l + y_l, x_g + y_g
 
@@ -53,29 +68,36 @@ def compiled_block():
     return torch.compile(lama_block)
 
 
-def problem(channels, side, dtype):
-    """A block in evaluation, with 3/4 of its channels global, and its input."""
+def problem(shape, dtype):
+    """Returns a block in evaluation mode, with 3/4 of its channels global, and its input."""
+    from inr_kernels.fourier_unit import FFCResnetBlock
+
+    channels, side = shape
     block = FFCResnetBlock(channels, "reflect", nn.BatchNorm2d, ratio_gin=0.75, ratio_gout=0.75, enable_lfu=False)
     x = [torch.randn(1, n, side, side, device=DEVICE).to(dtype).relu_() for n in (channels // 4, 3 * channels // 4)]
     return block.to(DEVICE, dtype).eval(), x
 
 
-def flops(channels, side):
-    """(the unit's, the layer's) in the cheapest form known."""
-    local, glob = channels // 4, 3 * channels // 4
-    half, pixels, spectrum = glob // 2, side * side, side * (side // 2 + 1)
-    unit = 8 * half * half * spectrum + 2 * half * 2.5 * pixels * math.log2(pixels)
-    layer = unit + 4 * glob * half * pixels + 8 * (local * local + 2 * local * glob) * pixels
-    return unit, layer
+def unit_flops(shape):
+    """Returns the FLOPs of the Fourier unit in a layer."""
+    half, pixels, spectrum = 3 * shape.channels // 8, shape.side**2, shape.side * (shape.side // 2 + 1)
+    return 8 * half * half * spectrum + 2 * half * 2.5 * pixels * math.log2(pixels)
+
+
+def layer_flops(shape):
+    """Returns the FLOPs of a layer (FFC_BN_ACT) in the cheapest known form."""
+    local, glob, pixels = shape.channels // 4, 3 * shape.channels // 4, shape.side**2
+    convolutions = 4 * glob * (glob // 2) * pixels + 8 * (local * local + 2 * local * glob) * pixels
+    return unit_flops(shape) + convolutions
 
 
 @pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation for complex")
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def bench_block(measure, smoke, shape, implementation):
-    channels, side = (16, 8) if smoke else shape
+    shape = SMOKE if smoke else shape
     dtype = torch.bfloat16 if implementation.endswith("bf16") else torch.float32
-    block, x = problem(channels, side, dtype)
+    block, x = problem(shape, dtype)
     run = {
         "eager": lambda: lama_block(block, *x),
         "compile": lambda: compiled_block()(block, *x),
@@ -85,10 +107,10 @@ def bench_block(measure, smoke, shape, implementation):
         measure(
             run,
             op="fourier_unit",
-            case=f"FFC block, {channels} x {side}²",
+            case=f"FFC block, {shape.channels} x {shape.side}²",
             implementation=implementation,
             dtype=dtype,
-            flops=2 * flops(channels, side)[1],
+            flops=2 * layer_flops(shape),
             small=True,
         )
 
@@ -96,17 +118,17 @@ def bench_block(measure, smoke, shape, implementation):
 @pytest.mark.parametrize("implementation", ["eager", "ours"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def bench_unit(measure, smoke, shape, implementation):
-    channels, side = (16, 8) if smoke else shape
-    block, x = problem(channels, side, torch.float32)
-    unit, x = block.conv1.ffc.convg2g.fu, x[1][:, : 3 * channels // 8].contiguous()
+    shape = SMOKE if smoke else shape
+    block, (_, x) = problem(shape, torch.float32)
+    unit, x = block.conv1.ffc.convg2g.fu, x[:, : 3 * shape.channels // 8].contiguous()
     with torch.no_grad():
         measure(
             (lambda: unit(x)) if implementation == "ours" else lambda: lama_unit(unit, x),
             op="fourier_unit",
-            case=f"Fourier unit alone, {x.shape[1]} x {side}²",
+            case=f"Fourier unit alone, {x.shape[1]} x {shape.side}²",
             implementation=implementation,
             dtype=torch.float32,
-            flops=flops(channels, side)[0],
+            flops=unit_flops(shape),
             small=True,
         )
 
@@ -114,9 +136,9 @@ def bench_unit(measure, smoke, shape, implementation):
 @pytest.mark.parametrize("implementation", ["eager", "ours"])
 @pytest.mark.parametrize("training", [False, True], ids=["frozen", "training"])
 def bench_backward(measure, smoke, training, implementation):
-    """frozen: gradients of the input alone, through norms in evaluation, as feature refinement takes them."""
-    channels, side = (16, 8) if smoke else SHAPES[0]
-    block, x = problem(channels, side, torch.float32)
+    """Measures a training step; "frozen": the input's gradient alone, in evaluation mode, as in feature refinement."""
+    shape = SMOKE if smoke else SHAPES[0]
+    block, x = problem(shape, torch.float32)
     block.train(training).requires_grad_(training)
     leaves = [part.requires_grad_() for part in x]
 
@@ -124,12 +146,39 @@ def bench_backward(measure, smoke, training, implementation):
         out = block(tuple(leaves)) if implementation == "ours" else lama_block(block, *leaves)
         torch.autograd.grad(sum(part.sum() for part in out), [*leaves, *(block.parameters() if training else ())])
 
+    kind = "training step" if training else "forward + gradient of the input"
     measure(
         step,
         op="fourier_unit",
-        case=f"FFC block, {channels} x {side}², {'training step' if training else 'forward + gradient of the input'}",
+        case=f"FFC block, {shape.channels} x {shape.side}², {kind}",
         implementation=implementation,
         dtype=torch.float32,
-        flops=2 * (3 if training else 2) * flops(channels, side)[1],
+        flops=2 * (3 if training else 2) * layer_flops(shape),
         rounds=3,
     )
+
+
+def first_calls(small):
+    """Yields LaMa's unit on a map that is transformed by matrix products."""
+    channels, side = (6, 9) if small else (192, 64)
+    unit, x = inr_kernels.FourierUnit(channels, channels).to(DEVICE), random_leaf(1, channels, side, side)
+    yield functools.partial(unit, x), [x, *unit.parameters()]
+
+
+def launches():
+    """Yields Big-LaMa's unit at 512²: 1 x 1 convolution of 192 channels of 64 x 33 frequencies, and columns' DFT."""
+    channels, height, half = 192, 64, 33
+    spectrum = 8 * channels * height * half
+    for dtype, unit, precision in (("bfloat16", "tf32", "tf32"), ("float32", "fp32", "ieee")):
+        common = {"op": "fourier_unit", "kernel": "multiply", "mode": precision, "dtype": dtype, "unit": unit}
+        parts = ("the product", 2 * channels, height * half, 1), ("the columns", 2 * height, half, channels)
+        for nth, (name, side, columns, units) in enumerate(parts):
+            yield Launch(
+                nth=nth,
+                case=f"{name}, {precision}",
+                programs=units * math.ceil(side / 64) * math.ceil(columns / 64),
+                trips=side / 32,
+                bytes=2 * spectrum + 4 * side * side,
+                flops=2 * units * side * side * columns,
+                **common,
+            )

@@ -1,76 +1,94 @@
-"""local_implicit against LIIF's own arithmetic in PyTorch: forward, render and the training step.
+"""local_implicit against LIIF's own operations in PyTorch: forward, render and the training step.
 
-The floor: after the hoist a query of LIIF's decoder costs 0.79 M multiply-adds (offsets and hidden layers for four
+The least work: after the hoist a query of LIIF's decoder costs 0.79 M multiply-adds (offsets and hidden layers for four
 neighbours, the last Linear once), a pixel of the map 0.15 M. A training step that recomputes costs four times as much.
 """
 
 import functools
 import itertools
+import math
 
 import pytest
 import torch
 
+import inr_kernels
 from inr_kernels import LocalImplicitDecoder
-from inr_kernels.local_implicit import op
-from inr_kernels.local_implicit.functional import Form, hoist_features
-from inr_kernels.local_implicit.reference import local_implicit, pixel_centres
 
-from .conftest import DEVICE
+from .conftest import DEVICE, random_leaf
+from .launches import Launch, Native
 
 HIDDEN, CHANNELS = (256,) * 4, 64
+INRB = {"feat_unfold": False, "ensemble_after": "first"}
 FORWARD = ["eager", "compile", "ours", "ours render", "eager bf16", "ours bf16", "ours render bf16"]
 FORWARD += ["compile bf16", "ours mma bf16"] if DEVICE == "cuda" else []
 FORWARD += ["ours wgmma bf16"] if DEVICE == "cuda" and torch.cuda.get_device_capability() == (9, 0) else []
-SHAPES = {"cpu": {"map": 64, "scale": 4, "batch": 16}, "cuda": {"map": 256, "scale": 4, "batch": 16}}[DEVICE]
+MAP = {"cpu": 64, "cuda": 256}[DEVICE]
+SCALE, BATCH, QUERIES = 4, 16, 2304
 
 
-def macs(queries, pixels):
-    """Multiply-adds of LIIF's decoder after the hoist."""
+def decoder_macs(queries):
+    """Returns the multiply-adds of LIIF's decoder after the hoist."""
     hidden = sum(a * b for a, b in itertools.pairwise(HIDDEN))
-    return queries * (4 * (hidden + 4 * HIDDEN[0]) + HIDDEN[-1] * 3), pixels * HIDDEN[0] * CHANNELS * 9
+    return queries * (4 * (hidden + 4 * HIDDEN[0]) + HIDDEN[-1] * 3)
 
 
-def grid(n, device):
-    """[1, n * n, 2]: the pixels of an n x n picture."""
-    centres = pixel_centres(n).to(device)
+def hoist_macs(pixels):
+    """Returns the multiply-adds of the hoisted first layer."""
+    return pixels * HIDDEN[0] * CHANNELS * 9
+
+
+def grid(n):
+    """Returns the pixel centres of an n x n image, [1, n * n, 2]."""
+    centres = (2 * torch.arange(n, device=DEVICE) + 1) / n - 1
     return torch.stack(torch.meshgrid(centres, centres, indexing="ij"), -1).view(1, -1, 2)
 
 
 def parameters(decoder):
-    """The weights and biases of a decoder's Linear layers."""
+    """Returns the weights and the biases of a decoder's Linear layers."""
     linears = list(decoder.imnet.layers)[::2]
     return [layer.weight for layer in linears], [layer.bias for layer in linears]
 
 
+def eager(*args, **options):
+    from inr_kernels.local_implicit.reference import local_implicit
+
+    return local_implicit(*args, **options)
+
+
 @functools.cache
 def compiled_reference():
+    from inr_kernels.local_implicit.reference import local_implicit
+
     return torch.compile(local_implicit)
+
+
+def compiled(*args):
+    return compiled_reference()(*args)
 
 
 @pytest.mark.parametrize("implementation", FORWARD)
 def bench_forward(measure, smoke, implementation, monkeypatch):
-    side, scale = (8, 2) if smoke else (SHAPES["map"], SHAPES["scale"])
-    n = side * scale
+    side, n = (8, 16) if smoke else (MAP, SCALE * MAP)
     dtype = torch.bfloat16 if implementation.endswith("bf16") else torch.float32
+    kind = implementation.removesuffix(" bf16")
     decoder = LocalImplicitDecoder(CHANNELS, hidden=HIDDEN).to(DEVICE, dtype)
     feat = torch.randn(1, CHANNELS, side, side, device=DEVICE).to(dtype)
-    coord, cell = grid(n, DEVICE), torch.full((1, 2), 2 / n, device=DEVICE)
+    coord = grid(n)
+    cell = torch.full(coord.shape, 2 / n, device=DEVICE)
     weights, biases = parameters(decoder)
+    if kind in ("ours mma", "ours wgmma"):
+        from inr_kernels.local_implicit import op
 
-    def query(backend=None):
-        decoder._hoisted._entry = None  # each round pays for the whole
-        return decoder(feat, coord, cell, backend=backend)
+        monkeypatch.setitem(op.OP.backends, "cuda", op.cuda_backend(kind.removeprefix("ours ")))
+    # The function, not the module: the module would hoist once for all rounds.
+    decode = {"eager": eager, "compile": compiled}.get(kind, inr_kernels.local_implicit_decode)
+    backend = {"backend": "cuda"} if "mma" in kind else {}
 
-    whole = cell[:, None].expand(coord.shape)
-    run = {
-        "eager": lambda: local_implicit(feat, coord, whole, weights, biases),
-        "compile": lambda: compiled_reference()(feat, coord, whole, weights, biases),
-        "ours": query,
-        "ours mma": lambda: query("cuda"),  # CUDA C++
-        "ours wgmma": lambda: query("cuda"),
-        "ours render": lambda: decoder.render(feat, (n, n)),
-    }[implementation.removesuffix(" bf16")]
-    monkeypatch.setattr(op, "cuda_kernel", "wgmma" if "wgmma" in implementation else "mma")
+    def run():
+        if kind == "ours render":
+            return decoder.render(feat, (n, n))
+        return decode(feat, coord, cell, weights, biases, **backend)
+
     with torch.no_grad():
         measure(
             run,
@@ -78,12 +96,12 @@ def bench_forward(measure, smoke, implementation, monkeypatch):
             case=f"forward, {side}² → {n}²",
             implementation=implementation,
             dtype=dtype,
-            flops=2 * sum(macs(n * n, side * side)),
+            flops=2 * (decoder_macs(n * n) + hoist_macs(side * side)),
         )
 
 
 def saved_bytes(step):
-    """What autograd keeps between forward and backward, parameters aside."""
+    """Returns the bytes that autograd saves between forward and backward, parameters excluded."""
     storages = {}
 
     def pack(tensor):
@@ -98,28 +116,24 @@ def saved_bytes(step):
 
 @pytest.mark.parametrize("implementation", ["eager", "compile", "ours"])
 def bench_training_step(measure, smoke, implementation):
-    batch, queries, side = (1, 40, 8) if smoke else (SHAPES["batch"], 2304, 48)
+    batch, queries, side = (1, 40, 8) if smoke else (BATCH, QUERIES, 48)
     decoder = LocalImplicitDecoder(CHANNELS, hidden=HIDDEN).to(DEVICE)
     feat = torch.randn(batch, CHANNELS, side, side, device=DEVICE, requires_grad=True)
     coord = torch.rand(batch, queries, 2, device=DEVICE) * 2 - 1
     cell = torch.full((batch, queries, 2), 2 / 150, device=DEVICE)
-    decode = {"eager": local_implicit, "compile": compiled_reference()}.get(implementation)
+    decode = {"eager": eager, "compile": compiled, "ours": inr_kernels.local_implicit_decode}[implementation]
 
     def step():
-        if decode:
-            out = decode(feat, coord, cell, *parameters(decoder))
-        else:
-            out = decoder(feat, coord, cell)
-        out.abs().mean().backward()
+        decode(feat, coord, cell, *parameters(decoder)).abs().mean().backward()
 
-    decoding, convolving = macs(batch * queries, batch * side * side)
+    decoding, hoisting = decoder_macs(batch * queries), hoist_macs(batch * side * side)
     measure(
         step,
         op="local_implicit",
         case=f"training step, {batch} x {queries} queries on {side}²",
         implementation=implementation,
         dtype=torch.float32,
-        flops=2 * (4 * decoding + 3 * convolving),  # forward, recomputation, and the two products of the backward
+        flops=2 * (4 * decoding + 3 * hoisting),  # forward, recomputation, and the two products of the backward
         rounds=3,
         saved_bytes=saved_bytes(step),
     )
@@ -127,26 +141,15 @@ def bench_training_step(measure, smoke, implementation):
 
 @pytest.mark.parametrize("implementation", ["eager", "ours", *(["ours bf16"] if DEVICE == "cuda" else [])])
 def bench_ensemble_first(measure, smoke, implementation):
-    side, n = (4, 8) if smoke else (SHAPES["map"], 4 * SHAPES["map"])
+    side, n = (4, 8) if smoke else (MAP, 4 * MAP)
     dtype = torch.bfloat16 if implementation.endswith("bf16") else torch.float32
-    decoder = LocalImplicitDecoder(
-        CHANNELS, out_channels=64, hidden=(256, 256, 256), feat_unfold=False, ensemble_after="first"
-    )
-    decoder.to(DEVICE, dtype)
-    form = Form(False, True, "first")
-    feat, coord = torch.randn(1, CHANNELS, side, side, device=DEVICE).to(dtype), grid(n, DEVICE)
+    decoder = LocalImplicitDecoder(CHANNELS, out_channels=64, hidden=(256, 256, 256), **INRB).to(DEVICE, dtype)
+    feat, coord = torch.randn(1, CHANNELS, side, side, device=DEVICE).to(dtype), grid(n)
     cell, (weights, biases) = torch.full(coord.shape, 2 / n, device=DEVICE), parameters(decoder)
-
-    def ours():
-        decoder._hoisted._entry = None
-        return decoder(feat, coord, cell)
-
-    def eager():
-        return local_implicit(feat, coord, cell, weights, biases, **form._asdict())
-
+    decode = eager if implementation == "eager" else inr_kernels.local_implicit_decode
     with torch.no_grad():
         measure(
-            eager if implementation == "eager" else ours,
+            lambda: decode(feat, coord, cell, weights, biases, **INRB),
             op="local_implicit",
             case=f"ensemble first (INRB), {side}² → {n}²",
             implementation=implementation,
@@ -156,9 +159,10 @@ def bench_ensemble_first(measure, smoke, implementation):
 
 
 def bench_hoist(measure, smoke):
-    side = 8 if smoke else SHAPES["map"]
-    decoder = LocalImplicitDecoder(CHANNELS, hidden=HIDDEN).to(DEVICE)
-    weights, biases = parameters(decoder)
+    from inr_kernels.local_implicit.functional import Form, hoist_features
+
+    side = 8 if smoke else MAP
+    weights, biases = parameters(LocalImplicitDecoder(CHANNELS, hidden=HIDDEN).to(DEVICE))
     feat = torch.randn(1, CHANNELS, side, side, device=DEVICE)
     with torch.no_grad():
         measure(
@@ -167,5 +171,64 @@ def bench_hoist(measure, smoke):
             case=f"the hoist alone, {side}²",
             implementation="ours",
             dtype=torch.float32,
-            flops=2 * macs(0, side * side)[1],
+            flops=2 * hoist_macs(side * side),
         )
+
+
+def first_calls(small):
+    """Yields LIIF's decoder.
+
+    small: also with the ensemble first; layer by layer (float32) and on chip (float16), there also with more than 128
+    channels, for which Hopper has a kernel of its own.
+    """
+    side, queries = (5, 70) if small else (256, 1 << 20)
+    narrow, half, single = (32, 32), torch.float16, torch.float32
+    forms = [(half, narrow), (single, narrow), (half, (32, 130))] if small else [(torch.bfloat16, HIDDEN)]
+    cell = torch.full((1, 2), 1 / side, device=DEVICE)
+    for (dtype, hidden), after in itertools.product(forms, ("last", "first") if small else ("last",)):
+        decoder = LocalImplicitDecoder(CHANNELS, hidden=hidden, ensemble_after=after).to(DEVICE, dtype)
+        feat, coord = random_leaf(1, CHANNELS, side, side), random_leaf(1, queries, 2).detach().tanh()
+        yield lambda: decoder(feat.to(dtype), coord, cell), [feat, *decoder.parameters()]  # noqa: B023
+
+
+def launches():
+    """Yields LIIF's decoder, 256 x 4: 1 M queries on 256² pixels; and its training step, all its runs together."""
+    width, depth, block = HIDDEN[0], len(HIDDEN) - 1, 128
+
+    def decoding(queries, pixels):
+        rows = 4 * queries
+        moved = 2 * (pixels * width + 3 * queries) + 8 * queries  # map, colours, coordinates
+        flops = 2 * decoder_macs(queries)
+        return {"programs": math.ceil(rows / block), "trips": depth, "bytes": moved, "flops": flops}
+
+    common = {"op": "local_implicit", "mode": "last", "dtype": "bfloat16"}
+    case, whole = "1 M queries on 256²", decoding(1 << 20, 1 << 16)
+    yield Launch(kernel="decode", case=case, **whole, **common)
+    for tiles, shared in ((1, 48 << 10), (2, 160 << 10)):
+        name = f"decodeILNS_4TypeE2ELi{width}ELb0ELi{tiles}E"
+        cuda = common | whole | {"programs": whole["programs"] // tiles}
+        cuda["native"] = Native(f"decode, mma.sync, {tiles} x 16 rows per warp", warps=8, shared=shared)
+        yield Launch(kernel=name, case=case, **cuda)
+
+    queries, pixels = BATCH * QUERIES, BATCH * 48 * 48
+    rows, common["case"] = 4 * queries, "a step of 16 x 2304 queries on 48²"
+    state, hidden = 2 * rows * width, 2 * rows * depth * width * width
+    keeping = decoding(queries, pixels) | {"flops": hidden}
+    keeping["bytes"] += (depth + 1) * state
+    yield Launch(kernel="decode", nth=1, **keeping, **common)
+    back = keeping | {"bytes": 2 * (depth + 1) * state + rows * (2 * 32 + 4)}
+    yield Launch(kernel="backpropagate", **back, **common)
+    tiles, splits, run = (width // 64) ** 2 * depth, 8, 15872  # rows of a run: what fits the workspace
+    yield Launch(
+        kernel="add_products",
+        programs=tiles * splits * math.ceil(rows / run),
+        trips=run / splits / 32,
+        bytes=2 * depth * state,
+        flops=hidden,
+        **common,
+    )
+    first = common | {"mode": "first", "programs": queries // 64, "bytes": (1 + 1 / 4) * state + 36 * rows}
+    # Four neighbours, each with a loop over 8 blocks of channels that holds two thirds of the instructions.
+    yield Launch(kernel="blend_backward", trips=4 * (8 * 2 / 3 + 1 / 3), flops=0, **first)
+    moved = state + 20 * rows + 2 * 4 * pixels * width
+    yield Launch(kernel="add_segments", programs=pixels, trips=1, bytes=moved, flops=0, **common)

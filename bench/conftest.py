@@ -1,4 +1,4 @@
-"""One benchmark is one `measure(...)`; the run's results go to bench/results/<machine>.json in the end."""
+"""Fixtures: each benchmark calls `measure(...)` once, which adds a row to bench/results/<machine>.json."""
 
 import contextlib
 import ctypes
@@ -18,24 +18,30 @@ import pytest
 import torch
 
 import inr_kernels
-from inr_kernels._core import native
-from inr_kernels.cli import ceilings
 
 from . import timing
+from .compare_worker import Worker
 
 RESULTS = Path(__file__).parent / "results"
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE = timing.DEVICE
 
 
 def pytest_addoption(parser):
-    parser.addoption("--tiny", action="store_true", help="time tiny shapes, to try the benchmarks")
-    parser.addoption("--add", action="store_true", help="keep what was measured of the same cases in other runs")
-    parser.addoption("--results", type=Path, default=RESULTS, help="the folder of the results")
+    parser.addoption("--tiny", action="store_true", help="use tiny shapes, to try the benchmarks")
+    parser.addoption(
+        "--add", action="store_true", help="keep other implementations of the same cases from earlier runs"
+    )
+    parser.addoption("--results", type=Path, default=RESULTS, help="folder of the results")
+
+
+def random_leaf(*shape):
+    """Returns random numbers that require gradients."""
+    return torch.randn(*shape, device=DEVICE, requires_grad=True)
 
 
 @functools.cache
 def machine():
-    """What the numbers were measured on."""
+    """Returns the hardware and the versions that the numbers depend on."""
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     try:
         import triton
@@ -47,6 +53,8 @@ def machine():
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split("\n")[0]
         return {"name": torch.cuda.get_device_name(), "driver": driver, "cuda": torch.version.cuda, **versions}
+    from inr_kernels._core import native
+
     cpuinfo = Path("/proc/cpuinfo")
     model = re.search(r"model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.exists() else "")
     library = native.load()[0]
@@ -56,38 +64,43 @@ def machine():
 
 @functools.cache
 def commit():
-    """The commit that was measured; -dirty if the tree was not clean."""
+    """Returns the measured commit, with -dirty if the tree has changes."""
     command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
     done = subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=False)
     return done.stdout.strip() or "an unknown commit"
 
 
 class Run:
-    """The measurements of one session and the ceilings that they are held against."""
+    """The rows of one session, and the machine's measured peak rates (ceilings) that they are compared with."""
 
     def __init__(self, folder, tiny=False, add=False):
         self.folder, self.tiny, self.add_to_cases = folder, tiny, add
         self.rows, self._ceilings, self._copy = [], {}, None
 
     def gemm(self, dtype):
+        """Returns the FLOP/s of a large matrix product."""
+        from inr_kernels.cli import ceilings
+
         name = str(dtype).removeprefix("torch.")
         if name not in self._ceilings:
             self._ceilings[name] = ceilings.gemm_flops(DEVICE, dtype, 128 if self.tiny else None)
         return self._ceilings[name]
 
     def copy(self):
-        """Bytes/s of a large copy."""
+        """Returns the bytes/s of a large copy."""
+        from inr_kernels.cli import ceilings
+
         if self._copy is None:
             self._copy = ceilings.copy_bytes(DEVICE, 1 << 20 if self.tiny else None)
         return self._copy
 
     def add(self, row):
-        """Keeps a row, and saves all."""
+        """Adds a row and saves all."""
         self.rows.append(row)
         self._save()
 
     def _save(self):
-        """Merges with what this machine's file holds of other benchmarks; never half a file."""
+        """Replaces the rows of the same cases in this machine's file, atomically."""
         about = machine()
         slug = re.sub(r"[^a-z0-9]+", "-", about["name"].lower()).strip("-")
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -109,7 +122,7 @@ class Run:
 
 
 def peak_bytes(run):
-    """Memory that `run()` needs beyond what stands before it, at its highest."""
+    """Returns the peak memory of `run()` beyond what was allocated before."""
     gc.collect()
     if DEVICE == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -117,8 +130,8 @@ def peak_bytes(run):
         run()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    native.release_memory()
-    with contextlib.suppress(AttributeError):  # glibc: give freed pages back, or the next call reuses them unseen
+    inr_kernels.release_memory()
+    with contextlib.suppress(AttributeError):  # glibc: return freed pages, or the next call reuses them unnoticed
         ctypes.CDLL(None).malloc_trim(0)
     page, status = os.sysconf("SC_PAGESIZE"), Path("/proc/self/statm")
     done, samples = threading.Event(), []
@@ -143,34 +156,40 @@ def session_run(request):
 
 @pytest.fixture
 def smoke(request):
-    """Whether this run only checks that every benchmark works: then shapes are tiny."""
-    return request.config.getoption("benchmark_disable") or request.config.getoption("tiny")
+    """Whether the run only checks that the benchmarks work, with tiny shapes."""
+    return request.config.getoption("benchmark_disable", False) or request.config.getoption("tiny")
 
 
 @pytest.fixture(autouse=True)
-def kernels_at_a_wish():
-    """On a GPU no kernel is the default yet: "ours" asks for Triton's."""
+def triton_on_a_gpu():
+    """Requests the Triton backend on a GPU, where the reference is the default."""
     with inr_kernels.backend("triton") if DEVICE == "cuda" else contextlib.nullcontext():
         yield
 
 
 @pytest.fixture
 def measure(benchmark, session_run, request):
-    """measure(run, op=, case=, implementation=, dtype=, flops= or bytes=, rounds=): times run(), keeps a row.
+    """Returns measure(run, op=, case=, implementation=, dtype=, ...), which times `run()` and adds a row.
 
-    flops: what the implementation has to do at least; held against a matrix product of the same dtype in this run.
-    bytes: what it has to read and write at least; held against a large copy in this run.
-    small: whether a GPU is also to be timed with a cold L2, and on the call's CUDA graph.
-    Every row is saved at once: what comes later may fail, or be stopped.
+    flops: the least FLOPs, or a function that returns them; compared with a matrix product of the dtype in this run.
+    bytes: the least bytes to read and write; compared with a large copy in this run.
+    rounds: how often a CPU is timed.
+    small: whether a GPU is also timed with a cold L2 cache, and with the call as a CUDA graph.
+
+    Every row is saved at once: a later benchmark may fail or be interrupted. Under `bench.compare` its worker measures.
     """
+    if isinstance(benchmark, Worker):
+        return benchmark.measure
 
     def measure(run, *, op, case, implementation, dtype, flops=None, bytes=None, rounds=7, small=False, **notes):
+        flops = flops() if callable(flops) else flops
         if request.config.getoption("benchmark_disable"):
-            return benchmark.pedantic(run, rounds=1)
+            benchmark.pedantic(run, rounds=1)
+            return
 
         def synchronized():
             run()
-            ceilings.synchronize(DEVICE)
+            timing.synchronize()
 
         row = {"op": op, "case": case, "implementation": implementation}
         row["dtype"] = str(dtype).removeprefix("torch.")
@@ -184,7 +203,7 @@ def measure(benchmark, session_run, request):
                 row |= {"seconds": stats.median, "spread": stats.iqr, "rounds": rounds}
         except torch.OutOfMemoryError:
             session_run.add(row | {"seconds": None} | notes)
-            pytest.fail("out of memory: printed in the report as such")
+            pytest.fail("out of memory; the report shows it")
         except Exception as error:
             session_run.add(row | {"seconds": None, "error": f"{type(error).__name__}: {error}"[:300]} | notes)
             raise
@@ -195,6 +214,5 @@ def measure(benchmark, session_run, request):
         row |= {"peak_bytes": peak_bytes(run), **notes}
         benchmark.extra_info.update(row)
         session_run.add(row)
-        return None
 
     return measure

@@ -1,5 +1,6 @@
-"""`python -m bench.estimate` writes bench/ESTIMATES.md: what each GPU kernel has to do on its paper shape, what the
-compiler made of it, and what both predict on chips whose rates stand in datasheets. Nothing in it is measured.
+"""`python -m bench.estimate` writes bench/ESTIMATES.md: lower bounds of the run times of the GPU kernels.
+
+They follow from the work of each launch, its machine code, and the rates in the chips' datasheets. Nothing is measured.
 """
 
 import json
@@ -14,42 +15,60 @@ import triton
 
 from inr_kernels._core import native
 
-from . import sass
-from .launches import LAUNCHES
-from .report import seconds
+from . import op_modules, sass
+from .launches import launches
+from .report import markdown, seconds
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "bench" / "ESTIMATES.md"
-ABOUT = """# What the kernels should take
+ABOUT = """# Estimated run times of the GPU kernels
 
-**Nothing here is measured.** `python -m bench.estimate` writes this page without a GPU, from three things: what a
-kernel has to do on its paper shape, by formula (`launches.py`); what the compiler made of it, from the disassembly; the
-chips' rates, from datasheets.
+**Nothing here is measured, and no kernel has run on a GPU yet.** `python -m bench.estimate` computes this page without
+a GPU, from three sources: the work of each launch on the shape of the paper, by formula (`launches` in
+`bench_<op>.py`); the machine code that the compiler generated, from its disassembly; the rates in the datasheets.
 
-- *needed*: bytes that must move, every input and output once, and FLOPs of the matrix products.
-- *instructions*: of all warps, on sm_90; those of the main loop times its trips, the others once.
-- A chip's cell: the time **at best**, the longest of five, as if each hid behind the others: the bytes at the memory's
-  rate (m), the issued tensor-core instructions at theirs (t), all instructions at one a cycle and scheduler (i),
-  additions and multiplications at the float32 rate (f), exponentials, logarithms and reciprocals at 16 a cycle and
-  multiprocessor (e). *floor*: what the needed bytes or FLOPs take at the chip's rates, over that: no launch
-  can pass it. *issued*: the FLOPs of the tensor-core instructions over those needed: above 100 % they multiply padding,
-  masked pixels, or the same numbers in several warps. *warps*: what registers and shared memory let a multiprocessor
-  hold. Left out are the rates of shared memory and of the L2 cache, which may hold small maps, and that few warps hide
-  less.
+Columns:
 
-The wgmma kernel of `local_implicit`, whose loops nest, is counted by hand: for a block's 128 rows 12,288 cycles of
-products (at 4096 FLOP a cycle and multiprocessor) against 197 KB from the L2 cache (16 B a cycle and multiprocessor,
-by clusters of two), 1.2 MB through shared memory (96 of 128 B a cycle) and 2,500 instructions a warp (40 % of what the
-schedulers issue). An H200's rate is wgmma's; mma.sync reaches some 60 % of it by published microbenchmarks, which the
-table does not know.
+- *needed*: the bytes to move, every input and output once, and the FLOPs of the matrix products.
+- *instructions*: of all warps, on sm_90; those of the main loop are multiplied by its trips, the others count once.
+- One column per chip. The time is a lower bound: the longest of five, as if they overlapped completely. A letter names
+  the longest:
+  - m: the needed bytes at the memory bandwidth;
+  - t: the issued tensor-core instructions at their rate;
+  - i: all instructions, at one per cycle and scheduler;
+  - f: additions and multiplications at the float32 rate;
+  - e: exponentials, logarithms and reciprocals, at 16 per cycle and multiprocessor.
+- *floor*: the time of the needed bytes or FLOPs at the chip's rates, divided by the time above. No implementation can
+  exceed 100 %.
+- *issued*: the FLOPs of the tensor-core instructions divided by the needed ones. Above 100 %, the kernel multiplies
+  padding or masked pixels, or the same numbers in several warps.
+- *warps*: how many a multiprocessor holds with these registers and this shared memory, of how many at most.
+
+Not modelled: the rates of shared memory and of the L2 cache, which can hold small maps, and that few warps hide less
+latency.
+
+The wgmma kernel of `local_implicit` has nested loops and is counted by hand. For the 128 rows of a block: 12,288 cycles
+of products (at 4096 FLOP per cycle and multiprocessor) against 197 KB from the L2 cache (16 B per cycle and
+multiprocessor, in clusters of two), 1.2 MB through shared memory (96 of 128 B per cycle) and 2,500 instructions per
+warp (40 % of what the schedulers issue). The H200's rate is that of wgmma; mma.sync reaches about 60 % of it in
+published microbenchmarks, which the table does not take into account.
 
 Rates, dense: """
 
 
 @dataclass(frozen=True)
 class Chip:
-    """A GPU by its datasheet: clock at boost; FLOP/s of a product by the type of its inputs; bytes/s; and what a
-    multiprocessor has: shared memory, and room for warps and blocks.
+    """A GPU by its datasheet.
+
+    Args:
+        name: the product.
+        arch: compute capability, 90 for 9.0.
+        multiprocessors: their number.
+        clock: boost clock in Hz.
+        flops: dense FLOP/s of matrix products by the type of their inputs.
+        bandwidth: of the memory, bytes/s.
+        shared: bytes of shared memory of a multiprocessor.
+        warps, blocks: the most that a multiprocessor holds.
     """
 
     name: str
@@ -63,13 +82,14 @@ class Chip:
     blocks: int
 
     def occupancy(self, registers, shared, warps):
-        """Warps that a multiprocessor holds of blocks of `warps`; registers come in units of 256 a warp."""
+        """Returns the warps that a multiprocessor holds, of blocks of `warps`."""
+        # Registers are allocated in units of 256 per warp.
         by_registers = (1 << 16) // (-(-registers * 32 // 256) * 256) // warps
-        by_shared = self.shared // (shared + 1024)  # a block's own kilobyte
+        by_shared = self.shared // (shared + 1024)  # the system reserves 1 KB per block
         return warps * min(by_registers, by_shared, self.warps // warps, self.blocks)
 
     def seconds(self, launch, row):
-        """{letter: time} of a launch."""
+        """Returns {letter: seconds} of a launch, the five bounds of the page."""
         cycles = self.multiprocessors * self.clock
         return {
             "m": launch.bytes / self.bandwidth,
@@ -80,7 +100,7 @@ class Chip:
         }
 
     def floor(self, launch):
-        """The time of what is needed."""
+        """Returns the seconds of the necessary bytes or FLOPs."""
         return max(launch.bytes / self.bandwidth, launch.flops / self.flops[launch.unit])
 
 
@@ -89,21 +109,61 @@ def _rates(bf16, tf32, fp32):
 
 
 CHIPS = [
-    Chip("A100", 80, 108, 1.41e9, _rates(312, 156, 19.5), 2.039e12, 164 << 10, 64, 32),
-    Chip("L4", 89, 58, 2.04e9, _rates(121, 60.5, 30.3), 0.3e12, 100 << 10, 48, 24),
-    Chip("RTX 4090", 89, 128, 2.52e9, _rates(165.2, 82.6, 82.6), 1.008e12, 100 << 10, 48, 24),
-    Chip("H200", 90, 132, 1.98e9, _rates(989, 494, 67), 4.8e12, 228 << 10, 64, 32),
+    Chip(
+        name="A100",
+        arch=80,
+        multiprocessors=108,
+        clock=1.41e9,
+        flops=_rates(bf16=312, tf32=156, fp32=19.5),
+        bandwidth=2.039e12,
+        shared=164 << 10,
+        warps=64,
+        blocks=32,
+    ),
+    Chip(
+        name="L4",
+        arch=89,
+        multiprocessors=58,
+        clock=2.04e9,
+        flops=_rates(bf16=121, tf32=60.5, fp32=30.3),
+        bandwidth=0.3e12,
+        shared=100 << 10,
+        warps=48,
+        blocks=24,
+    ),
+    Chip(
+        name="RTX 4090",
+        arch=89,
+        multiprocessors=128,
+        clock=2.52e9,
+        flops=_rates(bf16=165.2, tf32=82.6, fp32=82.6),
+        bandwidth=1.008e12,
+        shared=100 << 10,
+        warps=48,
+        blocks=24,
+    ),
+    Chip(
+        name="H200",
+        arch=90,
+        multiprocessors=132,
+        clock=1.98e9,
+        flops=_rates(bf16=989, tf32=494, fp32=67),
+        bandwidth=4.8e12,
+        shared=228 << 10,
+        warps=64,
+        blocks=32,
+    ),
 ]
 
 
 def issued(launch, row, key):
-    """How often all warps of a launch do what `row` counts: the main loop's share as often as it runs."""
+    """Returns a count of `row` over all warps of a launch, with the main loop's part times its trips."""
     warp = row[key] + row[f"loop_{key}"] * (launch.trips - 1 if row["loop_instructions"] else 0)
     return launch.programs * row["warps"] * warp
 
 
 def triton_rows(arch, op):
-    """What the compiler made of the op's Triton kernels: compile_triton.py's report, with `sass.count`."""
+    """Yields the resources and instruction counts of the op's Triton kernels: compile_triton.py and `sass.count`."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, ROOT / "tests/support/compile_triton.py", str(arch), op, folder]
@@ -114,8 +174,9 @@ def triton_rows(arch, op):
 
 
 def native_rows(arch):
-    """The same of the CUDA kernels in `inr_kernels._C`, by their mangled names; nothing without CUDA. Threads and
-    dynamic shared memory are the launches' to say.
+    """Yields the same of the CUDA kernels in `inr_kernels._C`, by their mangled names; nothing without CUDA.
+
+    The launches add what the machine code does not contain: threads and dynamic shared memory.
     """
     library = native.load()[0]
     for name, usage, text in sass.functions(library.__file__, arch) if library and library.cuda_archs else ():
@@ -123,9 +184,10 @@ def native_rows(arch):
 
 
 def found(launch, rows):
-    """The launch's row: the `nth` of its op, kernel, mode and dtype, or of the CUDA kernel whose name has `native`."""
+    """Returns the row of a launch, or None: the `nth` of its op, kernel, mode and dtype, or its CUDA kernel's."""
     if launch.native:
-        some = [row | launch.native for row in rows if launch.kernel in row["kernel"] and "op" not in row]
+        added = {"warps": launch.native.warps, "shared": launch.native.shared}
+        some = [row | added for row in rows if launch.kernel in row["kernel"] and "op" not in row]
     else:
         wanted = launch.op, launch.kernel, launch.mode, launch.dtype
         some = [row for row in rows if (row.get("op"), row["kernel"], row.get("mode"), row.get("dtype")) == wanted]
@@ -133,7 +195,7 @@ def found(launch, rows):
 
 
 def amount(value, unit):
-    """1.23 GFLOP, 45.6 MB."""
+    """Formats an amount: 1.23 GFLOP, 45.6 MB."""
     for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= factor:
             return f"{value / factor:.3g} {prefix}{unit}"
@@ -141,7 +203,7 @@ def amount(value, unit):
 
 
 def cell(chip, launch, row):
-    """What a launch's row predicts on a chip."""
+    """Formats the bounds of a launch on a chip."""
     times, tensor = chip.seconds(launch, row), issued(launch, row, "mma_flops")
     bound = max(times, key=times.get)
     parts = [f"**{seconds(times[bound])}** {bound}", f"floor {chip.floor(launch) / times[bound]:.0%}"]
@@ -152,8 +214,8 @@ def cell(chip, launch, row):
     return ", ".join([*parts, f"{warps}/{chip.warps} warps"])
 
 
-def line(launch, rows):
-    """The table's line of a launch; None where nothing was compiled for it."""
+def cells(launch, rows):
+    """Returns the cells of a launch, or None if its kernel was not compiled."""
     by_chip = [(chip, found(launch, [row for row in rows if row["arch"] == chip.arch])) for chip in CHIPS]
     if not by_chip[-1][1]:
         return None
@@ -170,7 +232,7 @@ HEADER = ["kernel", "launch", "needed", "instructions", *(chip.name for chip in 
 
 
 def page(rows):
-    """The Markdown of all launches."""
+    """Returns the Markdown of all launches."""
     rates = [
         f"{chip.name} {chip.flops['bf16'] / 1e12:g} TFLOP/s bf16, {chip.flops['tf32'] / 1e12:g} tf32,"
         f" {chip.flops['fp32'] / 1e12:g} fp32, {chip.bandwidth / 1e9:g} GB/s, {chip.multiprocessors} multiprocessors at"
@@ -179,18 +241,17 @@ def page(rows):
     ]
     compiler = f"Compiled by Triton {triton.__version__}."
     parts = [ABOUT + ";\n".join(rates) + ".", compiler]
-    for op in dict.fromkeys(launch.op for launch in LAUNCHES):
-        table = [HEADER, ["---"] * len(HEADER)]
-        table += filter(None, [line(launch, rows) for launch in LAUNCHES if launch.op == op])
-        parts.append(f"## {op}\n\n" + "\n".join("| " + " | ".join(cells) + " |" for cells in table))
+    for op in op_modules():
+        lines = [cells(launch, rows) for launch in launches() if launch.op == op]
+        parts.append(f"## {op}\n\n" + markdown(HEADER, filter(None, lines)))
     return "\n\n".join(parts) + "\n"
 
 
 def main():
-    """Compiles every kernel for every chip's architecture and writes the page."""
+    """Compiles every kernel for the architecture of every chip and writes the page."""
     rows = []
     for arch in sorted({chip.arch for chip in CHIPS}):
-        for op in dict.fromkeys(launch.op for launch in LAUNCHES):
+        for op in op_modules():
             rows += triton_rows(arch, op)
         rows += native_rows(arch)
     partial = PAGE.with_suffix(".partial")

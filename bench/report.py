@@ -1,6 +1,6 @@
-"""`python -m bench.report`: the README's table, bench/README.md's and a plot per op, from bench/results/*.json.
+"""`python -m bench.report` writes the tables of README.md and bench/README.md and the plots, from bench/results/*.json.
 
-`python -m bench.report FILE` prints one of these as one table: what ours, eager, torch.compile and a peer take.
+`python -m bench.report FILE` prints the results of one machine as one table: ours, eager, torch.compile and NATTEN.
 """
 
 import argparse
@@ -11,18 +11,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "bench" / "README.md"]
-# The README's one table: its columns, and how many cases it has of an op.
-SUMMARY, CASES = ["eager", "ours", "ours bf16"], 3
+# The table of the main README: its columns and number of rows.
+SUMMARY, SUMMARY_ROWS = ["eager", "ours", "ours bf16"], 5
 
 
 def results():
-    """Every machine's measurements, GPUs first."""
+    """Returns the results of every machine, GPUs first."""
     loaded = [json.loads(path.read_text()) for path in sorted((ROOT / "bench" / "results").glob("*.json"))]
     return sorted(loaded, key=lambda r: "driver" not in r["machine"])
 
 
 def cases(result, op):
-    """{case: its rows}, in the order of measurement."""
+    """Returns {case: rows} of an op, in the order of measurement."""
     grouped = {}
     for row in result["rows"]:
         if row["op"] == op:
@@ -31,20 +31,20 @@ def cases(result, op):
 
 
 def speed_up(row, rows):
-    """How many times faster than eager float32 in the same run; None where that is not known."""
+    """Returns the speed-up over eager float32 in the same run, or None if that was not measured."""
     eager = next((r["seconds"] for r in rows if r["implementation"] == "eager"), None)
     return eager / row["seconds"] if eager and row["seconds"] else None
 
 
 def seconds(value):
-    """1.23 s, 4.56 ms or 7.89 µs."""
+    """Formats a time: 1.23 s, 4.56 ms or 7.89 µs."""
     if value < 1e-4:
         return f"{value * 1e6:.3g} µs"
     return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.3g} ms"
 
 
 def took(row):
-    """A row's time; on a GPU that of a small call as a CUDA graph, and with a cold L2, too."""
+    """Formats the time of a row; of a small call on a GPU also as a CUDA graph, and with a cold L2 cache."""
     if row["seconds"] is None:
         return "failed" if "error" in row else "out of memory"
     beside = [(name, row.get(f"{name}_seconds")) for name in ("graph", "cold")]
@@ -53,7 +53,7 @@ def took(row):
 
 
 def cell(row, rows):
-    """Time, speed-up over eager float32, and the fraction of the ceiling that the op is held against."""
+    """Formats the time, the speed-up over eager float32, and the fraction of the ceiling."""
     if row is None:
         return ""
     if row["seconds"] is None:
@@ -64,20 +64,24 @@ def cell(row, rows):
 
 
 def of_ceiling(row):
-    """The fraction of the copy's or the matrix product's rate, whichever the op is held against."""
+    """Returns the fraction of the measured rate of a copy or a matrix product, whichever bounds the op."""
     return row["of_copy"] if "of_copy" in row else row["of_gemm"]
 
 
 def memory(rows, key):
-    """Megabytes of eager and of ours."""
+    """Formats the megabytes of eager and of ours."""
     found = {row["implementation"]: row[key] for row in rows if key in row}
     wanted = [found.get("eager"), found.get("ours")]
     return " / ".join("" if n is None else f"{n / 2**20:,.0f}" for n in wanted) if any(wanted) else ""
 
 
+def machine(result):
+    """Formats the machine and the versions."""
+    return ", ".join(f"{key} {value}" if key != "name" else value for key, value in result["machine"].items())
+
+
 def origin(result, rows):
-    """What was run, where, and the ceilings of that run: a line for each run that gave one of the rows."""
-    about = ", ".join(f"{key} {value}" if key != "name" else value for key, value in result["machine"].items())
+    """Lists the command, the commit and the ceilings of each run that the rows come from."""
     lines = []
     for name in dict.fromkeys(row["run"] for row in rows):
         run = result["runs"][name]
@@ -85,17 +89,23 @@ def origin(result, rows):
         rates = ", ".join(f"{flops / 1e9:,.0f} GFLOP/s {dtype}" for dtype, flops in run["gemm_flops"].items())
         rates = f"GEMM {rates}" + (f"; copy {copied / 1e9:.1f} GB/s" if (copied := run["copy_bytes"]) else "")
         lines.append(f"{ops}: `{run['command']}` at {run['commit']} ({run['date']}), measured ceilings {rates}.")
-    return "\n".join([f"On {about}:", "", *(f"- {line}" for line in lines)])
+    return "\n".join([f"On {machine(result)}:", "", *(f"- {line}" for line in lines)])
 
 
 def markdown(header, lines):
-    """A table."""
+    """Formats a Markdown table."""
     rows = [header, ["---"] * len(header), *lines]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
+def aligned(lines):
+    """Formats lines of cells as text columns."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
 def table(result, op):
-    """The Markdown of one op on one machine: a row a case, a column an implementation."""
+    """Returns the Markdown of one op on one machine: a row per case, a column per implementation."""
     grouped = cases(result, op)
     names = list(dict.fromkeys(row["implementation"] for rows in grouped.values() for row in rows))
     lines = []
@@ -110,21 +120,30 @@ def table(result, op):
 
 
 def summary(result):
-    """The Markdown of all ops on one machine: eager and ours, of the first cases that have both."""
-    lines = []
+    """Returns the Markdown of the main README: of each op the first case of eager and ours, the longest in eager."""
+    found = []
     for op in dict.fromkeys(row["op"] for row in result["rows"]):
-        found = []
         for case, rows in cases(result, op).items():
             by_name = {row["implementation"]: row for row in rows}
-            cells = [cell(by_name.get(name), rows) for name in SUMMARY]
-            if all(cells[:2]):
-                found.append([f"`{op}` {case}", *cells, memory(rows, "peak_bytes")])
-        lines += found[:CASES]
-    return f"{origin(result, result['rows'])}\n\n" + markdown(["", *SUMMARY, "peak MB, eager / ours"], lines)
+            if speed_up(by_name.get("ours", {"seconds": None}), rows):
+                found.append((f"`{op}` {case}", by_name, rows))
+                break
+    found = sorted(found, key=lambda entry: -entry[1]["eager"]["seconds"])[:SUMMARY_ROWS]
+    lines = [
+        [name, *(cell(by_name.get(column), rows) for column in SUMMARY), memory(rows, "peak_bytes")]
+        for name, by_name, rows in found
+    ]
+    runs = [result["runs"][name] for name in dict.fromkeys(row["run"] for *_, rows in found for row in rows)]
+    commits = ", ".join(dict.fromkeys(f"{run['commit']} ({run['date']})" for run in runs))
+    about = (
+        f"The {len(found)} benchmarks with the longest eager time, one per op or network, on {machine(result)}, at "
+        f"{commits}. All cases, commands and ceilings: [bench/README.md](bench/README.md)."
+    )
+    return f"{about}\n\n" + markdown(["", *SUMMARY, "peak MB, eager / ours"], lines)
 
 
 def plain(result):
-    """All that was measured on one machine as text: a line for each case and dtype; of several "ours" the fastest."""
+    """Formats all results of one machine as text: a line per case and dtype, with the fastest of several "ours"."""
     lines = [("op", "shape", "dtype", "ours", "eager", "compile", "peer", "of ceiling")]
     kinds = {}
     for row in result["rows"]:
@@ -138,12 +157,11 @@ def plain(result):
             mine = took(best) + best["implementation"].removesuffix(" bf16").removeprefix("ours")
             share = f"{of_ceiling(best):.0%}" if best["seconds"] else ""
         lines.append((op, case, dtype, mine, *cells, share))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+    return aligned(lines)
 
 
 def render(page):
-    """The page's text with what stands between `<!-- bench:op -->` or `<!-- bench -->` and `<!-- end -->` made anew."""
+    """Returns the page's text with new tables between `<!-- bench:op -->` or `<!-- bench -->` and `<!-- end -->`."""
 
     def tables(match):
         op = match[2]
@@ -154,7 +172,7 @@ def render(page):
 
 
 def plot(op, path):
-    """One panel a case: speed-up over eager float32, a bar an implementation."""
+    """Draws the speed-up over eager float32: a panel per case, a bar per implementation."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -189,9 +207,9 @@ def plot(op, path):
 
 
 def main():
-    """Rewrites the pages' tables and the plots beside the results, or prints what one file holds."""
+    """Writes the tables of the pages and the plots, or prints the results in one file."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("file", type=Path, nargs="?", help="results to print instead")
+    parser.add_argument("file", type=Path, nargs="?", help="the results to print instead")
     if file := parser.parse_args().file:
         print(plain(json.loads(file.read_text())))
         return

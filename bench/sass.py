@@ -1,4 +1,4 @@
-"""What a kernel's disassembly says: its instructions, those of its main loop, and the FLOPs of its tensor-core ones."""
+"""Reads the disassembly of kernels: instructions, those of the main loop, and FLOPs of tensor-core instructions."""
 
 import re
 import subprocess
@@ -15,13 +15,13 @@ SHAPE = re.compile(r"HGMMA\.(\d+)x(\d+)x(\d+)|HMMA\.(16)(8)(16|8|4)")
 
 
 def tool(name, *arguments, folder=None):
-    """The output of one of the CUDA tools that Triton brings, run in a folder."""
+    """Runs one of the CUDA tools that Triton includes, in a folder; returns its output."""
     command = [Path(triton.__file__).parent / "backends/nvidia/bin" / name, *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
 
 
 def flops(opcode):
-    """What one warp's tensor-core instruction does; four warps share an HGMMA."""
+    """Returns the FLOPs of an instruction on the tensor cores per warp; four warps share an HGMMA. 0 for others."""
     if not (match := SHAPE.match(opcode)):
         return 0
     m, n, k = (int(side) for side in match.groups() if side)
@@ -29,7 +29,7 @@ def flops(opcode):
 
 
 def listing(text):
-    """[(opcode, operands)] and {label: the instruction's place} of one function's disassembly."""
+    """Returns [(opcode, operands)] and {label: index of its instruction} of the disassembly of one function."""
     instructions, labels = [], {}
     for line in text.splitlines():
         if match := LABEL.match(line):
@@ -40,7 +40,7 @@ def listing(text):
 
 
 def main_loop(instructions, labels):
-    """(first, last + 1) of the longest piece that a branch repeats; (0, 0) without any."""
+    """Returns (begin, end) of the longest range that a backward branch repeats; (0, 0) without any."""
     loops = [(0, 0)]
     for place, (opcode, operands) in enumerate(instructions):
         if opcode.startswith("BRA") and (target := re.search(r"\((\.L_\w+)\)", operands)):
@@ -51,8 +51,8 @@ def main_loop(instructions, labels):
 
 
 def count(text):
-    """Per warp, if every instruction ran once: {"instructions", "mma_flops", "fp32", "mufu"}; and the main loop's,
-    "loop_..."; fp32: additions, multiplications or both at once.
+    """Counts one warp that runs every instruction once: {"instructions", "mma_flops", "fp32", "mufu"}, and "loop_..."
+    of the main loop. fp32: additions, multiplications and fused multiply-adds; mufu: exponentials and the like.
     """
     instructions, labels = listing(text)
     begin, end = main_loop(instructions, labels)
@@ -66,7 +66,7 @@ def count(text):
 
 
 def functions(library, arch):
-    """(name, {"registers", "stack", "shared"}, disassembly) of every kernel that a library has for sm_{arch}."""
+    """Yields (name, {"registers", "stack", "shared"}, disassembly) of every kernel of a library for sm_{arch}."""
     with tempfile.TemporaryDirectory() as folder:
         tool("cuobjdump", "-xelf", "all", Path(library).resolve(), folder=folder)
         for cubin in sorted(Path(folder).glob(f"*sm_{arch}*.cubin")):
@@ -78,6 +78,6 @@ def functions(library, arch):
 
 
 def sections(text):
-    """(function, its part) of a disassembly."""
+    """Splits a disassembly into (function, its text)."""
     parts = re.split(r"^\s*\.section\s+\.text\.([\w$.]+),.*$", text, flags=re.MULTILINE)
     return zip(parts[1::2], parts[2::2], strict=True)

@@ -1,15 +1,21 @@
-// The only file that knows Python. Tensors arrive as addresses: inr_kernels/*/op.py checks them, holds
-// references and allocates the outputs.
+// The Python module, the only file that includes Python's headers. Tensors are passed as addresses:
+// inr_kernels/*/op.py checks them, keeps references to them and allocates the outputs.
+//
+// To bind an op: a constructor (`init`, a lambda that fills the struct of inr.h) and its entry points (`entry`). The
+// names are those of the Python keywords; pybind11 deduces the types from the lambda or from inr.h.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <array>
 #include <string>
 #include <tuple>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "common/memory.h"
 #include "common/threads.h"
+#include "cpu/entries.h"
 #include "inr.h"
 
 #ifndef INR_CUDA_ARCHS
@@ -20,29 +26,84 @@ namespace py = pybind11;
 
 namespace {
 
-using Address = std::uintptr_t;
-
-// (address, strides) of a broadcast [batch, rows, cols] float32 view.
-struct View {
-  Address address;
-  std::array<std::int64_t, 3> strides;
-  operator inr::Plane() const {
-    return {reinterpret_cast<const float*>(address), strides[0], strides[1], strides[2]};
+// An int in Python, a pointer of any type in C++; 0 is nullptr.
+struct Address {
+  std::uintptr_t value;
+  template <class T>
+  operator T*() const {
+    return reinterpret_cast<T*>(value);
   }
 };
+
+template <std::size_t n>
+using Sizes = std::array<std::int64_t, n>;
+template <std::size_t n>
+using Strided = std::pair<Address, Sizes<n>>;  // (address, strides)
+using AxisTuple = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, bool>;
+
+Address to_address(const std::uintptr_t& value) { return {value}; }
+template <class Enum>
+Enum to_enum(const int& value) {
+  return Enum(value);
+}
+// (address, strides of batch, row, column)
+inr::Plane to_plane(const Strided<3>& p) { return {p.first, p.second[0], p.second[1], p.second[2]}; }
+// (address, strides of batch, height, width, heads)
+inr::Tokens to_tokens(const Strided<4>& t) {
+  return {t.first, {t.second[0], t.second[1], t.second[2], t.second[3]}};
+}
+// (length, kernel, dilation, stride, causal)
+inr::Axis to_axis(const AxisTuple& a) {
+  return std::apply([](auto... fields) { return inr::Axis{fields...}; }, a);
+}
+
+}  // namespace
+
+namespace pybind11::detail {
+
+// Loads a Source from Python and converts it to a Target.
+template <class Target, class Source, Target (*convert)(const Source&)>
+struct converter {
+  PYBIND11_TYPE_CASTER(Target, make_caster<Source>::name);
+  bool load(handle object, bool implicit) {
+    make_caster<Source> source;
+    if (!source.load(object, implicit)) return false;
+    value = convert(cast_op<const Source&>(source));
+    return true;
+  }
+};
+
+template <>
+struct type_caster<Address> : converter<Address, std::uintptr_t, to_address> {};
+template <>
+struct type_caster<inr::Type> : converter<inr::Type, int, to_enum> {};
+template <>
+struct type_caster<inr::Padding> : converter<inr::Padding, int, to_enum> {};
+template <>
+struct type_caster<inr::Normalize> : converter<inr::Normalize, int, to_enum> {};
+template <>
+struct type_caster<inr::Plane> : converter<inr::Plane, Strided<3>, to_plane> {};
+template <>
+struct type_caster<inr::Tokens> : converter<inr::Tokens, Strided<4>, to_tokens> {};
+template <>
+struct type_caster<inr::Axis> : converter<inr::Axis, AxisTuple, to_axis> {};
+
+}  // namespace pybind11::detail
+
+namespace {
 
 [[noreturn]] void out_of_memory(const std::string& message) {
   py::set_error(PyExc_MemoryError, message.c_str());
   throw py::error_already_set();
 }
 
-// Of inr::take, as a buffer: a tensor that is made of it gives it back.
+// A buffer of the memory pool; a tensor that is created from it keeps it alive.
 struct Memory {
-  explicit Memory(std::size_t bytes) : data(inr::take(bytes)), bytes(bytes) {
-    if (!data) out_of_memory("no " + std::to_string(bytes) + " bytes of memory to be had");
+  explicit Memory(std::size_t bytes) : data(inr::allocate(bytes)), bytes(bytes) {
+    if (!data) out_of_memory("cannot allocate " + std::to_string(bytes) + " bytes");
   }
   Memory(const Memory&) = delete;
-  ~Memory() { inr::give_back(data, bytes); }
+  ~Memory() { inr::deallocate(data, bytes); }
   void* data;
   std::size_t bytes;
 };
@@ -50,239 +111,207 @@ struct Memory {
 void check(inr::Status status) {
   switch (status) {
     case inr::Status::ok: return;
-    case inr::Status::out_of_memory: out_of_memory("no memory for what the kernel works in");
+    case inr::Status::out_of_memory: out_of_memory("cannot allocate the kernel's working memory");
     case inr::Status::row_outside_band: throw py::value_error("a query reads a row outside the hoisted band");
 #ifdef INR_HAVE_CUDA
     case inr::Status::cuda_failed: throw std::runtime_error(std::string("CUDA: ") + inr::cuda_failure());
 #else
-    case inr::Status::cuda_failed: return;  // nothing here that could
+    case inr::Status::cuda_failed: return;  // cannot happen in a build without CUDA
 #endif
     case inr::Status::unsupported_type: throw py::value_error("this processor's build has no kernel for that dtype");
   }
 }
 
-std::vector<void*> pointers(const std::vector<Address>& addresses) {
-  std::vector<void*> out;
-  for (Address a : addresses) out.push_back(reinterpret_cast<void*>(a));
-  return out;
+// Calls an entry point without the GIL, and raises if it fails.
+template <class... Parameters, class... Arguments>
+void call(inr::Status (*entry)(Parameters...), const Arguments&... arguments) {
+  check([&] {
+    py::gil_scoped_release released;
+    return entry(arguments...);
+  }());
 }
 
-// One problem with everything that its struct points to.
-class LocalImplicit {
- public:
-  LocalImplicit(int type, std::array<std::int64_t, 3> queries, std::array<std::int64_t, 2> size,
-                std::array<std::int64_t, 2> band, bool local_ensemble, bool ensemble_first,
-                std::vector<std::int64_t> widths, std::pair<Address, std::array<std::int64_t, 3>> y,
-                std::pair<Address, std::array<std::int64_t, 3>> x,
-                std::pair<Address, std::array<std::int64_t, 4>> cell, Address centre_y, Address centre_x,
-                Address hoisted, Address position_weight, const std::vector<Address>& weights,
-                const std::vector<Address>& biases, int threads)
-      : type_(static_cast<inr::Type>(type)), widths_(std::move(widths)), weights_(pointers(weights)),
-        biases_(pointers(biases)) {
-    p_.batch = queries[0], p_.rows = queries[1], p_.cols = queries[2];
-    p_.height = size[0], p_.width = size[1];
-    p_.band_start = band[0], p_.band_rows = band[1];
-    p_.local_ensemble = local_ensemble, p_.ensemble_first = ensemble_first;
-    p_.depth = std::int64_t(weights_.size());
-    p_.widths = widths_.data();
-    p_.y = View{y.first, y.second};
-    p_.x = View{x.first, x.second};
-    const auto& c = cell.second;
-    p_.cell_y = View{cell.first, {c[0], c[1], c[2]}};
-    p_.cell_x = View{cell.first ? cell.first + sizeof(float) * std::size_t(c[3]) : 0, {c[0], c[1], c[2]}};
-    p_.centre_y = reinterpret_cast<const float*>(centre_y);
-    p_.centre_x = reinterpret_cast<const float*>(centre_x);
-    p_.hoisted = reinterpret_cast<const void*>(hoisted);
-    p_.position_weight = reinterpret_cast<const void*>(position_weight);
-    p_.weights = weights_.data();
-    p_.biases = biases_.data();
-    p_.threads = threads;
-  }
+// What Python holds of an op's call: its dtype and its struct of inr.h.
+template <class Problem>
+struct Call {
+  inr::Type type;
+  Problem problem;
+};
 
-  void forward(Address out) {
-    check([&] {
-      py::gil_scoped_release released;
-      return inr::local_implicit_forward(type_, p_, reinterpret_cast<void*>(out));
-    }());
-  }
+template <class Parameter>
+using FromPython = std::conditional_t<std::is_pointer_v<Parameter>, Address, std::decay_t<Parameter>>;
 
+// The Python class of an op. Arguments are keyword-only, except that a single one may be positional.
+template <class Self>
+struct OpClass : py::class_<Self> {
+  using py::class_<Self>::class_;
+
+  template <class Make, class... Names>
+  OpClass& init(const Make& make, Names... names) {
+    this->def(py::init(make), py::kw_only(), py::arg(names)...);
+    return *this;
+  }
+  template <class F, class... Names>
+  OpClass& method(const char* name, const F& f, Names... names) {
+    if constexpr (sizeof...(Names) > 1)
+      this->def(name, f, py::kw_only(), py::arg(names)...);
+    else
+      this->def(name, f, py::arg(names)...);
+    return *this;
+  }
+  // A CPU entry point whose parameters after the problem are pointers, or types that are converted above.
+  template <class Problem, class... Parameters, class... Names>
+  OpClass& entry(const char* name, inr::Status (*inr::CpuEntries::*entry)(inr::Type, const Problem&, Parameters...),
+                 Names... names) {
+    static_assert(sizeof...(Parameters) == sizeof...(Names), "one name per parameter");
+    return method(
+        name,
+        [entry](const Self& self, FromPython<Parameters>... arguments) {
+          call(inr::cpu().*entry, self.type, self.problem, arguments...);
+        },
+        names...);
+  }
+};
+
+std::vector<void*> pointers(const std::vector<Address>& addresses) { return {addresses.begin(), addresses.end()}; }
+
+// Owns the arrays that the struct points to.
+struct LocalImplicit : Call<inr::LocalImplicit> {
+  std::vector<std::int64_t> widths;
+  std::vector<void*> weights, biases;
+};
+
+void bind_local_implicit(py::module_& m) {
+  OpClass<LocalImplicit>(m, "LocalImplicit")
+      .init(
+          [](inr::Type type, Sizes<3> queries, Sizes<2> size, Sizes<2> band, bool local_ensemble, bool ensemble_first,
+             std::vector<std::int64_t> widths, inr::Plane y, inr::Plane x, Strided<4> cell, Address centre_y,
+             Address centre_x, Address hoisted, Address position_weight, const std::vector<Address>& weights,
+             const std::vector<Address>& biases, int threads) {
+            const auto& [cell_y, s] = cell;  // strides of batch, row, column, and from cell_y to cell_x
+            const Address cell_x{cell_y.value ? cell_y.value + sizeof(float) * std::size_t(s[3]) : 0};
+            LocalImplicit self{{}, std::move(widths), pointers(weights), pointers(biases)};
+            self.type = type;
+            self.problem = {queries[0], queries[1], queries[2], size[0], size[1], band[0], band[1], local_ensemble,
+                            ensemble_first, std::int64_t(weights.size()), self.widths.data(), y, x,
+                            {cell_y, s[0], s[1], s[2]}, {cell_x, s[0], s[1], s[2]}, centre_y, centre_x, hoisted,
+                            position_weight, self.weights.data(), self.biases.data(), threads};
+            return self;
+          },
+          "type", "queries", "size", "band", "local_ensemble", "ensemble_first", "widths", "y", "x", "cell", "centre_y",
+          "centre_x", "hoisted", "position_weight", "weights", "biases", "threads")
+      .entry("forward", &inr::CpuEntries::local_implicit_forward, "out")
+      .method(
+          "backward",
+          [](const LocalImplicit& self, Address grad_out, Address hoisted, Address position_weight,
+             const std::vector<Address>& weights, const std::vector<Address>& biases) {
+            const std::vector<void*> w = pointers(weights), b = pointers(biases);
+            const inr::LocalImplicitGradients gradients{hoisted, position_weight, w.empty() ? nullptr : w.data(),
+                                                        b.empty() ? nullptr : b.data()};
+            call(inr::cpu().local_implicit_backward, self.type, self.problem, grad_out, gradients);
+          },
+          "grad_out", "hoisted", "position_weight", "weights", "biases")
 #ifdef INR_HAVE_CUDA
-  std::size_t workspace_cuda() { return inr::local_implicit_workspace_cuda(p_); }
-
-  void forward_cuda(bool wgmma, Address out, Address workspace, Address stream) {
-    check([&] {
-      py::gil_scoped_release released;
-      return inr::local_implicit_forward_cuda(type_, p_, wgmma, reinterpret_cast<void*>(out),
-                                              reinterpret_cast<void*>(workspace), reinterpret_cast<void*>(stream));
-    }());
-  }
+      .method("workspace_cuda",
+              [](const LocalImplicit& self) { return inr::local_implicit_workspace_cuda(self.problem); })
+      .def(
+          "forward_cuda",
+          [](const LocalImplicit& self, bool wgmma, Address out, Address workspace, Address stream) {
+            call(inr::local_implicit_forward_cuda, self.type, self.problem, wgmma, out, workspace, stream);
+          },
+          py::arg("wgmma"), py::arg("out"), py::arg("workspace"), py::arg("stream"))
 #endif
-
-  void backward(Address grad_out, Address hoisted, Address position_weight, const std::vector<Address>& weights,
-                const std::vector<Address>& biases) {
-    const std::vector<void*> w = pointers(weights), b = pointers(biases);
-    const inr::LocalImplicitGradients grads{reinterpret_cast<void*>(hoisted),
-                                            reinterpret_cast<void*>(position_weight),
-                                            w.empty() ? nullptr : w.data(), b.empty() ? nullptr : b.data()};
-    check([&] {
-      py::gil_scoped_release released;
-      return inr::local_implicit_backward(type_, p_, reinterpret_cast<const void*>(grad_out), grads);
-    }());
-  }
-
- private:
-  inr::Type type_;
-  inr::LocalImplicit p_{};
-  std::vector<std::int64_t> widths_;
-  std::vector<void*> weights_, biases_;
-};
-
-// One problem with everything that its struct points to.
-class ElementwiseFilter {
- public:
-  ElementwiseFilter(int type, std::array<std::int64_t, 4> size, std::int64_t groups,
-                    std::array<std::int64_t, 2> out_size, std::array<std::int64_t, 2> kernel_size,
-                    std::vector<std::int64_t> dilations, std::int64_t stride, std::int64_t upscale, int padding,
-                    int normalize, std::array<double, 3> coefficients, Address x,
-                    std::pair<Address, std::array<std::int64_t, 4>> kernel, Address log_window, int threads)
-      : type_(static_cast<inr::Type>(type)), dilations_(std::move(dilations)) {
-    p_.batch = size[0], p_.channels = size[1], p_.height = size[2], p_.width = size[3];
-    p_.groups = groups;
-    p_.out_height = out_size[0], p_.out_width = out_size[1];
-    p_.kernel_height = kernel_size[0], p_.kernel_width = kernel_size[1];
-    p_.dilations = dilations_.data();
-    p_.dilation_count = std::int64_t(dilations_.size());
-    p_.stride = stride, p_.upscale = upscale;
-    p_.padding = static_cast<inr::Padding>(padding);
-    p_.normalize = static_cast<inr::Normalize>(normalize);
-    p_.alpha = coefficients[0], p_.beta = coefficients[1], p_.gamma = coefficients[2];
-    p_.x = reinterpret_cast<const void*>(x);
-    p_.kernel = reinterpret_cast<const void*>(kernel.first);
-    for (int i = 0; i < 4; ++i) p_.kernel_strides[i] = kernel.second[std::size_t(i)];
-    p_.log_window = reinterpret_cast<const double*>(log_window);
-    p_.threads = threads;
-  }
-
-  void forward(Address out) {
-    check([&] {
-      py::gil_scoped_release released;
-      return inr::elementwise_filter_forward(type_, p_, reinterpret_cast<void*>(out));
-    }());
-  }
-
-  void backward(Address grad_out, Address x, Address kernel) {
-    check([&] {
-      py::gil_scoped_release released;
-      return inr::elementwise_filter_backward(type_, p_, reinterpret_cast<const void*>(grad_out),
-                                              reinterpret_cast<void*>(x), reinterpret_cast<void*>(kernel));
-    }());
-  }
-
- private:
-  inr::Type type_;
-  inr::ElementwiseFilter p_{};
-  std::vector<std::int64_t> dilations_;
-};
-
-class UnmaskAttention {
- public:
-  UnmaskAttention(int type, std::array<std::int64_t, 3> size, double scale, bool mask_keys, Address feat,
-                  Address weight, int threads)
-      : type_(static_cast<inr::Type>(type)),
-        p_{size[0], size[1], size[2], scale, mask_keys, reinterpret_cast<const void*>(feat),
-           reinterpret_cast<const void*>(weight), threads} {}
-
-  void forward(Address out, Address softmax) {
-    check([&] {
-      py::gil_scoped_release released;
-      return inr::unmask_attention_forward(type_, p_, reinterpret_cast<void*>(out), reinterpret_cast<void*>(softmax));
-    }());
-  }
-
-  void backward(Address out, Address softmax, Address grad_out, Address grad_feat) {
-    check([&] {
-      py::gil_scoped_release released;
-      return inr::unmask_attention_backward(type_, p_, reinterpret_cast<const void*>(out),
-                                            reinterpret_cast<const void*>(softmax),
-                                            reinterpret_cast<const void*>(grad_out),
-                                            reinterpret_cast<void*>(grad_feat));
-    }());
-  }
-
- private:
-  inr::Type type_;
-  inr::UnmaskAttention p_;
-};
-
-// (length, kernel, dilation, stride, causal)
-using Axis = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, bool>;
-inr::Axis axis(const Axis& a) {
-  return {std::get<0>(a), std::get<1>(a), std::get<2>(a), std::get<3>(a), std::get<4>(a)};
+      ;
 }
 
-// (address, strides of batch, height, width, heads)
-using Tokens = std::pair<Address, std::array<std::int64_t, 4>>;
-inr::Tokens tokens(const Tokens& t) {
-  const auto& s = t.second;
-  return {reinterpret_cast<const void*>(t.first), {s[0], s[1], s[2], s[3]}};
-}
-
-class NeighborhoodAttention {
- public:
-  NeighborhoodAttention(int type, std::int64_t batch, std::int64_t heads, std::int64_t dim, const Axis& y,
-                        const Axis& x, double scale, const Tokens& query, const Tokens& key, const Tokens& value,
-                        Address bias, int threads)
-      : type_(static_cast<inr::Type>(type)),
-        p_{batch, heads, dim, axis(y), axis(x), scale, tokens(query), tokens(key), tokens(value),
-           reinterpret_cast<const void*>(bias), threads} {}
-
-  void forward(const Tokens& out, Address lse) {
-    check([&] {
-      py::gil_scoped_release released;
-      return inr::neighborhood_attention_forward(type_, p_, tokens(out), reinterpret_cast<void*>(lse));
-    }());
-  }
-
-  void backward(Address lse, const Tokens& grad_out, Address grad_lse, const Tokens& query, const Tokens& key,
-                const Tokens& value, Address bias) {
-    const inr::NeighborhoodAttentionGradients grads{tokens(query), tokens(key), tokens(value),
-                                                    reinterpret_cast<void*>(bias)};
-    check([&] {
-      py::gil_scoped_release released;
-      return inr::neighborhood_attention_backward(type_, p_, reinterpret_cast<const void*>(lse), tokens(grad_out),
-                                                  reinterpret_cast<const void*>(grad_lse), grads);
-    }());
-  }
-
- private:
-  inr::Type type_;
-  inr::NeighborhoodAttention p_;
+// Owns the dilations that the struct points to.
+struct ElementwiseFilter : Call<inr::ElementwiseFilter> {
+  std::vector<std::int64_t> dilations;
 };
 
-
-void spectrum_product(int type, std::array<std::int64_t, 5> size, Address x, Address weight, Address shift, bool relu,
-                      Address out, int threads) {
-  const inr::SpectrumProduct p{size[0], size[1], size[2], size[3], size[4], reinterpret_cast<const void*>(x),
-                               reinterpret_cast<const void*>(weight), reinterpret_cast<const void*>(shift), relu,
-                               threads};
-  check([&] {
-    py::gil_scoped_release released;
-    return inr::spectrum_product(static_cast<inr::Type>(type), p, reinterpret_cast<void*>(out));
-  }());
+void bind_elementwise_filter(py::module_& m) {
+  OpClass<ElementwiseFilter>(m, "ElementwiseFilter")
+      .init(
+          [](inr::Type type, Sizes<4> size, std::int64_t groups, Sizes<2> out_size, Sizes<2> kernel_size,
+             std::vector<std::int64_t> dilations, std::int64_t stride, std::int64_t upscale, inr::Padding padding,
+             inr::Normalize normalize, std::array<double, 3> coefficients, Address x, Strided<4> kernel,
+             Address log_window, int threads) {
+            const auto& [weights, s] = kernel;
+            ElementwiseFilter self{{}, std::move(dilations)};
+            self.type = type;
+            self.problem = {size[0], size[1], size[2], size[3], groups, out_size[0], out_size[1], kernel_size[0],
+                            kernel_size[1], self.dilations.data(), std::int64_t(self.dilations.size()), stride,
+                            upscale, padding, normalize, coefficients[0], coefficients[1], coefficients[2], x, weights,
+                            {s[0], s[1], s[2], s[3]}, log_window, threads};
+            return self;
+          },
+          "type", "size", "groups", "out_size", "kernel_size", "dilations", "stride", "upscale", "padding", "normalize",
+          "coefficients", "x", "kernel", "log_window", "threads")
+      .entry("forward", &inr::CpuEntries::elementwise_filter_forward, "out")
+      .entry("backward", &inr::CpuEntries::elementwise_filter_backward, "grad_out", "x", "kernel");
 }
 
-// x: (address, channels, batch stride) of both inputs.
-void conv3x3(int type, std::array<std::int64_t, 3> size, std::array<std::array<std::int64_t, 3>, 2> x,
-             std::int64_t outputs, int padding, Address weight, Address bias, Address add, bool relu, Address out,
-             int threads) {
-  const inr::Conv3x3 p{size[0], size[1], size[2], {x[0][1], x[1][1]}, outputs, static_cast<inr::Padding>(padding),
-                       {reinterpret_cast<const void*>(x[0][0]), reinterpret_cast<const void*>(x[1][0])},
-                       {x[0][2], x[1][2]}, reinterpret_cast<const void*>(weight), reinterpret_cast<const void*>(bias),
-                       reinterpret_cast<const void*>(add), relu, threads};
-  check([&] {
-    py::gil_scoped_release released;
-    return inr::conv3x3(static_cast<inr::Type>(type), p, reinterpret_cast<void*>(out));
-  }());
+void bind_unmask_attention(py::module_& m) {
+  using UnmaskAttention = Call<inr::UnmaskAttention>;
+  OpClass<UnmaskAttention>(m, "UnmaskAttention")
+      .init(
+          [](inr::Type type, Sizes<3> size, double scale, bool mask_keys, Address feat, Address weight, int threads) {
+            return UnmaskAttention{type, {size[0], size[1], size[2], scale, mask_keys, feat, weight, threads}};
+          },
+          "type", "size", "scale", "mask_keys", "feat", "weight", "threads")
+      .entry("forward", &inr::CpuEntries::unmask_attention_forward, "out", "softmax")
+      .entry("backward", &inr::CpuEntries::unmask_attention_backward, "out", "softmax", "grad_out", "grad_feat");
+}
+
+void bind_neighborhood_attention(py::module_& m) {
+  using NeighborhoodAttention = Call<inr::NeighborhoodAttention>;
+  OpClass<NeighborhoodAttention>(m, "NeighborhoodAttention")
+      .init(
+          [](inr::Type type, std::int64_t batch, std::int64_t heads, std::int64_t dim, inr::Axis y, inr::Axis x,
+             double scale, inr::Tokens query, inr::Tokens key, inr::Tokens value, Address bias, int threads) {
+            return NeighborhoodAttention{
+                type, {batch, heads, dim, y, x, scale, query, key, value, bias, threads}};
+          },
+          "type", "batch", "heads", "dim", "y", "x", "scale", "query", "key", "value", "bias", "threads")
+      .entry("forward", &inr::CpuEntries::neighborhood_attention_forward, "out", "lse")
+      .method(
+          "backward",
+          [](const NeighborhoodAttention& self, Address lse, inr::Tokens grad_out, Address grad_lse, inr::Tokens query,
+             inr::Tokens key, inr::Tokens value, Address bias) {
+            const inr::NeighborhoodAttentionGradients gradients{query, key, value, bias};
+            call(inr::cpu().neighborhood_attention_backward, self.type, self.problem, lse, grad_out, grad_lse,
+                 gradients);
+          },
+          "lse", "grad_out", "grad_lse", "query", "key", "value", "bias");
+}
+
+// A function of the module with keyword-only arguments.
+template <class F, class... Names>
+void function(py::module_& m, const char* name, const F& f, Names... names) {
+  m.def(name, f, py::kw_only(), py::arg(names)...);
+}
+
+void bind_fourier_unit(py::module_& m) {
+  function(
+      m, "spectrum_product",
+      [](inr::Type type, Sizes<5> size, Address x, Address weight, Address shift, bool relu, Address out, int threads) {
+        const inr::SpectrumProduct p{size[0], size[1], size[2], size[3], size[4], x, weight, shift, relu, threads};
+        call(inr::cpu().spectrum_product, type, p, out);
+      },
+      "type", "size", "x", "weight", "shift", "relu", "out", "threads");
+  // x: (address, channels, batch stride) of both inputs.
+  function(
+      m, "conv3x3",
+      [](inr::Type type, Sizes<3> size, std::array<std::tuple<Address, std::int64_t, std::int64_t>, 2> x,
+         std::int64_t outputs, inr::Padding padding, Address weight, Address bias, Address add, bool relu, Address out,
+         int threads) {
+        const auto& [x0, channels0, stride0] = x[0];
+        const auto& [x1, channels1, stride1] = x[1];
+        const inr::Conv3x3 p{size[0], size[1], size[2], {channels0, channels1}, outputs, padding, {x0, x1},
+                             {stride0, stride1}, weight, bias, add, relu, threads};
+        call(inr::cpu().conv3x3, type, p, out);
+      },
+      "type", "size", "x", "outputs", "padding", "weight", "bias", "add", "relu", "out", "threads");
 }
 
 }  // namespace
@@ -290,62 +319,17 @@ void conv3x3(int type, std::array<std::int64_t, 3> size, std::array<std::array<s
 PYBIND11_MODULE(_C, m) {
   m.attr("cuda_archs") = std::string(INR_CUDA_ARCHS);
   m.attr("max_depth") = inr::max_depth;
-  m.def("isa", &inr::isa);
+  m.def("isa", [] { return inr::cpu().isa; });
+  m.def("has_openmp", &inr::has_openmp);
   m.def("release_memory", &inr::release_memory);
   py::class_<Memory>(m, "Memory", py::buffer_protocol())
       .def(py::init<std::size_t>(), py::arg("bytes"))
       .def_buffer([](Memory& memory) {
         return py::buffer_info(static_cast<std::uint8_t*>(memory.data), std::int64_t(memory.bytes));
       });
-  m.def("has_openmp", &inr::has_openmp);
-  py::class_<LocalImplicit>(m, "LocalImplicit")
-      .def(py::init<int, std::array<std::int64_t, 3>, std::array<std::int64_t, 2>, std::array<std::int64_t, 2>, bool,
-                    bool, std::vector<std::int64_t>, std::pair<Address, std::array<std::int64_t, 3>>,
-                    std::pair<Address, std::array<std::int64_t, 3>>,
-                    std::pair<Address, std::array<std::int64_t, 4>>, Address, Address, Address, Address,
-                    std::vector<Address>, std::vector<Address>, int>(),
-           py::kw_only(), py::arg("type"), py::arg("queries"), py::arg("size"), py::arg("band"),
-           py::arg("local_ensemble"), py::arg("ensemble_first"), py::arg("widths"), py::arg("y"), py::arg("x"),
-           py::arg("cell"), py::arg("centre_y"), py::arg("centre_x"), py::arg("hoisted"), py::arg("position_weight"),
-           py::arg("weights"), py::arg("biases"), py::arg("threads"))
-#ifdef INR_HAVE_CUDA
-      .def("workspace_cuda", &LocalImplicit::workspace_cuda)
-      .def("forward_cuda", &LocalImplicit::forward_cuda, py::arg("wgmma"), py::arg("out"), py::arg("workspace"),
-           py::arg("stream"))
-#endif
-      .def("forward", &LocalImplicit::forward, py::arg("out"))
-      .def("backward", &LocalImplicit::backward, py::kw_only(), py::arg("grad_out"), py::arg("hoisted"),
-           py::arg("position_weight"), py::arg("weights"), py::arg("biases"));
-  py::class_<ElementwiseFilter>(m, "ElementwiseFilter")
-      .def(py::init<int, std::array<std::int64_t, 4>, std::int64_t, std::array<std::int64_t, 2>,
-                    std::array<std::int64_t, 2>, std::vector<std::int64_t>, std::int64_t, std::int64_t, int, int,
-                    std::array<double, 3>, Address, std::pair<Address, std::array<std::int64_t, 4>>, Address, int>(),
-           py::kw_only(), py::arg("type"), py::arg("size"), py::arg("groups"), py::arg("out_size"),
-           py::arg("kernel_size"), py::arg("dilations"), py::arg("stride"), py::arg("upscale"), py::arg("padding"),
-           py::arg("normalize"), py::arg("coefficients"), py::arg("x"), py::arg("kernel"), py::arg("log_window"),
-           py::arg("threads"))
-      .def("forward", &ElementwiseFilter::forward, py::arg("out"))
-      .def("backward", &ElementwiseFilter::backward, py::kw_only(), py::arg("grad_out"), py::arg("x"),
-           py::arg("kernel"));
-  py::class_<UnmaskAttention>(m, "UnmaskAttention")
-      .def(py::init<int, std::array<std::int64_t, 3>, double, bool, Address, Address, int>(), py::kw_only(),
-           py::arg("type"), py::arg("size"), py::arg("scale"), py::arg("mask_keys"), py::arg("feat"),
-           py::arg("weight"), py::arg("threads"))
-      .def("forward", &UnmaskAttention::forward, py::kw_only(), py::arg("out"), py::arg("softmax"))
-      .def("backward", &UnmaskAttention::backward, py::kw_only(), py::arg("out"), py::arg("softmax"),
-           py::arg("grad_out"), py::arg("grad_feat"));
-  py::class_<NeighborhoodAttention>(m, "NeighborhoodAttention")
-      .def(py::init<int, std::int64_t, std::int64_t, std::int64_t, Axis, Axis, double, Tokens, Tokens, Tokens, Address,
-                    int>(),
-           py::kw_only(), py::arg("type"), py::arg("batch"), py::arg("heads"), py::arg("dim"), py::arg("y"),
-           py::arg("x"), py::arg("scale"), py::arg("query"), py::arg("key"), py::arg("value"), py::arg("bias"),
-           py::arg("threads"))
-      .def("forward", &NeighborhoodAttention::forward, py::kw_only(), py::arg("out"), py::arg("lse"))
-      .def("backward", &NeighborhoodAttention::backward, py::kw_only(), py::arg("lse"), py::arg("grad_out"),
-           py::arg("grad_lse"), py::arg("query"), py::arg("key"), py::arg("value"), py::arg("bias"));
-  m.def("spectrum_product", &spectrum_product, py::kw_only(), py::arg("type"), py::arg("size"), py::arg("x"),
-        py::arg("weight"), py::arg("shift"), py::arg("relu"), py::arg("out"), py::arg("threads"));
-  m.def("conv3x3", &conv3x3, py::kw_only(), py::arg("type"), py::arg("size"), py::arg("x"), py::arg("outputs"),
-        py::arg("padding"), py::arg("weight"), py::arg("bias"), py::arg("add"), py::arg("relu"), py::arg("out"),
-        py::arg("threads"));
+  bind_local_implicit(m);
+  bind_elementwise_filter(m);
+  bind_unmask_attention(m);
+  bind_neighborhood_attention(m);
+  bind_fourier_unit(m);
 }

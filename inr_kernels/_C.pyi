@@ -1,4 +1,7 @@
-"""The compiled module: addresses in, results in place. See csrc/inr.h; used by op.py alone."""
+"""The compiled module. Tensors are passed as addresses, and results are written in place; only op.py uses it.
+
+csrc/inr.h documents the arguments. Strides are in elements.
+"""
 
 from collections.abc import Sequence
 
@@ -35,10 +38,6 @@ class LocalImplicit:
         biases: Sequence[int],
         threads: int,
     ) -> None: ...
-    # Where cuda_archs names some: bytes of the workspace, and the forward on a stream, with compute capability
-    # 9.0's wgmma or with mma.sync.
-    def workspace_cuda(self) -> int: ...
-    def forward_cuda(self, wgmma: bool, out: int, workspace: int, stream: int) -> None: ...
     def forward(self, out: int) -> None: ...
     def backward(
         self,
@@ -49,6 +48,10 @@ class LocalImplicit:
         weights: Sequence[int],
         biases: Sequence[int],
     ) -> None: ...
+    # Only if cuda_archs is not empty: the workspace's size in bytes, and the forward on a stream, with wgmma (compute
+    # capability 9.0) or with mma.sync.
+    def workspace_cuda(self) -> int: ...
+    def forward_cuda(self, wgmma: bool, out: int, workspace: int, stream: int) -> None: ...
 
 class ElementwiseFilter:
     def __init__(
@@ -88,8 +91,8 @@ class UnmaskAttention:
     def forward(self, *, out: int, softmax: int) -> None: ...
     def backward(self, *, out: int, softmax: int, grad_out: int, grad_feat: int) -> None: ...
 
-_Axis = tuple[int, int, int, int, bool]
-_Tokens = tuple[int, tuple[int, int, int, int]]
+_Axis = tuple[int, int, int, int, bool]  # length, kernel, dilation, stride, causal
+_Tokens = tuple[int, tuple[int, int, int, int]]  # address, strides of batch, height, width, heads
 
 class NeighborhoodAttention:
     def __init__(

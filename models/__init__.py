@@ -1,5 +1,10 @@
-"""Networks, one file each."""
+"""Networks: LIIF upscales, DEAR, IN2 and LaMa inpaint. `from_checkpoint` opens a checkpoint of any of them."""
 
+import os
+from typing import Any
+
+from .common.checkpoints import identify
+from .common.network import Inpainter, Network
 from .dear import DEAR, DEARConfig
 from .in2 import IN2, ImplicitPyramidDecoder, ImplicitUpsample, IN2Config
 from .lama import LaMa, LaMaConfig
@@ -14,7 +19,36 @@ __all__ = [
     "IN2Config",
     "ImplicitPyramidDecoder",
     "ImplicitUpsample",
+    "Inpainter",
     "LIIFConfig",
     "LaMa",
     "LaMaConfig",
+    "Network",
+    "from_checkpoint",
 ]
+
+NETWORKS = (DEAR, IN2, LaMa, LIIF)
+
+
+def from_checkpoint(path: str | os.PathLike[str], **options: Any) -> Network:
+    """Opens a checkpoint of any network of this package, in eval mode.
+
+    The name in the file says which network it is. Files without a name are recognized by their state-dict keys: those
+    of older releases, LaMa's Lightning checkpoints and its generator in a safetensors file. yinboc/liif's .pth files
+    have a name.
+
+    Args:
+        path: of the file.
+        options: of that network's own `from_checkpoint`.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is damaged, or not a checkpoint of these networks; the message gives the reason.
+
+    Example:
+        >>> model = from_checkpoint(DEAR.PRETRAINED)
+        >>> type(model).__name__, isinstance(model, Inpainter)
+        ('DEAR', True)
+    """
+    network: type[Network] = identify(path, NETWORKS)
+    return network.from_checkpoint(path, **options)

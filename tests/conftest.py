@@ -1,36 +1,130 @@
-"""What every test stands on: Triton interpreted without a GPU, poison, golden vectors, a seed."""
+"""Fixtures and hooks of all tests: the Triton interpreter, poisoned memory, golden vectors, seeds, parallel runs."""
 
+import contextlib
+import fcntl
 import functools
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import numpy
 import pytest
 import torch
 
+CORES = os.cpu_count()
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    torch.set_num_threads(max(1, CORES // int(workers)))
+    os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # for the processes that tests start
+
 HAS_GPU = torch.cuda.is_available()
 if not HAS_GPU:  # before inr_kernels is imported: Triton reads it when it decorates a kernel
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+DURATIONS = Counter()  # seconds, by test
+
+# Files whose locks say which tests may run now; any file serves.
+QUEUE, RUNNING = Path(__file__), Path(__file__).parents[1] / "pyproject.toml"
+
+
+SLOW = Path(__file__).with_name("slow_tests.txt")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--record-slow", action="store_true", help=f"write tests above 2 s to {SLOW.name}, for make quick")
+
+
+def pytest_runtest_logreport(report):
+    DURATIONS[report.nodeid] += report.duration
+
+
+def pytest_sessionfinish(session):
+    """With --record-slow, writes the list of slow tests, once the workers have finished."""
+    if session.config.option.record_slow and not hasattr(session.config, "workerinput"):
+        SLOW.write_text("".join(f"{name}\n" for name in sorted(DURATIONS) if DURATIONS[name] > 2))
+
 
 def pytest_collection_modifyitems(items):
-    """Skip, with the reason, what only a GPU can prove."""
+    """Skips tests that need a GPU where there is none; marks tests that fork, and slow ones, which run first."""
+    slow = set(SLOW.read_text().splitlines())
     for item in items:
+        if item.nodeid in slow:
+            item.add_marker("slow")
         if not HAS_GPU and item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="torch.cuda sees no GPU"))
+        if "in_a_fork" in item.fixturenames:
+            item.add_marker("alone")
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)  # no worker waits for one at the end
+
+
+@contextlib.contextmanager
+def locked(path, kind=fcntl.LOCK_EX):
+    """Holds a lock on the file, against the other workers of pytest-xdist."""
+    with open(path, "a") as file:
+        fcntl.flock(file, kind)
+        try:
+            yield
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)  # closing does not release what a forked process still holds
+
+
+@contextlib.contextmanager
+def all_cores():
+    """torch, and the processes that the block starts, use every core."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", str(CORES))
+        threads = torch.get_num_threads()
+        torch.set_num_threads(CORES)
+        yield
+        torch.set_num_threads(threads)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Under pytest-xdist, runs a test marked `alone` while the other workers wait."""
+    if not hasattr(item.config, "workerinput"):
+        return (yield)
+    alone = item.get_closest_marker("alone")
+    with contextlib.ExitStack() as stack:
+        with locked(QUEUE):  # first come, first served: the others' next tests wait behind a test that waits here
+            stack.enter_context(locked(RUNNING, fcntl.LOCK_EX if alone else fcntl.LOCK_SH))
+        if alone:
+            stack.enter_context(all_cores())
+        return (yield)
+
+
+@pytest.fixture(scope="session")
+def built_once(request, tmp_path_factory):
+    """built_once(name, build) -> a folder that build(folder) has filled, once for all workers."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if hasattr(request.config, "workerinput") else root
+
+    def get(name, build):
+        folder = root / name
+        with locked(root / f"{name}.lock"):
+            if not folder.exists():
+                folder.mkdir()
+                try:
+                    build(folder)
+                except BaseException:
+                    shutil.rmtree(folder)
+                    raise
+        return folder
+
+    return get
 
 
 def poisoned(make):
-    """`make`, with fresh memory full of what no sum survives: NaN, or the largest integer."""
+    """`make`, whose new tensors are filled with NaN, or with the largest integer."""
 
     @functools.wraps(make)
     def wrapper(*args, **kwargs):
         out = make(*args, **kwargs)
-        # Only real memory: the subclasses (fake, functional) and what Dynamo traces have none.
+        # Subclasses (fake, functional) and tensors that Dynamo traces have no memory.
         if torch.compiler.is_compiling() or type(out) is not torch.Tensor or out.is_meta:
             return out
         if out.dtype == torch.bool:
@@ -44,7 +138,7 @@ def poisoned(make):
 
 @pytest.fixture(scope="session", autouse=True)
 def poison():
-    """An output that a kernel leaves unwritten shows."""
+    """Makes output elements that a kernel does not write visible."""
     from inr_kernels._core import native
 
     makers = [(torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty"), (native, "empty_like")]
@@ -56,7 +150,7 @@ def poison():
 
 @pytest.fixture(autouse=True)
 def seed():
-    """The same random numbers in every run, whatever ran before."""
+    """Seeds torch, so that a test's random numbers do not depend on the tests before it."""
     torch.manual_seed(0)
 
 
@@ -73,11 +167,17 @@ def golden():
 
 @pytest.fixture
 def run_python():
-    """run_python(code, **environment) -> what the code prints in an interpreter of its own."""
+    """run_python(code, **environment) -> what the code prints in a new interpreter that finds tests/support."""
+    support = str(Path(__file__).parent / "support")
+    found = {"PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), support]))}
 
     def run(code, **environment):
         done = subprocess.run(
-            [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True, check=False
+            [sys.executable, "-c", code],
+            env=os.environ | found | environment,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -87,7 +187,7 @@ def run_python():
 
 @pytest.fixture
 def expected_isa(run_python):
-    """expected_isa("avx2") -> the instruction set that INR_KERNELS_ISA=avx2 gives here: generic where it is missing."""
+    """expected_isa("avx2") -> the instruction set that INR_KERNELS_ISA=avx2 selects here: generic if unsupported."""
     widths = ["generic", "avx2", "avx512", "avx512bf16"]
     widest = run_python("from inr_kernels import _C; print(_C.isa())", INR_KERNELS_ISA="").strip()
     return lambda isa: isa if widths.index(isa) <= widths.index(widest) else "generic"
@@ -95,15 +195,15 @@ def expected_isa(run_python):
 
 @pytest.fixture
 def in_a_fork():
-    """in_a_fork(compute): whether a forked child computes the same; one that hangs is killed after a minute.
+    """in_a_fork(compute): whether a forked child computes the same; the child is killed after a minute.
 
-    threads: of torch in the child, which lacks its parent's: torch's own loops wait for them for ever.
+    threads: of torch in the child, which does not have its parent's threads: torch's own loops would wait for them.
     """
 
     def check(compute, threads=None):
         expected = compute()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Python warns of any fork beside threads
+            warnings.simplefilter("ignore")  # Python warns of a fork in a process with threads
             child = os.fork()
         if child == 0:
             signal.alarm(60)

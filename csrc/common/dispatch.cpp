@@ -1,103 +1,48 @@
-// Picks the widest instruction set that was built and that this processor has.
+// Chooses the widest instruction set that was built and that this processor supports.
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 
-#include "../cpu/kernels.h"
-#include "pages.h"
+#include "../cpu/entries.h"
 
 namespace inr {
-namespace {
 
-struct Build {
-  const char* name;
-  bool runs;
-  decltype(&local_implicit_forward) forward;
-  decltype(&local_implicit_backward) backward;
-  decltype(&elementwise_filter_forward) filter_forward;
-  decltype(&elementwise_filter_backward) filter_backward;
-  decltype(&unmask_attention_forward) unmask_forward;
-  decltype(&unmask_attention_backward) unmask_backward;
-  decltype(&neighborhood_attention_forward) attention_forward;
-  decltype(&neighborhood_attention_backward) attention_backward;
-  decltype(&spectrum_product) product;
-  decltype(&conv3x3) convolve;
-};
+#define INR_POINTER(entry) , entry
+#define INR_TABLE(isa, supported)                                                            \
+  namespace isa {                                                                            \
+  static CpuEntries table() { return {#isa, bool(supported) INR_CPU_ENTRIES(INR_POINTER)}; } \
+  }
 
-#define INR_BUILD(isa, runs)                                                                    \
-  {#isa, bool(runs), isa::local_implicit_forward, isa::local_implicit_backward,                 \
-   isa::elementwise_filter_forward, isa::elementwise_filter_backward,                           \
-   isa::unmask_attention_forward, isa::unmask_attention_backward,                               \
-   isa::neighborhood_attention_forward, isa::neighborhood_attention_backward,                   \
-   isa::spectrum_product, isa::conv3x3}
-
-const Build& build() {
-  static const Build& chosen = []() -> const Build& {
-    static const Build builds[] = {
 #ifdef INR_HAVE_AVX512BF16
-        INR_BUILD(avx512bf16, __builtin_cpu_supports("avx512bf16")),
+INR_TABLE(avx512bf16, __builtin_cpu_supports("avx512bf16"))
 #endif
 #ifdef INR_HAVE_AVX512
-        INR_BUILD(avx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")),
+INR_TABLE(avx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
 #endif
 #ifdef INR_HAVE_AVX2
-        INR_BUILD(avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")),
+INR_TABLE(avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
 #endif
-        INR_BUILD(generic, true),
-    };
-    const char* wish = std::getenv("INR_KERNELS_ISA");  // for tests: a narrower set than the machine's
-    const Build* last = builds + sizeof builds / sizeof *builds - 1;
-    for (const Build* b = builds; b < last; ++b)
-      if (b->runs && (!wish || !*wish || !std::strcmp(wish, b->name))) return *b;
-    return *last;
+INR_TABLE(generic, true)
+
+const CpuEntries& cpu() {
+  static const CpuEntries chosen = [] {
+    const char* requested = std::getenv("INR_KERNELS_ISA");  // for tests: a narrower set than the widest supported
+    for (const CpuEntries& entries : {
+#ifdef INR_HAVE_AVX512BF16
+             avx512bf16::table(),
+#endif
+#ifdef INR_HAVE_AVX512
+             avx512::table(),
+#endif
+#ifdef INR_HAVE_AVX2
+             avx2::table(),
+#endif
+             generic::table()})
+      if (entries.supported && (!requested || !*requested || !std::strcmp(requested, entries.isa))) return entries;
+    return generic::table();
   }();
   return chosen;
 }
-
-}  // namespace
-
-const char* isa() { return build().name; }
-
-Status local_implicit_forward(Type type, const LocalImplicit& p, void* out) { return build().forward(type, p, out); }
-
-Status local_implicit_backward(Type type, const LocalImplicit& p, const void* grad_out,
-                               const LocalImplicitGradients& grads) {
-  return build().backward(type, p, grad_out, grads);
-}
-
-Status elementwise_filter_forward(Type type, const ElementwiseFilter& p, void* out) {
-  large_pages(out, std::size_t(p.dilation_count * p.batch * p.channels * p.out_height * p.out_width) * bytes_of(type));
-  return build().filter_forward(type, p, out);
-}
-
-Status elementwise_filter_backward(Type type, const ElementwiseFilter& p, const void* grad_out, void* grad_x,
-                                   void* grad_kernel) {
-  large_pages(grad_x, std::size_t(p.batch * p.channels * p.height * p.width) * bytes_of(type));
-  large_pages(grad_kernel, std::size_t(p.batch * p.groups * p.taps() * p.out_height * p.out_width) * bytes_of(type));
-  return build().filter_backward(type, p, grad_out, grad_x, grad_kernel);
-}
-
-Status unmask_attention_forward(Type type, const UnmaskAttention& p, void* out, void* softmax) {
-  return build().unmask_forward(type, p, out, softmax);
-}
-
-Status unmask_attention_backward(Type type, const UnmaskAttention& p, const void* out, const void* softmax,
-                                 const void* grad_out, void* grad_feat) {
-  return build().unmask_backward(type, p, out, softmax, grad_out, grad_feat);
-}
-
-Status neighborhood_attention_forward(Type type, const NeighborhoodAttention& p, const Tokens& out, void* lse) {
-  return build().attention_forward(type, p, out, lse);
-}
-
-Status neighborhood_attention_backward(Type type, const NeighborhoodAttention& p, const void* lse,
-                                       const Tokens& grad_out, const void* grad_lse,
-                                       const NeighborhoodAttentionGradients& grads) {
-  return build().attention_backward(type, p, lse, grad_out, grad_lse, grads);
-}
-
-Status spectrum_product(Type type, const SpectrumProduct& p, void* out) { return build().product(type, p, out); }
-
-Status conv3x3(Type type, const Conv3x3& p, void* out) { return build().convolve(type, p, out); }
 
 }  // namespace inr

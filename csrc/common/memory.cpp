@@ -9,30 +9,30 @@
 namespace inr {
 namespace {
 
-constexpr std::size_t alignment = 64, page = 4 << 10, most = 64 << 20;
-#ifdef __SANITIZE_ADDRESS__  // what is kept would hide a use after its end
-constexpr bool keeping = false;
+constexpr std::size_t alignment = 64, page = 4 << 10, capacity = 64 << 20;
+#ifdef __SANITIZE_ADDRESS__  // a cached buffer would hide a use after free
+constexpr bool caching = false;
 #else
-constexpr bool keeping = true;
+constexpr bool caching = true;
 #endif
 
-// So few sizes that the next problem, a little larger or smaller, asks for one that is there.
+// Rounds to one of 16 sizes per power of two, so that a slightly larger or smaller request finds a cached buffer.
 std::size_t rounded(std::size_t bytes) {
   std::size_t step = alignment;
   while (step * 16 < bytes) step *= 2;
   return (std::max<std::size_t>(bytes, 1) + step - 1) / step * step;
 }
 
-// The oldest first. Never destroyed: other threads may outlive main.
-struct Kept {
+// The cache, oldest first. Never destroyed, because other threads may still run after main has returned.
+struct CachedBuffer {
   void* data;
   std::size_t bytes;
-} kept[64];
-Kept* end = kept;
+} cache[64];
+CachedBuffer* end = cache;
 std::size_t total = 0;
 std::mutex mutex;  // only tried: a forked child may have inherited it locked
 
-void* remove(Kept* entry) {
+void* remove(CachedBuffer* entry) {
   void* data = entry->data;
   total -= entry->bytes;
   end = std::move(entry + 1, end, entry);
@@ -41,25 +41,25 @@ void* remove(Kept* entry) {
 
 }  // namespace
 
-void* take(std::size_t bytes) {
-  if (bytes > PTRDIFF_MAX) return nullptr;  // no more can be had, nor be rounded
+void* allocate(std::size_t bytes) {
+  if (bytes > PTRDIFF_MAX) return nullptr;  // rounding would overflow
   bytes = rounded(bytes);
-  if (keeping && bytes >= page) {
+  if (caching && bytes >= page) {
     const std::unique_lock<std::mutex> lock(mutex, std::try_to_lock);
     if (lock) {
-      Kept* entry = std::find_if(kept, end, [&](const Kept& k) { return k.bytes == bytes; });
+      CachedBuffer* entry = std::find_if(cache, end, [&](const CachedBuffer& c) { return c.bytes == bytes; });
       if (entry != end) return remove(entry);
     }
   }
   return std::aligned_alloc(alignment, bytes);
 }
 
-void give_back(void* data, std::size_t bytes) {
+void deallocate(void* data, std::size_t bytes) {
   bytes = rounded(bytes);
-  if (keeping && data && page <= bytes && bytes <= most) {
+  if (caching && data && page <= bytes && bytes <= capacity) {
     const std::unique_lock<std::mutex> lock(mutex, std::try_to_lock);
     if (lock) {
-      while (total + bytes > most || end == std::end(kept)) std::free(remove(kept));
+      while (total + bytes > capacity || end == std::end(cache)) std::free(remove(cache));
       *end++ = {data, bytes};
       total += bytes;
       return;
@@ -70,7 +70,7 @@ void give_back(void* data, std::size_t bytes) {
 
 void release_memory() {
   const std::unique_lock<std::mutex> lock(mutex, std::try_to_lock);
-  while (lock && end != kept) std::free(remove(kept));
+  while (lock && end != cache) std::free(remove(cache));
 }
 
 }  // namespace inr

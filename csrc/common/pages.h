@@ -4,10 +4,10 @@
 
 namespace inr {
 
-// Asks for large pages under [start, start + bytes), an output; a hint, never an error.
+// Asks the system for large pages for the memory [start, start + bytes); a hint that never fails.
 //
-// A fresh page costs the system a fault: 4 KB at a time, those of 38 MB take longer than the kernel that fills them
-// (12 ms against 5), 2 MB at a time a quarter of that.
+// The first write to a page costs a page fault. With 4 KB pages the faults of a 38 MB output take longer than the
+// kernel that fills it (12 against 5 ms); with 2 MB pages they take a quarter of that.
 void large_pages(void* start, std::size_t bytes);
 
 }  // namespace inr

@@ -13,12 +13,12 @@
 namespace inr {
 namespace {
 
-// The entry point of a parallel region that GCC's, LLVM's and Intel's runtimes have in common.
+// Starts a parallel region; GCC's, LLVM's and Intel's OpenMP runtimes all have this function.
 using GompParallel = void (*)(void (*region)(void*), void* context, unsigned threads, unsigned flags);
 
 #if defined(__unix__) || defined(__APPLE__)
 std::atomic<bool> forked{false};
-// From loading on: others may have used the pool before the first of our kernels runs, in the child.
+// Registered when the library is loaded: the fork may happen before the first kernel runs.
 [[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 
 GompParallel find_openmp() {
@@ -35,7 +35,7 @@ struct Jobs {
   int count;
   std::atomic<int> next{0};
 
-  // Takes jobs until there are none: OpenMP may give fewer threads than were asked for.
+  // Takes jobs until none are left, because OpenMP may provide fewer threads than requested.
   static void work(void* self) {
     Jobs& jobs = *static_cast<Jobs*>(self);
     for (int i; (i = jobs.next++) < jobs.count;) jobs.job(jobs.context, i);
@@ -54,7 +54,7 @@ void parallel(int count, void (*job)(void*, int), void* context) {
   try {
     threads.reserve(count);
     for (int i = 1; i < count; ++i) threads.emplace_back(Jobs::work, &jobs);
-  } catch (const std::exception&) {  // no thread to be had: the others do its share
+  } catch (const std::exception&) {  // no further thread can be started
   }
   Jobs::work(&jobs);
   for (std::thread& thread : threads) thread.join();

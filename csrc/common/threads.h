@@ -2,12 +2,12 @@
 
 namespace inr {
 
-// Runs job(context, i) for i in [0, count), on as many threads, the caller's among them.
+// Runs job(context, i) for i in [0, count) on up to `count` threads, including the caller's.
 //
-// They are those of the process's OpenMP where one is loaded (torch brings it): its threads wait for work by spinning
-// for some milliseconds, so that threads of our own beside them would share the cores with idlers. In a forked child,
-// where an OpenMP pool is dead, and without OpenMP, threads live for one call; a start costs some 50 us.
-// Where the system gives fewer threads, those that are there do the work.
+// The threads are those of the OpenMP runtime that the process has loaded (torch loads one): its threads spin for some
+// milliseconds while they wait for work, so additional threads would compete with them for the cores. Without OpenMP,
+// and in a forked child, where the OpenMP pool is unusable, threads are started for each call, at some 50 us each.
+// Where the system provides fewer threads, the existing ones do all of the work.
 void parallel(int count, void (*job)(void* context, int i), void* context);
 
 // Whether `parallel` uses OpenMP's threads.

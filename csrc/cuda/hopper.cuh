@@ -1,5 +1,5 @@
-// The instructions that only sm_90a has, beside ptx.cuh: barriers in shared memory that count the bytes of copies,
-// copies into a cluster of blocks, and the matrix product of a warpgroup.
+// Instructions of sm_90a, in addition to ptx.cuh: barriers in shared memory that count the bytes of copies, copies to
+// all blocks of a cluster, and the matrix product of a warpgroup (wgmma).
 #pragma once
 
 #include "inr.h"
@@ -21,17 +21,17 @@ __device__ __forceinline__ unsigned cluster_rank() {
   return rank;
 }
 
-// All threads of all blocks of the cluster, also those of a warp that went different ways.
+// Waits for all threads of all blocks of the cluster; the threads of a warp may have diverged.
 __device__ __forceinline__ void cluster_barrier() {
   asm volatile("barrier.cluster.arrive.release; barrier.cluster.wait.acquire;" ::: "memory");
 }
 
-// A phase of the barrier is complete after so many arrivals and all bytes that they expect.
+// A phase of the barrier is complete after `arrivals` arrivals and all bytes that they expect.
 __device__ __forceinline__ void initialize(Barrier& b, unsigned arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(shared_address(&b)), "r"(arrivals) : "memory");
 }
-// Lets copies and the cluster see what this thread initialized.
-__device__ __forceinline__ void publish_barriers() {
+// Makes the barriers that this thread has initialized visible to copies and to the cluster.
+__device__ __forceinline__ void fence_barrier_init() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
 __device__ __forceinline__ void arrive(Barrier& b) {
@@ -41,13 +41,13 @@ __device__ __forceinline__ void arrive_expecting(Barrier& b, unsigned bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;"
                :: "r"(shared_address(&b)), "r"(bytes) : "memory");
 }
-// At the same barrier of another block of the cluster.
-__device__ __forceinline__ void arrive_at(Barrier& b, unsigned rank) {
+// Arrives at the same barrier of another block of the cluster.
+__device__ __forceinline__ void arrive_remote(Barrier& b, unsigned rank) {
   asm volatile("{ .reg .b32 there; mapa.shared::cluster.u32 there, %0, %1;"
                " mbarrier.arrive.shared::cluster.b64 _, [there]; }"
                :: "r"(shared_address(&b)), "r"(rank) : "memory");
 }
-// Until the phase of this parity is complete; the one before the first has parity 1.
+// Waits until the phase of this parity is complete; the phase before the first has parity 1.
 __device__ __forceinline__ void wait(Barrier& b, unsigned parity) {
   unsigned complete;
   do {
@@ -56,7 +56,8 @@ __device__ __forceinline__ void wait(Barrier& b, unsigned parity) {
   } while (!complete);
 }
 
-// `bytes`, a multiple of 16, to the same place in each block of the mask; each one's barrier counts them.
+// Copies to the same address in each block of the mask; each block's barrier counts the bytes.
+// shared, global: [bytes], aligned to 16; bytes: a multiple of 16
 __device__ __forceinline__ void copy_to_blocks(void* shared, const void* global, unsigned bytes, Barrier& b,
                                                unsigned short mask) {
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
@@ -65,20 +66,21 @@ __device__ __forceinline__ void copy_to_blocks(void* shared, const void* global,
                : "memory");
 }
 
-// Registers of each thread of this warpgroup, from now on.
+// Changes the number of registers of each thread of this warpgroup.
 template <int registers>
-__device__ __forceinline__ void take_registers() {
+__device__ __forceinline__ void increase_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(registers));
 }
 template <int registers>
-__device__ __forceinline__ void leave_registers() {
+__device__ __forceinline__ void decrease_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(registers));
 }
 
-// Before a product, after its registers were last touched.
+// Must come between the last access to a product's registers and the product.
 __device__ __forceinline__ void fence_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-// Until at most `groups` commits are under way; before, nobody may touch their registers or overwrite their matrices.
+// Waits until at most `groups` commits are pending. The registers of pending products must not be accessed, nor their
+// matrices overwritten.
 template <int groups>
 __device__ __forceinline__ void wait_for_products() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(groups) : "memory");
@@ -100,8 +102,9 @@ __device__ __forceinline__ void wait_for_products() {
       : INR_64(d, 0), INR_64(d, 16)                                                                             \
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
 
-// d [64, 256] += a [64, 16] b [16, 256], over a warpgroup; under way until its group is waited for. Warp w of the four
-// holds the rows 16 w on: every 8 columns as `mma` holds its d, and a as it holds its a. b: a matrix descriptor.
+// d [64, 256] += a [64, 16] b [16, 256], over a warpgroup; pending until its group is waited for. Warp w of the four
+// holds the rows [16 w, 16 w + 16): d as 32 tiles of 8 columns in mma's layout, and a in mma's layout. b: a matrix
+// descriptor.
 template <Type type>
 __device__ __forceinline__ void wgmma(float (&d)[32][4], const unsigned (&a)[4], std::uint64_t b) {
   if constexpr (type == Type::bfloat16)

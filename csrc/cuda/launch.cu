@@ -2,21 +2,21 @@
 
 namespace inr {
 namespace {
-thread_local cudaError_t last = cudaSuccess;
+thread_local cudaError_t last_error = cudaSuccess;
 }  // namespace
 
 namespace cuda {
-Status failed(cudaError_t error) {
+Status to_status(cudaError_t error) {
   if (error == cudaSuccess) return Status::ok;
-  last = error;
+  last_error = error;
   return Status::cuda_failed;
 }
 
 namespace {
 Status attribute(cudaDeviceAttr which, int& value) {
   int device = 0;
-  const Status known = failed(cudaGetDevice(&device));
-  return known == Status::ok ? failed(cudaDeviceGetAttribute(&value, which, device)) : known;
+  const Status known = to_status(cudaGetDevice(&device));
+  return known == Status::ok ? to_status(cudaDeviceGetAttribute(&value, which, device)) : known;
 }
 }  // namespace
 
@@ -24,6 +24,6 @@ Status shared_limit(int& bytes) { return attribute(cudaDevAttrMaxSharedMemoryPer
 Status count_multiprocessors(int& count) { return attribute(cudaDevAttrMultiProcessorCount, count); }
 }  // namespace cuda
 
-const char* cuda_failure() { return cudaGetErrorString(last); }
+const char* cuda_failure() { return cudaGetErrorString(last_error); }
 
 }  // namespace inr

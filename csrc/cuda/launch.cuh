@@ -1,4 +1,4 @@
-// How kernels start, and how they find their shared memory.
+// Launching kernels and accessing their shared memory.
 #pragma once
 
 #include "inr.h"
@@ -6,25 +6,26 @@
 namespace inr {
 namespace cuda {
 
-// The bytes that the launch asked for.
+// [shared] bytes of the launch, aligned to 1024.
 __device__ __forceinline__ char* shared_memory() {
   extern __shared__ __align__(1024) uint4 memory[];
   return reinterpret_cast<char*>(memory);
 }
 
-Status failed(cudaError_t);  // ok if it is none, else keeps its name for cuda_failure()
+// Returns ok, or cuda_failed and stores the error for cuda_failure().
+Status to_status(cudaError_t);
 
-// Of the current device: bytes that a block may have, and multiprocessors.
+// Of the current device: the shared memory that a block may use, in bytes, and the number of multiprocessors.
 Status shared_limit(int& bytes);
 Status count_multiprocessors(int& count);
 
-// In clusters of so many blocks.
+// Launches a grid in clusters of `blocks` blocks along x, with `shared` bytes of shared memory per block.
 template <class... Parameters, class... Arguments>
 Status launch_clusters(unsigned blocks, void (*kernel)(Parameters...), dim3 grid, unsigned threads,
                        std::size_t shared, void* stream, const Arguments&... arguments) {
-  if (shared > 48 << 10) {  // more than a kernel has unasked
+  if (shared > 48 << 10) {  // more than the default limit
     const Status allowed =
-        failed(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)));
+        to_status(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)));
     if (allowed != Status::ok) return allowed;
   }
   cudaLaunchAttribute cluster{};
@@ -34,7 +35,7 @@ Status launch_clusters(unsigned blocks, void (*kernel)(Parameters...), dim3 grid
   config.gridDim = grid, config.blockDim = threads, config.dynamicSmemBytes = shared;
   config.stream = static_cast<cudaStream_t>(stream);
   config.attrs = &cluster, config.numAttrs = blocks > 1;
-  return failed(cudaLaunchKernelEx(&config, kernel, arguments...));
+  return to_status(cudaLaunchKernelEx(&config, kernel, arguments...));
 }
 
 template <class... Parameters, class... Arguments>

@@ -1,8 +1,8 @@
-// local_implicit's forward in half precision with mma.sync, for sm_80 and later.
+// The forward of local_implicit in bfloat16 and float16 with mma.sync, for sm_80 and later.
 //
-// A warp takes 16 or 32 rows through all layers, their hidden state in its registers: a product's result is the next
-// product's left fragment. The eight warps of a block share the weights, which stream from the L2 cache through
-// three slots of shared memory, in the order and the layout in which they are used.
+// A warp processes 16 or 32 rows through all layers with their hidden state in registers: the result of a product is
+// the left fragment of the next product. The eight warps of a block share the weights, which are streamed from the L2
+// cache through three slots of shared memory, in the order and the layout in which they are used.
 #include "cuda/launch.cuh"
 #include "cuda/local_implicit_layers.cuh"
 #include "cuda/local_implicit_weights.cuh"
@@ -13,62 +13,62 @@ namespace {
 
 constexpr int warps = 8, threads = 32 * warps;
 
-// How a kernel divides its work: M tiles of 16 rows a warp. Where shared memory has room for the hidden state of two,
-// each weight that is read from it serves twice as many rows, whose registers leave room for narrower sums alone.
+// How a kernel divides its work: M tiles of 16 rows per warp. If shared memory can hold the next hidden state of two
+// tiles, each weight that is read from it is used for twice as many rows; fewer registers are then left for the sums.
 template <int W, int M>
-struct Form {
+struct Tiling {
   static constexpr int block_rows = warps * 16 * M;
   static constexpr int slots = M == 1 ? 3 : 2;
-  static constexpr int part = M == 1 ? 64 : 32, tiles = part / 8;    // outputs that are summed up at a time
+  static constexpr int part = M == 1 ? 64 : 32, tiles = part / 8;    // outputs that are computed at a time
   static constexpr int slice = stage * 8 / part;                     // inputs in a stage
-  static constexpr int waiting = M == 1 ? 0 : warps * M * W / 16 * 32;  // uint4 of shared memory
-  static constexpr std::size_t shared = (slots * stage + waiting) * sizeof(uint4);
+  static constexpr int next_state = M == 1 ? 0 : warps * M * W / 16 * 32;  // uint4 of shared memory
+  static constexpr std::size_t shared = (slots * stage + next_state) * sizeof(uint4);
 };
-static_assert(Form<256, 1>::shared <= 48 << 10, "more than every chip gives unasked");
-static_assert(Form<256, 2>::shared <= 163 << 10, "more than an A100 has");
+static_assert(Tiling<256, 1>::shared <= 48 << 10, "more than the default limit of every GPU");
+static_assert(Tiling<256, 2>::shared <= 163 << 10, "more than a block may use on an A100");
 
-// The stages of the weights, one after the other.
+// Streams the stages of the weights through a ring in shared memory.
 template <int slots>
-struct Stream {
-  const uint4* from;
-  uint4* ring;  // [slots, stage]
-  int left;     // to ask for
-  int filling = 0, using_ = 0;
+struct WeightStream {
+  const uint4* from;  // [left, stage]
+  uint4* ring;        // [slots, stage]
+  int left;           // stages to prefetch
+  int filling = 0, reading = 0;
 
-  __device__ __forceinline__ Stream(const uint4* from, int count)
+  __device__ __forceinline__ WeightStream(const uint4* from, int count)
       : from(from), ring(reinterpret_cast<uint4*>(shared_memory())), left(count) {
-    for (int i = 0; i + 1 < slots; ++i) ask();
+    for (int i = 0; i + 1 < slots; ++i) prefetch();
   }
-  __device__ __forceinline__ void ask() {
+  __device__ __forceinline__ void prefetch() {
     if (left > 0) {
       uint4* to = ring + filling * stage;
-#pragma unroll 1  // a block of its own: scheduled among the products it would spill
+#pragma unroll 1  // a separate basic block: interleaved with the products, the copies would cause spills
       for (int i = 0; i < stage; i += threads) copy_async(to + i + threadIdx.x, from + i + threadIdx.x);
       from += stage, --left;
     }
-    commit_copies();  // an empty group, too: they are counted
+    commit_copies();  // also if empty, because next() counts the groups
     filling = filling + 1 < slots ? filling + 1 : 0;
   }
-  // The next stage, which stays until the call after this one.
+  // The next stage, valid until the next call: [stage].
   __device__ __forceinline__ const uint4* next() {
     wait_for_copies<slots - 2>();
-    __syncthreads();  // everyone's share has come, and nobody reads the slot that is filled next
-    ask();
-    const uint4* ready = ring + using_ * stage;
-    using_ = using_ + 1 < slots ? using_ + 1 : 0;
+    __syncthreads();  // all threads' copies have arrived, and no thread reads the slot that is filled next
+    prefetch();
+    const uint4* ready = ring + reading * stage;
+    reading = reading + 1 < slots ? reading + 1 : 0;
     return ready;
   }
 };
 
 template <Type type, int W, bool First, int M>
 __global__ void __launch_bounds__(threads, 1) decode(const Decoder p) {
-  using F = Form<W, M>;
+  using F = Tiling<W, M>;
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  Stream<F::slots> weights(p.stages, stages<W>(p.hidden, p.outputs));
+  WeightStream<F::slots> weights(p.stages, stages<W>(p.hidden, p.outputs));
   const int per_query = !First && p.queries.ensemble ? 4 : 1;
   const std::int64_t first = (std::int64_t(blockIdx.x) * warps + threadIdx.x / 32) * (16 * M) / per_query;
 
-  // The left fragments of 16 channels each, of rows g and g + 8 of M tiles: of every 32 channels 8 t ... 8 t + 7.
+  // The left fragments (16 channels each) of rows g and g + 8 of M tiles: channels 8 t ... 8 t + 7 of every 32.
   unsigned state[M][W / 16][4];
   Row<First> rows[M][2];
 #pragma unroll
@@ -78,12 +78,12 @@ __global__ void __launch_bounds__(threads, 1) decode(const Decoder p) {
     first_layer<type, W, 4 / M>(p, rows[m], t, state[m]);
   }
 
-  // The next state, until the layer is done: in registers, or in shared memory that this lane alone touches.
+  // The next state until the layer is finished, in registers, or in shared memory that only this lane accesses.
   uint4 next[M == 1 ? W / 16 : 1];
-  uint4* waiting = reinterpret_cast<uint4*>(shared_memory()) + F::slots * stage + threadIdx.x;
-  const auto place = [&](int m, int k) -> uint4& {
+  uint4* next_state = reinterpret_cast<uint4*>(shared_memory()) + F::slots * stage + threadIdx.x;
+  const auto next_fragment = [&](int m, int k) -> uint4& {
     if constexpr (M == 1) return next[k];
-    return waiting[(m * (W / 16) + k) * threads];
+    return next_state[(m * (W / 16) + k) * threads];
   };
   const uint4* tile;
   for (int layer = 0; layer < p.hidden; ++layer) {
@@ -111,13 +111,13 @@ __global__ void __launch_bounds__(threads, 1) decode(const Decoder p) {
 #pragma unroll
         for (int n = 0; n < F::tiles; n += 2) {
           const float(&low)[4] = sum[m][n], (&high)[4] = sum[m][n + 1];
-          place(m, part / 16 + n / 2) = {pack_relu<type>(low[0], low[1]), pack_relu<type>(low[2], low[3]),
+          next_fragment(m, part / 16 + n / 2) = {pack_relu<type>(low[0], low[1]), pack_relu<type>(low[2], low[3]),
                                          pack_relu<type>(high[0], high[1]), pack_relu<type>(high[2], high[3])};
         }
     }
 #pragma unroll
     for (int i = 0; i < M * W / 16; ++i) {
-      const uint4 v = place(i % M, i / M);
+      const uint4 v = next_fragment(i % M, i / M);
       unsigned(&to)[4] = state[i % M][i / M];
       to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
     }
@@ -135,7 +135,7 @@ __global__ void __launch_bounds__(threads, 1) decode(const Decoder p) {
 
 template <Type type, int W, bool First, int M>
 Status forward(const LocalImplicit& problem, void* out, void* workspace, void* stream) {
-  using F = Form<W, M>;
+  using F = Tiling<W, M>;
   const Status packed = pack(type, problem, F::part, workspace, stream);
   if (packed != Status::ok) return packed;
   const std::int64_t rows = problem.queries() * (First ? 1 : problem.neighbours());
@@ -148,7 +148,7 @@ Status forward(const LocalImplicit& p, void* out, void* workspace, void* stream)
   int shared = 0;
   const Status known = shared_limit(shared);
   if (known != Status::ok) return known;
-  const bool wide = padded_width(p) == 256, two = shared >= int(Form<256, 2>::shared);
+  const bool wide = padded_width(p) == 256, two = shared >= int(Tiling<256, 2>::shared);
   const auto run = p.ensemble_first ? (wide ? forward<type, 256, true, 1> : forward<type, 128, true, 1>)
                    : !wide          ? forward<type, 128, false, 1>
                    : two            ? forward<type, 256, false, 2>

@@ -1,12 +1,12 @@
-// What the tensor-core kernels of local_implicit share: the problem on the device, and where a row lies on the map.
+// Shared by the tensor-core kernels of local_implicit: the problem on the device, and the pixels that a row reads.
 //
 // A row is one evaluation of the MLP: a query and a neighbour (row T q + t, T = 4 or 1) or, with the ensemble First,
-// a query alone. The hidden state is padded to W channels. In a fragment, lane 4 g + t of a warp holds of every 32
-// channels the eight 8 t ... 8 t + 7 of rows g and g + 8: as the order of a product's inner dimension is free, its
-// left fragments are filled by 16-byte loads, and column 2 t + e of result tile n is channel `channel(n, 2 t + e)`.
+// a query alone. The hidden state is padded to W channels. In a fragment, lane 4 g + t of a warp holds the channels
+// 8 t ... 8 t + 7 of every 32, of rows g and g + 8. The order of a product's inner dimension is arbitrary; this one
+// allows 16-byte loads of the left fragments, and column 2 t + e of result tile n is channel `channel(n, 2 t + e)`.
 //
-// csrc/cuda is compiled without contraction: the arithmetic of the coordinates is LIIF's, rounding by rounding.
-// Where a fused multiply-add is wanted, it is written.
+// csrc/cuda is compiled with --fmad=false, so that coordinates are rounded exactly like LIIF's. Fused multiply-adds are
+// written explicitly.
 #pragma once
 
 #include "cuda/ptx.cuh"
@@ -14,14 +14,14 @@
 namespace inr {
 namespace cuda {
 
-// One axis of the map; the floats are computed in double precision and rounded once.
+// One axis of the feature map; the floats are computed in double precision and rounded once.
 struct MapAxis {
   int size;
-  float low, high;     // what moves a coordinate towards the lower and the upper neighbour
+  float low, high;     // shifts of a coordinate towards the lower and the upper neighbour
   float centre, step;  // of the first pixel, and between pixels
 };
 
-// The queries in the order of [batch, rows, cols], and the band of the map that they read.
+// The queries, in the order of [batch, rows, cols], and the band of the feature map that they read.
 struct Queries {
   Plane y, x, cell_y, cell_x;  // cell_y.data == nullptr: no cell
   MapAxis vertical, horizontal;
@@ -34,21 +34,21 @@ struct Queries {
 struct Decoder {
   Queries queries;
   const std::uint16_t* hoisted;  // [batch, band_rows, width, channels]
-  const uint4* stages;           // the weights as `pack` orders them
-  const float* position;         // [4, W]: columns of the position weight, zeros where there are none
+  const uint4* stages;           // [number of stages, stage]: the weights as packed by `pack`
+  const float* position;         // [4, W]: columns of the position weight, zero for a missing cell
   const float* bias;             // [hidden + 1, padded]
-  const float* late_cell;        // [2, padded]: the cell's columns of the Linear after the first; or nullptr
+  const float* late_cell;        // [2, padded]: the cell's columns of the layer after the ensemble, or nullptr
   std::uint16_t* out;            // [queries, outputs]
   int channels, outputs, padded;
-  int hidden;                    // Linears between the first and the last
-  bool whole;                    // the map's rows are whole 16 bytes, and aligned
+  int hidden;                    // number of Linear layers between the first and the last
+  bool aligned;                  // every pixel of `hoisted` is aligned to 16 bytes
 };
 
 __device__ __forceinline__ int channel(int tile, int column) {
   return tile / 4 * 32 + column / 2 * 8 + tile % 4 * 2 + column % 2;
 }
 
-// Where a row reads the map: its samples are the query's neighbours, or the one neighbour that the row is for.
+// What a row reads from the feature map: samples of all neighbours of the query, or of the row's own neighbour.
 template <bool First>
 struct Row {
   static constexpr int sides = First ? 2 : 1, samples = sides * sides;
@@ -72,13 +72,13 @@ struct Row {
   }
 };
 
-struct Place {
+struct NearestPixel {
   int index;
   float rel;
 };
 
-// The pixel nearest to coord + shift (ties to even, NaN to 0), and the distance to it in half pixels.
-__device__ __forceinline__ Place nearest(float coord, float shift, const MapAxis& axis) {
+// The pixel nearest to coord + shift (ties to even, NaN to 0), and the offset from its centre in half pixels.
+__device__ __forceinline__ NearestPixel nearest(float coord, float shift, const MapAxis& axis) {
   constexpr float low = float(-1 + 1e-6), high = float(1 - 1e-6);
   const float size = float(axis.size);
   float moved = coord + shift;
@@ -89,13 +89,15 @@ __device__ __forceinline__ Place nearest(float coord, float shift, const MapAxis
   return {index, (coord - (axis.centre + axis.step * float(index))) * size};
 }
 
-__device__ __forceinline__ float area(const Place& y, const Place& x) { return fabsf(y.rel * x.rel) + 1e-9f; }
+__device__ __forceinline__ float area(const NearestPixel& y, const NearestPixel& x) {
+  return fabsf(y.rel * x.rel) + 1e-9f;
+}
 
-// Row i of those that begin with query `first`. Queries past the last are the last; a row of the map outside the
-// band is moved into it, so that no read leaves the map.
+// Locates row i of the rows that begin with query `first`. Indices of queries and of rows of the feature map are
+// clamped to the last query and to the band, which keeps all reads in bounds.
 template <bool First>
 __device__ __forceinline__ Row<First> locate(const Queries& q, std::int64_t first, int i) {
-  const bool spread = !First && q.ensemble;  // a query over four rows
+  const bool spread = !First && q.ensemble;  // four rows per query
   first = first < q.count ? first : q.count - 1;
   const std::int64_t left = q.count - 1 - first;
   unsigned col = unsigned(first % q.cols) + unsigned(min(left, std::int64_t(spread ? i / 4 : i)));
@@ -104,21 +106,21 @@ __device__ __forceinline__ Row<First> locate(const Queries& q, std::int64_t firs
   col %= q.cols;
   const auto at = [&](const Plane& p) { return p.data[batch * p.batch + row * p.row + col * p.col]; };
   const float y = at(q.y), x = at(q.x);
-  const Place top = nearest(y, q.vertical.low, q.vertical), left_ = nearest(x, q.horizontal.low, q.horizontal);
-  const Place bottom = q.ensemble ? nearest(y, q.vertical.high, q.vertical) : top;
-  const Place right = q.ensemble ? nearest(x, q.horizontal.high, q.horizontal) : left_;
+  const NearestPixel top = nearest(y, q.vertical.low, q.vertical), left_ = nearest(x, q.horizontal.low, q.horizontal);
+  const NearestPixel bottom = q.ensemble ? nearest(y, q.vertical.high, q.vertical) : top;
+  const NearestPixel right = q.ensemble ? nearest(x, q.horizontal.high, q.horizontal) : left_;
   float total = area(top, left_);
   if (q.ensemble) total = total + area(top, right) + area(bottom, left_) + area(bottom, right);
   Row<First> out;
 #pragma unroll
   for (int s = 0; s < Row<First>::samples; ++s) {
     const int t = First ? s : spread ? i % 4 : 0;
-    const Place v = t & 2 ? bottom : top, h = t & 1 ? right : left_;
+    const NearestPixel v = t & 2 ? bottom : top, h = t & 1 ? right : left_;
     const int line_in_band = min(max(v.index - q.band_start, 0), q.band_rows - 1);
     out.pixel[s] = (unsigned(batch) * q.band_rows + line_in_band) * q.horizontal.size + h.index;
     out.rel_y[s / Row<First>::sides] = v.rel;
     out.rel_x[s % Row<First>::sides] = h.rel;
-    out.weight[s] = area(t & 2 ? top : bottom, t & 1 ? left_ : right) / total;  // the opposite corner's
+    out.weight[s] = area(t & 2 ? top : bottom, t & 1 ? left_ : right) / total;  // the area of the opposite corner
   }
   out.cell_y = q.cell_y.data ? at(q.cell_y) * float(q.vertical.size) : 0.f;
   out.cell_x = q.cell_x.data ? at(q.cell_x) * float(q.horizontal.size) : 0.f;

@@ -1,5 +1,5 @@
-// The first and the last layer of local_implicit for a warp's 16 rows, between which the hidden layers stand: from the
-// map to a matrix product's left fragments, and from these to the picture.
+// The first and the last layer of local_implicit for the 16 rows of a warp: from the feature map to the left fragments
+// of the first hidden layer, and from the fragments after the last hidden layer to the output.
 #pragma once
 
 #include "cuda/local_implicit.cuh"
@@ -7,11 +7,11 @@
 namespace inr {
 namespace cuda {
 
-// Eight neighbouring channels of rows g and g + 8.
-struct Eights {
+// Eight consecutive channels of rows g and g + 8.
+struct EightChannels {
   float v[2][8];
 
-  // += a factor for each row * the eight floats at `by`, which are aligned to 16 bytes
+  // Adds factor * by to row g and factor_below * by to row g + 8. by: [8], aligned to 16 bytes
   __device__ __forceinline__ void add(float factor, float factor_below, const float* by) {
     const float4 a = *reinterpret_cast<const float4*>(by), b = *reinterpret_cast<const float4*>(by + 4);
     const float eight[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
@@ -23,12 +23,12 @@ struct Eights {
   }
 };
 
-// The map at a pixel, of the channels c, c + 32, ... eight each, in pairs; zeros past the last. All loads before their
-// use.
+// Reads the feature map at a pixel: eight channels from each of c, c + 32, ..., in pairs; zeros past the last channel.
+// All loads are issued before their values are used.
 template <int count>
 __device__ __forceinline__ void read_map(const Decoder& p, unsigned pixel, int c, unsigned (&pairs)[count][4]) {
   const std::uint16_t* from = p.hoisted + std::size_t(pixel) * p.channels;
-  if (p.whole) {
+  if (p.aligned) {
 #pragma unroll
     for (int k = 0; k < count; ++k) {
       const int at = c + 32 * k;
@@ -47,8 +47,8 @@ __device__ __forceinline__ void read_map(const Decoder& p, unsigned pixel, int c
   }
 }
 
-// The first layer's output for rows g and g + 8: the left fragments of the next. batch: times 32 channels that are
-// read at once.
+// The first layer's output for rows g and g + 8, as left fragments of the next layer. batch: the number of 32-channel
+// groups that are read together.
 template <Type type, int W, int batch, bool First>
 __device__ __forceinline__ void first_layer(const Decoder& p, const Row<First> (&rows)[2], int t,
                                             unsigned (&state)[W / 16][4]) {
@@ -56,7 +56,7 @@ __device__ __forceinline__ void first_layer(const Decoder& p, const Row<First> (
 #pragma unroll
   for (int begin = 0; begin < W / 32; begin += batch) {
     const int c = 32 * begin + 8 * t;
-    Eights sum[batch] = {};
+    EightChannels sum[batch] = {};
 #pragma unroll
     for (int s = 0; s < Row<First>::samples; ++s) {
       if (s > 0 && !p.queries.ensemble) break;
@@ -66,7 +66,7 @@ __device__ __forceinline__ void first_layer(const Decoder& p, const Row<First> (
 #pragma unroll
       for (int k = 0; k < batch; ++k) {
         const float* position = p.position + c + 32 * k;
-        Eights one;
+        EightChannels one;
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
           const float2 two = unpack<type>(map[i / 4][k][i % 4]);
@@ -87,7 +87,7 @@ __device__ __forceinline__ void first_layer(const Decoder& p, const Row<First> (
         }
       }
     }
-    // With the ensemble First the sum of ReLUs is no negative number, so that one ReLU serves both.
+    // With the ensemble First the sum of ReLUs is not negative, so that the ReLU of pack_relu does not change it.
 #pragma unroll
     for (int i = 0; i < batch * 8; ++i) {
       const float* pair = &sum[i / 8].v[i % 2][i / 2 % 4 * 2];
@@ -96,11 +96,12 @@ __device__ __forceinline__ void first_layer(const Decoder& p, const Row<First> (
   }
 }
 
-// What a hidden layer adds to its product: of rows g and g + 8, result tiles 4 j ... 4 j + 3; c is 32 j + 8 t.
+// Initialises the sums of a hidden layer with its bias (and cell), for rows g and g + 8 and the four result tiles from
+// 4 j on, where c is 32 j + 8 t. sum: [4][4]
 template <bool First>
 __device__ __forceinline__ void start_sum(const Decoder& p, const Row<First> (&rows)[2], int layer, int c,
                                           float (*sum)[4]) {
-  Eights start{};
+  EightChannels start{};
   start.add(1, 1, p.bias + layer * p.padded + c);
   if (First && p.late_cell && layer == 0) {
     start.add(rows[0].cell_y, rows[1].cell_y, p.late_cell + c);
@@ -110,15 +111,15 @@ __device__ __forceinline__ void start_sum(const Decoder& p, const Row<First> (&r
   for (int i = 0; i < 16; ++i) sum[i / 4][i % 4] = start.v[i / 2 % 2][i / 4 * 2 + i % 2];
 }
 
-// The outputs o ... o + 7 of a warp's 16 rows, which begin with query `first`. tile: the lane's first of the last
-// weight's [W / 32][32 lanes].
+// Computes the outputs o ... o + 7 of a warp's 16 rows, which begin with query `first`.
+// tile: [W / 32][32 lanes] of the last layer's weight, from this lane on
 template <Type type, int W, bool First>
 __device__ __forceinline__ void last_layer(const Decoder& p, const unsigned (&state)[W / 16][4],
                                            const Row<First> (&rows)[2], std::int64_t first, int o,
                                            const uint4* tile) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const int per_query = !First && p.queries.ensemble ? 4 : 1;
-  float sum[4][4] = {};  // four chains: products in a chain wait for each other
+  float sum[4][4] = {};  // four independent sums, because dependent products wait for each other
 #pragma unroll
   for (int k = 0; k < W / 32; ++k) {
     const uint4 b = tile[k * 32];
@@ -128,7 +129,7 @@ __device__ __forceinline__ void last_layer(const Decoder& p, const unsigned (&st
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     float y = (sum[0][i] + sum[1][i]) + (sum[2][i] + sum[3][i]);
-    if (per_query == 4) {  // the last Linear commutes with the ensemble
+    if (per_query == 4) {  // the ensemble, which commutes with the last layer
       y *= rows[i / 2].weight[0];
       y += __shfl_xor_sync(~0u, y, 4);
       y += __shfl_xor_sync(~0u, y, 8);
@@ -143,7 +144,7 @@ __device__ __forceinline__ void last_layer(const Decoder& p, const unsigned (&st
     }
     p.out[query * p.outputs + n] = std::uint16_t(pack<type>(y, 0));
   }
-  __syncwarp();  // products take all lanes together
+  __syncwarp();  // the next product needs all lanes
 }
 
 }  // namespace cuda

@@ -1,10 +1,10 @@
-// local_implicit's forward in half precision with wgmma, for sm_90a and hidden layers of 129 to 256 channels.
+// The forward of local_implicit in bfloat16 and float16 with wgmma, for sm_90a and hidden widths of 129 to 256.
 //
-// A warpgroup takes 64 rows through all layers, their hidden state in its registers as in local_implicit.cu. Two such
-// groups of a block share the weights, which a thread of a third streams through a ring of slices, 64 inputs of a
-// layer each. Of a cluster's two blocks each fetches half a slice for both: alone they would ask the L2 cache for 32
-// bytes a cycle each, more than it gives. The groups take turns, layer by layer: while one multiplies, the other
-// rounds, writes and samples the map.
+// A warpgroup processes 64 rows through all layers with their hidden state in registers, like in local_implicit.cu. Two
+// warpgroups of a block share the weights, which a thread of a third one streams through a ring of slices (64 inputs of
+// a layer each). Each of the two blocks of a cluster fetches half of every slice for both blocks: separately they would
+// read 32 bytes per cycle each from the L2 cache, which exceeds its bandwidth. The two warpgroups alternate layer by
+// layer: while one multiplies, the other one rounds, writes outputs and samples the feature map.
 #include "cuda/hopper.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/local_implicit_layers.cuh"
@@ -17,17 +17,18 @@ namespace {
 constexpr int W = 256, slices = W / 64, slice_bytes = W * 128, slots = 6;
 constexpr int groups = 2, warps = 4 * groups, threads = 128 * (groups + 1), blocks = 2;
 constexpr int block_rows = 16 * warps, cluster_rows = blocks * block_rows;
-constexpr int multiplying = 232, copying = 40;  // registers of a thread
-static_assert(groups * multiplying + copying <= (groups + 1) * 168, "more registers than the launch took");
+constexpr int multiplier_registers = 232, copier_registers = 40;  // registers of a thread
+static_assert(groups * multiplier_registers + copier_registers <= (groups + 1) * 168,
+              "more registers than the launch allocates");
 
-struct Memory {
-  char slot[slots][slice_bytes];  // at a multiple of 1024 bytes, for the swizzle
+struct SharedMemory {
+  char slot[slots][slice_bytes];  // aligned to 1024 bytes, for the swizzle
   Barrier full[slots], empty[slots];
-  Barrier turn[groups];  // that this group may multiply
+  Barrier turn[groups];  // complete when the group may multiply
 };
-static_assert(sizeof(Memory) <= 227 << 10, "more shared memory than a block may have");
+static_assert(sizeof(SharedMemory) <= 227 << 10, "more shared memory than a block may use");
 
-// A place in the ring, and the parity of the phase that it is in.
+// A slot of the ring, and the parity of its current phase.
 struct Slot {
   int index = 0;
   unsigned parity;
@@ -38,20 +39,21 @@ struct Slot {
   }
 };
 
-// The tiles of `cluster_rows` that a cluster decodes.
+// The tiles of `cluster_rows` rows that a cluster decodes: begin, begin + step, ... < end.
 struct Tiles {
   int begin, end, step;
 };
 
-// Of a slice [W outputs][64 inputs], the matrix of inputs 16 k ...: inputs adjacent in rows of 128 bytes, swizzled in
-// patterns of 8 outputs, which follow each other.
+// The matrix descriptor of the inputs [16 k, 16 k + 16) of a slice: rows of 128 bytes with contiguous inputs, 128-byte
+// swizzle, 8-row patterns that are contiguous in memory. slice: [W outputs][64 inputs]
 __device__ __forceinline__ std::uint64_t descriptor(const char* slice, int k) {
   const unsigned start = shared_address(slice) + 32 * k;
   constexpr std::uint64_t swizzle_128 = std::uint64_t(1) << 62, stride = std::uint64_t(1024 / 16) << 32;
   return swizzle_128 | stride | 1 << 16 | (start & 0x3ffff) / 16;
 }
 
-__device__ __forceinline__ void stream_weights(const Decoder& p, Memory& memory, Tiles tiles) {
+// Copies the slices of all layers, for every tile; run by one thread.
+__device__ __forceinline__ void stream_weights(const Decoder& p, SharedMemory& memory, Tiles tiles) {
   constexpr unsigned share = slice_bytes / blocks;
   const unsigned mine = cluster_rank() * share;
   Slot at(1);
@@ -65,17 +67,18 @@ __device__ __forceinline__ void stream_weights(const Decoder& p, Memory& memory,
   }
 }
 
+// Decodes the warp's 16 rows of every tile.
 template <Type type, bool First>
-__device__ __forceinline__ void decode_rows(const Decoder& p, Memory& memory, Tiles tiles, int warp) {
+__device__ __forceinline__ void decode_rows(const Decoder& p, SharedMemory& memory, Tiles tiles, int warp) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, group = warp / 4;
   const int per_query = !First && p.queries.ensemble ? 4 : 1;
   Slot at(0);
-  unsigned turn = group == 0;  // the first group's first turn has come
+  unsigned turn = group == 0;  // parity 1 does not wait: group 0 begins
   const auto first_query = [&](int tile) {
     return (std::int64_t(tile) * cluster_rows + int(cluster_rank()) * block_rows + warp * 16) / per_query;
   };
   const auto release = [&](int slot) {
-    if (lane < blocks) arrive_at(memory.empty[slot], lane);
+    if (lane < blocks) arrive_remote(memory.empty[slot], lane);
   };
   Row<First> mine;
   if (!First) mine = locate<First>(p.queries, first_query(tiles.begin), lane % 16);
@@ -106,7 +109,8 @@ __device__ __forceinline__ void decode_rows(const Decoder& p, Memory& memory, Ti
         before = at.index;
       }
       if (lane == 0) arrive(memory.turn[group ^ 1]);
-      if (!First && layer == 0) mine = locate<First>(p.queries, first_query(tile + tiles.step), lane % 16);  // meanwhile
+      // Locates the next tile's row while the products are pending.
+      if (!First && layer == 0) mine = locate<First>(p.queries, first_query(tile + tiles.step), lane % 16);
       wait_for_products<0>();
       release(before);
 #pragma unroll
@@ -123,23 +127,23 @@ __device__ __forceinline__ void decode_rows(const Decoder& p, Memory& memory, Ti
 
 template <Type type, bool First>
 __global__ void __launch_bounds__(threads, 1) decode(const Decoder p, int tiles) {
-  Memory& memory = *reinterpret_cast<Memory*>(shared_memory());
+  SharedMemory& memory = *reinterpret_cast<SharedMemory*>(shared_memory());
   if (threadIdx.x == 0) {
     for (int s = 0; s < slots; ++s) initialize(memory.full[s], 1), initialize(memory.empty[s], blocks * warps);
     for (int g = 0; g < groups; ++g) initialize(memory.turn[g], warps / groups);
-    publish_barriers();
+    fence_barrier_init();
   }
   cluster_barrier();
-  const int warp = __shfl_sync(~0u, int(threadIdx.x / 32), 0);  // the compiler is to see that a warp goes one way
+  const int warp = __shfl_sync(~0u, int(threadIdx.x / 32), 0);  // tells the compiler that it is uniform over a warp
   const Tiles mine{int(blockIdx.x / blocks), tiles, int(gridDim.x / blocks)};
   if (warp >= warps) {
-    leave_registers<copying>();
+    decrease_registers<copier_registers>();
     if (threadIdx.x == 32 * warps) stream_weights(p, memory, mine);
   } else {
-    take_registers<multiplying>();
+    increase_registers<multiplier_registers>();
     decode_rows<type, First>(p, memory, mine, warp);
   }
-  cluster_barrier();  // a block's memory outlives what the other sends there
+  cluster_barrier();  // the other block may still write to this block's shared memory
 }
 
 template <Type type>
@@ -153,7 +157,7 @@ Status forward(const LocalImplicit& problem, void* out, void* workspace, void* s
   if (counted != Status::ok) return counted;
   const int clusters = tiles < multiprocessors / blocks ? tiles : multiprocessors / blocks;
   return launch_clusters(blocks, problem.ensemble_first ? decode<type, true> : decode<type, false>, clusters * blocks,
-                         threads, sizeof(Memory), stream, decoder(problem, out, workspace), tiles);
+                         threads, sizeof(SharedMemory), stream, decoder(problem, out, workspace), tiles);
 }
 
 }  // namespace

@@ -6,7 +6,7 @@ namespace inr {
 namespace cuda {
 namespace {
 
-struct Sources {
+struct WeightSources {
   const std::uint16_t* weights[max_depth];  // [widths[i + 1], inputs[i]]
   const std::uint16_t* biases[max_depth];   // [widths[i + 1]]
   const std::uint16_t* position_weight;     // [widths[0], columns]
@@ -18,9 +18,10 @@ struct Sources {
 template <Type type>
 __device__ __forceinline__ float value(std::uint16_t bits) { return unpack<type>(bits).x; }
 
-// A block for every stage, then one for every row of `bias`, `late_cell` and `position`.
+// Packs the weights: one block per stage, then one per row of `bias`, `late_cell` and `position`.
+// to: [stages, stage]; vectors: bias [depth, padded], late_cell [2, padded], position [4, W]
 template <Type type, int W>
-__global__ void pack_weights(const Sources from, int part, uint4* to, float* vectors, int padded) {
+__global__ void pack_weights(const WeightSources from, int part, uint4* to, float* vectors, int padded) {
   const int hidden = from.depth - 1, of_layer = W * W / 8 / stage;
   const int count = stages<W>(hidden, from.widths[from.depth]);
   if (int(blockIdx.x) < count) {
@@ -30,7 +31,7 @@ __global__ void pack_weights(const Sources from, int part, uint4* to, float* vec
     for (int i = threadIdx.x; i < stage; i += blockDim.x) {
       const int lane = i % 32, g = lane / 4, tile = i / 32;
       const bool sliced = part == W && layer < hidden;
-      int row, column;  // of eight inputs the first, or, in a slice, their tile
+      int row, column;  // of the first of eight inputs; in a slice, the column is their tile
       if (sliced) {
         const int at = in_layer * stage + i, n = at / 8 % W;
         row = channel(n / 8, n % 8);
@@ -64,7 +65,7 @@ __global__ void pack_weights(const Sources from, int part, uint4* to, float* vec
     } else if (n < from.widths[0] && row - depth - 2 < from.columns) {
       v = value<type>(from.position_weight[n * from.columns + row - depth - 2]);
     }
-    // The rows of `position` have W floats, the others `padded`.
+    // Rows of `position` have W elements, the others `padded`.
     if (row < depth + 2) vectors[row * padded + n] = v;
     else if (n < W) vectors[(depth + 2) * padded + (row - depth - 2) * W + n] = v;
   }
@@ -75,12 +76,13 @@ int all_stages(const LocalImplicit& p) {
   return padded_width(p) == 256 ? stages<256>(hidden, outputs) : stages<128>(hidden, outputs);
 }
 
-// Of a row of `bias` and `late_cell`, in floats: whole float4.
+// The length of a row of `bias` and `late_cell`, a multiple of 4 floats.
 int padded_row(const LocalImplicit& p) {
   const int width = padded_width(p), outputs = int(p.widths[p.depth] + 7) / 8 * 8;
   return outputs > width ? outputs : width;
 }
 
+// The part of the workspace after the stages: bias, late_cell, position.
 float* vectors(const LocalImplicit& p, void* workspace) {
   return reinterpret_cast<float*>(static_cast<uint4*>(workspace) + std::size_t(all_stages(p)) * stage);
 }
@@ -98,7 +100,7 @@ const std::uint16_t* halves(const V* from) {
 
 template <Type type, int W>
 Status pack_as(const LocalImplicit& p, int part, void* workspace, void* stream) {
-  Sources from{};
+  WeightSources from{};
   from.depth = int(p.depth), from.columns = int(p.position_inputs()), from.late_cell = p.inputs(0) > p.widths[0];
   for (int i = 0; i < from.depth; ++i) from.weights[i] = halves(p.weights[i]), from.biases[i] = halves(p.biases[i]);
   for (int i = 0; i <= from.depth; ++i) from.widths[i] = int(p.widths[i]);

@@ -1,4 +1,4 @@
-// The instructions that C++ has no words for. Two 16-bit floats travel in an unsigned, the first in its low half.
+// PTX instructions without a C++ equivalent. Two 16-bit floats are stored in an unsigned, the first in its low half.
 #pragma once
 
 #include "inr.h"
@@ -25,7 +25,7 @@ __device__ __forceinline__ unsigned pack(float low, float high) {
   return pair;
 }
 
-// Their ReLUs; NaN stays NaN.
+// `pack` of the ReLUs; propagates NaN.
 template <Type type>
 __device__ __forceinline__ unsigned pack_relu(float low, float high) {
   unsigned pair;
@@ -36,9 +36,10 @@ __device__ __forceinline__ unsigned pack_relu(float low, float high) {
   return pair;
 }
 
-// d [16, 8] += a [16, 16] b [16, 8], over a warp. Lane 4 g + t holds of d the columns 2 t, 2 t + 1 of rows g (d[0],
-// d[1]) and g + 8; of a the same columns of rows g (a[0]) and g + 8 (a[1]), and those 8 to the right (a[2], a[3]);
-// of b in column g the rows 2 t, 2 t + 1 (b0) and 2 t + 8, 2 t + 9 (b1).
+// d [16, 8] += a [16, 16] b [16, 8], over a warp. Lane 4 g + t holds
+// - of d: columns 2 t, 2 t + 1 of rows g (d[0], d[1]) and g + 8 (d[2], d[3]);
+// - of a: columns 2 t, 2 t + 1 of rows g (a[0]) and g + 8 (a[1]), and columns 2 t + 8, 2 t + 9 (a[2], a[3]);
+// - of b: column g, rows 2 t, 2 t + 1 (b0) and 2 t + 8, 2 t + 9 (b1).
 template <Type type>
 __device__ __forceinline__ void mma(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
   if constexpr (type == Type::bfloat16)
@@ -53,13 +54,13 @@ __device__ __forceinline__ void mma(float (&d)[4], const unsigned (&a)[4], unsig
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// 16 bytes from global to shared memory, past the registers and the L1 cache.
+// Copies 16 bytes from global to shared memory, bypassing registers and the L1 cache.
 __device__ __forceinline__ void copy_async(void* shared, const void* global) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
                :: "r"(unsigned(__cvta_generic_to_shared(shared))), "l"(global) : "memory");
 }
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Until at most `groups` of this thread's commits are under way.
+// Waits until at most `groups` of this thread's commits are pending.
 template <int groups>
 __device__ __forceinline__ void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" :: "n"(groups) : "memory");

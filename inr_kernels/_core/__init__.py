@@ -1,1 +1,1 @@
-"""What all ops share: dispatch, checks, registration, the native library, ceilings, images, files."""
+"""What all ops share: dispatch, argument checks, registration with torch, the native library, hooks of modules."""

@@ -1,38 +1,30 @@
-"""What the ops' backends share: whether C++ and Triton can run, and how a tensor reaches native code."""
+"""What the ops' backends share: whether C++, CUDA and Triton can run, and how a tensor is passed to native code."""
 
 import contextlib
+import importlib
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from . import native
+from .dispatch import Backend, Facts
 
-# As csrc/inr.h numbers them.
+# `Type` of csrc/inr.h.
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What decides whether a backend can run; an op may know more of its own."""
-
-    device: torch.device
-    dtype: torch.dtype
-
-    def __str__(self):
-        return f"{self.device}, {str(self.dtype).removeprefix('torch.')}"
-
-
 def why_not_cpu(facts: Facts) -> str:
-    """The C++ kernels: CPU tensors of any floating-point dtype."""
+    """Why the C++ kernels cannot run: they take CPU tensors of any floating-point dtype."""
     if facts.device.type != "cpu":
         return f"it takes CPU tensors; these are on {facts.device}"
     return native.load()[1]
 
 
 def why_not_cuda(facts: Facts) -> str:
-    """The CUDA C++ kernels: CUDA tensors in half precision, on a GPU whose machine code was compiled."""
+    """Why the CUDA C++ kernels cannot run: they take half precision on a GPU whose machine code was compiled."""
     if facts.device.type != "cuda":
         return f"it takes CUDA tensors; these are on {facts.device}"
     library, reason = native.load()
@@ -50,19 +42,22 @@ def why_not_cuda(facts: Facts) -> str:
     return f"it was compiled for sm_{library.cuda_archs.replace(',', ', ')}; this GPU has {major}.{minor}"
 
 
-def why_not_triton(kernels, facts: Facts) -> str:
-    """Triton kernels: CUDA tensors, or CPU tensors in Triton's interpreter; then what `kernels()`, the module, says."""
+def why_not_triton(module: str, facts: Facts) -> str:
+    """Why the Triton kernels in `module` cannot run: they take CUDA tensors, or CPU tensors in Triton's interpreter.
+
+    The module's own `why_not(facts)` is asked last.
+    """
     try:
-        module = kernels()
+        kernels = importlib.import_module(module)
     except ImportError as error:
         return f"triton does not import ({error})"
     if facts.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"it takes CUDA tensors; these are on {facts.device} (TRITON_INTERPRET=1 runs it there, slowly)"
-    return module.why_not(facts)
+    return kernels.why_not(facts)
 
 
 def why_not_dot(facts: Facts) -> str:
-    """What every Triton kernel that multiplies matrices asks for."""
+    """Why a Triton kernel that multiplies matrices cannot run on this dtype and GPU."""
     if facts.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it takes float32, bfloat16 and float16; got {str(facts.dtype).removeprefix('torch.')}"
     if facts.device.type != "cuda":
@@ -71,38 +66,74 @@ def why_not_dot(facts: Facts) -> str:
     return "" if major >= 8 else f"it needs compute capability 8.0; this GPU has {major}.{minor}"
 
 
-def triton_runner(kernels):
-    """(forward, backward) of the module that `kernels()` imports, not before they run."""
+def triton_backend(module: str) -> Backend:
+    """The Triton backend in `module`, which is imported when it is first needed.
 
-    def forward(*args):
-        return kernels().forward(*args)
+    The module has `why_not(facts)`, `forward(*arguments)` and `backward(*gradients_and_outputs, *arguments, **needs)`.
+    """
 
-    def backward(*args, **needs):
-        return kernels().backward(*args, **needs)
+    def why_not(facts):
+        return why_not_triton(module, facts)
 
-    return forward, backward
+    def forward(arguments):
+        return importlib.import_module(module).forward(*arguments)
+
+    def backward(*incoming, **needs):
+        *incoming, arguments = incoming
+        return importlib.import_module(module).backward(*incoming, *arguments, **needs)
+
+    return Backend(why_not, forward, backward)
 
 
-def address(tensor) -> int:
+def vjp(function: Callable[..., Any], gradient: Any, *inputs: Any) -> Any:
+    """The gradients of a function's inputs, for the backward of a reference.
+
+    An op's implementation runs below autograd, where only torch.func still differentiates.
+    """
+    return torch.func.vjp(function, *inputs)[1](gradient)
+
+
+class NativeProblem:
+    """A problem of the native library, with references to the tensors that its addresses point into.
+
+    The references must outlive the native call, so calls go through the methods.
+    """
+
+    def __init__(self, problem: Any, *held: Any):
+        self.problem, self.held = problem, held
+
+    def forward(self, *args: Any, **kwargs: Any) -> None:
+        """Runs the native forward."""
+        self.problem.forward(*args, **kwargs)
+
+    def backward(self, **kwargs: Any) -> None:
+        """Runs the native backward."""
+        self.problem.backward(**kwargs)
+
+
+def address(tensor: torch.Tensor | None) -> int:
     """The tensor's address for native code; 0 for None."""
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def on(device):
-    """The context in which a GPU kernel starts on the tensors' device."""
+def on(device: torch.device) -> contextlib.AbstractContextManager:
+    """The context in which a GPU kernel is launched on `device`."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
-def stream(device) -> int:
-    """The address of the device's current stream; 0 where there is none."""
+def stream(device: torch.device) -> int:
+    """The address of the device's current stream; 0 for a CPU."""
     return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
-def is_capturing(device) -> bool:
-    """Whether a CUDA graph is captured: what it computes is there in a replay alone, and what it reads for ever."""
+def is_capturing(device: torch.device) -> bool:
+    """Whether a CUDA graph is being captured on the device.
+
+    What is computed during a capture holds values only in a replay; what a graph reads must stay allocated.
+    """
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def precision() -> str:
-    """What `tl.dot` makes of float32: as torch's own matrix products are told to."""
+    """`input_precision` of `tl.dot` for float32: follows torch.get_float32_matmul_precision()."""
     return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"

@@ -1,36 +1,65 @@
-"""Errors that name the argument, the rule and what came."""
+"""Argument checks, whose errors name the argument, the rule and the value."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 
-def require(condition, argument, rule, got):
+def require(condition: object, argument: str, rule: str, got: object) -> None:
     """Raises `ValueError: <argument> must <rule>; got <got>` unless the condition holds."""
     if not condition:
         raise ValueError(f"{argument} must {rule}; got {got}")
 
 
-def require_tensor(value, argument, *, dims=None, like=None):
-    """A floating-point tensor, of one of the given numbers of dimensions, on `like`'s device."""
+def require_tensor(
+    value: Any, argument: str, *, dims: Sequence[int] | None = None, like: torch.Tensor | None = None
+) -> None:
+    """Requires a floating-point tensor, with one of the given numbers of dimensions, on `like`'s device."""
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{argument} must be a torch.Tensor; got {type(value).__name__}")
     if not value.is_floating_point():
         raise TypeError(f"{argument} must have a floating-point dtype; got {value.dtype}")
     if value.dtype.itemsize < 2:
         raise TypeError(f"{argument} must have a dtype of at least 16 bits; got {value.dtype}")
-    if dims is not None:
-        wish = " or ".join(map(str, dims))
-        require(value.dim() in dims, argument, f"have {wish} dimensions", shape(value))
-    if like is not None:
-        require(value.device == like.device, argument, f"be on {like.device}", value.device)
+    if dims is not None and value.dim() not in dims:
+        require(False, argument, f"have {' or '.join(map(str, dims))} dimensions", shape(value))
+    if like is not None and value.device != like.device:
+        require(False, argument, f"be on {like.device}", value.device)
 
 
-def shape(tensor):
-    """The shape as users write it."""
+def require_match(
+    value: torch.Tensor, argument: str, size: Sequence[int], dtype: torch.dtype, device: torch.device
+) -> None:
+    """Requires exactly this shape, dtype and device: the bounds check of a tensor that a kernel reads by address."""
+    if value.shape == tuple(size) and value.dtype == dtype and value.device == device:
+        return
+    require(value.shape == tuple(size), argument, f"have shape {list(size)}", shape(value))
+    require(value.dtype == dtype, argument, f"have dtype {dtype}", value.dtype)
+    require(value.device == device, argument, f"be on {device}", value.device)
+
+
+def is_positive_int(value: object) -> bool:
+    """Whether the value is an integer, not a bool, and at least 1."""
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def shape(tensor: torch.Tensor) -> list[int]:
+    """The shape as a list, as errors print it."""
     return list(tensor.shape)
 
 
-def result_dtype(tensor):
-    """The tensor's dtype or, where autocast is on, autocast's; like autocast, float64 stays."""
+def result_dtype(tensor: torch.Tensor) -> torch.dtype:
+    """The tensor's dtype or, under autocast, autocast's dtype; float64 is kept, as autocast does."""
     device = tensor.device.type
     casts = torch.is_autocast_enabled(device) and tensor.dtype != torch.float64
     return torch.get_autocast_dtype(device) if casts else tensor.dtype
+
+
+def apply_autocast(first: torch.Tensor, *others: torch.Tensor | None) -> list[Any]:
+    """The tensors in `result_dtype(first)` under autocast, else unchanged."""
+    tensors = [first, *others]
+    if not torch.is_autocast_enabled(first.device.type):
+        return tensors
+    dtype = result_dtype(first)
+    return [None if t is None else t.to(dtype) for t in tensors]

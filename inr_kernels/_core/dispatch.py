@@ -1,51 +1,126 @@
-"""Which backend runs an op: `backend=`, then `with backend(...)`, then INR_KERNELS_BACKEND, then the default.
+"""The choice of the backend that runs an op.
 
-A wish that cannot be met raises and says why. Without a wish the first backend of the op's list that can run
-is taken; falling back to the plain PyTorch reference warns once.
+Precedence: the `backend=` argument, then `with inr_kernels.backend(...)`, then the environment variable
+INR_KERNELS_BACKEND, then the default: the first backend of the op's table that can run. A requested backend that
+cannot run raises an error with the reason; falling back to the plain PyTorch reference by default warns once.
 """
 
 import contextlib
 import contextvars
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-_wish: contextvars.ContextVar[str] = contextvars.ContextVar("inr_kernels_backend", default="")
+from .checks import result_dtype
+
+_in_context: contextvars.ContextVar[str] = contextvars.ContextVar("inr_kernels_backend", default="")
 _warned: set[str] = set()
 OPS: dict[str, "Op"] = {}
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
-class Op:
-    """An op's backends in order of preference.
+class Facts:
+    """What decides whether a backend can run a call; an op may add fields."""
 
-    Each maps to a predicate on `facts(*args, **kwargs)` that returns why it cannot run, "" if it can.
+    device: torch.device
+    dtype: torch.dtype
+
+    def __str__(self) -> str:
+        return f"{self.device}, {str(self.dtype).removeprefix('torch.')}"
+
+
+def call_facts(x: torch.Tensor, *args: Any, **kwargs: Any) -> Facts:
+    """The facts of a call of a public function whose first argument x decides on device and dtype."""
+    return Facts(x.device, result_dtype(x))
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of an op.
+
+    why_not: takes the call's `Facts`, returns why the backend cannot run, "" if it can.
+    forward: takes the op's `Arguments`, returns the op's outputs.
+    backward: takes the gradients of the outputs, the saved outputs (as the op's backward schema orders them), the
+        `Arguments`, and keywords that say which gradients are needed; returns them, None for those that are not. None:
+        the op's autograd formula consists of differentiable ops.
     """
 
-    name: str
-    function: Callable
-    facts: Callable[..., Any]
-    backends: Mapping[str, Callable[[Any], str]]
+    why_not: Callable[[Any], str]
+    forward: Callable[..., Any]
+    backward: Callable[..., Any] | None = None
 
-    def choose(self, wish: str, facts: Any) -> str:
-        """The backend to run: the wish or an error, else the first that can."""
-        if wish:
-            if wish not in self.backends:
+
+def always(facts: Facts) -> str:
+    """The predicate of a backend that can run every call."""
+    return ""
+
+
+class Op:
+    """An op's table of backends, in order of preference, and the public function that calls the op.
+
+    Args:
+        name: the op's name in `torch.ops.inr_kernels`.
+        arguments: the NamedTuple of the op's arguments before `backend`, in the order of its schema; its `check()`
+            raises unless they are valid, its `facts()` returns their `Facts`.
+        backends: name -> Backend.
+        warns: whether a fall-back to "reference" warns; False where the reference is not slow.
+    """
+
+    function: Callable[..., Any]  # the public function
+    facts: Callable[..., Facts]  # the facts of a call of that function
+
+    def __init__(self, name: str, arguments: Callable[..., Any], backends: dict[str, Backend], *, warns: bool = True):
+        self.name, self.arguments, self.backends, self.warns = name, arguments, backends, warns
+
+    def public(self, facts: Callable[..., Facts] = call_facts) -> Callable[[Function], Function]:
+        """Decorates the op's public function, and registers the op in `OPS`.
+
+        facts: takes the arguments of the function, returns the facts that `explain` reports on.
+        """
+
+        def register(function: Function) -> Function:
+            self.function, self.facts = function, facts
+            OPS[self.name] = self
+            return function
+
+        return register
+
+    def forward(self, *values: Any) -> Any:
+        """The op's implementation, which takes the values of its schema."""
+        arguments, backend = self.select(*values)
+        return backend.forward(arguments)
+
+    def select(self, *values: Any) -> tuple[Any, Backend]:
+        """The checked arguments, and the backend that runs them, from the values of the schema up to `backend`."""
+        *fields, backend = values
+        arguments = self.arguments(*fields)
+        arguments.check()
+        return arguments, self.choose(backend, arguments.facts())
+
+    def choose(self, argument: str | None, facts: Facts) -> Backend:
+        """The backend to run: the requested one or an error, else the first that can run.
+
+        argument: the call's `backend=`. The context and the environment are read here, when the op runs: a compiled
+            graph stores only the argument.
+        """
+        if requested := requested_backend(argument):
+            if requested not in self.backends:
                 names = ", ".join(self.backends)
-                raise ValueError(f"backend must be one of {names} for {self.name}; got {wish!r}")
-            if reason := self.backends[wish](facts):
-                raise RuntimeError(f"backend {wish!r} cannot run {self.name}: {reason}")
-            return wish
-        reasons = {}
-        for name, why_not in self.backends.items():
-            if not (reason := why_not(facts)):
-                if name == "reference":
+                raise ValueError(f"backend must be one of {names} for {self.name}; got {requested!r}")
+            if reason := self.backends[requested].why_not(facts):
+                raise RuntimeError(f"backend {requested!r} cannot run {self.name}: {reason}")
+            return self.backends[requested]
+        reasons: dict[str, str] = {}
+        for name, backend in self.backends.items():
+            if not (reason := backend.why_not(facts)):
+                if name == "reference" and self.warns:
                     self._warn_slow(reasons, facts)
-                return name
+                return backend
             reasons[name] = reason
         raise RuntimeError(f"no backend can run {self.name}: {reasons}")
 
@@ -53,31 +128,25 @@ class Op:
         if self.name not in _warned:
             _warned.add(self.name)
             others = [name for name in self.backends if name not in (*reasons, "reference")]
-            hints = [f"backend={name!r} can run it" for name in others if not self.backends[name](facts)]
+            hints = [f"backend={name!r} can run it" for name in others if not self.backends[name].why_not(facts)]
             why = "; ".join([*(f"{name}: {reason}" for name, reason in reasons.items()), *hints])
             warnings.warn(f"{self.name} runs on its slow PyTorch reference ({why})", stacklevel=2)
 
 
-def register(op: Op) -> Op:
-    """Makes the op known to `explain`."""
-    OPS[op.name] = op
-    return op
+def requested_backend(argument: str | None) -> str:
+    """The requested backend: the argument, else the context's, else the environment's, else "".
 
-
-def wished(argument: str | None) -> str:
-    """The caller's wish: the argument, else the context's, else the environment's, else "".
-
-    A compiled graph holds the argument alone: the op reads the rest again when it runs.
+    While torch.compile traces, only the argument is read: the op reads the rest when it runs.
     """
     if argument is not None and not isinstance(argument, str):
-        raise TypeError(f"backend must be the name of one or None; got {argument!r}")
+        raise TypeError(f"backend must be a name or None; got {argument!r}")
     if torch.compiler.is_compiling():
         return argument or ""
-    return argument or _wish.get() or os.environ.get("INR_KERNELS_BACKEND", "")
+    return argument or _in_context.get() or os.environ.get("INR_KERNELS_BACKEND", "")
 
 
-def is_transformed(*tensors) -> bool:
-    """Whether torch.func or forward-mode differentiation is at work, for which the kernels have no rules."""
+def is_transformed(*tensors: torch.Tensor) -> bool:
+    """Whether torch.func or forward-mode differentiation is active, for which the kernels have no rules."""
     if torch.compiler.is_compiling():
         return False
     forward = torch.autograd.forward_ad
@@ -86,37 +155,49 @@ def is_transformed(*tensors) -> bool:
     )
 
 
-def settle_wish(wish: str, *tensors) -> str:
-    """The wish, or "reference" where `is_transformed`; a wish for a kernel raises there."""
+def reference_if_transformed(requested: str, *tensors: torch.Tensor) -> str:
+    """The requested backend, or "reference" where `is_transformed`; there, a request for a kernel raises."""
     if not is_transformed(*tensors):
-        return wish
-    if wish not in ("", "reference"):
-        raise RuntimeError(f"backend {wish!r} has no forward derivative and no torch.func; the reference has")
+        return requested
+    if requested not in ("", "reference"):
+        raise RuntimeError(f"backend {requested!r} has no forward derivative and no torch.func; the reference has")
     return "reference"
 
 
 @contextlib.contextmanager
-def backend(name: str):
-    """Runs every op of the block on one backend: "reference", "cpu", "triton" or "cuda".
+def backend(name: str) -> Iterator[None]:
+    """Runs every op in the block on one backend, e.g. "reference", "cpu", "triton" or "cuda".
 
-    An op that has no such backend, or cannot run on it, raises. `backend=` of a single call goes before.
+    An op that does not have the backend, or cannot run on it, raises. The `backend=` argument of a single call has
+    precedence.
+
+    Example:
+        >>> import torch, inr_kernels
+        >>> with inr_kernels.backend("reference"):
+        ...     out = inr_kernels.unmask_attention(torch.randn(1, 8, 5, 7), torch.zeros(1, 1, 5, 7))
     """
     known = sorted({known for op in OPS.values() for known in op.backends})
     if name not in known:
         raise ValueError(f"name must be one of {', '.join(known)}; got {name!r}")
-    token = _wish.set(name)
+    token = _in_context.set(name)
     try:
         yield
     finally:
-        _wish.reset(token)
+        _in_context.reset(token)
 
 
-def explain(op, *args, **kwargs) -> str:
-    """Prints, and returns, for each backend of an op whether it would run on these arguments, and why not.
+def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> str:
+    """Prints, and returns, for each backend of an op whether it would run on these arguments, and if not, why.
 
     Args:
         op: the op's function or its name, e.g. `local_implicit_decode` or `"local_implicit"`.
         args, kwargs: the call's arguments; without any: float32 on the CPU.
+
+    Returns:
+        The printed text.
+
+    Raises:
+        ValueError: op is neither a function nor a name of an op of this package.
 
     Example:
         >>> from inr_kernels import explain
@@ -128,11 +209,13 @@ def explain(op, *args, **kwargs) -> str:
     known = next((o for o in OPS.values() if op in (o.name, o.function)), None)
     if known is None:
         raise ValueError(f"op must be one of {', '.join(OPS)}; got {op!r}")
+    if not (args or kwargs):
+        args = (torch.empty(1, 1, 1, 1, dtype=torch.float32, device="cpu"),)
     facts = known.facts(*args, **kwargs)
     lines = [f"{known.name} on {facts}"]
     chosen = False
-    for name, why_not in known.backends.items():
-        reason = why_not(facts)
+    for name, candidate in known.backends.items():
+        reason = candidate.why_not(facts)
         lines.append(f"  {name:10s} {reason or ('runs' if chosen else 'runs  <- default')}")
         chosen = chosen or not reason
     text = "\n".join(lines)

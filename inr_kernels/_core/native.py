@@ -1,12 +1,13 @@
-"""The compiled module `inr_kernels._C`, or the reason why there is none."""
+"""The compiled module `inr_kernels._C`, or the reason why it is not available."""
 
 import functools
+from typing import Any
 
 import torch
 
 
 @functools.cache
-def load():
+def load() -> tuple[Any, str]:
     """`(module, "")`, or `(None, reason)` where the extension does not import."""
     try:
         from inr_kernels import _C
@@ -15,16 +16,16 @@ def load():
     return _C, ""
 
 
-def empty_like(tensor):
-    """An uninitialised, contiguous tensor as this CPU tensor, in memory that an earlier one may have left."""
+def empty_like(tensor: torch.Tensor) -> torch.Tensor:
+    """An uninitialized, contiguous tensor like this CPU tensor, in memory from the native buffer pool."""
     if not tensor.numel():
         return tensor.new_empty(tensor.shape)
     memory = load()[0].Memory(tensor.numel() * tensor.element_size())
     return torch.frombuffer(memory, dtype=tensor.dtype).view(tensor.shape)
 
 
-def release_memory():
-    """Gives the working memory that the C++ kernels keep between calls, at most 64 MB, back to the system.
+def release_memory() -> None:
+    """Returns the working memory that the C++ kernels keep between calls, at most 64 MB, to the system.
 
     Example:
         >>> import inr_kernels
@@ -34,4 +35,4 @@ def release_memory():
         library.release_memory()
 
 
-load()  # at once, as the library has to hear of every fork
+load()  # on import: the library must be notified of every fork

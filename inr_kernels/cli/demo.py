@@ -1,9 +1,10 @@
-"""Shrink a photograph, render it with the reference and with the kernels, and compare.
+"""Shrink a photograph, enlarge it again with plain PyTorch and with the fused kernels, and compare.
 
-The photograph took no part in the training of the shipped model. Prints times, memory and PSNR, and
-writes one picture that shows all side by side.
+Prints time, memory and PSNR (how close an output is to the original; higher is better), and writes one picture that
+shows all outputs side by side. The shipped model was not trained on this photograph.
 """
 
+import argparse
 import io
 import math
 import multiprocessing
@@ -24,12 +25,13 @@ from inr_kernels.models.evaluation.metrics import psnr
 from .machine import processor
 from .parsing import UsageError, positive
 
-WIDTH, MARGIN, LINE = 450, 12, 26  # pixels: a panel, between panels, a line of text
-CROP = 0.25  # of a photograph's sides; enlarged below it
+WIDTH, MARGIN, LINE = 450, 12, 26  # in pixels: width of a panel, distance of panels, height of a line of text
+CROP = 0.25  # the side of the detail that is shown enlarged, relative to the photograph's
+BACKENDS = {"plain PyTorch": "reference", "fused kernels": "cpu"}
 
 
 class Run(NamedTuple):
-    """What one backend gave: the picture in [0, 1], seconds (encoder, decoder), bytes."""
+    """The result of one backend: the picture in [0, 1], seconds of encoder and decoder, bytes of the decoder."""
 
     picture: torch.Tensor
     encoder: float
@@ -37,15 +39,33 @@ class Run(NamedTuple):
     memory: int
 
 
-def add_arguments(parser):
-    """The arguments of `inr-kernels demo`."""
-    parser.add_argument("-o", "--output", type=Path, default=Path("demo.png"), help="default: %(default)s")
-    parser.add_argument("--scale", type=positive(float), default=3.7, help="default: %(default)s")
-    parser.add_argument("--repeat", type=positive(int), default=3, help="how often; the median counts")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `inr-kernels demo`."""
+    parser.add_argument(
+        *("-o", "--output"),
+        type=Path,
+        default=Path("demo.png"),
+        metavar="FILE",
+        help="the picture to write; default: %(default)s",
+    )
+    parser.add_argument(
+        "--scale",
+        type=positive(float),
+        default=3.7,
+        metavar="FACTOR",
+        help="how much to shrink and enlarge; default: %(default)s",
+    )
+    parser.add_argument(
+        "--repeat",
+        type=positive(int),
+        default=3,
+        metavar="N",
+        help="number of measurements, of which the median is shown; default: %(default)s",
+    )
 
 
-def run(args):
-    """Measures, prints, draws."""
+def run(args: argparse.Namespace) -> None:
+    """Measures both backends, prints a table and writes the picture."""
     if args.output.suffix.lower() not in images.FORMATS:
         raise UsageError(f"output must end in {' '.join(images.FORMATS)}; got {args.output.name}")
     if not args.output.parent.is_dir():
@@ -53,27 +73,24 @@ def run(args):
     try:
         (photo,) = photographs(HELD_OUT)
     except ImportError:
-        raise ValueError("the photograph comes with scikit-image: pip install scikit-image") from None
+        raise ValueError("the photograph is part of scikit-image: pip install scikit-image") from None
     if not 1 <= args.scale <= min(photo.size) / 8:
         raise UsageError(f"argument --scale: must be 1 to {min(photo.size) / 8:g}; got {args.scale:g}")
     small, shown = images.shrink(photo, args.scale)
     size = shown.size[::-1]
     runs = {name: measured(backend, small, size, args.repeat) for name, backend in BACKENDS.items()}
-    bicubic = small.resize(shown.size, Image.BICUBIC)
+    bicubic = small.resize(shown.size, Image.Resampling.BICUBIC)
     report(args, small, shown, bicubic, runs)
     sheet = draw(small, shown, bicubic, runs, args.scale)
     kind = images.FORMATS[args.output.suffix.lower()]
     file = io.BytesIO()
     sheet.save(file, kind, **images.SAVE.get(kind, {}))
     replace_file(args.output, file.getvalue())
-    print(f"\nSide by side: {args.output}")
+    print(f"\nAll pictures side by side: {args.output}")
 
 
-BACKENDS = {"reference": "reference", "kernels": "cpu"}
-
-
-def measured(backend, small, size, repeat):
-    """One backend's Run, in a fresh process, so that no other's memory counts."""
+def measured(backend: str, small: Image.Image, size: tuple[int, int], repeat: int) -> Run:
+    """Runs one backend in a new process, so that only its own memory is measured."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
     job = (there, backend, images.to_tensor(small).numpy(), size, repeat, torch.get_num_threads())
@@ -84,7 +101,7 @@ def measured(backend, small, size, repeat):
         result = here.recv()
     except EOFError:
         process.join()
-        raise RuntimeError(f"the process of {backend} ended with {process.exitcode}") from None
+        raise RuntimeError(f"the process that ran backend {backend!r} exited with {process.exitcode}") from None
     process.join()
     if isinstance(result, Exception):
         raise result
@@ -102,7 +119,7 @@ def _measure(pipe, backend, small, size, repeat, threads):
 @torch.no_grad()
 def _run(backend, small, size, repeat):
     model = LIIF.pretrained()
-    model.upscale(small[..., :9, :9], 2, backend=backend)  # loads libraries, starts threads
+    model.upscale(small[..., :9, :9], 2, backend=backend)  # warm-up: loads libraries and starts threads
     start = time.perf_counter()
     feat = model.gen_feat(small * 2 - 1)
     encoder = time.perf_counter() - start
@@ -119,7 +136,7 @@ def _run(backend, small, size, repeat):
 
 
 def _reset_peak():
-    """The process's memory now; where the system can, the peak is counted anew from here.
+    """Resets the process's peak memory where the system supports it; returns the memory in use.
 
     Elsewhere the peak of the start (a few hundred MB of libraries) may hide a smaller one.
     """
@@ -144,52 +161,57 @@ def _status(key):
     return int(next(line for line in lines if line.startswith(key)).split()[1]) << 10
 
 
-def report(args, small, shown, bicubic, runs):
-    """The table."""
+def report(
+    args: argparse.Namespace, small: Image.Image, shown: Image.Image, bicubic: Image.Image, runs: dict[str, Run]
+) -> None:
+    """Prints the table."""
     model = LIIF.pretrained()
+    threads = torch.get_num_threads()
     weights = sum(p.numel() for p in model.parameters())
-    reference, kernels = runs["reference"], runs["kernels"]
-    print(f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    reference, kernels = (runs[name] for name in BACKENDS)
+    print(f"{processor()}, {threads} thread{'s' if threads > 1 else ''}, torch {torch.__version__}")
     print(
-        f"skimage.data.{HELD_OUT}: {small.width}x{small.height} -> {shown.width}x{shown.height}"
-        f" (x{args.scale:g}); LIIF of {weights / 1e3:.0f} K parameters, float32,"
-        f" hidden {'-'.join(map(str, model.config.hidden))}; its encoder takes"
-        f" {kernels.encoder:.2f} s, the decoder:\n"
+        f"Photograph skimage.data.{HELD_OUT}, enlarged from {small.width}x{small.height} to"
+        f" {shown.width}x{shown.height} (x{args.scale:g}).\n"
+        f"LIIF with {weights / 1e3:.0f} K parameters, float32, hidden layers"
+        f" {'-'.join(map(str, model.config.hidden))}. Its encoder takes {kernels.encoder:.2f} s, its decoder:\n"
     )
-    print(f"{'':12s}{'seconds':>9s}{'speed-up':>10s}{'extra memory':>15s}{'PSNR':>11s}")
+    print(f"{'':14s}{'seconds':>9s}{'speed-up':>10s}{'extra memory':>15s}{'PSNR':>11s}")
     for name, done in runs.items():
         decibels = quality(images.to_image(done.picture), shown, args.scale)
         print(
-            f"{name:12s}{done.decoder:9.3f}{reference.decoder / done.decoder:9.1f}x"
+            f"{name:14s}{done.decoder:9.3f}{reference.decoder / done.decoder:9.1f}x"
             f"{done.memory / 1e6:12.0f} MB{decibels:8.2f} dB"
         )
-    print(f"{'bicubic':12s}{'':34s}{quality(bicubic, shown, args.scale):8.2f} dB")
+    print(f"{'bicubic':14s}{'':34s}{quality(bicubic, shown, args.scale):8.2f} dB")
     difference = (reference.picture - kernels.picture).abs().max()
-    print(f"\nLargest difference between the two: {difference:.1e} (white is 1)")
+    print(f"\nLargest difference between the outputs of PyTorch and the kernels: {difference:.1e} (white is 1)")
 
 
-def quality(image, shown, scale):
-    """PSNR without the border, where no method sees enough."""
+def quality(image: Image.Image, shown: Image.Image, scale: float) -> float:
+    """PSNR in dB without the border, where every method lacks context."""
     return psnr(image, shown, math.ceil(scale))
 
 
-def draw(small, shown, bicubic, runs, scale):
-    """All pictures, and below each a part of it, enlarged."""
-    reference, kernels = runs["reference"], runs["kernels"]
+def draw(
+    small: Image.Image, shown: Image.Image, bicubic: Image.Image, runs: dict[str, Run], scale: float
+) -> Image.Image:
+    """All pictures side by side, each with a detail of it below, enlarged."""
+    reference, kernels = (runs[name] for name in BACKENDS)
     difference = (reference.picture - kernels.picture).abs()
     power = math.ceil(-math.log10(max(difference.max().item(), 1e-12)))
-    results = {name: images.to_image(done.picture) for name, done in runs.items()}
 
-    def db(image):
-        return f"{quality(image, shown, scale):.2f} dB"
+    def result(caption, done):
+        image = images.to_image(done.picture)
+        return f"{caption}: {quality(image, shown, scale):.2f} dB, {done.decoder:.2f} s", image
 
     panels = [
-        (f"Input, {small.width} x {small.height}", small.resize(shown.size, Image.NEAREST)),
-        (f"Bicubic x{scale:g}: {db(bicubic)}", bicubic),
+        (f"Input, {small.width} x {small.height} pixels", small.resize(shown.size, Image.Resampling.NEAREST)),
+        (f"Bicubic, x{scale:g}: {quality(bicubic, shown, scale):.2f} dB", bicubic),
         ("Original", shown),
-        (f"Reference: {db(results['reference'])}, {reference.decoder:.2f} s", results["reference"]),
-        (f"Kernels: {db(results['kernels'])}, {kernels.decoder:.2f} s", results["kernels"]),
-        (f"|Reference - kernels| x 10^{power}", images.to_image((difference * 10**power).clamp(0, 1))),
+        result("LIIF in plain PyTorch", reference),
+        result("LIIF with fused kernels", kernels),
+        (f"Their difference, amplified 10^{power} times", images.to_image((difference * 10**power).clamp(0, 1))),
     ]
     height = round(WIDTH * shown.height / shown.width)
     cell = WIDTH + MARGIN, LINE + 2 * height + 2 * MARGIN
@@ -199,8 +221,8 @@ def draw(small, shown, bicubic, runs, scale):
     for i, (caption, image) in enumerate(panels):
         left, top = MARGIN + i % 3 * cell[0], MARGIN + i // 3 * cell[1]
         pen.text((left, top), caption, "black", font)
-        whole = image.resize((WIDTH, height), Image.LANCZOS)
-        part = image.resize((WIDTH, height), Image.NEAREST, box)
+        whole = image.resize((WIDTH, height), Image.Resampling.LANCZOS)
+        part = image.resize((WIDTH, height), Image.Resampling.NEAREST, box)
         sheet.paste(whole, (left, top + LINE))
         sheet.paste(part, (left, top + LINE + height + 4))
         frame = [n * WIDTH / shown.width for n in box]
@@ -209,8 +231,8 @@ def draw(small, shown, bicubic, runs, scale):
     return sheet
 
 
-def crop_box(size):
-    """The part that is enlarged: the spoon."""
+def crop_box(size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The detail that is shown enlarged, the spoon: left, top, right, bottom."""
     width, height = (round(n * CROP) for n in size)
     left, top = round(size[0] * 0.5), round(size[1] * 0.58)
     return left, top, left + width, top + height

@@ -1,64 +1,66 @@
-"""Fill the holes of a picture, and render it at any size in the same pass.
+"""Fill the missing pixels of an image, optionally at a larger size.
 
   inr-kernels inpaint in.png --mask mask.png -o out.png
   inr-kernels inpaint in.png --mask mask.png --scale 2.5 -o large.png
 
-The mask is a picture of the same size: white is a hole, black is known; what lies between is a hole from
-grey 128 (of 255) on. At the input's size the known pixels stay as they are, bit for bit (in PNG, BMP and, but for
-16 bits with colour, TIFF).
-Formats, greyscale, transparency, 16 bits and profiles: as `inr-kernels upscale`.
+The mask is an image of the same size: white pixels are filled, black ones are kept; grey counts as white from 128 (of
+255) on. At the input's size the kept pixels do not change (in PNG, BMP and, except for 16-bit colour, TIFF).
+Formats, greyscale, transparency, 16 bits and colour profiles: as in `inr-kernels upscale`.
 
 Networks, --model:
 
-  dear    fills better of the two, and is the one to enlarge with. It sees the picture in tiles with their
-          surroundings; with --tile 0 every known pixel attends to every pixel, as the paper has it: twice the
-          pixels then take four times the time.
-  in2     is several times faster: it sees the whole picture at once, in time in proportion to the pixels, without
-          tiles; sides from 9 pixels on. At a larger size all pixels are its own guess: take it without --scale.
-  PATH    a checkpoint of either: the file says of which.
+  dear    the better of the two that ship, and the one for larger sizes. It encodes the image in tiles with their
+          surroundings; with --tile 0 every known pixel attends to every pixel, as in the paper, and twice the pixels
+          take four times as long.
+  in2     several times faster: it sees the whole image at once, in time proportional to the number of pixels.
+          Sides of at least 9 pixels. At a larger size every pixel is predicted, with poor quality: use it without
+          --scale.
+  PATH    a checkpoint of DEAR, IN2 or LaMa: a .safetensors file of this package, or LaMa's own .ckpt. LaMa fills at
+          the input's size only.
 
-Both that ship are small and were trained on a few photographs, in2 for so short a time that its strokes stay visible:
-for strokes and scratches, not for whole objects.
+Both networks that ship are small and were trained on a few photographs, in2 so briefly that its fills stay visible:
+use them for scratches and strokes, not for whole objects.
 """
 
 import contextlib
-import dataclasses
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from inr_kernels._core import dispatch
-from inr_kernels.models import DEAR, IN2, DEARConfig, IN2Config
-from inr_kernels.models.common import checkpoints
+from inr_kernels.models import DEAR, IN2, Inpainter, from_checkpoint
+from inr_kernels.models.data.images import Picture
 
 from . import pictures
 from .parsing import UsageError, positive
 
-NETWORKS = {"dear": DEAR, "in2": IN2}
-TILE = 32  # DEAR's, by default
+NETWORKS: dict[str, type[Inpainter]] = {"dear": DEAR, "in2": IN2}
+TILE = 32  # DEAR's default
 
 
-def add_arguments(parser):
-    """The arguments of `inr-kernels inpaint`."""
-    parser.add_argument("input", type=Path, help="a picture")
-    parser.add_argument("--mask", type=Path, required=True, help="a picture of the same size; white: to be filled")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="a picture to write")
+def add_arguments(parser: ArgumentParser) -> None:
+    """Adds the arguments of `inr-kernels inpaint`."""
+    parser.add_argument("input", type=Path, help="an image")
+    parser.add_argument("--mask", type=Path, required=True, help="an image of the same size; white: fill")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="the image to write")
     pictures.add_size(parser, required=False)
     names = ", ".join(NETWORKS)
-    parser.add_argument("--model", default="dear", help=f"{names} or a checkpoint (.safetensors); default: dear")
+    parser.add_argument("--model", default="dear", help=f"{names} or a checkpoint; default: dear")
     parser.add_argument(
-        "--tile", type=tile, metavar="PIXELS", help=f"DEAR's: side of a tile, 0: all at once; default: {TILE}"
+        "--tile", type=tile, metavar="PIXELS", help=f"DEAR only: side of a tile, 0: whole image; default: {TILE}"
     )
     pictures.add_machine(parser, megapixels=25)
 
 
-def tile(text):
-    """A side in pixels, or 0."""
+def tile(text: str) -> int:
+    """Parses a side in pixels, or 0."""
     return 0 if text == "0" else positive(int)(text)
 
 
-def run(args):
-    """Reads both, fills and renders in bands, writes."""
+def run(args: Namespace) -> None:
+    """Reads the image and its mask, fills and renders in bands of rows, and writes the result."""
     pictures.prepare(args, args.input, args.mask)
     picture = pictures.read(args.input, args)
     mask = read_mask(args, picture)
@@ -67,14 +69,14 @@ def run(args):
     if isinstance(model, DEAR):
         options["tile"] = (TILE if args.tile is None else args.tile) or None
     elif args.tile is not None:
-        raise UsageError(f"--tile is DEAR's: IN2 sees the whole picture; got --tile {args.tile}")
+        raise UsageError(f"--tile applies to DEAR only, not to {model.NETWORK}; got --tile {args.tile}")
     size = pictures.output_size(picture, args)
     needs = model.bytes_per_pixel(**options), model.bytes_per_output_pixel
     pictures.check_output(picture, size, args.output, args.workspace, *needs)
-    chosen = dispatch.backend(args.backend) if args.backend else contextlib.nullcontext()
-    with chosen, tqdm(total=size[0], unit="row", disable=args.quiet) as bar:
+    backend = dispatch.backend(args.backend) if args.backend else contextlib.nullcontext()
+    with backend, tqdm(total=size[0], unit="row", disable=args.quiet) as bar:
         colour = model.to(args.device).inpaint(
-            picture.colour.expand(-1, 3, -1, -1).to(args.device),
+            pictures.network_input(picture).to(args.device),
             mask.to(args.device),
             size,
             workspace=args.workspace,
@@ -84,25 +86,34 @@ def run(args):
     pictures.write(args.output, picture, colour)
 
 
-def load(name):
-    """The shipped network of that name, or the one whose checkpoint has that path."""
+def load(name: str) -> Inpainter:
+    """Opens the shipped network of that name, or the checkpoint at that path.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not a checkpoint, or one of a network that does not inpaint.
+    """
     if name in NETWORKS:
         return NETWORKS[name].pretrained()
-    return checkpoints.load(name, "a DEAR or IN2", network_of)
+    model = from_checkpoint(name)
+    if not isinstance(model, Inpainter):
+        raise ValueError(f"{name} is a {model.NETWORK} checkpoint, which does not inpaint; use inr-kernels upscale")
+    return model
 
 
-def network_of(config):
-    """The network whose config has these fields, and these values in them."""
-    for network, kind in ((DEAR, DEARConfig), (IN2, IN2Config)):
-        if config.keys() <= {field.name for field in dataclasses.fields(kind)}:
-            return network(kind(**config))
-    raise ValueError("its config is neither's")
-
-
-def read_mask(args, picture):
-    """[1, 1, h, w] of zeros and ones."""
-    mask = pictures.read(args.mask, args).colour.mean(1, keepdim=True)
-    (had, wanted) = ("x".join(map(str, p.shape[2:])) for p in (mask, picture.colour))
-    if had != wanted:
-        raise ValueError(f"{args.mask}: the mask must have the input's size {wanted}; got {had}")
-    return (mask >= 0.5).to(picture.colour.dtype)
+def read_mask(args: Namespace, picture: Picture) -> torch.Tensor:
+    """Reads the mask, brightness times opacity, as [1, 1, h, w] of zeros and ones, in the image's dtype."""
+    drawn = pictures.read(args.mask, args)
+    mask = drawn.colour.mean(1, keepdim=True)
+    if drawn.alpha is not None:  # strokes on a transparent layer
+        mask = mask * drawn.alpha
+    found, expected = ("x".join(map(str, p.shape[2:])) for p in (mask, picture.colour))
+    if found != expected:
+        raise ValueError(f"{args.mask}: the mask must have the input's size {expected}; got {found}")
+    holes = (mask >= 0.5).to(picture.colour.dtype)
+    top = 2**drawn.depth - 1
+    if not holes.any():
+        pictures.say(args.mask, f"the mask has no hole: its largest value is {mask.max() * top:.0f} of {top}")
+    elif holes.all():
+        pictures.say(args.mask, f"the mask is all hole: its smallest value is {mask.min() * top:.0f} of {top}")
+    return holes

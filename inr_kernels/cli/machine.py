@@ -1,4 +1,4 @@
-"""What the machine has."""
+"""Facts about this machine: processor and free memory."""
 
 import contextlib
 import os
@@ -6,7 +6,7 @@ import platform
 from pathlib import Path
 
 
-def processor():
+def processor() -> str:
     """The processor's name."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -15,14 +15,14 @@ def processor():
     return platform.processor() or platform.machine()
 
 
-def free_memory():
-    """Bytes that a process can still get, or None where the system does not say."""
-    limits = []
+def free_memory() -> int | None:
+    """Bytes that this process can still allocate, None if the system does not tell."""
+    limits: list[int] = []
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
         line = next(line for line in lines if line.startswith("MemAvailable"))
         limits.append(int(line.split()[1]) << 10)
-    with contextlib.suppress(OSError, ValueError):  # a container's own limit; "max": none
+    with contextlib.suppress(OSError, ValueError):  # the limit of a container; "max" (no limit) raises
         group = Path("/sys/fs/cgroup")
         used = int((group / "memory.current").read_text())
         limits.append(int((group / "memory.max").read_text()) - used)

@@ -1,4 +1,4 @@
-"""Element-wise filtering: every output value has a kernel of its own."""
+"""Element-wise filtering: every output value has its own kernel."""
 
 from .functional import elementwise_filter, pixelwise_reconstruct
 from .module import ElementwiseFilter

@@ -1,12 +1,16 @@
-"""Element-wise filtering in plain PyTorch: the mathematics, any dtype, any order of derivatives."""
+"""Element-wise filtering in plain PyTorch: the definition, for any dtype, differentiable any number of times."""
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 
+from .arguments import reach
+
 _MODES = {"zeros": "constant", "replicate": "replicate", "reflect": "reflect"}
 
 
-def weights(kernel, groups, normalize, log_window):
+def weights(kernel: torch.Tensor, groups: int, normalize: str, log_window: torch.Tensor | None) -> torch.Tensor:
     """kernel [B, groups K², Ho, Wo], log_window [kh, kw] or None -> the taps' weights [B, groups, 1, K², Ho, Wo]."""
     logits = kernel.unflatten(1, (groups, 1, -1))
     if log_window is not None:
@@ -19,11 +23,23 @@ def weights(kernel, groups, normalize, log_window):
 
 
 def elementwise_filter(
-    x, kernel, kernel_size, groups, dilation, stride, upscale, padding, normalize, alpha, beta, gamma, log_window
-):
+    x: torch.Tensor,
+    kernel: torch.Tensor,
+    kernel_size: Sequence[int],
+    groups: int,
+    dilation: Sequence[int],
+    stride: int,
+    upscale: int,
+    padding: str,
+    normalize: str,
+    alpha: float,
+    beta: float,
+    gamma: float,
+    log_window: torch.Tensor | None,
+) -> torch.Tensor:
     """x [B, C, H, W], kernel [B, groups K², Ho, Wo] -> [len(dilation), B, C, Ho, Wo].
 
-    A zero coefficient omits its term. The arguments are those of the op (op.py).
+    The term of a zero coefficient is omitted. The arguments are the op's (op.py).
     """
     taps = weights(kernel, groups, normalize, log_window)
     filtered = [_filter(x, taps, kernel_size, d, stride, upscale, padding, alpha, beta, gamma) for d in dilation]
@@ -31,11 +47,11 @@ def elementwise_filter(
 
 
 def _filter(x, taps, kernel_size, dilation, stride, upscale, padding, alpha, beta, gamma):
-    radii = [n // 2 * dilation for n in kernel_size]
     if padding != "valid":
-        x = F.pad(x, (radii[1], radii[1], radii[0], radii[0]), mode=_MODES[padding])
+        above, left = reach(kernel_size, dilation)
+        x = F.pad(x, (left, left, above, above), mode=_MODES[padding])
     x = x.unflatten(1, (taps.shape[1], -1))
-    # The source pixel of every output pixel, in the padded input, at the first tap.
+    # The input pixel that the first tap of every output pixel reads, in the padded input.
     rows, cols = (torch.arange(n, device=x.device) * stride // upscale for n in taps.shape[-2:])
 
     def shifted(i, j):

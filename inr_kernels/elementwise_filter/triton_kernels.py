@@ -1,23 +1,29 @@
-"""The Triton backend of elementwise_filter: kernels, launches, block sizes. Proven in Triton's interpreter; not run
-on a GPU.
+"""The Triton backend of elementwise_filter: kernels, launches and block sizes.
 
-A program takes BP output (or source) pixels of one group of one image and up to BC of its channels. No kernel uses
-atomics. Several dilations are several launches. The softmax's gradient needs, of each pixel, D = sum of gradient
-times filtered value, which is computed from the forward's own output in float32.
+A program takes BP output (or input) pixels of one group of one image and up to BC of the group's channels. No kernel
+uses atomics. Each dilation is a launch of its own. The softmax's gradient needs, for each pixel, the sum of gradient
+times filtered value, which is computed from the forward's output in float32.
+
+B images, G groups of CG channels, an output of P = Ho Wo pixels, T = KH KW taps.
+
+Tested in Triton's interpreter and compiled ahead of time (tests/build/test_compile_only.py); not run on a GPU.
 """
+
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
 from inr_kernels._core import backends
+from inr_kernels._core.dispatch import Facts
+
+from .arguments import NORMALIZATIONS, PADDINGS, reach
 
 BP = 128  # pixels of a program
-PADDINGS = {"zeros": 0, "replicate": 1, "reflect": 2, "valid": 3}
-NORMALIZATIONS = {"none": 0, "taps": 1, "all": 2}
 
 
-def why_not(facts) -> str:
+def why_not(facts: Facts) -> str:
     """Why the kernels cannot run, "" if they can."""
     if facts.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it takes float32, bfloat16 and float16; got {str(facts.dtype).removeprefix('torch.')}"
@@ -36,7 +42,7 @@ def split(count, parts, G, BP: tl.constexpr, BC: tl.constexpr):
 
 @triton.jit
 def fold(v, n, PADDING: tl.constexpr):
-    """The pixel that stands at v of n, and whether there is one."""
+    """The index of the pixel that padding places at v on an axis of n pixels, and whether there is one."""
     inside = (v >= 0) & (v < n)
     if PADDING == 1:
         v, inside = tl.minimum(tl.maximum(v, 0), n - 1), v == v
@@ -46,9 +52,13 @@ def fold(v, n, PADDING: tl.constexpr):
 
 
 @triton.jit
-def load_logits(kernel, window, pixels, image, tap, t, W, strides, mask):
-    """Tap `tap` of the kernel at the output pixels [BP], with the window's value t added."""
-    at = kernel + image * strides[0] + tap * strides[1] + pixels // W * strides[2] + pixels % W * strides[3]
+def load_logits(
+    kernel,  # [B, G T, Ho, Wo], by strides
+    window,  # [T] float32; or None
+    pixels, image, channel, t, W, strides, mask,
+):  # fmt: skip
+    """A channel of the kernel at the output pixels [BP] of width W, plus the window's value for tap t: float32 [BP]."""
+    at = kernel + image * strides[0] + channel * strides[1] + pixels // W * strides[2] + pixels % W * strides[3]
     logits = tl.load(at, mask=mask, other=0.0).to(tl.float32)
     if window is not None:
         logits += tl.load(window + t)
@@ -56,8 +66,14 @@ def load_logits(kernel, window, pixels, image, tap, t, W, strides, mask):
 
 
 @triton.jit
-def gather(x, pixels, channels, t, size, dilation, stride, upscale, origin, KH, KW, PADDING: tl.constexpr, mask):
-    """What tap t of the output pixels [BP] reads: [BC, BP] of x, which points to the group's first channel."""
+def load_tap(
+    x,  # [CG, H, W]: one group of one image
+    pixels, channels, t, size, dilation, stride, upscale, origin, KH, KW, PADDING: tl.constexpr, mask,
+):  # fmt: skip
+    """The input pixels that tap t of the output pixels [BP] reads, in the channels [BC]: float32 [BC, BP].
+
+    size: (H, W, Wo); origin: the input pixel of the output's first pixel.
+    """
     H, W, OW = size
     y, inside_y = fold(pixels // OW * stride // upscale + origin[0] + (t // KW - KH // 2) * dilation, H, PADDING)
     z, inside_z = fold(pixels % OW * stride // upscale + origin[1] + (t % KW - KW // 2) * dilation, W, PADDING)
@@ -66,8 +82,13 @@ def gather(x, pixels, channels, t, size, dilation, stride, upscale, origin, KH, 
 
 
 @triton.jit
-def logsumexp(lse, kernel, window, strides, G, P, W, n, T, BP: tl.constexpr):
-    """lse [B, G, P] over the n channels of a unit of kernel [B, G n, P], strides `strides`; window [T] or None."""
+def logsumexp(
+    lse,  # [B, G, P] float32
+    kernel,  # [B, G n, Ho, Wo], by strides
+    window,  # [T] float32; or None
+    strides, G, P, W, n, T, BP: tl.constexpr,
+):  # fmt: skip
+    """The log of the sum of exponentials over the n channels of a group; G = 1 where one softmax spans all groups."""
     pixels, image, group, _ = split(P, 1, G, BP, 1)
     mask = pixels < P
     most = tl.full([BP], float("-inf"), tl.float32)
@@ -83,13 +104,18 @@ def logsumexp(lse, kernel, window, strides, G, P, W, n, T, BP: tl.constexpr):
 
 @triton.jit
 def filter_pixels(
-    out, x, kernel, window, lse, strides, G, CG, P, size, dilation, stride, upscale, origin, alpha, beta, gamma,
+    out,  # [B, G CG, P]
+    x,  # [B, G CG, H, W] contiguous
+    kernel,  # [B, G T, Ho, Wo], by strides
+    window,  # [T] float32; or None
+    lse,  # [B, P] float32 where one softmax spans all groups; else None
+    strides, G, CG, P, size, dilation, stride, upscale, origin, alpha, beta, gamma,
     KH: tl.constexpr, KW: tl.constexpr, PADDING: tl.constexpr, NORMALIZE: tl.constexpr,
     BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """out [B, G CG, P] from x [B, G CG, H, W] and kernel [B, G KH KW, P]; lse [B, P] where one softmax spans all.
+    """out = alpha x + beta box + gamma filtered.
 
-    A softmax over the taps runs online: state (most, total, sums), every logit is read once.
+    A softmax over the taps runs online, with the state (most, total, sums): every logit is read once.
     """
     pixels, image, group, channels = split(P, tl.cdiv(CG, BC), G, BP, BC)
     live = pixels < P
@@ -100,8 +126,8 @@ def filter_pixels(
     box = sums
     if NORMALIZE == 2:
         shift = tl.load(lse + image * P + pixels, mask=live, other=0.0)
-    for t in tl.range(KH * KW, loop_unroll_factor=3):  # all of 25 taps, let alone 81, would spill
-        z = gather(x, pixels, channels, t, size, dilation, stride, upscale, origin, KH, KW, PADDING, mask)
+    for t in tl.range(KH * KW, loop_unroll_factor=3):  # unrolling all of 25 or 81 taps would spill
+        z = load_tap(x, pixels, channels, t, size, dilation, stride, upscale, origin, KH, KW, PADDING, mask)
         weight = load_logits(kernel, window, pixels, image, group * KH * KW + t, t, size[2], strides, live)
         if NORMALIZE == 1:
             higher = tl.maximum(most, weight)
@@ -124,7 +150,7 @@ def filter_pixels(
         result += beta * box
     if alpha != 0:
         t = KH * KW // 2
-        centre = gather(x, pixels, channels, t, size, dilation, stride, upscale, origin, KH, KW, PADDING, mask)
+        centre = load_tap(x, pixels, channels, t, size, dilation, stride, upscale, origin, KH, KW, PADDING, mask)
         result += alpha * centre
     at = out + ((image * G + group) * CG + channels)[:, None] * P + pixels[None, :]
     tl.store(at, result.to(out.dtype.element_ty), mask=mask)
@@ -132,13 +158,20 @@ def filter_pixels(
 
 @triton.jit
 def kernel_gradient(
-    d_kernel, grad, x, kernel, window, lse, means, strides, G, LG, CG, P, size, dilation, stride, upscale, origin,
+    d_kernel,  # [B, G T, P] float32
+    grad,  # [B, G CG, P] contiguous
+    x,  # [B, G CG, H, W] contiguous
+    kernel,  # [B, G T, Ho, Wo], by strides
+    window,  # [T] float32; or None
+    lse,  # [B, LG, P] float32 with a softmax, LG = 1 where it spans all groups, else G; without one None
+    means,  # [B, LG, P] float32: sum of gradient times filtered value; or None
+    strides, G, LG, CG, P, size, dilation, stride, upscale, origin,
     gamma, KH: tl.constexpr, KW: tl.constexpr, PADDING: tl.constexpr, NORMALIZE: tl.constexpr, ADD: tl.constexpr,
     BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """d_kernel [B, G KH KW, P] float32 (+)= s (gamma sum_c grad x - means), or gamma sum_c grad x without a softmax.
+    """d_kernel = s (gamma sum_c grad x - means) with softmax weights s; without a softmax gamma sum_c grad x.
 
-    grad [B, G CG, P]; lse, means [B, LG, P], LG = G or 1.
+    ADD: adds it to what d_kernel holds.
     """
     pixels, image, group, channels = split(P, 1, G, BP, BC)
     live = pixels < P
@@ -153,7 +186,7 @@ def kernel_gradient(
             c = first + channels
             mask = (c < CG)[:, None] & live[None, :]
             g = tl.load(grad + c.to(tl.int64)[:, None] * P + pixels[None, :], mask=mask, other=0.0).to(tl.float32)
-            z = gather(x, pixels, c, t, size, dilation, stride, upscale, origin, KH, KW, PADDING, mask)
+            z = load_tap(x, pixels, c, t, size, dilation, stride, upscale, origin, KH, KW, PADDING, mask)
             d += tl.sum(g * z, 0)
         d *= gamma
         if NORMALIZE != 0:
@@ -167,12 +200,17 @@ def kernel_gradient(
 
 @triton.jit
 def image_gradient(
-    d_x, grad, kernel, window, lse, strides, G, LG, CG, P, size, virtual, dilation, stride, upscale, origin,
+    d_x,  # [B, G CG, VH, VW] float32, read and written
+    grad,  # [B, G CG, P] contiguous
+    kernel,  # [B, G T, Ho, Wo], by strides
+    window,  # [T] float32; or None
+    lse,  # [B, LG, P] float32 with a softmax, LG = 1 where it spans all groups, else G; without one None
+    strides, G, LG, CG, P, size, virtual, dilation, stride, upscale, origin,
     alpha, beta, gamma, KH: tl.constexpr, KW: tl.constexpr, NORMALIZE: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """d_x [B, G CG, VH, VW] float32 += sum_t grad (gamma s_t + beta) + alpha grad, over the output pixels that read it.
+    """d_x += sum_t grad (gamma s_t + beta) + alpha grad over the output pixels that read a pixel; size: (Ho, Wo).
 
-    virtual: (VH, VW, top, left) of the padded image; the borders are folded afterwards. size: (OH, OW).
+    virtual: (VH, VW, top, left) of the padded image, whose borders are folded afterwards.
     """
     VH, VW, top, left = virtual
     pixels, image, group, channels = split(VH * VW, tl.cdiv(CG, BC), G, BP, BC)
@@ -182,7 +220,7 @@ def image_gradient(
     d = d_x + ((image * G + group) * CG + channels.to(tl.int64))[:, None] * VH * VW + pixels[None, :]
     sums = tl.load(d, mask=mask, other=0.0)
     for t in range(KH * KW):
-        # The output rows [first, last) are centred on the row that reads this one with tap t; columns likewise.
+        # The output rows [first_y, last_y) read this row with tap t; columns likewise.
         row, col = y - (t // KW - KH // 2) * dilation, x - (t % KW - KW // 2) * dilation
         reads = live & (row >= 0) & (col >= 0)
         row, col = tl.maximum(row, 0), tl.maximum(col, 0)
@@ -191,7 +229,7 @@ def image_gradient(
         for n in range(tl.cdiv(upscale, stride) * tl.cdiv(upscale, stride)):
             Y, X = first_y + n // tl.cdiv(upscale, stride), first_x + n % tl.cdiv(upscale, stride)
             here = reads & (last_y > Y) & (size[0] > Y) & (last_x > X) & (size[1] > X)
-            p = Y * size[1] + X  # anywhere, if nothing reads this pixel; every load is masked
+            p = Y * size[1] + X  # may be out of bounds where nothing reads this pixel: every load is masked
             weight = load_logits(kernel, window, p, image, group * KH * KW + t, t, size[1], strides, here)
             if NORMALIZE != 0:
                 weight = tl.exp(weight - tl.load(lse + (image * LG + group % LG) * P + p, mask=here, other=0.0))
@@ -206,7 +244,7 @@ def image_gradient(
 
 
 class _Problem:
-    """A call's tensors and the sizes that every launch needs."""
+    """A call's tensors and sizes, and its launches."""
 
     def __init__(
         self, x, kernel, kernel_size, groups, dilation, stride, upscale, padding, normalize, alpha, beta, gamma, window
@@ -229,7 +267,7 @@ class _Problem:
         return (triton.cdiv(pixels, BP) * len(self.x) * self.groups * (parts or self.parts),)
 
     def origin(self, dilation):
-        return tuple(n // 2 * dilation if self.padding == "valid" else 0 for n in self.sides)
+        return reach(self.sides, dilation) if self.padding == "valid" else (0, 0)
 
     def geometry(self, dilation):
         return self.size, dilation, self.stride, self.upscale, self.origin(dilation)
@@ -283,22 +321,22 @@ class _Problem:
 
     def image_gradient(self, grad, lse):
         folds = self.padding in ("replicate", "reflect")
-        reach = [n // 2 * max(self.dilations) if folds else 0 for n in self.sides]
+        top, left = reach(self.sides, max(self.dilations)) if folds else (0, 0)
         height, width = self.x.shape[2:]
-        virtual = height + 2 * reach[0], width + 2 * reach[1]
+        virtual = height + 2 * top, width + 2 * left
         d = torch.zeros(*self.x.shape[:2], *virtual, device=grad.device)
         for part, dilation in zip(grad, self.dilations, strict=True):
             image_gradient[self.programs(virtual[0] * virtual[1])](
                 d, part, self.kernel, self.window, lse, self.kernel.stride(), self.groups, self.softmax_groups,
-                self.per_group, self.pixels, self.out_size, (*virtual, *reach), dilation, self.stride, self.upscale,
+                self.per_group, self.pixels, self.out_size, (*virtual, top, left), dilation, self.stride, self.upscale,
                 self.origin(dilation), *self.coefficients, **self.forms(),
             )  # fmt: skip
-        d = _fold(d, 2, reach[0], height, self.padding)
-        return _fold(d, 3, reach[1], width, self.padding).to(grad.dtype).contiguous()
+        d = _fold(d, 2, top, height, self.padding)
+        return _fold(d, 3, left, width, self.padding).to(grad.dtype).contiguous()
 
 
 def _fold(d, dim, reach, n, padding):
-    """Adds what lies beyond both ends of an axis to the pixels that stood there."""
+    """Adds the padding at both ends of an axis to the pixels that it repeats."""
     if not reach:
         return d
     low, inner, high = d.split((reach, n, reach), dim)
@@ -311,8 +349,8 @@ def _fold(d, dim, reach, n, padding):
     return inner
 
 
-def forward(*args):
-    """[len(dilation), B, C, Ho, Wo] of the op's arguments."""
+def forward(*args: Any) -> torch.Tensor:
+    """Takes the op's arguments (op.py), returns [len(dilation), B, C, Ho, Wo]."""
     p = _Problem(*args)
     out = p.x.new_empty(len(p.dilations), *p.x.shape[:2], *p.out_size)
     if not out.numel():
@@ -321,8 +359,10 @@ def forward(*args):
         return p.filter(out, p.lse() if p.normalize == "all" else None, p.coefficients)
 
 
-def backward(grad, *args, needs_x, needs_kernel):
-    """(d_x or None, d_kernel or None) of the op's arguments."""
+def backward(
+    grad: torch.Tensor, *args: Any, needs_x: bool, needs_kernel: bool
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Takes the output's gradient and the op's arguments, returns (d_x or None, d_kernel or None)."""
     p = _Problem(*args)
     grad = grad.contiguous()
     if not grad.numel():

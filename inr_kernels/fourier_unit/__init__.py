@@ -1,4 +1,4 @@
-"""The Fourier unit, and the fast Fourier convolution that LaMa builds around it."""
+"""The Fourier unit, and the fast Fourier convolution (FFC) of LaMa that contains it."""
 
 from .functional import conv3x3, fourier_unit
 from .module import FFC, FFC_BN_ACT, FFCResnetBlock, FourierUnit, SpectralTransform

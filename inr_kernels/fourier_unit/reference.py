@@ -1,24 +1,34 @@
-"""The Fourier unit, and the convolution beside it, in plain PyTorch: the mathematics, any order of derivatives."""
+"""The Fourier unit, and the 3 x 3 convolution of its layer, in plain PyTorch: the definition, differentiable any number
+of times.
+"""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 
-
-def compute_dtype(dtype):
-    """What a unit computes in: half precision overflows in the spectrum, whose first value is the sum of all pixels."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+from .arguments import compute_dtype
 
 
-def fourier_unit(x, weight, scale, shift, training, eps, groups, norm, dft=False):
+def fourier_unit(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
+    training: bool,
+    eps: float,
+    groups: int,
+    norm: str,
+    dft: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """x [B, C, H, W], weight [2 O, 2 C / groups], scale, shift [2 O] -> [B, O, H, W], mean [2 O], variance [2 O].
 
-    LaMa's order of operations. The arguments are those of the op (op.py); the last two results are the statistics that
-    training normalized with, empty otherwise. dft: by matrix products instead of FFTs.
+    LaMa's order of operations. The arguments are the op's (op.py); mean and variance are the batch statistics used in
+    training, else empty. dft: transform by matrix products instead of FFTs.
     """
     image, size = x.to(compute_dtype(x.dtype)), x.shape[2:]
-    dft = dft or not len(x)  # an FFT of nothing is refused
+    dft = dft or not len(x)  # torch refuses an FFT of an empty tensor
     z = dft_spectrum(image, norm) if dft else fft_spectrum(image, norm)
     z = F.conv2d(z, weight[:, :, None, None], groups=groups)
     mean = var = z.new_empty(0)
@@ -30,46 +40,46 @@ def fourier_unit(x, weight, scale, shift, training, eps, groups, norm, dft=False
     return y.to(x.dtype), mean, var
 
 
-def fft_spectrum(x, norm):
-    """x [B, C, H, W] -> [B, 2 C, H, W // 2 + 1]: the real and the imaginary part of each channel, in turn."""
+def fft_spectrum(x: torch.Tensor, norm: str) -> torch.Tensor:
+    """x [B, C, H, W] -> [B, 2 C, H, W // 2 + 1]: real and imaginary parts of the channels, interleaved."""
     z = torch.fft.rfftn(x, dim=(-2, -1), norm=norm)
     return torch.stack((z.real, z.imag), 2).flatten(1, 2)
 
 
-def fft_image(z, size, norm):
+def fft_image(z: torch.Tensor, size: Sequence[int], norm: str) -> torch.Tensor:
     """The inverse of `fft_spectrum` for a spectrum that need not be Hermitian."""
     z = z.unflatten(1, (-1, 2))
     return inverse(torch.complex(z[:, :, 0], z[:, :, 1]), size, norm)
 
 
-def inverse(z, size, norm):
-    """numpy.fft.irfft2 of a complex spectrum, on every device.
+def inverse(z: torch.Tensor, size: Sequence[int], norm: str) -> torch.Tensor:
+    """Computes numpy.fft.irfft2 of a complex half spectrum on every device: z [B, C, H, W // 2 + 1] -> [B, C, H, W].
 
-    The first and, at an even width, the last column stand for themselves alone, so that after the transform of the
-    columns their imaginary parts count for nothing. Not every library's transform of two dimensions says so.
+    The first column and, for an even width, the last are their own conjugate mirrors: after the transform of the
+    columns their imaginary parts are ignored. Not every library's 2-D transform does so.
     """
     if z.device.type == "cpu":
         return torch.fft.irfftn(z, s=size, dim=(-2, -1), norm=norm)
     z = torch.fft.ifft(z, dim=-2, norm=norm)
     column = torch.arange(z.shape[-1], device=z.device)
-    alone = (column == 0) | (2 * column == size[1])
-    return torch.fft.irfft(torch.where(alone, z.real + 0j, z), n=size[1], dim=-1, norm=norm)
+    own_mirror = (column == 0) | (2 * column == size[1])
+    return torch.fft.irfft(torch.where(own_mirror, z.real + 0j, z), n=size[1], dim=-1, norm=norm)
 
 
-def dft_factors(n, columns, like):
-    """cos and sin of 2 pi j k / n for j < n, k < columns; angles reduced before they are rounded."""
+def dft_factors(n: int, columns: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """[n, columns]: cos and sin of 2 pi j k / n for j < n, k < columns; j k is reduced modulo n before rounding."""
     j, k = (torch.arange(m, device=like.device) for m in (n, columns))
     angle = (j[:, None] * k % n).double() * (2 * math.pi / n)
     return angle.cos().to(like.dtype), angle.sin().to(like.dtype)
 
 
-def norm_factor(count, norm, back):
-    """What a transform of `count` values is multiplied with."""
+def norm_factor(count: int, norm: str, back: bool) -> float:
+    """The factor of a transform of `count` values, or (back) of its inverse."""
     return {"ortho": count**-0.5, "backward": 1 / count if back else 1.0, "forward": 1.0 if back else 1 / count}[norm]
 
 
-def dft_spectrum(x, norm):
-    """`fft_spectrum` by products with the factors."""
+def dft_spectrum(x: torch.Tensor, norm: str) -> torch.Tensor:
+    """`fft_spectrum` by matrix products."""
     height, width = x.shape[2:]
     cos, sin = dft_factors(width, width // 2 + 1, x)
     re, im = x @ (cos * norm_factor(height * width, norm, False)), x @ (sin * -norm_factor(height * width, norm, False))
@@ -77,8 +87,8 @@ def dft_spectrum(x, norm):
     return torch.stack((cos @ re + sin @ im, cos @ im - sin @ re), 2).flatten(1, 2)
 
 
-def dft_image(z, size, norm):
-    """`fft_image` by products with the factors."""
+def dft_image(z: torch.Tensor, size: Sequence[int], norm: str) -> torch.Tensor:
+    """`fft_image` by matrix products."""
     height, width = size
     z = z.unflatten(1, (-1, 2))
     re, im = z[:, :, 0], z[:, :, 1]
@@ -86,19 +96,27 @@ def dft_image(z, size, norm):
     re, im = cos @ re - sin @ im, cos @ im + sin @ re
     cos, sin = dft_factors(width, width // 2 + 1, z)
     column = torch.arange(width // 2 + 1, device=z.device)
-    alone = (column == 0) | (2 * column == width)
-    times = torch.where(alone, 1, 2).to(z.dtype) * norm_factor(height * width, norm, True)
+    own_mirror = (column == 0) | (2 * column == width)  # the others' conjugate mirrors are not stored
+    times = torch.where(own_mirror, 1, 2).to(z.dtype) * norm_factor(height * width, norm, True)
     return re @ (cos * times).T - im @ (sin * times).T
 
 
-def conv3x3(x, weight, bias, other, add, relu, padding):
+def conv3x3(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    other: torch.Tensor | None,
+    add: torch.Tensor | None,
+    relu: bool,
+    padding: str,
+) -> torch.Tensor:
     """x [B, C, H, W], other [B, D, H, W] or None, weight [O, C + D, 3, 3] -> conv (+ bias) (+ add), or its ReLU."""
     out = F.conv2d(pad(x, other, padding), weight, bias)
     out = out if add is None else out + add
     return out.relu() if relu else out
 
 
-def pad(x, other, padding):
-    """Both inputs' channels, one pixel larger on every side."""
+def pad(x: torch.Tensor, other: torch.Tensor | None, padding: str) -> torch.Tensor:
+    """Concatenates the channels of both inputs and pads one pixel on every side."""
     x = x if other is None else torch.cat((x, other), 1)
     return F.pad(x, (1, 1, 1, 1), mode="constant" if padding == "zeros" else padding)

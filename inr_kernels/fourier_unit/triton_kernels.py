@@ -1,8 +1,10 @@
-"""The Triton backend of fourier_unit: its kernel, launches, block sizes. Proven in Triton's interpreter and compiled
-ahead of time (tests/test_compile_only.py); not run on a GPU.
+"""The Triton backend of fourier_unit: its kernel, launch and block sizes.
 
-One kernel multiplies the parts of a spectrum by a real matrix, adds and takes the ReLU, where they lie. It is the
-unit's convolution, and the transform of a small map's columns (op/dft_matmul.py).
+One kernel multiplies the real and imaginary parts of a spectrum, as they are interleaved in memory, by a real matrix,
+adds a shift and applies a ReLU. It computes the unit's convolution, and the DFT of a small map's columns
+(op/dft_matmul.py).
+
+Tested in Triton's interpreter and compiled ahead of time (tests/build/test_compile_only.py); not run on a GPU.
 """
 
 import torch
@@ -10,12 +12,13 @@ import triton
 import triton.language as tl
 
 from inr_kernels._core import backends
+from inr_kernels._core.dispatch import Facts
 
 BLOCK = {"BM": 64, "BN": 64, "BK": 32}
-WARPS = {"ieee": 4, "tf32": 8}  # otherwise some chip spills
+WARPS = {"ieee": 4, "tf32": 8}  # others spill registers on some architecture
 
 
-def why_not(facts) -> str:
+def why_not(facts: Facts) -> str:
     """Why the kernels cannot run, "" if they can."""
     if facts.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it takes float32, bfloat16 and float16; got {str(facts.dtype).removeprefix('torch.')}"
@@ -23,13 +26,17 @@ def why_not(facts) -> str:
 
 
 @triton.jit
-def mix(
-    out, z, weight, shift, G, M, K, N,
+def multiply(
+    out,  # [B, G, M / 2, N, 2] contiguous float32
+    z,  # [B, G, K / 2, N, 2] contiguous float32
+    weight,  # [G, M, K] contiguous float32
+    shift,  # [G, M] contiguous float32; or None
+    G, M, K, N,
     RELU: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """out [B, G, M / 2, N, 2] = weight [G, M, K] z [B, G, K / 2, N, 2] (+ shift [G, M]), or its ReLU; M and K are even.
+    """out = weight z (+ shift), or its ReLU, for N frequencies. M and K are even.
 
-    Row or column i of a matrix stands for part i % 2 of channel i // 2.
+    Row or column i of the matrix belongs to part i % 2 (real, imaginary) of channel i // 2.
     """
     unit, group, row = tl.program_id(2).to(tl.int64), tl.program_id(2) % G, tl.program_id(1) * BM
     i, k, n = tl.arange(0, BM), tl.arange(0, BK), tl.program_id(0) * BN + tl.arange(0, BN)
@@ -49,13 +56,13 @@ def mix(
     if shift is not None:
         sums += tl.load(shift + group * M + m, mask=m < M, other=0.0)[:, None]
     if RELU:
-        sums = tl.where(sums < 0, 0.0, sums)  # hands a NaN on
+        sums = tl.where(sums < 0, 0.0, sums)  # keeps NaN
     out += unit * M * N + row.to(tl.int64) * N
     at = (i // 2 * N * 2 + i % 2)[:, None] + 2 * n[None, :]
     tl.store(out + at, sums, mask=(m < M)[:, None] & (n < N)[None, :])
 
 
-def product(z, weight, shift, relu, groups):
+def product(z: torch.Tensor, weight: torch.Tensor, shift: torch.Tensor | None, relu: bool, groups: int) -> torch.Tensor:
     """z [B, C, H, W'] complex, weight [2 O, 2 C / groups], shift [2 O] or None -> [B, O, H, W'] complex."""
     z, rows = torch.view_as_real(z.contiguous()), len(weight) // groups
     out = z.new_empty(len(z), len(weight) // 2, *z.shape[2:])
@@ -63,7 +70,7 @@ def product(z, weight, shift, relu, groups):
     grid = triton.cdiv(count, BLOCK["BN"]), triton.cdiv(rows, BLOCK["BM"]), len(z) * groups
     weight, shift = weight.contiguous(), None if shift is None else shift.contiguous()
     with backends.on(z.device):
-        mix[grid](
+        multiply[grid](
             out, z, weight, shift, groups, rows, weight.shape[1], count,
             RELU=relu, PRECISION=backends.precision(), num_warps=WARPS[backends.precision()], **BLOCK,
         )  # fmt: skip

@@ -1,85 +1,113 @@
-"""Drop-in for models of other projects: `accelerate` and `restore`."""
+"""Accelerates models of other projects in place: `accelerate` and `restore`.
+
+An adapter covers one method of one upstream project. To add one, write a file in this folder that ends with
+
+    ADAPTER = register(Adapter(description, is_candidate, verify))
+
+and add its name to the import below. An adapter provides:
+
+- `description`: what it accelerates, for the log, e.g. "LIIF's decoder".
+- `is_candidate(module) -> bool`: whether a module looks like the upstream class, judged by the names of its attributes
+  or methods. `accelerate` logs for each candidate that it was accelerated, or why not.
+- `verify(module) -> Match`: checks the structure (`class_swap.check_method` and the adapter's own rules), then runs the
+  original method and ours on random inputs (`probe.why_different`). Raises `Unsupported(reason)` if the module must
+  keep its method, else returns `class_swap.match(module, mixin, method_name, details)`.
+- the mixin: a subclass of `AcceleratedModule` that overrides the method. Each call checks that the match still holds
+  (`class_swap.why_changed`) and that the arguments are supported; otherwise `class_swap.falls_back` logs the reason,
+  and the method calls `super()`.
+
+Its tests need the upstream code in plain PyTorch, and variants of it that must not be accelerated: see
+tests/support/upstream_*.py.
+"""
+
+from typing import TypeVar
 
 from torch import nn
 
-from . import class_swap, fac, kernel_conv, lama, liif, natten, raft
-from .class_swap import LOG
-
-ADAPTERS = (liif, kernel_conv, fac, raft, lama, natten)
+from . import class_swap, fac, kernel_conv, lama, liif, natten, raft  # noqa: F401  adapters register themselves
+from .class_swap import ADAPTERS, LOG
 
 __all__ = ["accelerate", "restore"]
 
+Model = TypeVar("Model", bound=nn.Module)
 
-def accelerate(model):
-    """Replaces, in place, what other projects' models compute slowly by this package's operators.
 
-    | found by its structure, whatever its project                                   | runs on                     |
+def accelerate(model: Model) -> Model:
+    """Replaces, in place, slow methods of models from other projects by the operators of this package.
+
+    Modules are recognised by their structure, not by the name of their project:
+
+    | module                                                                         | runs on                     |
     | ------------------------------------------------------------------------------ | --------------------------- |
     | LIIF's decoder (yinboc/liif and copies, mmagic): `query_rgb(coord, cell)` that | `local_implicit_decode`     |
-    | reads what `gen_feat` left, or `query_rgb(feature, coord, cell)`; the flags    |                             |
+    | reads what `gen_feat` stored, or `query_rgb(feature, coord, cell)`; the flags  |                             |
     | local_ensemble, feat_unfold, cell_decode; `imnet.layers`, Linear, ReLU, ...    |                             |
     | MISF's `KernelConv([K])`, also EfficientDeRain's, JPGNet's and KPN's:          | `elementwise_filter`        |
     | `forward(frames, core, white_level, rate)`, frames [B, N, (3,) H, W]           |                             |
-    | STFAN's `KernelConv2D(K)`, also GLF-CR's: `forward(input, kernel)`. Who cannot | `elementwise_filter`        |
-    | build its CUDA extension: see `inr_kernels.integrations.fac`                   |                             |
-    | RAFT's `upsample_flow(flow, mask)` and its copies', by any factor              | `elementwise_filter`        |
+    | STFAN's `KernelConv2D(K)`, also GLF-CR's: `forward(input, kernel)`. Without    | `elementwise_filter`        |
+    | its CUDA extension, see `inr_kernels.integrations.fac`                         |                             |
+    | RAFT's `upsample_flow(flow, mask)` and its copies', any integer factor to 16   | `elementwise_filter`        |
     | NATTEN's `NeighborhoodAttention2D` of any version, NAT's and DiNAT's attention | `neighborhood_attention_2d` |
-    | in transformers (of DiNAT up to 4.53: later versions mix up its axes)          |                             |
+    | in transformers (DiNAT up to 4.53: later versions swap its axes)               |                             |
+    | LaMa's FourierUnit, SpectralTransform, FFC and FFC_BN_ACT                      | `fourier_unit`, 3 x 3 conv  |
 
-    Structure proves nothing, so the method must also agree with ours on random inputs and weights: output and
-    gradients, on a CPU, without its `.cuda()`. All else is left alone, and the logger "inr_kernels" says why
-    (replaced: INFO, left alone: WARNING): other layers in LIIF's MLP, hooks on it, separable cores, something added
-    to the output, arguments changed in place. What changes later is seen at the next call: a hook, a layer, a flag of
-    the object, another imnet, arguments that do not fit send it to the original method.
+    A module is replaced only if its method also agrees with ours on random inputs and weights: outputs and gradients,
+    on the CPU, with `.cuda()` disabled. Every other candidate keeps its own method, for example for other layers in
+    LIIF's MLP, hooks on it, separable kernels, something added to the output, or arguments modified in place. The
+    logger "inr_kernels" names each replaced module (INFO) and the reason for each that was not (WARNING). Later changes
+    are detected at the next call: a new hook, layer, flag or MLP, or unsupported arguments make the call use the
+    original method.
 
-    Only the object's class changes, to a subclass of its own that overrides that method: parameters, state_dict,
-    forward, isinstance, pickle (what reads it needs inr_kernels), deepcopy, DataParallel, train(), .to() and
-    torch.compile work as before. It now runs on the model's device, a CPU too; a CUDA extension alone is trusted by
-    its name, as no CPU can run it. The output has the dtype that the original gives it. In LIIF's decoder,
-    coordinates are computed in float32 where the original rounds them to half precision, and without gradients,
-    callers that go through a picture in chunks pay for the first layer once. A second derivative, torch.func and
-    ONNX export need the original: `restore` first.
+    Replacing changes only the object's class, to a subclass of its own class that overrides the method. Parameters,
+    state_dict, forward, isinstance, pickle (reading it requires inr_kernels), deepcopy, DataParallel, train(), .to()
+    and torch.compile work as before. The method then runs on the model's device, including the CPU. The output has the
+    same dtype as the original's. Second derivatives, torch.func and ONNX export need the original: `restore` first.
 
-    NATTEN's functions run on few machines. Where they cannot, a module's forward is tried around stand-ins for them,
-    and they are trusted by their names. Dropout of attention weights in training, a hook on it, and their output go
-    to the original, as does a map on a GPU unless a backend is wished: NATTEN may have its kernels there.
+    Notes on single projects:
 
-    LaMa's FourierUnit, SpectralTransform, FFC and FFC_BN_ACT are found by their attributes, tried on random weights
-    (outputs, gradients, running statistics) and get the forward of `inr_kernels.models.ffc`, in the same way: the
-    blocks around them keep their class, every layer keeps isinstance, its parameters and its keys.
+    - LIIF: coordinates are computed in float32 where the original rounds them to half precision. Without gradients, a
+      caller that decodes an image in chunks computes the first layer only once.
+    - STFAN: its CUDA extension cannot run on a CPU, so it is identified by its name; the code around it is compared.
+    - NATTEN: where its functions have no kernel, the forward is compared with PyTorch code in their place, and the
+      functions are identified by their names. Calls with dropout of attention weights in training, a hook on that
+      dropout, or the attention weights as output use the original. So do calls on a GPU unless a backend was
+      requested, because NATTEN may have its own kernels there.
+    - LaMa: a layer gets the forward of the class of the same name in `inr_kernels.fourier_unit`; running statistics
+      are compared too. The blocks around them keep their class, all layers their parameters and state-dict keys.
 
     Args:
-        model: any nn.Module; itself or modules inside may be replaced. To call it again is harmless, and takes up
-            flags that were changed on purpose.
+        model: any nn.Module; the module itself and all modules inside it are considered. Calling it again has no
+            effect, except that flags changed since then are accepted.
 
     Returns:
         The same model.
 
     Raises:
-        TypeError: model is no nn.Module.
+        TypeError: model is not an nn.Module.
 
     Example:
         >>> import torch
         >>> from inr_kernels import accelerate
-        >>> model = accelerate(torch.nn.Sequential(torch.nn.Linear(2, 3)))  # warns: nothing known in Sequential
+        >>> model = accelerate(torch.nn.Sequential(torch.nn.Linear(2, 3)))  # warns: no supported module in Sequential
     """
     found = False
-    for name, module in _modules(model):
+    for name, module in _named_modules(model):
         for adapter in ADAPTERS:
-            if adapter.is_candidate(module):
-                found = True
-                what = type(module).__qualname__ + (f" at {name!r}" if name else "")
-                if not (reason := adapter.replace(module)):
-                    LOG.info("%s replaced: %s, fused", what, adapter.WHAT)
-                    break
-                LOG.warning("%s left alone: %s", what, reason)
+            if not adapter.is_candidate(module):
+                continue
+            found = True
+            where = type(module).__qualname__ + (f" at {name!r}" if name else "")
+            if not (reason := class_swap.replace(module, adapter.verify)):
+                LOG.info("%s accelerated: %s", where, adapter.description)
+                break
+            LOG.warning("%s not accelerated: %s", where, reason)
     if not found:
-        LOG.warning("nothing that accelerate knows in %s", type(model).__qualname__)
+        LOG.warning("accelerate found no supported module in %s", type(model).__qualname__)
     return model
 
 
-def restore(model):
-    """Undoes `accelerate`: every object has its own class again, and nothing of ours stays behind.
+def restore(model: Model) -> Model:
+    """Undoes `accelerate`: every object gets its original class back, and cached values are dropped.
 
     Args:
         model: any nn.Module, accelerated or not.
@@ -88,14 +116,14 @@ def restore(model):
         The same model.
 
     Raises:
-        TypeError: model is no nn.Module.
+        TypeError: model is not an nn.Module.
     """
-    for _, module in _modules(model):
-        class_swap.restore(module)
+    for _, module in _named_modules(model):
+        class_swap.restore_original(module)
     return model
 
 
-def _modules(model):
+def _named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
     return list(model.named_modules())

@@ -1,155 +1,195 @@
-"""What every adapter does to a foreign object: its class becomes a subclass of its own that overrides one method.
-
-An adapter is a file with `is_candidate(module)`, `replace(module)` and WHAT, which names what it replaces.
-"""
+"""Swaps the class of an object for a subclass that overrides one method, and back; the base of all adapters."""
 
 import functools
 import inspect
 import logging
-from typing import NamedTuple
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from inr_kernels._core.hooks import has_hooks as has_hooks  # for the adapters
-
 LOG = logging.getLogger("inr_kernels")
+UNSUPPORTED_CALL = "a call has arguments of an unsupported type, shape, dtype or device"
+
+# The arguments of a method, each (name,) or (name, default).
+Signature = tuple[tuple[Any, ...], ...]
 
 
-class LeftAlone(Exception):
-    """Why a module keeps its own method."""
+class Unsupported(Exception):
+    """The reason why a module keeps its original method."""
 
 
-class Accelerated(nn.Module):
-    """The first base of a replaced class. An adapter's subclass overrides the method and names its `replace`."""
+class AcceleratedModule(nn.Module):
+    """First base class of every accelerated object. An adapter's subclass of it overrides the method."""
 
-    _inr_replace = None
+    # Set on the class of each object: its own class, the adapter's function, and what that function returned.
+    _inr_original: type[nn.Module]
+    _inr_verify: "Callable[[nn.Module], Match]"
+    _inr_match: "Match"
 
-    def __init_subclass__(cls, **_):
-        """The foreign classes' own, a registry's perhaps, shall not see ours."""
+    def __init_subclass__(cls, **_: Any) -> None:
+        """Skips the original class's `__init_subclass__`, which may register every subclass somewhere."""
 
     def __reduce_ex__(self, protocol):
         make, args, *rest = super().__reduce_ex__(protocol)
         args = tuple(self._inr_original if arg is type(self) else arg for arg in args)
-        return _remake, (self._inr_replace, make, args), *rest
+        return _remake, (self._inr_verify, make, args), *rest
 
-    def __setstate__(self, state):
-        """A copy, or what was pickled, is verified anew: there, the class may be another one."""
-        again = self._inr_replace
-        become(self, self._inr_original)
+    def __setstate__(self, state: Any) -> None:
+        """Verifies a copied or unpickled object again: its original class may have changed since."""
+        verify = self._inr_verify
+        set_class(self, self._inr_original)
         self.__setstate__(state)
-        if reason := again(self):
-            LOG.warning("%s left alone: %s", type(self).__qualname__, reason)
+        if reason := replace(self, verify):
+            LOG.warning("%s not accelerated: %s", type(self).__qualname__, reason)
 
-    def _inr_forget(self):
-        """Drops what is kept beside the object."""
-
-
-class Verdict(NamedTuple):
-    """What the probe saw, and what must still hold at every call; `found`: what the adapter learnt."""
-
-    name: str
-    method: object
-    switches: tuple
-    found: object = None
+    def _inr_drop_cache(self) -> None:
+        """Drops what the adapter caches for this object."""
 
 
-def attempt(module, verify):
-    """Accelerates one module, in place. Returns why it was left alone, "" if it was not.
+class Match(NamedTuple):
+    """The result of a successful verification: the new base class, and what must still hold at every call.
 
-    verify: verify(module) -> (the adapter's subclass of Accelerated, its verdict, hashable), or raises LeftAlone.
+    original: the function of the original method. attributes: the object's flags and numbers. details: hashable, for
+    the adapter's own use.
     """
-    restore(module)
-    warn_once.cache_clear()
+
+    mixin: type[AcceleratedModule]
+    method: str
+    original: Callable
+    attributes: tuple[tuple[str, Any], ...]
+    details: Any = None
+
+
+class Adapter(NamedTuple):
+    """One upstream method that `accelerate` replaces. For the fields, see the docstring of inr_kernels.integrations."""
+
+    description: str
+    is_candidate: Callable[[nn.Module], bool]
+    verify: Callable[[nn.Module], Match]
+
+
+ADAPTERS: list[Adapter] = []
+
+
+def register(adapter: Adapter) -> Adapter:
+    """Adds an adapter to those that `accelerate` tries."""
+    ADAPTERS.append(adapter)
+    return adapter
+
+
+def replace(module: nn.Module, verify: Callable[[nn.Module], Match]) -> str:
+    """Accelerates one module in place. Returns the reason why it keeps its own method, "" if it was accelerated."""
+    restore_original(module)
+    _warn_once.cache_clear()
     try:
-        become(module, _subclass(type(module), *verify(module)))
-    except LeftAlone as reason:
+        match = verify(module)
+        set_class(module, _subclass(type(module), match.mixin, verify, match))  # type: ignore[arg-type]
+    except Unsupported as reason:
         return str(reason)
-    except Exception as error:  # whatever foreign code raises
-        return f"trying it raised {type(error).__name__}: {error}".splitlines()[0]
+    except Exception as error:  # upstream code may raise anything
+        return f"running it raised {type(error).__name__}: {error}".splitlines()[0]
     return ""
 
 
-def restore(module):
-    """Gives a module its own class back, if it has one of ours."""
-    if isinstance(module, Accelerated):
-        module._inr_forget()
-        become(module, module._inr_original)
+def restore_original(module: nn.Module) -> None:
+    """Gives an accelerated module its original class back; does nothing to other modules."""
+    if isinstance(module, AcceleratedModule):
+        module._inr_drop_cache()
+        set_class(module, module._inr_original)
 
 
-def verdict(module, name, found=None):
-    """The verdict on a method, with the flags that the object has now."""
-    return Verdict(name, getattr(type(module), name), tuple(switches(module).items()), found)
+def check_method(module: nn.Module, name: str, accepted: Collection[Signature], *, defaults: bool = True) -> Signature:
+    """Returns which of the accepted signatures a method has; Unsupported if none, or if the object overrides it.
+
+    defaults: whether default values must agree too; without, accepted contains names only.
+    """
+    found = _signature(type(module), name)
+    if found and not defaults:
+        found = tuple(argument[:1] for argument in found)
+    if found is None or found not in accepted:
+        raise Unsupported(f"{name} does not take {' or '.join(map(_format, accepted))}")
+    if name in vars(module):
+        raise Unsupported(f"{name} is patched on the object")
+    return found
 
 
-def why_changed(module):
-    """Why the verdict no longer holds, "" if it does."""
-    name, method, watched, _ = module._inr_verdict
-    if getattr(module._inr_original, name) is not method:
-        return f"its {name} has changed"
+def match(module: nn.Module, mixin: type[AcceleratedModule], method: str, details: Any = None) -> Match:
+    """The `Match` of a method, with the object's current flags."""
+    return Match(mixin, method, getattr(type(module), method), tuple(plain_attributes(module).items()), details)
+
+
+def why_changed(module: AcceleratedModule) -> str:
+    """Why an accelerated module's match no longer holds, "" if it does."""
+    _, name, original, attributes, _ = module._inr_match
+    if getattr(module._inr_original, name) is not original:
+        return f"the class has another {name} now"
     if name in vars(module):
         return f"{name} is patched on the object"
-    return why_switched(module, watched)
+    return why_attributes_changed(module, attributes)
 
 
-def why_switched(module, watched):
-    """Why switches no longer stand as they stood."""
-    if any(_plain(getattr(module, name, None)) != value for name, value in watched):
-        return "a flag has changed; accelerate(model) takes it up"
+def why_attributes_changed(module: nn.Module, attributes: Collection[tuple[str, Any]]) -> str:
+    """Why these attributes no longer have these values, "" if they do."""
+    if any(_plain(getattr(module, name, None)) != value for name, value in attributes):
+        return "a flag has changed; call accelerate(model) again to accept it"
     return ""
 
 
-def switches(module):
-    """Any plain value may change what a method computes; but not `training`: the probe runs in both modes."""
+def plain_attributes(module: nn.Module) -> dict[str, Any]:
+    """The object's flags and numbers, any of which may change what a method computes.
+
+    Without `training`: the probe runs in both modes.
+    """
     plain = {name: _plain(value) for name, value in vars(module).items() if name[0] != "_" and name != "training"}
     return {name: value for name, value in plain.items() if value is not None}
 
 
+def falls_back(module: AcceleratedModule, reason: str) -> bool:
+    """Whether there is a reason to call the original method. Logs it once for each class and reason."""
+    if reason and not torch.compiler.is_compiling():
+        _warn_once(module._inr_original, reason)  # type: ignore[arg-type]
+    return bool(reason)
+
+
+def set_class(module: nn.Module, cls: type[nn.Module]) -> None:
+    """Changes an object's class, even if it overrides __setattr__."""
+    object.__setattr__(module, "__class__", cls)
+
+
+@functools.cache
+def _warn_once(original, reason):
+    LOG.warning("%s uses its original method for some calls: %s", original.__qualname__, reason)
+
+
 def _plain(value):
-    """A flag or a number, or a tuple of them in place of a list; None for what is neither."""
+    """A flag, a number or a string, or a tuple of them (also for a list); None for anything else."""
     if isinstance(value, (list, tuple)):
         return tuple(value) if all(isinstance(v, (bool, str, int, float)) for v in value) else None
     return value if isinstance(value, (bool, str, int, float)) else None
 
 
-def signature(cls, name):
-    """The names and defaults of a method's arguments, or None if it takes others than plain ones."""
+def _signature(cls, name):
+    """The arguments of a method, or None if some are not positional-or-keyword."""
     _, *parameters = inspect.signature(getattr(cls, name)).parameters.values()
     plain = all(parameter.kind is parameter.POSITIONAL_OR_KEYWORD for parameter in parameters)
     return tuple((p.name, *([] if p.default is p.empty else [p.default])) for p in parameters) if plain else None
 
 
-def as_before(module, reason):
-    """Warns, once for each class and reason, of a call that the original has to compute."""
-    if not torch.compiler.is_compiling():
-        warn_once(module._inr_original, reason)
+def _format(signature):
+    return f"({', '.join('='.join(map(str, argument)) for argument in signature)})"
 
 
-@functools.cache
-def warn_once(original, reason):
-    """The log's line for it."""
-    LOG.warning("%s computes some calls as before: %s", original.__qualname__, reason)
-
-
-def become(module, cls):
-    """Changes an object's class, whatever its __setattr__ does."""
-    object.__setattr__(module, "__class__", cls)
-
-
-def _remake(again, make, args):
-    """Pickles name it: it must keep its name and place."""
+def _remake(verify, make, args):
+    """Rebuilds a pickled object. Pickles refer to this function by name: do not rename or move it."""
     module = make(*args)
-    become(module, _subclass(type(module), _unproven(again), None))  # until __setstate__
+    set_class(module, _subclass(type(module), AcceleratedModule, verify, None))  # until __setstate__ verifies it
     return module
 
 
 @functools.cache
-def _unproven(again):
-    return type("Accelerated", (Accelerated,), {"_inr_replace": staticmethod(again)})
-
-
-@functools.cache
-def _subclass(original, mixin, verdict):
-    names = {name: getattr(original, name) for name in ("__module__", "__qualname__", "__doc__")}
-    ours = {"_inr_original": original, "_inr_verdict": verdict}
-    return type(original)(original.__name__, (mixin, original), names | ours)
+def _subclass(original, mixin, verify, match):
+    copied = {name: getattr(original, name) for name in ("__module__", "__qualname__", "__doc__")}
+    ours = {"_inr_original": original, "_inr_verify": staticmethod(verify), "_inr_match": match}
+    return type(original)(original.__name__, (mixin, original), copied | ours)

@@ -1,21 +1,22 @@
 """KernelConv of MISF, EfficientDeRain(+), JPGNet, and of the KPN that they took it from.
 
 frames [B, N, H, W], core [B, N K², H, W]; or frames [B, N, colours, H, W], core [B, (N K²) colours, H, W], where the
-taps come before the colours. The output is `elementwise_filter`'s at dilation `rate`, divided by `white_level`.
+taps come before the colours. The output is `elementwise_filter`'s with dilation `rate`, divided by `white_level`.
 """
 
 import math
 
 import torch
+from torch import nn
 
 from . import class_swap, probe
-from .filter_dtypes import are_filterable, filtered
+from .class_swap import Adapter, Match, Unsupported, register
+from .filter_dtypes import are_supported, filter_as_eager
 
-WHAT = "MISF's KernelConv"
 ATTRIBUTES = ("kernel_size", "sep_conv", "core_bias")
-# How copies return the output: all axes of length one dropped, with the mean over axis 1 (KPN); so, alone; as it is.
+# How copies return the output: without axes of length one, with the mean over axis 1 (KPN); the same alone; unchanged.
 FORMS = ("pair", "squeezed", "plain")
-# Frames' shape, white_level (None: the defaults), rate. Large batches and axes of length one are where copies differ.
+# Frames' shape, white_level (None: the defaults), rate. Copies differ for large batches and for axes of length one.
 PROBLEMS = [
     ((2, 3, 5, 4), None, 1),
     ((1, 3, 1, 4), 2.0, 3),
@@ -25,107 +26,94 @@ PROBLEMS = [
 ]
 
 
-def is_candidate(module):
-    """Whether it deserves a word in the log: it has KernelConv's attributes."""
+def is_candidate(module: nn.Module) -> bool:
+    """Whether the module has KernelConv's attributes."""
     return all(hasattr(module, name) for name in ATTRIBUTES)
 
 
-def replace(module):
-    """Accelerates one KernelConv, in place. Returns why it was left alone, "" if it was not."""
-    return class_swap.attempt(module, _verify)
+def verify(module: nn.Module) -> Match:
+    """The match of one KernelConv; Unsupported if it is not one of the known forms."""
+    signature = class_swap.check_method(module, "forward", _MIXINS)
+    if reason := _why_not(module):
+        raise Unsupported(reason)
+    for form in FORMS:
+        reason = probe.first_reason(_why_different(module, form, len(signature) == 4, *problem) for problem in PROBLEMS)
+        if not reason:
+            return class_swap.match(module, _MIXINS[signature], "forward", form)
+    raise Unsupported(f"forward is not KernelConv's: {reason}")
 
 
-def why_not(module):
-    """Why the options are none of ours, "" if they are."""
+def _why_not(module):
+    """Why the options are not supported, "" if they are."""
     if module.sep_conv:
-        return "its cores are separable (sep_conv)"
+        return "its kernels are separable (sep_conv)"
     if module.core_bias:
-        return "its cores have a bias (core_bias)"
+        return "its kernels have a bias (core_bias)"
     sizes = module.kernel_size
     if not isinstance(sizes, (list, tuple)) or len(sizes) != 1 or type(sizes[0]) is not int or sizes[0] % 2 != 1:
-        return f"kernel_size is not one odd number but {sizes}"
+        return f"kernel_size must be a list of one odd number; got {sizes}"
     return ""
 
 
-def _verify(module):
-    signature = class_swap.signature(type(module), "forward")
-    if signature not in _MIXINS:
-        raise class_swap.LeftAlone("forward does not take (frames, core, white_level=1.0) or that and rate=1")
-    if "forward" in vars(module):
-        raise class_swap.LeftAlone("forward is patched on the object")
-    if reason := why_not(module):
-        raise class_swap.LeftAlone(reason)
-    for form in FORMS:
-        reason = probe.first(_differs(module, form, len(signature) == 4, *problem) for problem in PROBLEMS)
-        if not reason:
-            return _MIXINS[signature], class_swap.verdict(module, "forward", form)
-    raise class_swap.LeftAlone(f"forward is not KernelConv's: {reason}")
-
-
-def _differs(module, form, has_rate, shape, white_level, rate):
-    """Why forward is not ours in this form, "" if on random numbers it is; in float32 on the CPU."""
-    with probe.quiet_and_plain() as random:
+def _why_different(module, form, has_rate, shape, white_level, rate):
+    """Why forward differs from ours in this form on random numbers, "" if it does not; in float32 on the CPU."""
+    with probe.sandbox() as random:
         frames = random(shape)
         core = random((shape[0], frames[0, ..., 0, 0].numel() * module.kernel_size[0] ** 2, *shape[-2:]), 100)
-        shell, leaves, rest = probe.shell(module, {}), [frames, core], []
+        bare, leaves, rest = probe.without_weights(module, {}), [frames, core], []
         if white_level is not None:
             leaves += [torch.tensor([white_level]).requires_grad_()]
             rest = [rate] if has_rate else []
         ours = *leaves, *([1.0, 1] if white_level is None else rest or [1]), form
-        return probe.differs(
-            shell, lambda _: shell.forward(*leaves, *rest), lambda _: _filter(shell, *ours, "reference"), leaves, random
+        return probe.why_different(
+            bare, lambda _: bare.forward(*leaves, *rest), lambda _: _filter(bare, *ours, "reference"), leaves, random
         )
 
 
 def _filter(module, frames, core, white_level, rate, form, backend=None):
-    """KernelConv's output. A colour's taps are `colours` planes apart in every frame: they are the batch."""
+    """KernelConv's output. The taps of a colour are `colours` planes apart, so the filter's batch is the colours."""
     frames = frames.unsqueeze(2) if frames.dim() == 4 else frames
     batch, count, colours, *size = frames.shape
     core = core.view(batch, count, -1, colours, *size).flatten(0, 2).transpose(0, 1)
     options = {"kernel_size": module.kernel_size[0], "groups": batch * count, "dilation": rate, "backend": backend}
-    out = filtered(frames.flatten(0, 1).transpose(0, 1), core, **options).transpose(0, 1)
+    out = filter_as_eager(frames.flatten(0, 1).transpose(0, 1), core, **options).transpose(0, 1)
     out = out.reshape(frames.shape).squeeze(2) if form == "plain" else out.reshape(frames.shape).squeeze()
     out = out if type(white_level) in (int, float) and white_level == 1 else out / white_level
     return (out, out.mean(1)) if form == "pair" else out
 
 
-def _filter_unless(module, frames, core, white_level, rate):
-    """KernelConv's output, or None if the original has to compute it."""
-    reason = class_swap.why_changed(module) or why_not(module)
-    if not reason and not _fits(module.kernel_size[0], frames, core, rate):
-        reason = "the arguments of a call fit neither each other nor KernelConv"
-    if reason:
-        class_swap.as_before(module, reason)
-        return None
-    return _filter(module, frames, core, white_level, rate, module._inr_verdict.found)
+def _why_not_this_call(module, frames, core, rate):
+    if reason := class_swap.why_changed(module) or _why_not(module):
+        return reason
+    return "" if _fits(module.kernel_size[0], frames, core, rate) else class_swap.UNSUPPORTED_CALL
 
 
 def _fits(kernel_size, frames, core, rate):
-    """The core may have another shape, as MISF's has for images that are not square: what counts is its memory."""
-    if not are_filterable(frames, core) or frames.dim() not in (4, 5):
+    """Whether the arguments fit each other. Only core's memory counts: MISF passes [..., W, H] for [..., H, W]."""
+    if not are_supported(frames, core) or frames.dim() not in (4, 5):
         return False
     shape = len(frames), frames.shape[1:-2].numel() * kernel_size**2, *frames.shape[-2:]
     viewable = core.shape == shape or (core.is_contiguous() and core.numel() == math.prod(shape))
     return viewable and type(rate) is int and rate > 0
 
 
-class _WithRate(class_swap.Accelerated):
-    _inr_replace = staticmethod(replace)
-
+class _WithRate(class_swap.AcceleratedModule):
     def forward(self, frames, core, white_level=1.0, rate=1):
-        """MISF's."""
-        out = _filter_unless(self, frames, core, white_level, rate)
-        return super().forward(frames, core, white_level, rate) if out is None else out
+        """MISF's method."""
+        if class_swap.falls_back(self, _why_not_this_call(self, frames, core, rate)):
+            return super().forward(frames, core, white_level, rate)
+        return _filter(self, frames, core, white_level, rate, self._inr_match.details)
 
 
-class _WithoutRate(class_swap.Accelerated):
-    _inr_replace = staticmethod(replace)
-
+class _WithoutRate(class_swap.AcceleratedModule):
     def forward(self, frames, core, white_level=1.0):
-        """KPN's."""
-        out = _filter_unless(self, frames, core, white_level, 1)
-        return super().forward(frames, core, white_level) if out is None else out
+        """KPN's method."""
+        if class_swap.falls_back(self, _why_not_this_call(self, frames, core, 1)):
+            return super().forward(frames, core, white_level)
+        return _filter(self, frames, core, white_level, 1, self._inr_match.details)
 
 
 _ARGUMENTS = (("frames",), ("core",), ("white_level", 1.0))
 _MIXINS = {_ARGUMENTS: _WithoutRate, (*_ARGUMENTS, ("rate", 1)): _WithRate}
+
+ADAPTER = register(Adapter("MISF's KernelConv", is_candidate, verify))

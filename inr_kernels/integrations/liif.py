@@ -1,51 +1,76 @@
 """LIIF's decoder in other projects: yinboc/liif and its many copies, and mmagic's port.
 
-`why_not` reads the structure, `_differs` compares the numbers, and the object's class becomes a subclass of it that
-overrides `query_rgb`. Every call asks `why_not` again: hooks, layers and flags may change.
+`_why_not` checks the structure and `_why_different` compares the numbers; then the object's class is replaced by a
+subclass that overrides `query_rgb`. Every call runs `_why_not` again, because hooks, layers and flags may change.
 """
 
 import contextlib
 import copy
 import weakref
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from inr_kernels._core.hooks import has_hooks
 from inr_kernels.local_implicit.functional import Form, decode_queries, feature_columns
 from inr_kernels.local_implicit.module import HoistCache
 
 from . import class_swap, probe
+from .class_swap import AcceleratedModule, Adapter, Match, Unsupported, register
 
-WHAT = "LIIF's decoding"
 FLAGS = ("local_ensemble", "feat_unfold", "cell_decode")
-SIZE = 5, 4  # of the features that the probe uses
-# float64 stays with the original, as our coordinates are float32.
+SIZE = 5, 4  # of the features that the methods are compared on
+# Not float64: our coordinates are float32.
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def is_candidate(module):
-    """Whether it deserves a word in the log: it has a method query_rgb."""
+def is_candidate(module: nn.Module) -> bool:
+    """Whether the module has a method query_rgb."""
     return callable(getattr(type(module), "query_rgb", None))
 
 
-def replace(module):
-    """Accelerates one decoder, in place. Returns why it was left alone, "" if it was not."""
-    return class_swap.attempt(module, _verify)
+def verify(module: nn.Module) -> Match:
+    """The match of one decoder; Unsupported if it is not LIIF's."""
+    names = class_swap.check_method(module, "query_rgb", _MIXINS, defaults=False)
+    if reason := _why_not(module):
+        raise Unsupported(reason)
+    imnet: Any = module.imnet
+    per_channel = feature_columns(1, _form(module))
+    channels, rest = divmod(imnet.layers[0].in_features - _columns(module, 0), per_channel)
+    if channels < 1 or rest:
+        raise Unsupported("imnet's inputs are not features, offset and cell")
+    if reason := _why_different(module, channels, ("feature",) in names):
+        raise Unsupported(f"query_rgb is not LIIF's: {reason}")
+    details = _Imnet(type(imnet), type(imnet).forward, tuple(class_swap.plain_attributes(imnet).items()))
+    match = class_swap.match(module, _MIXINS[names], "query_rgb", details)
+    # The flags may be attributes of the class. mmagic's eval_bsize only sets how calls are split.
+    attributes = {flag: getattr(module, flag) for flag in FLAGS} | dict(match.attributes)
+    attributes.pop("eval_bsize", None)
+    return match._replace(attributes=tuple(attributes.items()))
 
 
-def why_not(module):
-    """Why the structure is not LIIF's, "" if it is. Cheap."""
+class _Imnet(NamedTuple):
+    """The MLP as it was when the methods were compared."""
+
+    type: type[nn.Module]
+    forward: Callable
+    attributes: tuple[tuple[str, Any], ...]
+
+
+def _why_not(module):
+    """Why the structure is not LIIF's, "" if it is. Cheap: runs at every call."""
     if missing := [flag for flag in FLAGS if not hasattr(module, flag)]:
-        return f"no LIIF, it has no {missing[0]}"
+        return f"it has no attribute {missing[0]}"
     imnet = getattr(module, "imnet", None)
     layers = getattr(imnet, "layers", None)
     if type(layers) is not nn.Sequential:
-        return "it has no imnet" if imnet is None else "imnet.layers is no nn.Sequential"
+        return "it has no imnet" if imnet is None else "imnet.layers is not an nn.Sequential"
     parts = list(layers)
     if len(parts) < 3 or [type(part) for part in parts] != [nn.Linear, nn.ReLU] * (len(parts) // 2) + [nn.Linear]:
-        return f"imnet.layers is not Linear, ReLU, ..., Linear but {', '.join(type(part).__name__ for part in parts)}"
-    if class_swap.has_hooks(imnet, layers, *parts):
+        return f"imnet.layers must be Linear, ReLU, ..., Linear; got {', '.join(type(part).__name__ for part in parts)}"
+    if has_hooks(imnet, layers, *parts):
         return "imnet or a layer of it has a hook or a patched forward"
     weights, biases = _linears(module)
     if any(bias is None for bias in biases):
@@ -55,29 +80,10 @@ def why_not(module):
         return "the layers of imnet differ in dtype or device"
     if not first.is_floating_point():
         return f"imnet has weights in {first.dtype}"
-    # Quantised and distributed weights hide in subclasses; the compiler has some of its own.
+    # Quantised and distributed weights are tensor subclasses. So are those that the compiler traces with.
     if not torch.compiler.is_compiling() and any(type(p) not in (torch.Tensor, nn.Parameter) for p in params):
-        return "imnet has weights that are no plain tensors"
+        return "imnet has weights of a tensor subclass"
     return ""
-
-
-def _verify(module):
-    """The mixin and what must hold later; LeftAlone if anything speaks against replacing a module."""
-    signature = class_swap.signature(type(module), "query_rgb")
-    names = signature and tuple(name for name, *_ in signature)
-    if names not in _MIXINS:
-        raise class_swap.LeftAlone("query_rgb takes neither (coord, cell) nor (feature, coord, cell)")
-    if "query_rgb" in vars(module):
-        raise class_swap.LeftAlone("query_rgb is patched on the object")
-    if reason := why_not(module):
-        raise class_swap.LeftAlone(reason)
-    per_channel = feature_columns(1, _form(module))
-    channels, rest = divmod(module.imnet.layers[0].in_features - _columns(module, 0), per_channel)
-    if channels < 1 or rest:
-        raise class_swap.LeftAlone("imnet's inputs are not features, offset and cell")
-    if reason := _differs(module, channels, "feature" in names):
-        raise class_swap.LeftAlone(f"query_rgb is not LIIF's: {reason}")
-    return _MIXINS[names], _verdict(module)
 
 
 def _linears(module):
@@ -85,46 +91,23 @@ def _linears(module):
     return [linear.weight for linear in linears], [linear.bias for linear in linears]
 
 
-def _form(module):
+def _form(module: nn.Module) -> Form:
     return Form(bool(module.feat_unfold), bool(module.local_ensemble))
 
 
 def _columns(module, channels):
-    """How many inputs the MLP has for that many channels."""
+    """The number of inputs of the MLP for that many channels."""
     return feature_columns(channels, _form(module)) + (4 if module.cell_decode else 2)
 
 
-class _Imnet(NamedTuple):
-    """What the probe saw of the MLP."""
-
-    type: type
-    forward: object
-    switches: tuple
-
-
-def _verdict(module):
-    """LIIF's flags may be the class's; mmagic's `eval_bsize` only cuts calls."""
-    imnet = module.imnet
-    found = _Imnet(type(imnet), type(imnet).forward, tuple(class_swap.switches(imnet).items()))
-    verdict = class_swap.verdict(module, "query_rgb", found)
-    flags = {flag: getattr(module, flag) for flag in FLAGS} | dict(verdict.switches)
-    flags.pop("eval_bsize", None)
-    return verdict._replace(switches=tuple(flags.items()))
-
-
 def _decode(module, feat, coord, cell):
-    """LIIF's output, or None if the original has to compute it."""
-    cell = cell if module.cell_decode else None
-    if reason := _why_not_this_call(module, feat, coord, cell):
-        class_swap.as_before(module, reason)
-        return None
     weights, biases = _linears(module)
     hoist = None
     if not torch.compiler.is_compiling():
         hoist = _CACHES.setdefault(module, HoistCache()).keyed(feat, weights[0], biases[0])
-    cell = None if cell is None else cell.float()
+    cell = cell.float() if module.cell_decode else None
     out = decode_queries(feat, coord.float(), cell, weights, biases, _form(module), hoist=hoist)
-    return out if out.dtype == coord.dtype else out.float()  # LIIF's ensemble weights are in coord's dtype
+    return out if out.dtype == coord.dtype else out.float()  # LIIF's ensemble weights have coord's dtype
 
 
 def _decode_by_reference(module, feat, coord, cell):
@@ -133,100 +116,102 @@ def _decode_by_reference(module, feat, coord, cell):
 
 
 def _why_not_this_call(module, feat, coord, cell):
-    if reason := class_swap.why_changed(module) or why_not(module):
+    if reason := class_swap.why_changed(module) or _why_not(module):
         return reason
-    kind, forward, switches = module._inr_verdict.found
+    kind, forward, attributes = module._inr_match.details
     if type(module.imnet) is not kind or kind.forward is not forward:
         return "its imnet has another class or forward"
     if nn.modules.module._has_any_global_hook():
-        return "there is a hook on all modules"
-    if reason := class_swap.why_switched(module.imnet, switches):
+        return "a hook on all modules is registered"
+    if reason := class_swap.why_attributes_changed(module.imnet, attributes):
         return reason
     weight = module.imnet.layers[0].weight
-    tensors = [feat, coord] if cell is None and not module.cell_decode else [feat, coord, cell]
+    tensors = [feat, coord, cell] if module.cell_decode else [feat, coord]
     fits = (
         all(isinstance(t, torch.Tensor) and t.dtype in DTYPES and t.device == weight.device for t in tensors)
         and (feat.dtype == weight.dtype or (torch.is_autocast_enabled(feat.device.type) and weight.dtype in DTYPES))
         and feat.device.type in ("cpu", "cuda")
         and (feat.dim(), coord.dim(), coord.shape[-1], len(coord)) == (4, 3, 2, len(feat))
-        and (cell is None or cell.shape == coord.shape)
+        and (not module.cell_decode or cell.shape == coord.shape)
         and _columns(module, feat.shape[1]) == weight.shape[1]
         and min(feat.shape[1:]) > 0
     )
-    return "" if fits else "the arguments of a call fit neither each other nor LIIF in float32 or half precision"
+    return "" if fits else class_swap.UNSUPPORTED_CALL
 
 
-_CACHES = weakref.WeakKeyDictionary()  # beside the modules, so that no pickle, copy or state_dict holds one
+# Outside the modules, so that no pickle, copy or state_dict contains one.
+_CACHES: weakref.WeakKeyDictionary[nn.Module, HoistCache] = weakref.WeakKeyDictionary()
 
 
-class _Decoder(class_swap.Accelerated):
-    _inr_replace = staticmethod(replace)
-
-    def _inr_forget(self):
+class _Decoder(AcceleratedModule):
+    def _inr_drop_cache(self):
         _CACHES.pop(self, None)
 
 
-class _FeatureKept(_Decoder):
+class _StoredFeatures(_Decoder):
     def query_rgb(self, coord, cell=None):
-        """The features are self.feat, as in yinboc/liif."""
-        out = _decode(self, getattr(self, "feat", None), coord, cell)
-        return super().query_rgb(coord, cell) if out is None else out
+        """Decodes self.feat, as in yinboc/liif."""
+        feat = getattr(self, "feat", None)
+        if class_swap.falls_back(self, _why_not_this_call(self, feat, coord, cell)):
+            return super().query_rgb(coord, cell)
+        return _decode(self, feat, coord, cell)
 
 
-class _FeatureGiven(_Decoder):
+class _GivenFeatures(_Decoder):
     def query_rgb(self, feature, coord, cell=None):
-        """The features are an argument, as in mmagic."""
-        out = _decode(self, feature, coord, cell)
-        return super().query_rgb(feature, coord, cell) if out is None else out
+        """Decodes an argument, as in mmagic."""
+        if class_swap.falls_back(self, _why_not_this_call(self, feature, coord, cell)):
+            return super().query_rgb(feature, coord, cell)
+        return _decode(self, feature, coord, cell)
 
 
-_MIXINS = {("coord", "cell"): _FeatureKept, ("feature", "coord", "cell"): _FeatureGiven}
+_MIXINS = {(("coord",), ("cell",)): _StoredFeatures, (("feature",), ("coord",), ("cell",)): _GivenFeatures}
 
 
-def _differs(module, channels, feature_given):
-    """Why query_rgb is not LIIF's, "" if on random numbers it is.
+def _why_different(module, channels, feature_given):
+    """Why query_rgb differs from LIIF's on random numbers, "" if it does not.
 
-    The module itself, the random generators and the global settings stay as they are: what runs is its class on a
-    shell with random weights (its own may hide a term that is still zero), in float32 on the CPU.
+    The module, the random generators and the global settings are not changed. The method runs on an object of the same
+    class in float32 on the CPU, with random weights: the module's own may still multiply a term by zero.
     """
     generator = torch.Generator().manual_seed(0)
-    with probe.quiet_and_plain() as random:
+    with probe.sandbox() as random:
         feat = random((2, channels, *SIZE))
-        shell = _shell(module, feat, generator)
+        model = _with_random_weights(module, feat, generator)
         coord, cell = _queries(generator)
-        feat = _give_features(shell, feat, feature_given, coord, cell)
+        feat = _give_features(model, feat, feature_given, coord, cell)
 
         def queries(grad):
             return (t if grad else t.repeat(1, 5, 1) for t in (coord, cell))
 
-        return probe.differs(
-            shell,
-            lambda grad: shell.query_rgb(*([feat] if feature_given else []), *queries(grad)),
-            lambda grad: _decode_by_reference(shell, feat, *queries(grad)),
-            [feat, *shell.imnet.parameters()],
+        return probe.why_different(
+            model,
+            lambda grad: model.query_rgb(*([feat] if feature_given else []), *queries(grad)),
+            lambda grad: _decode_by_reference(model, feat, *queries(grad)),
+            [feat, *model.imnet.parameters()],
             random,
-            gradients=1e-2,  # a hidden unit that rounding takes over its ReLU's corner changes one summand of many
+            gradients=1e-2,  # rounding may move a hidden unit across its ReLU's corner, which changes one of many terms
         )
 
 
-def _shell(module, feat, generator):
-    """An object of the module's class: its imnet copied, in float32 on the CPU; its other modules just return feat."""
+def _with_random_weights(module, feat, generator):
+    """An object of the module's class with a copy of its imnet, and stubs that return feat for its other modules."""
     imnet = copy.deepcopy(module.imnet).to_empty(device="cpu").float().requires_grad_()
-    shell = probe.shell(module, {name: _Stub(feat) for name in module._modules} | {"imnet": imnet})
-    vars(shell).pop("feat", None)
+    model = probe.without_weights(module, {name: _Stub(feat) for name in module._modules} | {"imnet": imnet})
+    vars(model).pop("feat", None)
     for kind in ("_parameters", "_buffers"):
         own = vars(module)[kind].items()
-        vars(shell)[kind] = {name: None if t is None else torch.empty(t.shape, dtype=torch.float32) for name, t in own}
+        vars(model)[kind] = {name: None if t is None else torch.empty(t.shape, dtype=torch.float32) for name, t in own}
     with torch.no_grad():
-        for tensor in (*shell._parameters.values(), *shell._buffers.values(), *imnet.parameters(), *imnet.buffers()):
+        for tensor in (*model._parameters.values(), *model._buffers.values(), *imnet.parameters(), *imnet.buffers()):
             if tensor is not None:
                 fan_in = tensor.shape[-1] if tensor.dim() > 1 else 9
                 tensor.normal_(0, fan_in**-0.5, generator=generator)
-    return shell
+    return model
 
 
 class _Stub(nn.Module):
-    """An encoder, or a part of one, that has already done its work."""
+    """Stands for an encoder, or a part of one, and returns the features."""
 
     def __init__(self, feat):
         super().__init__()
@@ -236,32 +221,34 @@ class _Stub(nn.Module):
         return self.feat
 
 
-def _give_features(shell, feat, feature_given, coord, cell):
-    """Runs forward and gen_feat, which may set more than the features, and returns what query_rgb will read."""
+def _give_features(model, feat, feature_given, coord, cell):
+    """Runs forward and gen_feat, which may set other attributes too; returns the features that query_rgb will read."""
     image = torch.rand(2, 3, *SIZE, dtype=torch.float32)
-    with contextlib.suppress(Exception):  # it may ask more of its encoder than a stub has
-        type(shell).forward(shell, image, coord, cell)
+    with contextlib.suppress(Exception):  # forward may use attributes of the encoder that a stub lacks
+        type(model).forward(model, image, coord, cell)
     if not feature_given:
-        shell.gen_feat(image)
-        return shell.feat
-    with contextlib.suppress(Exception):  # it may ask more of its encoder than a stub has; query_rgb reads no self.feat
-        shell.gen_feature(image)
+        model.gen_feat(image)
+        return model.feat
+    with contextlib.suppress(Exception):  # as above; query_rgb does not read self.feat
+        model.gen_feature(image)
     return feat
 
 
 def _queries(generator):
-    """coord and cell [2, Q, 2]: anywhere, outside too, and on pixel centres at x1 and x3, where rounding decides."""
+    """coord, cell [2, Q, 2]: random, also outside the image, and pixel centres at x1 and x3, where rounding decides."""
     coord = []
     for n in SIZE:
         parts = [torch.rand(2, 24, generator=generator, dtype=torch.float32) * 5 - 2.5]
         for pixels in (n, 3 * n):
-            # The last is at x3 the last pixel's centre, where both neighbours are one and areas vanish.
+            # At x3 the last one is the centre of the last pixel, where both neighbours are the same and areas vanish.
             centres = -1 + 1 / pixels + 2 / pixels * torch.arange(pixels, dtype=torch.float32)
             index = torch.randint(pixels, (2, 24), generator=generator)
             index[:, ::4] = (n - 1) * (pixels // n) + pixels // n // 2
             parts.append(centres[index])
         coord.append(torch.cat(parts, 1))
     coord = torch.stack(coord, -1)
-    return coord, 0.8 * 0.01 ** torch.rand(
-        coord.shape, generator=generator, dtype=torch.float32
-    )  # scales from 0.5 to 50
+    scales = 0.01 ** torch.rand(coord.shape, generator=generator, dtype=torch.float32)
+    return coord, 0.8 * scales  # cells of scales from 0.5 to 50
+
+
+ADAPTER = register(Adapter("LIIF's decoder", is_candidate, verify))

@@ -1,58 +1,69 @@
-"""Whether a foreign method computes what we believe: both run on random numbers, outputs and gradients compared."""
+"""Compares a method of another project with ours on random numbers: outputs and gradients."""
 
 import contextlib
 import copy
 import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+Outputs = torch.Tensor | tuple[torch.Tensor, ...]
+Random = Callable[..., torch.Tensor]  # random(shape, scale=1), see sandbox
 
-def differs(shell, theirs, ours, leaves, random, *, gradients=1e-5):
-    """Why two ways to compute are not one, "" if on these numbers they are.
+
+def why_different(
+    module: nn.Module,
+    original: Callable[[bool], Outputs],
+    ours: Callable[[bool], Outputs],
+    leaves: Sequence[torch.Tensor],
+    random: Random,
+    *,
+    gradients: float = 1e-5,
+) -> str:
+    """Why two computations differ, "" if they agree; in evaluation without and with gradients, and in training.
 
     Args:
-        shell: the object that theirs runs on; in both modes.
-        theirs, ours: theirs(grad), ours(grad) -> a tensor or a tuple of them.
-        leaves: what gradients reach, and no way may change; of none, outputs alone are compared.
-        random: quiet_and_plain's, for the outputs' gradient.
-        gradients: how far gradients may lie apart, in relative norm.
+        module: the object that `original` uses; it must set none of its attributes.
+        original, ours: called with whether gradients are enabled.
+        leaves: tensors that gradients are compared for, and that `original` must not modify. Empty: only outputs are
+            compared.
+        random: from `sandbox`, for the gradients of the outputs.
+        gradients: tolerance of gradients, in relative norm.
     """
     for training, grad in ((False, False), (False, True), (True, True)):
-        nn.Module.train(shell, training)
-        before, versions = dict(vars(shell)), [leaf._version for leaf in leaves]
+        nn.Module.train(module, training)
+        before, versions = dict(vars(module)), [leaf._version for leaf in leaves]
         with torch.set_grad_enabled(grad):
-            their, our = (out if isinstance(out, tuple) else (out,) for out in (theirs(grad), ours(grad)))
-        if vars(shell).keys() != before.keys() or any(vars(shell)[name] is not before[name] for name in before):
+            their, our = (out if isinstance(out, tuple) else (out,) for out in (original(grad), ours(grad)))
+        if vars(module).keys() != before.keys() or any(vars(module)[name] is not before[name] for name in before):
             return "it sets attributes"
         if versions != [leaf._version for leaf in leaves]:
-            return "it changes its arguments"
+            return "it modifies its arguments in place"
         if len(their) != len(our) or not all(map(_close, their, our)):
-            return "another output on random numbers"
+            return "its output differs on random inputs"
     if not leaves:
         return ""
     weights = [random(out.shape).detach() for out in our]
     grads = (torch.autograd.grad(outs, leaves, weights, allow_unused=True) for outs in (their, our))
-    alike = all(_alike(*pair, gradients) for pair in zip(*grads, strict=True))
-    return "" if alike else "other gradients on random numbers"
+    same = all(_close_gradients(a, b, gradients) for a, b in zip(*grads, strict=True))
+    return "" if same else "its gradients differ on random inputs"
 
 
-def first(reasons):
-    """The first reason of several, "" if there is none."""
+def first_reason(reasons: Iterable[str]) -> str:
+    """The first reason that is not empty, "" if all are."""
     return next(filter(None, reasons), "")
 
 
-def shell(module, modules):
-    """An object of the module's class with its plain values but without its weights.
-
-    modules: what stands in for its submodules.
-    """
-    shell = object.__new__(type(module))
-    # A container may be a cache that the method fills.
+def without_weights(module: nn.Module, modules: Mapping[str, nn.Module]) -> nn.Module:
+    """An object of the module's class with its plain attributes, but with these submodules and no parameters."""
+    bare = object.__new__(type(module))
+    # A container may be a cache that the method fills, so it is copied.
     values = {k: copy.copy(v) if isinstance(v, (dict, list, set)) else v for k, v in vars(module).items()}
-    vars(shell).update(values | {"_parameters": {}, "_buffers": {}, "_modules": modules})
-    return shell
+    vars(bare).update(values | {"_parameters": {}, "_buffers": {}, "_modules": modules})
+    return bare
 
 
 def _close(a, b):
@@ -62,17 +73,17 @@ def _close(a, b):
     return bool(scale > 0 and (a - b).abs().max() <= 1e-5 * scale)
 
 
-def _alike(a, b, tolerance):
+def _close_gradients(a: torch.Tensor | None, b: torch.Tensor | None, tolerance: float) -> bool:
     if a is None or b is None:
         return a is b
     return bool((a - b).norm() <= tolerance * b.norm())
 
 
 @contextlib.contextmanager
-def quiet_and_plain():
-    """Gradients, no autocast, no warnings, everything on the CPU, and the random generator as before.
+def sandbox() -> Iterator[Random]:
+    """Runs the block with gradients, without autocast and warnings, on the CPU, and restores the random generator.
 
-    Yields random(shape, scale=1), leaves in float32, the same in every run.
+    Yields random(shape, scale=1): float32 leaves, the same in every run.
     """
     generator = torch.Generator().manual_seed(0)
 
@@ -87,18 +98,18 @@ def quiet_and_plain():
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         stack.enter_context(torch.device("cpu"))
-        stack.enter_context(_OnCpu())
+        stack.enter_context(_CudaToCpu())
         yield random
 
 
-class _OnCpu(TorchFunctionMode):
-    """In this thread, what asks for a CUDA device gets the CPU: LIIF's code says `.cuda()`."""
+class _CudaToCpu(TorchFunctionMode):
+    """Uses the CPU wherever this thread asks for a CUDA device, as LIIF's `.cuda()` does."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is torch.Tensor.cuda:
             return args[0]
-        return function(*map(_here, args), **{k: _here(v) for k, v in (kwargs or {}).items()})
+        return function(*map(_on_cpu, args), **{k: _on_cpu(v) for k, v in (kwargs or {}).items()})
 
 
-def _here(value):
+def _on_cpu(value: Any) -> Any:
     return "cpu" if isinstance(value, (str, torch.device)) and str(value).startswith("cuda") else value

@@ -1,8 +1,9 @@
-"""LocalImplicitDecoder: what holds the weights, and the hoisted map of the last feature tensor."""
+"""LocalImplicitDecoder: LIIF's decoder as a layer, with a cache of the hoisted first layer."""
 
 import functools
 import weakref
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -13,20 +14,26 @@ from .functional import WORKSPACE, Form, decode_queries, hoist_features, render
 
 
 class LocalImplicitDecoder(nn.Module):
-    """LIIF's decoder as a layer: `rgb = decoder(feat, coord, cell)`, `image = decoder.render(feat, (H, W))`.
+    """Decodes a feature map at arbitrary coordinates, or renders an image of any size from it, as LIIF does.
 
-    Formula, shapes, dtypes and errors: `local_implicit_decode`. The state dict has LIIF's keys,
-    `imnet.layers.{0,2,...}.{weight,bias}`, and nothing else. Without gradients, the hoisted first layer is kept
-    for the next call on the same feature tensor (callers that go through a picture in chunks pay for it once)
-    and dropped when the features or the weights change. (On a CPU they are compared by value. On a GPU by version:
-    an edit in place through `.data` goes unseen there, one under torch.no_grad() does not.)
+    `rgb = decoder(feat, coord, cell)`, `image = decoder.render(feat, (H, W))`. Formula, shapes, dtypes and errors are
+    those of `local_implicit_decode`. The state dict has LIIF's keys, `imnet.layers.{0,2,...}.{weight,bias}`, and no
+    others.
+
+    Without gradients, the hoisted first layer is cached for the next call with the same feature tensor (so that callers
+    that process an image in chunks compute it once) and dropped when the features or the weights change. On a CPU both
+    are compared by value; on a GPU by tensor version, which does not notice in-place edits through `.data` but does
+    notice those under torch.no_grad().
 
     Args:
-        in_channels: C of the features.
-        out_channels: of the picture.
+        in_channels: channels C of the features.
+        out_channels: channels of the image.
         hidden: widths of the hidden layers, at least one.
         feat_unfold, local_ensemble, cell_decode: LIIF's flags.
-        ensemble_after: "last" (LIIF) or "first" (the "split" INRB of IN2).
+        ensemble_after: "last" (LIIF) or "first" (the "split" INRB of IN²).
+
+    Source: Chen, Liu and Wang, Learning Continuous Image Representation with Local Implicit Image Function, CVPR 2021,
+    eq. 1-5.
 
     Example:
         >>> decoder = LocalImplicitDecoder(8, hidden=(32, 32))
@@ -36,13 +43,13 @@ class LocalImplicitDecoder(nn.Module):
 
     def __init__(
         self,
-        in_channels,
-        out_channels=3,
-        hidden=(256, 256, 256, 256),
-        feat_unfold=True,
-        local_ensemble=True,
-        cell_decode=True,
-        ensemble_after="last",
+        in_channels: int,
+        out_channels: int = 3,
+        hidden: Sequence[int] = (256, 256, 256, 256),
+        feat_unfold: bool = True,
+        local_ensemble: bool = True,
+        cell_decode: bool = True,
+        ensemble_after: str = "last",
     ):
         super().__init__()
         widths = [*hidden, out_channels]
@@ -66,28 +73,47 @@ class LocalImplicitDecoder(nn.Module):
         self.imnet.layers = nn.Sequential(*layers[:-1])
         self._hoisted = HoistCache()
 
-    def _linears(self):
-        linears = list(self.imnet.layers)[::2]
+    def _linears(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        layers: Any = self.imnet.layers
+        linears = list(layers)[::2]
         return [layer.weight for layer in linears], [layer.bias for layer in linears]
 
-    def forward(self, feat, coord, cell=None, *, backend=None):
+    def forward(
+        self,
+        feat: torch.Tensor,
+        coord: torch.Tensor,
+        cell: torch.Tensor | None = None,
+        *,
+        backend: str | None = None,
+    ) -> torch.Tensor:
         """feat [B, C, h, w], coord [B, Q, 2] or [B, H, W, 2], cell [B, 2] or like coord -> [B, ..., out_channels]."""
         if self.cell_decode and cell is None:
             raise ValueError("cell must be given for a decoder with cell_decode=True; got None")
-        cell = cell if self.cell_decode else None  # as LIIF, which ignores it then
+        cell = cell if self.cell_decode else None  # LIIF ignores it, too
         weights, biases = self._linears()
         hoist = self._hoisted.keyed(feat, weights[0], biases[0])
         return decode_queries(feat, coord, cell, weights, biases, self.form, backend=backend, hoist=hoist)
 
-    def render(self, feat, size, cell=None, *, workspace=WORKSPACE, backend=None, progress=None):
-        """feat [B, C, h, w] -> [B, out_channels, H, W], in bands that need at most `workspace` bytes.
+    def render(
+        self,
+        feat: torch.Tensor,
+        size: tuple[int, int],
+        cell: torch.Tensor | None = None,
+        *,
+        workspace: int = WORKSPACE,
+        backend: str | None = None,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> torch.Tensor:
+        """feat [B, C, h, w] -> [B, out_channels, H, W], in bands of rows that need at most `workspace` bytes.
 
-        progress: called after each band as progress(rows done, rows in all).
+        progress: called after each band as progress(finished rows, total rows).
         """
+        weights, biases = self._linears()
         return render(
             feat,
             size,
-            *self._linears(),
+            weights,
+            biases,
             self.form,
             cell_decode=self.cell_decode,
             cell=cell,
@@ -96,23 +122,24 @@ class LocalImplicitDecoder(nn.Module):
             progress=progress,
         )
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
+        """The options, for print."""
         flags = ", ".join(f"{name}={value!r}" for name, value in self.form._asdict().items())
         return f"{flags}, cell_decode={self.cell_decode}"
 
 
 class HoistCache:
-    """`hoist_features` that remembers its last result, for as long as feature tensor and weights stay unchanged.
+    """A cache of the last result of `hoist_features`, valid while the feature tensor and the weights are unchanged.
 
-    It steps aside where a result may not be reused: with gradients, under torch.compile and export, and while a CUDA
-    graph is captured, whose replays are to see other features in the same memory.
+    It is bypassed where a result must not be reused: with gradients, under torch.compile and export, and during CUDA
+    graph capture, as a replay reads other features from the same memory.
     """
 
     def __init__(self):
         self._entry = None
 
-    def keyed(self, *tensors):
-        """The hoisting function for a call on these features, weight and bias (as they are before autocast)."""
+    def keyed(self, *tensors: torch.Tensor) -> Callable[..., torch.Tensor]:
+        """The hoisting function for a call with these features, weight and bias (before autocast)."""
         return functools.partial(self._hoist, tensors)
 
     def _hoist(self, key, feat, weight, bias, form):
@@ -126,7 +153,7 @@ class HoistCache:
             entry = self._entry = _Entry(tuple(map(_memory, key)), form, hoisted, weakref.ref(key[0], drop))
         return entry.hoisted
 
-    def __reduce__(self):  # neither pickled nor copied
+    def __reduce__(self):  # copies and pickles are empty
         return HoistCache, ()
 
 
@@ -144,8 +171,8 @@ class _Entry(NamedTuple):
 
 
 def _memory(tensor):
-    """What tells whether a tensor has changed: its values, or on a GPU, where to compare them would wait for it,
-    its version. Inference tensors have none; edits through `.data` or numpy leave no trace in it.
+    """The state by which a change of the tensor is noticed: its values, or on a GPU, where a comparison would
+    synchronize, its version. Inference tensors have no version; edits through `.data` or numpy do not change it.
     """
     if tensor.is_inference() or tensor.device.type == "cpu":
         return tensor.detach().clone()

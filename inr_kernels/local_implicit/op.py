@@ -1,64 +1,55 @@
-"""How torch knows local_implicit: schemas, fakes, autograd, and the choice of the backend.
+"""The op local_implicit in torch: schemas, fakes, autograd, and the table of backends.
 
-The op starts from the hoisted first layer, `conv(feat) + b1` of the functional, so that torch's own convolution
-and its gradient serve it; `height` and `band_start` place a band of rows in the whole map.
+The op starts from the hoisted first layer, `conv(feat) + b1`, which the functional computes with torch's own
+convolution and its gradient; `height` and `band_start` place a band of rows in the whole map.
 
     hoisted [B, rows, w, N1], y, x [B, R, S] float32 with any strides, cell [B, R, S, 2] float32 or None,
     position_weight [N1, 2 or 4], weights[i] [N(i+2), N(i+1)], biases[i] [N(i+2)]  ->  [B, R, S, out_channels]
 """
 
 import functools
-from dataclasses import dataclass
 
 import torch
 
-from inr_kernels._core import backends, dispatch, native
-from inr_kernels._core.registration import LIBRARY, define, forbid_second_derivative
+from inr_kernels._core import backends, native
+from inr_kernels._core.dispatch import Backend, Op, always
+from inr_kernels._core.registration import (
+    define,
+    fake_gradients,
+    forbid_second_derivative,
+    register_autograd,
+    schema_results,
+)
 
 from . import reference
+from .arguments import Arguments, Facts
 
 _ARGUMENTS = (
     "Tensor hoisted, Tensor y, Tensor x, Tensor? cell, Tensor position_weight, Tensor[] weights, Tensor[] biases,"
     " SymInt height, SymInt band_start, bool local_ensemble, bool ensemble_first, str backend"
 )
+_REFERENCE_QUERIES = 1 << 14  # queries that the reference decodes at a time
+_MAX_CUDA_WIDTH = 256
 
 
-_REFERENCE_QUERIES = 1 << 14
-_WIDEST_ON_CHIP = 256
-
-
-@dataclass(frozen=True)
-class Facts(backends.Facts):
-    """With the widths of the layers from the hoisted one on."""
-
-    widths: tuple[int, ...] = ()
-
-
-def _triton_kernels():
-    from . import triton_kernels
-
-    return triton_kernels
-
-
-why_not_triton = functools.partial(backends.why_not_triton, _triton_kernels)
+def _why_not_depth(facts):
+    depth, most = len(facts.widths) - 1, native.load()[0].max_depth
+    return f"it takes at most {most} layers after the first; got {depth}" if depth > most else ""
 
 
 def why_not_cpu(facts: Facts) -> str:
-    """The C++ kernels: CPU tensors; half precision is computed in float32 where the processor lacks it."""
-    if reason := backends.why_not_cpu(facts):
-        return reason
-    depth, most = len(facts.widths) - 1, native.load()[0].max_depth
-    return f"it takes at most {most} layers after the first; got {depth}" if depth > most else ""
+    """Why the C++ kernels cannot run: they take CPU tensors, up to a depth."""
+    return backends.why_not_cpu(facts) or _why_not_depth(facts)
 
 
 def why_not_cuda(facts: Facts) -> str:
-    """The CUDA C++ kernels: half precision, the hidden state of a row in a warp's registers."""
+    """Why the CUDA C++ kernels cannot run: they take half precision, and keep a row's hidden state in registers."""
     if reason := backends.why_not_cuda(facts):
         return reason
-    if max(facts.widths[:-1], default=0) > _WIDEST_ON_CHIP:
-        return f"it takes layers of at most {_WIDEST_ON_CHIP} channels before the last; got {max(facts.widths[:-1])}"
-    depth, most = len(facts.widths) - 1, native.load()[0].max_depth
-    return f"it takes at most {most} layers after the first; got {depth}" if depth > most else ""
+    widest = max(facts.widths[:-1], default=0)
+    if widest > _MAX_CUDA_WIDTH:
+        return f"it takes layers of at most {_MAX_CUDA_WIDTH} channels before the last; got {widest}"
+    return _why_not_depth(facts)
 
 
 @torch.compiler.assume_constant_result
@@ -68,248 +59,178 @@ def cpu_has_bfloat16() -> bool:
     return library is not None and library.isa() == "avx512bf16"
 
 
-def centres(n: int, device: torch.device):
-    """The table of pixel centres, computed on the CPU: a device's own arithmetic may round otherwise."""
-    return reference.pixel_centres(n).to(device) if torch.compiler.is_compiling() else _kept_centres(n, device)
+def centres(n: int, device: torch.device) -> torch.Tensor:
+    """[n] float32: the pixel centres, computed on the CPU, as another device may round differently."""
+    return reference.pixel_centres(n).to(device) if torch.compiler.is_compiling() else _cached_centres(n, device)
 
 
-@functools.cache  # for good: a CUDA graph reads its table by address
-def _kept_centres(n, device):
+@functools.cache  # never evicted: a CUDA graph reads its table by address
+def _cached_centres(n, device):
     with torch.inference_mode(False):
         return reference.pixel_centres(n).to(device)
 
 
-class _Problem:
-    """A native problem with the tensors that its addresses point into."""
+class _Native(backends.NativeProblem):
+    """The native problem, with an additional forward for CUDA."""
 
-    def __init__(
-        self,
-        hoisted,
-        y,
-        x,
-        cell,
-        position_weight,
-        weights,
-        biases,
-        height,
-        band_start,
-        local_ensemble,
-        first,
-    ):
-        batch, rows, width, channels = hoisted.shape
-        hoisted, position_weight = hoisted.contiguous(), position_weight.contiguous()
-        weights, biases = [w.contiguous() for w in weights], [b.contiguous() for b in biases]
-        # A GPU computes them itself: copies to it would break the capture of a graph.
+    def __init__(self, a: Arguments):
+        _, rows, width, channels = a.hoisted.shape
+        hoisted, position_weight = a.hoisted.contiguous(), a.position_weight.contiguous()
+        weights, biases = [w.contiguous() for w in a.weights], [b.contiguous() for b in a.biases]
+        # A GPU kernel computes the centres itself: a copy to the GPU would break the capture of a graph.
         on_cpu = hoisted.device.type == "cpu"
-        tables = [centres(n, hoisted.device) if on_cpu else None for n in (height, width)]
-        self.held = (hoisted, y, x, cell, position_weight, weights, biases, tables)
-        self.native = native.load()[0].LocalImplicit(
+        centre_y, centre_x = (centres(n, hoisted.device) if on_cpu else None for n in (a.height, width))
+        problem = native.load()[0].LocalImplicit(
             type=backends.TYPES[hoisted.dtype],
-            queries=tuple(y.shape),
-            size=(height, width),
-            band=(band_start, rows),
-            local_ensemble=local_ensemble,
-            ensemble_first=first,
-            widths=[channels, *(len(w) for w in weights)],
-            y=(y.data_ptr(), y.stride()),
-            x=(x.data_ptr(), x.stride()),
-            cell=(backends.address(cell), cell.stride() if cell is not None else (0, 0, 0, 0)),
-            centre_y=backends.address(tables[0]),
-            centre_x=backends.address(tables[1]),
+            queries=tuple(a.y.shape),
+            size=(a.height, width),
+            band=(a.band_start, rows),
+            local_ensemble=a.local_ensemble,
+            ensemble_first=a.ensemble_first,
+            widths=[channels, *map(len, weights)],
+            y=(a.y.data_ptr(), a.y.stride()),
+            x=(a.x.data_ptr(), a.x.stride()),
+            cell=(backends.address(a.cell), a.cell.stride() if a.cell is not None else (0, 0, 0, 0)),
+            centre_y=backends.address(centre_y),
+            centre_x=backends.address(centre_x),
             hoisted=hoisted.data_ptr(),
             position_weight=position_weight.data_ptr(),
             weights=[w.data_ptr() for w in weights],
             biases=[b.data_ptr() for b in biases],
             threads=torch.get_num_threads(),
         )
+        super().__init__(problem, a, hoisted, position_weight, weights, biases, centre_y, centre_x)
 
-    def forward(self, out):
-        self.native.forward(out.data_ptr())
-
-    def forward_cuda(self, out, wgmma):
-        workspace = out.new_empty(self.native.workspace_cuda(), dtype=torch.uint8)
-        self.native.forward_cuda(wgmma, out.data_ptr(), workspace.data_ptr(), backends.stream(out.device))
-
-    def backward(self, grad, hoisted, position_weight, weights, biases):
-        self.native.backward(
-            grad_out=grad.data_ptr(),
-            hoisted=backends.address(hoisted),
-            position_weight=backends.address(position_weight),
-            weights=[w.data_ptr() for w in weights],
-            biases=[b.data_ptr() for b in biases],
-        )
+    def forward_cuda(self, out: torch.Tensor, wgmma: bool) -> None:
+        """Runs one of the CUDA kernels."""
+        workspace = out.new_empty(self.problem.workspace_cuda(), dtype=torch.uint8)
+        self.problem.forward_cuda(wgmma, out.data_ptr(), workspace.data_ptr(), backends.stream(out.device))
 
 
-def _cast(args, dtype):
-    hoisted, y, x, cell, position_weight, weights, biases, *rest = args
-    weights, biases = [w.to(dtype) for w in weights], [b.to(dtype) for b in biases]
-    return hoisted.to(dtype), y, x, cell, position_weight.to(dtype), weights, biases, *rest
-
-
-def _cpu_forward(*args):
-    hoisted, y = args[0], args[1]
-    dtype = hoisted.dtype
+def _cpu_forward(a):
+    dtype = a.hoisted.dtype
     if dtype == torch.float16 or (dtype == torch.bfloat16 and not cpu_has_bfloat16()):
-        return _cpu_forward(*_cast(args, torch.float32)).to(dtype)
-    out = hoisted.new_empty(*y.shape, len(args[5][-1]))
+        return _cpu_forward(a.to(torch.float32)).to(dtype)
+    out = a.hoisted.new_empty(a.out_shape())
     if out.numel():
-        _Problem(*args).forward(out)
+        _Native(a).forward(out.data_ptr())
     return out
 
 
-cuda_kernel = ""  # a benchmark's wish: "mma" or "wgmma"
+def _cpu_backward(grad, a, *, needs_hoisted, needs_weights):
+    dtype = a.hoisted.dtype
+    if dtype not in (torch.float32, torch.float64):
+        grad, a = grad.float(), a.to(torch.float32)
+    grad = grad.contiguous()
+    empty = grad.new_empty if grad.numel() else grad.new_zeros
+    d_hoisted, d_position, d_weights, d_biases = None, None, [], []
+    if needs_hoisted:
+        d_hoisted = empty(a.hoisted.shape)
+    if needs_weights:
+        d_position = empty(a.position_weight.shape)
+        d_weights, d_biases = ([empty(t.shape) for t in tensors] for tensors in (a.weights, a.biases))
+    if grad.numel():
+        _Native(a).backward(
+            grad_out=grad.data_ptr(),
+            hoisted=backends.address(d_hoisted),
+            position_weight=backends.address(d_position),
+            weights=[d.data_ptr() for d in d_weights],
+            biases=[d.data_ptr() for d in d_biases],
+        )
+    d_hoisted, d_position = (None if d is None else d.to(dtype) for d in (d_hoisted, d_position))
+    return d_hoisted, d_position, [d.to(dtype) for d in d_weights], [d.to(dtype) for d in d_biases]
 
 
-def uses_wgmma(hoisted, weights) -> bool:
-    """Which CUDA kernel runs: wgmma's on Hopper where it has what to multiply, hidden layers padded to 256 channels."""
-    fits = len(weights) > 1 and max(hoisted.shape[-1], *map(len, weights[:-1])) > 128
-    if cuda_kernel == "wgmma" and not fits:
-        raise ValueError("wgmma wants a hidden layer and more than 128 channels before the last")
-    if cuda_kernel:
-        return cuda_kernel == "wgmma"
-    return fits and hoisted.is_cuda and torch.cuda.get_device_capability(hoisted.device) == (9, 0)
+def uses_wgmma(a: Arguments, kernel: str = "") -> bool:
+    """Whether the CUDA kernel with wgmma runs, which pads hidden layers to 256 channels, rather than the one with mma.
+
+    kernel: "wgmma" or "mma" to force one of them; "": wgmma on Hopper where there are enough channels.
+    """
+    fits = len(a.weights) > 1 and max(a.hoisted.shape[-1], *map(len, a.weights[:-1])) > 128
+    if kernel == "wgmma" and not fits:
+        raise ValueError("kernel 'wgmma' needs a hidden layer and more than 128 channels before the last")
+    if kernel:
+        return kernel == "wgmma"
+    return fits and a.hoisted.is_cuda and torch.cuda.get_device_capability(a.hoisted.device) == (9, 0)
 
 
-def _cuda_forward(*args):
-    hoisted, y = args[0], args[1]
-    out = hoisted.new_empty(*y.shape, len(args[5][-1]))
+def _cuda_forward(a, kernel=""):
+    out = a.hoisted.new_empty(a.out_shape())
     if out.numel():
         with backends.on(out.device):
-            _Problem(*args).forward_cuda(out, uses_wgmma(hoisted, args[5]))
+            _Native(a).forward_cuda(out, uses_wgmma(a, kernel))
     return out
 
 
-def _cpu_backward(grad, *args, needs_hoisted, needs_weights):
-    dtype = args[0].dtype
-    if dtype not in (torch.float32, torch.float64):
-        args = _cast(args, torch.float32)
-        grad = grad.float()
-    hoisted, position_weight, weights, biases = args[0], args[4], args[5], args[6]
-    grad = grad.contiguous()
-    d_hoisted = torch.empty_like(hoisted, memory_format=torch.contiguous_format) if needs_hoisted else None
-    d_position, d_weights, d_biases = None, [], []
-    if needs_weights:
-        empty = functools.partial(torch.empty_like, memory_format=torch.contiguous_format)
-        d_position, d_weights, d_biases = (
-            empty(position_weight),
-            [*map(empty, weights)],
-            [*map(empty, biases)],
-        )
-    if grad.numel():
-        _Problem(*args).backward(grad, d_hoisted, d_position, d_weights, d_biases)
-    else:
-        for g in filter(lambda g: g is not None, [d_hoisted, d_position, *d_weights, *d_biases]):
-            g.zero_()
-    to = functools.partial(torch.Tensor.to, dtype=dtype)
-    return (
-        to(d_hoisted) if needs_hoisted else None,
-        to(d_position) if needs_weights else None,
-        [*map(to, d_weights)],
-        [*map(to, d_biases)],
+def _reference_forward(a):
+    """Decodes `_REFERENCE_QUERIES` queries at a time: the reference runs in bounded memory."""
+    batch, rows, cols = a.y.shape
+    out = a.hoisted.new_empty(a.out_shape())
+    row_step = max(1, _REFERENCE_QUERIES // max(1, batch * cols))
+    col_step = max(1, _REFERENCE_QUERIES // max(1, batch))
+    for row in range(0, rows, row_step):
+        for col in range(0, cols, col_step):
+            part = slice(None), slice(row, row + row_step), slice(col, col + col_step)
+            cell = None if a.cell is None else a.cell[part]
+            out[part] = reference.decode(*a._replace(y=a.y[part], x=a.x[part], cell=cell))
+    return out
+
+
+def _reference_backward(grad, a, *, needs_hoisted, needs_weights):
+    def run(hoisted, position_weight, weights, biases):
+        changes = {"hoisted": hoisted, "position_weight": position_weight, "weights": weights, "biases": biases}
+        return reference.decode(*a._replace(**changes))
+
+    d_hoisted, d_position, d_weights, d_biases = backends.vjp(
+        run, grad, a.hoisted, a.position_weight, list(a.weights), list(a.biases)
     )
+    d_hoisted = d_hoisted if needs_hoisted else None
+    return (d_hoisted, d_position, d_weights, d_biases) if needs_weights else (d_hoisted, None, [], [])
 
 
-def _reference_forward(hoisted, y, x, cell, position_weight, weights, biases, *rest):
-    """Some thousand queries at a time: this, too, is to run in bounded memory."""
-    batch, rows, cols = y.shape
-    out = hoisted.new_empty(batch, rows, cols, len(weights[-1]))
-    some_rows = max(1, _REFERENCE_QUERIES // max(1, batch * cols))
-    some_cols = max(1, _REFERENCE_QUERIES // max(1, batch))
-    for row in range(0, rows, some_rows):
-        for col in range(0, cols, some_cols):
-            part = slice(None), slice(row, row + some_rows), slice(col, col + some_cols)
-            queries = y[part], x[part], None if cell is None else cell[part]
-            out[part] = reference.decode(hoisted, *queries, position_weight, weights, biases, *rest)
-    return out
+_TRITON = backends.triton_backend(f"{__package__}.triton_kernels")
 
 
-def _reference_backward(grad, *args, needs_hoisted, needs_weights):
-    hoisted, y, x, cell, position_weight, weights, biases, *rest = args
-
-    def decode(hoisted, position_weight, weights, biases):
-        return reference.decode(hoisted, y, x, cell, position_weight, weights, biases, *rest)
-
-    # Below autograd, where ops run, only torch.func still differentiates.
-    _, backward = torch.func.vjp(decode, hoisted, position_weight, list(weights), list(biases))
-    grads = backward(grad)
-    return grads[0] if needs_hoisted else None, *(grads[1:] if needs_weights else (None, [], []))
+def cuda_backend(kernel: str = "") -> Backend:
+    """The CUDA C++ kernels; their backward is Triton's. kernel: "wgmma" or "mma" to force one (`uses_wgmma`)."""
+    return Backend(why_not_cuda, functools.partial(_cuda_forward, kernel=kernel), _TRITON.backward)
 
 
-_TRITON = backends.triton_runner(_triton_kernels)
-_RUNNERS = {
-    "cpu": (_cpu_forward, _cpu_backward),
-    "triton": _TRITON,
-    "cuda": (_cuda_forward, _TRITON[1]),
-    "reference": (_reference_forward, _reference_backward),
-}
+OP = Op(
+    "local_implicit",
+    Arguments,
+    {
+        "cpu": Backend(why_not_cpu, _cpu_forward, _cpu_backward),
+        "reference": Backend(always, _reference_forward, _reference_backward),
+        # After the reference, so opt-in, until the test suite has passed on a GPU.
+        "triton": _TRITON,
+        "cuda": cuda_backend(),
+    },
+)
 
 
-def _choose(hoisted, weights, backend):
-    facts = Facts(hoisted.device, hoisted.dtype, (hoisted.shape[-1], *(len(w) for w in weights)))
-    return _RUNNERS[dispatch.OPS["local_implicit"].choose(dispatch.wished(backend), facts)]
-
-
-def _check(hoisted, y, x, cell, position_weight, weights, biases, height, band_start, _, ensemble_first, grad=None):
-    """What the kernels rely on for their memory's sake; the functional's errors are the ones that explain."""
-    batch, rows, width, inputs = hoisted.shape
-    with_cell = 2 if cell is not None else 0
-    expected = [(position_weight, (inputs, 2 + (0 if ensemble_first else with_cell)), hoisted.dtype)]
-    inputs += with_cell if ensemble_first else 0
-    for weight, bias in zip(weights, biases, strict=True):
-        expected += [
-            (weight, (len(weight), inputs), hoisted.dtype),
-            (bias, (len(weight),), hoisted.dtype),
-        ]
-        inputs = len(weight)
-    expected += [(t, (batch, *y.shape[1:]), torch.float32) for t in (y, x)]
-    expected += [(cell, (*y.shape, 2), torch.float32)] if with_cell else []
-    expected += [(grad, (*y.shape, inputs), hoisted.dtype)] if grad is not None else []
-    for tensor, shape, dtype in expected:
-        if tensor.shape != shape or tensor.dtype != dtype or tensor.device != hoisted.device:
-            got = f"{list(tensor.shape)}, {tensor.dtype} on {tensor.device}"
-            raise ValueError(f"expected {list(shape)}, {dtype} on {hoisted.device}; got {got}")
-    if y.dim() != 3 or not weights or not (rows and width) or not 0 <= band_start <= height - rows:
-        raise ValueError(
-            f"queries must be [B, R, S] and rows [{band_start}, {band_start + rows}) lie in the map's {height}"
-        )
-
-
-def _forward(*args):
-    *problem, backend = args
-    _check(*problem)
-    return _choose(problem[0], problem[5], backend)[0](*problem)
-
-
-def _forward_fake(hoisted, y, x, cell, position_weight, weights, biases, *_):
-    return hoisted.new_empty(*y.shape, weights[-1].shape[0])
+def _forward_fake(*args):
+    a = Arguments(*args[:-1])
+    return a.hoisted.new_empty(a.out_shape())
 
 
 def _backward(grad, *args):
-    *problem, backend, needs_hoisted, needs_weights = args
-    _check(*problem, grad=grad)
-    grads = _choose(problem[0], problem[5], backend)[1](
-        grad, *problem, needs_hoisted=needs_hoisted, needs_weights=needs_weights
-    )
-    none = grad.new_empty(0)  # a schema has no optional results
-    return (
-        none if grads[0] is None else grads[0],
-        none.clone() if grads[1] is None else grads[1],
-        *grads[2:],
-    )
+    *args, needs_hoisted, needs_weights = args
+    a, backend = OP.select(*args)
+    a.check_gradient(grad)
+    grads = backend.backward(grad, a, needs_hoisted=needs_hoisted, needs_weights=needs_weights)
+    return schema_results(grads, like=grad)
 
 
-def _backward_fake(grad, hoisted, y, x, cell, position_weight, weights, biases, *rest):
-    *_, needs_hoisted, needs_weights = rest
-    empty = functools.partial(torch.empty_like, memory_format=torch.contiguous_format)
-    return (
-        empty(hoisted) if needs_hoisted else grad.new_empty(0),
-        empty(position_weight) if needs_weights else grad.new_empty(0),
-        [empty(w) for w in weights] if needs_weights else [],
-        [empty(b) for b in biases] if needs_weights else [],
-    )
+def _backward_fake(grad, *args):
+    *arguments, _, needs_hoisted, needs_weights = args
+    a = Arguments(*arguments)
+    needs = needs_hoisted, needs_weights
+    lists = ([t.new_empty(t.shape) for t in ts] if needs_weights else [] for ts in (a.weights, a.biases))
+    return *fake_gradients((a.hoisted, a.position_weight), needs, like=grad), *lists
 
 
-local_implicit = define(f"local_implicit({_ARGUMENTS}) -> Tensor", _forward, _forward_fake)
+local_implicit = define(f"local_implicit({_ARGUMENTS}) -> Tensor", OP.forward, _forward_fake)
 local_implicit_backward = define(
     f"local_implicit_backward(Tensor grad, {_ARGUMENTS}, bool needs_hoisted, bool needs_weights)"
     " -> (Tensor, Tensor, Tensor[], Tensor[])",
@@ -319,7 +240,7 @@ local_implicit_backward = define(
 
 
 def _setup_context(ctx, inputs, output):
-    hoisted, y, x, cell, position_weight, weights, biases, *ctx.rest = inputs
+    hoisted, y, x, cell, position_weight, weights, biases, *ctx.options = inputs
     ctx.has_cell, ctx.depth = cell is not None, len(weights)
     ctx.save_for_backward(hoisted, y, x, position_weight, *weights, *biases, *([cell] if ctx.has_cell else []))
 
@@ -328,18 +249,15 @@ def _autograd(ctx, grad):
     hoisted, y, x, position_weight, *lists = ctx.saved_tensors
     weights, biases = lists[: ctx.depth], lists[ctx.depth : 2 * ctx.depth]
     cell = lists[-1] if ctx.has_cell else None
-    flags = torch.utils._pytree.tree_leaves([ctx.needs_input_grad[4], *ctx.needs_input_grad[5:7]])
-    needs = ctx.needs_input_grad[0], any(flags)
-    d_hoisted, d_position, d_weights, d_biases = local_implicit_backward(
-        grad, hoisted, y, x, cell, position_weight, weights, biases, *ctx.rest, *needs
+    needs_hoisted, _, _, _, *needs_parameters = ctx.needs_input_grad[:7]
+    needs_weights = any(torch.utils._pytree.tree_leaves(needs_parameters))
+    d_hoisted, *d_parameters = local_implicit_backward(
+        grad, hoisted, y, x, cell, position_weight, weights, biases, *ctx.options, needs_hoisted, needs_weights
     )
-    return (
-        d_hoisted if needs[0] else None,
-        *(None, None, None),
-        *((d_position, d_weights, d_biases) if needs[1] else (None, [None] * ctx.depth, [None] * ctx.depth)),
-        *(None,) * len(ctx.rest),
-    )
+    if not needs_weights:
+        d_parameters = None, [None] * ctx.depth, [None] * ctx.depth
+    return d_hoisted if needs_hoisted else None, None, None, None, *d_parameters, *[None] * len(ctx.options)
 
 
-torch.library.register_autograd("inr_kernels::local_implicit", _autograd, setup_context=_setup_context, lib=LIBRARY)
+register_autograd("local_implicit", _setup_context, _autograd)
 forbid_second_derivative("local_implicit")

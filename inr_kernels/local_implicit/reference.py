@@ -1,28 +1,33 @@
-"""LIIF's decoding in plain PyTorch: the mathematics, any dtype, any order of derivatives.
+"""LIIF's decoder in plain PyTorch: the definition, for any dtype, differentiable any number of times.
 
-Follows the arithmetic of LIIF (Chen, Liu and Wang, CVPR 2021, eq. 1-5) to the last float32 rounding of its
-coordinates, which decides the ensemble's weights at odd scales.
+Follows the arithmetic of LIIF (Chen, Liu and Wang, CVPR 2021, eq. 1-5) including every float32 rounding of its
+coordinates, which determines the ensemble's weights at odd scales.
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 
-def pixel_centres(n, device=None):
+def pixel_centres(n: int, device: torch.device | str | None = None) -> torch.Tensor:
     """[n] float32: the centres of n pixels that span [-1, 1], rounded as LIIF's make_coord rounds them."""
     radius = 2 / (2 * n)
     return -1 + radius + (2 * radius) * torch.arange(n, dtype=torch.float32, device=device)
 
 
-def nearest_pixel(coord, n, side, eps):
-    """The pixel whose centre is nearest to coord moved half a pixel to `side`: (index, offset in half pixels)."""
+def nearest_pixel(coord: torch.Tensor, n: int, side: int, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The pixel nearest to coord shifted by `side` (-1, 0, 1) half pixels: (index, offset of coord in half pixels)."""
     moved = (coord.detach() + (side * (2 / n / 2) + eps)).clamp(-1 + 1e-6, 1 - 1e-6)
     index = (((moved + 1) * n - 1) / 2).round().long().clamp(0, n - 1)
     return index, (coord - pixel_centres(n, coord.device)[index]) * n
 
 
-def neighbours(y, x, size, local_ensemble):
-    """The pixels around each query, in the order (-,-), (-,+), (+,-), (+,+), or the nearest one alone.
+def neighbours(
+    y: torch.Tensor, x: torch.Tensor, size: Sequence[int], local_ensemble: bool
+) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
+    """The pixels around each query, in the order (-,-), (-,+), (+,-), (+,+), or only the nearest one.
 
     Returns lists of rows, columns [...], offsets [..., 2] and ensemble weights [...].
     """
@@ -37,37 +42,35 @@ def neighbours(y, x, size, local_ensemble):
             offsets.append(torch.stack((rel_y, rel_x), -1))
             areas.append((rel_y * rel_x).abs() + 1e-9)
     total = torch.stack(areas).sum(0)
-    return (
-        rows,
-        cols,
-        offsets,
-        [area / total for area in reversed(areas)],
-    )  # the opposite corner's area
+    weights = [area / total for area in reversed(areas)]  # the area at the opposite corner
+    return rows, cols, offsets, weights
 
 
-def relative_cell(cell, size):
+def relative_cell(cell: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     """[..., 2]: a query's extent in half pixels of the feature map."""
-    return torch.stack((cell[..., 0] * size[0], cell[..., 1] * size[1]), -1)  # a CUDA graph holds no tensor of `size`
+    return torch.stack(
+        (cell[..., 0] * size[0], cell[..., 1] * size[1]), -1
+    )  # without a tensor of `size`, which CUDA graphs do not allow
 
 
-def mlp(x, weights, biases):
-    """Linear layers with a ReLU between them."""
+def mlp(x: torch.Tensor, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Applies Linear layers with a ReLU between them."""
     for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
         x = F.linear(x, weight, bias).relu()
     return F.linear(x, weights[-1], biases[-1])
 
 
 def local_implicit(
-    feat,
-    coord,
-    cell,
-    weights,
-    biases,
+    feat: torch.Tensor,
+    coord: torch.Tensor,
+    cell: torch.Tensor | None,
+    weights: Sequence[torch.Tensor],
+    biases: Sequence[torch.Tensor],
     *,
-    feat_unfold=True,
-    local_ensemble=True,
-    ensemble_after="last",
-):
+    feat_unfold: bool = True,
+    local_ensemble: bool = True,
+    ensemble_after: str = "last",
+) -> torch.Tensor:
     """feat [B, C, h, w], coord [B, ..., 2], cell like coord or None -> [B, ..., out_channels]."""
     size = feat.shape[-2:]
     if feat_unfold:
@@ -76,7 +79,7 @@ def local_implicit(
     batch = torch.arange(len(feat), device=feat.device).view(-1, *[1] * (coord.dim() - 2))
     tail = [] if cell is None else [relative_cell(cell, size).to(feat.dtype)]
     inputs = [] if ensemble_after == "first" else tail
-    out = 0
+    out: Any = 0
     for row, col, offset, weight in zip(*neighbours(coord[..., 0], coord[..., 1], size, local_ensemble), strict=True):
         x = torch.cat([feat[batch, row, col], offset.to(feat.dtype), *inputs], -1)
         if ensemble_after == "first":
@@ -91,25 +94,25 @@ def local_implicit(
 
 
 def decode(
-    hoisted,
-    y,
-    x,
-    cell,
-    position_weight,
-    weights,
-    biases,
-    height,
-    band_start,
-    local_ensemble,
-    ensemble_first,
-):
-    """The same from the hoisted first layer on; the arguments are those of the op (op.py)."""
+    hoisted: torch.Tensor,
+    y: torch.Tensor,
+    x: torch.Tensor,
+    cell: torch.Tensor | None,
+    position_weight: torch.Tensor,
+    weights: Sequence[torch.Tensor],
+    biases: Sequence[torch.Tensor],
+    height: int,
+    band_start: int,
+    local_ensemble: bool,
+    ensemble_first: bool,
+) -> torch.Tensor:
+    """`local_implicit` from the hoisted first layer on: [B, R, S, out_channels]. The arguments are the op's (op.py)."""
     size = (height, hoisted.shape[2])
     dtype = hoisted.dtype
     batch = torch.arange(len(hoisted), device=hoisted.device).view(-1, 1, 1)
     tail = [] if cell is None else [relative_cell(cell, size).to(dtype)]
     inputs = [] if ensemble_first else tail
-    out = 0
+    out: Any = 0
     for row, col, offset, weight in zip(*neighbours(y, x, size, local_ensemble), strict=True):
         position = torch.cat([offset.to(dtype), *inputs], -1)
         pred = (hoisted[batch, row - band_start, col] + F.linear(position, position_weight)).relu()

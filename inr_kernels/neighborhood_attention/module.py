@@ -1,4 +1,6 @@
-"""NeighborhoodAttention2D: the projections around neighborhood attention, with NATTEN's state dict."""
+"""NeighborhoodAttention2D: neighborhood attention with its projections, and NATTEN's state dict."""
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,19 +12,19 @@ from .functional import check_pair, neighborhood_attention_2d_packed
 
 
 class NeighborhoodAttention2D(nn.Module):
-    """proj(neighborhood attention(qkv(x))) on maps [B, H, W, dim]; heads of dim / num_heads channels.
+    """Computes proj(neighborhood attention(qkv(x))) on maps [B, H, W, dim], with heads of dim / num_heads channels.
 
-    The state dict is that of NATTEN's module of this name, of every version: `qkv`, `proj` and, with rel_pos_bias,
-    `rpb` (versions up to 0.15 had it by default).
+    The state dict is that of NATTEN's module of this name, in every version: `qkv`, `proj` and, with rel_pos_bias,
+    `rpb` (which versions up to 0.15 had by default).
 
     Args:
         dim: channels, a multiple of num_heads.
         num_heads: number of heads.
         kernel_size, dilation: of the window, an integer or a pair; as in `neighborhood_attention_2d`.
-        rel_pos_bias: whether a relative position bias is learned.
+        rel_pos_bias: whether to learn a relative position bias.
         qkv_bias: whether the first projection has a bias.
-        pad_small_inputs: what happens to a map smaller than kernel_size x dilation. True: it is padded with zeros
-            below and on the right before the first projection, and cropped in the end, as NATTEN did up to 0.15;
+        pad_small_inputs: how to treat a map smaller than kernel_size x dilation. True: it is padded with zeros at the
+            bottom and on the right before the first projection, and the result is cropped, as NATTEN did up to 0.15;
             False: ValueError.
 
     Source: Hassani et al., Neighborhood Attention Transformer, CVPR 2023.
@@ -35,14 +37,14 @@ class NeighborhoodAttention2D(nn.Module):
 
     def __init__(
         self,
-        dim,
-        num_heads,
-        kernel_size=7,
-        dilation=1,
+        dim: int,
+        num_heads: int,
+        kernel_size: int | tuple[int, int] = 7,
+        dilation: int | tuple[int, int] = 1,
         *,
-        rel_pos_bias=False,
-        qkv_bias=True,
-        pad_small_inputs=False,
+        rel_pos_bias: bool = False,
+        qkv_bias: bool = True,
+        pad_small_inputs: bool = False,
     ):
         super().__init__()
         require(num_heads > 0 and dim > 0 and dim % num_heads == 0, "dim", f"be a multiple of {num_heads} heads", dim)
@@ -55,7 +57,7 @@ class NeighborhoodAttention2D(nn.Module):
             nn.init.trunc_normal_(self.rpb, std=0.02)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [B, H, W, dim] -> [B, H, W, dim]."""
         require_tensor(x, "x", dims=(4,))
         require(x.shape[3] == self.dim, "x", f"have shape [B, H, W, {self.dim}]", shape(x))
@@ -66,9 +68,10 @@ class NeighborhoodAttention2D(nn.Module):
             )
             x = F.pad(x, (0, 0, 0, right, 0, below))
         qkv = self.qkv(x).unflatten(3, (3, self.num_heads, -1))
-        out = neighborhood_attention_2d_packed(qkv, self.kernel_size, dilation=self.dilation, rpb=self.rpb)
+        out: Any = neighborhood_attention_2d_packed(qkv, self.kernel_size, dilation=self.dilation, rpb=self.rpb)
         return self.proj(out[:, :height, :width].flatten(3))
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
+        """The options, for print."""
         options = f"{self.dim}, {self.num_heads}, kernel_size={self.kernel_size}, dilation={self.dilation}"
         return options + (", pad_small_inputs=True" if self.pad_small_inputs else "")

@@ -1,20 +1,30 @@
-"""How torch knows neighborhood_attention: schemas, fakes, autograd, and the choice of the backend.
+"""The op neighborhood_attention in torch: schemas, fakes, autograd, and the table of backends.
 
 qkv: query, key, value [B, H, W, heads, dim], or one [B, H, W, 3, heads, dim]; unit stride in dim, any other strides
-rpb: [heads, 2 Kh - 1, 2 Kw - 1] or None, as lse in float32 (float64 of float64)
+rpb: [heads, 2 Kh - 1, 2 Kw - 1] or None, in lse's dtype: float32 (float64 for float64)
 ->  out [B, H, W, heads, dim], lse [B, H, W, heads]
 """
 
-import functools
+import importlib
 import importlib.util
-from dataclasses import dataclass
 
 import torch
 
-from inr_kernels._core import backends, dispatch, native
-from inr_kernels._core.registration import LIBRARY, define, forbid_second_derivative
+from inr_kernels._core import backends, native
+from inr_kernels._core.dispatch import Backend, Op, always
+from inr_kernels._core.registration import (
+    define,
+    fake_gradients,
+    forbid_second_derivative,
+    only_needed,
+    register_autograd,
+    schema_results,
+)
 
 from . import reference
+from .arguments import Arguments, Facts, exact, unpack
+
+__all__ = ["OP", "Facts", "exact", "neighborhood_attention", "neighborhood_attention_backward", "run_natten"]
 
 _ARGUMENTS = (
     "Tensor[] qkv, Tensor? rpb, int[] kernel_size, int[] dilation, int[] stride, bool[] is_causal, float scale,"
@@ -22,26 +32,86 @@ _ARGUMENTS = (
 )
 
 
-@dataclass(frozen=True)
-class Facts(backends.Facts):
-    """What decides whether a backend can run."""
+def _native(a):
+    query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in a.unpack())
+    rpb = None if a.rpb is None else a.rpb.contiguous()
+    batch, height, width, heads, dim = query.shape
+    y, x = zip((height, width), a.kernel_size, a.dilation, a.stride, a.is_causal, strict=True)
+    problem = native.load()[0].NeighborhoodAttention(
+        type=backends.TYPES[query.dtype],
+        batch=batch,
+        heads=heads,
+        dim=dim,
+        y=y,
+        x=x,
+        scale=a.scale,
+        query=_tokens(query),
+        key=_tokens(key),
+        value=_tokens(value),
+        bias=backends.address(rpb),
+        threads=torch.get_num_threads(),
+    )
+    return backends.NativeProblem(problem, query, key, value, rpb)
 
-    rpb: bool = False
-    scale: float | None = None
+
+def _tokens(tensor):
+    """The tensor's address and its strides except the last; an address of 0 for None."""
+    return (0, (0, 0, 0, 0)) if tensor is None else (tensor.data_ptr(), tensor.stride()[:4])
 
 
-def _triton_kernels():
-    from . import triton_kernels
-
-    return triton_kernels
-
-
-why_not_cpu = backends.why_not_cpu
-why_not_triton = functools.partial(backends.why_not_triton, _triton_kernels)
+def _outputs(a):
+    """Uninitialized out and lse."""
+    query = a.unpack()[0]
+    return query.new_empty(query.shape), query.new_empty(query.shape[:-1], dtype=exact(query.dtype))
 
 
-def why_not_natten(facts):
-    """NATTEN's own kernels: what it takes, where it is installed with them."""
+def _cpu_forward(a):
+    out, lse = _outputs(a)
+    if out.numel():
+        _native(a).forward(out=_tokens(out), lse=lse.data_ptr())
+    return out, lse
+
+
+def _cpu_backward(grad, grad_lse, lse, a, *, needs):
+    grad = grad if grad.stride(-1) == 1 else grad.contiguous()
+    grad_lse, lse = grad_lse.contiguous(), lse.contiguous()
+    *needs_qkv, needs_rpb = needs
+    grads = [t.new_empty(t.shape) if needed else None for t, needed in zip(a.qkv, needs_qkv, strict=True)]
+    d_rpb = a.rpb.new_empty(a.rpb.shape) if needs_rpb else None
+    if grad.numel():
+        query, key, value = map(_tokens, unpack(grads))
+        _native(a).backward(
+            lse=lse.data_ptr(),
+            grad_out=_tokens(grad),
+            grad_lse=grad_lse.data_ptr(),
+            query=query,
+            key=key,
+            value=value,
+            bias=backends.address(d_rpb),
+        )
+    elif d_rpb is not None:
+        d_rpb.zero_()
+    return grads, d_rpb
+
+
+def run_reference(a: Arguments) -> tuple[torch.Tensor, torch.Tensor]:
+    """out, lse of the reference, differentiable."""
+    query, key, value = a.unpack()
+    options = a.kernel_size, a.dilation, a.stride, a.is_causal, a.scale
+    return reference.neighborhood_attention(query, key, value, a.rpb, *options)
+
+
+def _reference_backward(grad, grad_lse, lse, a, *, needs):
+    def run(qkv, rpb):
+        return run_reference(a._replace(qkv=qkv, rpb=rpb))
+
+    grads, d_rpb = backends.vjp(run, (grad, grad_lse), list(a.qkv), a.rpb)
+    *grads, d_rpb = only_needed([*grads, d_rpb], needs)
+    return grads, d_rpb
+
+
+def _why_not_natten(facts):
+    """Why NATTEN's own kernels cannot run: they must be installed, and take CUDA tensors without a bias."""
     if importlib.util.find_spec("natten") is None:
         return "natten is not installed (pip install inr-kernels[natten])"
     natten = importlib.import_module("natten")
@@ -54,19 +124,16 @@ def why_not_natten(facts):
     return "NATTEN takes a scale of 0 for none" if facts.scale == 0 else ""
 
 
-def run_natten(query, key, value, rpb, kernel_size, dilation, stride, is_causal, scale):
+def run_natten(a: Arguments) -> tuple[torch.Tensor, torch.Tensor]:
     """out, lse of NATTEN's na2d, differentiable as far as NATTEN is: not through lse."""
-    facts = Facts(query.device, query.dtype, rpb is not None, scale)
-    dispatch.OPS["neighborhood_attention"].choose("natten", facts)
+    OP.choose("natten", a.facts())
     out, lse = importlib.import_module("natten").na2d(
-        query,
-        key,
-        value,
-        kernel_size=tuple(kernel_size),
-        dilation=tuple(dilation),
-        stride=tuple(stride),
-        is_causal=tuple(is_causal),
-        scale=scale,
+        *a.unpack(),
+        kernel_size=tuple(a.kernel_size),
+        dilation=tuple(a.dilation),
+        stride=tuple(a.stride),
+        is_causal=tuple(a.is_causal),
+        scale=a.scale,
         return_lse=True,
     )
     return out, lse.detach()  # NATTEN would ignore its gradient silently
@@ -76,170 +143,40 @@ def _natten_backward(*args, **needs):
     raise RuntimeError("NATTEN has its own gradient: pass backend='natten' to the function, not to a compiled graph")
 
 
-def exact(dtype):
-    """The dtype of scores, bias and lse."""
-    return torch.promote_types(dtype, torch.float32)
+OP = Op(
+    "neighborhood_attention",
+    Arguments,
+    {
+        "cpu": Backend(backends.why_not_cpu, _cpu_forward, _cpu_backward),
+        "reference": Backend(always, run_reference, _reference_backward),
+        # After the reference, so opt-in: Triton until the test suite has passed on a GPU, NATTEN for comparisons.
+        "triton": backends.triton_backend(f"{__package__}.triton_kernels"),
+        "natten": Backend(_why_not_natten, run_natten, _natten_backward),
+    },
+)
 
 
-def unpack(qkv):
-    """query, key, value of one packed tensor or of three (or of None: a gradient that is not needed)."""
-    return qkv[0].unbind(3) if len(qkv) == 1 and qkv[0] is not None else qkv * (3 // len(qkv))
-
-
-class _Problem:
-    """A native problem with the tensors that its addresses point into."""
-
-    def __init__(self, qkv, rpb, kernel_size, dilation, stride, is_causal, scale):
-        query, key, value = self.held = [t if t.stride(-1) == 1 else t.contiguous() for t in unpack(qkv)]
-        self.rpb = None if rpb is None else rpb.contiguous()
-        batch, height, width, heads, dim = query.shape
-        axes = zip((height, width), kernel_size, dilation, stride, is_causal, strict=True)
-        y, x = map(tuple, axes)
-        self.native = native.load()[0].NeighborhoodAttention(
-            type=backends.TYPES[query.dtype],
-            batch=batch,
-            heads=heads,
-            dim=dim,
-            y=y,
-            x=x,
-            scale=scale,
-            query=_tokens(query),
-            key=_tokens(key),
-            value=_tokens(value),
-            bias=backends.address(self.rpb),
-            threads=torch.get_num_threads(),
-        )
-
-    def forward(self, out, lse):
-        self.native.forward(out=_tokens(out), lse=lse.data_ptr())
-
-    def backward(self, grad, grad_lse, lse, query, key, value, rpb):
-        self.native.backward(
-            lse=lse.data_ptr(),
-            grad_out=_tokens(grad),
-            grad_lse=grad_lse.data_ptr(),
-            query=_tokens(query),
-            key=_tokens(key),
-            value=_tokens(value),
-            bias=backends.address(rpb),
-        )
-
-
-def _tokens(tensor):
-    """The tensor's address and its strides but the last; an address of 0 for None."""
-    return (0, (0, 0, 0, 0)) if tensor is None else (tensor.data_ptr(), tensor.stride()[:4])
-
-
-def _cpu_forward(qkv, *rest):
-    query = unpack(qkv)[0]
-    out = query.new_empty(query.shape)
-    lse = query.new_empty(query.shape[:-1], dtype=exact(query.dtype))
-    if out.numel():
-        _Problem(qkv, *rest).forward(out, lse)
-    return out, lse
-
-
-def _cpu_backward(grad, grad_lse, lse, qkv, rpb, *rest, needs):
-    grad = grad if grad.stride(-1) == 1 else grad.contiguous()
-    grad_lse, lse = grad_lse.contiguous(), lse.contiguous()
-    grads, d_rpb = empty_gradients(qkv, rpb, needs)
-    if grad.numel():
-        _Problem(qkv, rpb, *rest).backward(grad, grad_lse, lse, *unpack(grads), d_rpb)
-    elif d_rpb is not None:
-        d_rpb.zero_()
-    return grads, d_rpb
-
-
-def empty_gradients(qkv, rpb, needs):
-    """Memory for qkv's gradients and for rpb's, None where not needed."""
-    *needs_qkv, needs_rpb = needs
-    grads = [t.new_empty(t.shape) if needed else None for t, needed in zip(qkv, needs_qkv, strict=True)]
-    return grads, rpb.new_empty(rpb.shape) if needs_rpb else None
-
-
-def _reference_forward(qkv, *rest):
-    return reference.neighborhood_attention(*unpack(qkv), *rest)
-
-
-def _reference_backward(grad, grad_lse, lse, qkv, rpb, *rest, needs):
-    # Below autograd, where ops run, only torch.func still differentiates.
-    _, backward = torch.func.vjp(lambda qkv, rpb: _reference_forward(qkv, rpb, *rest), list(qkv), rpb)
-    grads, d_rpb = backward((grad, grad_lse))
-    return grads, d_rpb
-
-
-_RUNNERS = {
-    "cpu": (_cpu_forward, _cpu_backward),
-    "triton": backends.triton_runner(_triton_kernels),
-    "reference": (_reference_forward, _reference_backward),
-    "natten": (lambda qkv, *rest: run_natten(*unpack(qkv), *rest), _natten_backward),
-}
-
-
-def _choose(query, rpb, scale, backend):
-    facts = Facts(query.device, query.dtype, rpb is not None, scale)
-    return _RUNNERS[dispatch.OPS["neighborhood_attention"].choose(dispatch.wished(backend), facts)]
-
-
-def _check(qkv, rpb, kernel_size, dilation, stride, is_causal, scale):
-    """What the kernels rely on for their memory's sake; the functional's errors are the ones that explain."""
-    packed = len(qkv) == 1
-    if len(qkv) not in (1, 3) or qkv[0].dim() != 5 + packed or (packed and qkv[0].shape[3] != 3):
-        raise ValueError(f"expected one [B, H, W, 3, heads, dim] or three of 5 dimensions; got {len(qkv)}")
-    query = qkv[0]
-    heads = query.shape[-2]
-    expected = [(t, query.shape, query.dtype) for t in qkv]
-    shape = [heads, *(2 * k - 1 for k in kernel_size)]
-    expected += [] if rpb is None else [(rpb, shape, exact(query.dtype))]
-    for t, shape, dtype in expected:
-        if (list(t.shape), t.dtype, t.device) != (list(shape), dtype, query.device):
-            got = f"{list(t.shape)}, {t.dtype} on {t.device}"
-            raise ValueError(f"expected {list(shape)}, {dtype} on {query.device}; got {got}")
-    options = [*zip(query.shape[1:3], kernel_size, dilation, stride, strict=True)]
-    if len(options) != 2 or len(is_causal) != 2 or min(heads, query.shape[-1]) < 1:
-        raise ValueError(f"options out of range: {kernel_size}, {dilation}, {stride}, {is_causal}")
-    for length, k, d, s in options:
-        if min(k, d, s) < 1 or s > k or k * d > length:
-            raise ValueError(f"options out of range: kernel_size {k}, dilation {d}, stride {s} on {length}")
-
-
-def _forward(*args):
-    *problem, backend = args
-    _check(*problem)
-    return _choose(problem[0][0], problem[1], problem[-1], backend)[0](*problem)
-
-
-def _forward_fake(qkv, *_):
-    query = unpack(qkv)[0]
-    return query.new_empty(query.shape), query.new_empty(query.shape[:-1], dtype=exact(query.dtype))
+def _forward_fake(*args):
+    a = Arguments(*args[:-1])
+    a.check()
+    return _outputs(a)
 
 
 def _backward(grad, grad_lse, lse, *args):
-    *problem, backend, needs = args
-    _check(*problem)
-    qkv, rpb = problem[:2]
-    query = unpack(qkv)[0]
-    expected = [(grad, query.shape, query.dtype), *((t, query.shape[:-1], exact(query.dtype)) for t in (grad_lse, lse))]
-    for t, shape, dtype in expected:
-        if t.shape != shape or t.dtype != dtype:
-            raise ValueError(f"expected gradients and lse of the output's shape; got {list(t.shape)}, {t.dtype}")
-    if len(needs) != len(qkv) + 1 or (needs[-1] and rpb is None):
-        raise ValueError(f"expected a need for each tensor; got {needs}")
-    grads, d_rpb = _choose(query, rpb, problem[-1], backend)[1](grad, grad_lse, lse, *problem, needs=needs)
-    # A schema has no optional results.
-    grads = [g.contiguous() if needed else grad.new_empty(0) for g, needed in zip(grads, needs[:-1], strict=True)]
-    return grads, d_rpb.contiguous() if needs[-1] else grad.new_empty(0)
+    *args, needs = args
+    a, backend = OP.select(*args)
+    a.check_saved(grad, grad_lse, lse, needs)
+    return schema_results(backend.backward(grad, grad_lse, lse, a, needs=needs), like=grad)
 
 
 def _backward_fake(grad, grad_lse, lse, qkv, rpb, *rest):
-    needs = rest[-1]
-    grads, d_rpb = empty_gradients(qkv, rpb, needs)
-    return [grad.new_empty(0) if g is None else g for g in grads], grad.new_empty(0) if d_rpb is None else d_rpb
+    *grads, d_rpb = fake_gradients([*qkv, lse if rpb is None else rpb], rest[-1], like=grad)
+    return grads, d_rpb
 
 
 neighborhood_attention = define(
     f"neighborhood_attention({_ARGUMENTS}) -> (Tensor, Tensor)",
-    _forward,
+    OP.forward,
     _forward_fake,
 )
 neighborhood_attention_backward = define(
@@ -251,7 +188,7 @@ neighborhood_attention_backward = define(
 
 
 def _setup_context(ctx, inputs, output):
-    qkv, rpb, *ctx.rest = inputs
+    qkv, rpb, *ctx.options = inputs
     ctx.save_for_backward(output[1], *qkv, *([] if rpb is None else [rpb]))
     ctx.tensors = len(qkv)
 
@@ -260,12 +197,10 @@ def _autograd(ctx, grad, grad_lse):
     lse, *saved = ctx.saved_tensors
     qkv, rpb = saved[: ctx.tensors], saved[ctx.tensors] if len(saved) > ctx.tensors else None
     needs = torch.utils._pytree.tree_leaves(list(ctx.needs_input_grad[:2]))
-    grads, d_rpb = neighborhood_attention_backward(grad, grad_lse, lse, qkv, rpb, *ctx.rest, needs)
-    grads = [g if needed else None for g, needed in zip(grads, needs[:-1], strict=True)]
-    return grads, d_rpb if needs[-1] else None, *[None] * len(ctx.rest)
+    grads, d_rpb = neighborhood_attention_backward(grad, grad_lse, lse, qkv, rpb, *ctx.options, needs)
+    *grads, d_rpb = only_needed([*grads, d_rpb], needs)
+    return grads, d_rpb, *[None] * len(ctx.options)
 
 
-torch.library.register_autograd(
-    "inr_kernels::neighborhood_attention", _autograd, setup_context=_setup_context, lib=LIBRARY
-)
+register_autograd("neighborhood_attention", _setup_context, _autograd)
 forbid_second_derivative("neighborhood_attention")

@@ -1,12 +1,17 @@
-"""The Triton backend of neighborhood_attention: kernels, launches, block sizes. Proven in Triton's interpreter; not run
-on a GPU.
+"""The Triton backend of neighborhood_attention: kernels, launches and block sizes.
 
-A program takes a tile of TY x TX pixels of one residue class, of one head of one image: queries, or in `gather` the
-keys. It goes once over the rows of the other side that its windows cover, BN columns at a time, with an online softmax
-in the forward. No kernel uses atomics: keys gather from the queries that see them. All tensors are read by strides.
+A program takes a tile of TY x TX pixels of one residue class (pixels whose positions are equal modulo the dilation), of
+one head of one image: queries, or in `key_value_backward` keys. It loops once over the rows of the other side that the
+tile's windows cover, BN columns at a time; the forward has an online softmax. No kernel uses atomics: keys gather from
+the queries whose windows contain them. All tensors of tokens are read by strides; the last stride is 1.
 
-A NaN or an infinity reaches every pixel of the tiles that load it, not only the windows that see it.
+A NaN or an infinity spreads to every pixel of the tiles that load it, not only to the windows that contain it.
+
+Tested in Triton's interpreter and compiled ahead of time (tests/build/test_compile_only.py); not run on a GPU.
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -15,15 +20,15 @@ import triton.language as tl
 from inr_kernels._core import backends
 
 TY, TX, BN = 4, 8, 16
-QUERIES, CHANNELS = 4096, 4096  # that a program of `sum_bias` takes in all; queries x channels at a time
-
+# Of a program of `bias_backward`: queries in all, queries x channels at a time.
+QUERIES, CHANNELS = 4096, 4096
 
 why_not = backends.why_not_dot
 
 
 @triton.jit
 def window(i, n, kernel, stride, CAUSAL: tl.constexpr):
-    """NATTEN's rule: the keys [start, end) that the query at position i of its residue class of n sees."""
+    """NATTEN's rule: the keys [start, end) of the query at position i in its residue class of n pixels."""
     group = i // stride * stride
     if CAUSAL:
         start = tl.maximum(tl.minimum(group + stride - 1, n - 1) - kernel + 1, 0)
@@ -37,7 +42,7 @@ def window(i, n, kernel, stride, CAUSAL: tl.constexpr):
 
 @triton.jit
 def viewers(first, last, n, kernel, stride, CAUSAL: tl.constexpr):
-    """The queries [begin, end) that see any of the keys first ... last."""
+    """The queries [begin, end) whose windows contain any of the keys first ... last."""
     begin, end = first, last + 1
     while (begin > 0) & (window(begin - 1, n, kernel, stride, CAUSAL)[1] > first):
         begin -= 1
@@ -48,7 +53,7 @@ def viewers(first, last, n, kernel, stride, CAUSAL: tl.constexpr):
 
 @triton.jit
 def tile(size, heads, dilation, TY: tl.constexpr, TX: tl.constexpr):
-    """The program's image and head; per axis residue, class size and positions [TY TX]; which of them exist."""
+    """The program's image and head; per axis residue, class size and positions [TY TX]; the mask of valid ones."""
     program = tl.program_id(0)
     head, rest = program % heads, program // heads
     tiles_y = tl.cdiv(tl.cdiv(size[0], dilation[0]), TY)
@@ -64,42 +69,58 @@ def tile(size, heads, dilation, TY: tl.constexpr, TX: tl.constexpr):
 
 @triton.jit
 def least(values, mask):
-    """The smallest of those that exist."""
+    """The smallest of the values under the mask."""
     return tl.min(tl.where(mask, values, 1 << 30))
 
 
 @triton.jit
 def most(values, mask):
-    """The largest of those that exist."""
+    """The largest of the values under the mask."""
     return tl.max(tl.where(mask, values, -1))
 
 
 @triton.jit
-def addresses(tokens, strides, image, head, y, x, BD: tl.constexpr):
-    """Of the channels [N, BD] of the tokens at y, x: [N] or scalars."""
+def addresses(
+    tokens,  # [B, H, W, heads, dim]: by strides, the last is 1
+    strides, image, head, y, x, BD: tl.constexpr,
+):  # fmt: skip
+    """The addresses [N, BD] of the channels of the tokens at y, x ([N] or scalars)."""
     at = tokens + image * strides[0] + head.to(tl.int64) * strides[3]
     pixels = y.to(tl.int64) * strides[1] + x.to(tl.int64) * strides[2]
     return at + pixels[:, None] + tl.arange(0, BD)[None, :]
 
 
 @triton.jit
-def load_tokens(tokens, strides, image, head, y, x, mask, dim, BD: tl.constexpr):
-    """[N, BD], zeros where there is none."""
+def load_tokens(
+    tokens,  # [B, H, W, heads, dim]: by strides, the last is 1
+    strides, image, head, y, x, mask, dim, BD: tl.constexpr,
+):  # fmt: skip
+    """The tokens at y, x: [N, BD], zeros outside the mask."""
     inside = mask[:, None] & (tl.arange(0, BD) < dim)[None, :]
     return tl.load(addresses(tokens, strides, image, head, y, x, BD), mask=inside, other=0.0)
 
 
 @triton.jit
-def store_tokens(tokens, strides, image, head, y, x, mask, dim, values, BD: tl.constexpr):
-    """values [N, BD], in the tensor's dtype."""
+def store_tokens(
+    tokens,  # [B, H, W, heads, dim]: by strides, the last is 1
+    strides, image, head, y, x, mask, dim, values, BD: tl.constexpr,
+):  # fmt: skip
+    """Stores values [N, BD] in the tensor's dtype."""
     inside = mask[:, None] & (tl.arange(0, BD) < dim)[None, :]
     at = addresses(tokens, strides, image, head, y, x, BD)
     tl.store(at, values.to(tokens.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def scores(query, keys, rpb, head, steps_y, steps_x, seen, scale, kernel, PRECISION: tl.constexpr):
-    """query [M, BD], keys [N, BD] -> [M, N]; steps: of the dilation from query to key; -inf where not seen."""
+def scores(
+    query, keys,
+    rpb,  # [heads, 2 Kh - 1, 2 Kw - 1] float32; or None
+    head, steps_y, steps_x, seen, scale, kernel, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """query [M, BD], keys [N, BD] -> [M, N], -inf outside the windows (`seen`).
+
+    steps_y, steps_x: from query to key, in units of the dilation.
+    """
     s = scale * tl.dot(query, tl.trans(keys), input_precision=PRECISION)
     if rpb is not None:
         row = (head * (2 * kernel[0] - 1) + steps_y + kernel[0] - 1) * (2 * kernel[1] - 1)
@@ -109,11 +130,15 @@ def scores(query, keys, rpb, head, steps_y, steps_x, seen, scale, kernel, PRECIS
 
 @triton.jit
 def attend(
-    out, lse, query, key, value, rpb, out_strides, query_strides, key_strides, value_strides,
+    out,  # [B, H, W, heads, dim]
+    lse,  # [B, H, W, heads] float32
+    query, key, value,  # [B, H, W, heads, dim]
+    rpb,  # [heads, 2 Kh - 1, 2 Kw - 1] float32; or None
+    out_strides, query_strides, key_strides, value_strides,
     size, heads, dim, scale, kernel, dilation, stride, CAUSAL_Y: tl.constexpr, CAUSAL_X: tl.constexpr,
     PRECISION: tl.constexpr, TY: tl.constexpr, TX: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """out [B, H, W, heads, dim] and lse [B, H, W, heads]."""
+    """The attention of a tile of queries, and the log of the sum of exponentials of its scores."""
     image, head, ry, rx, ny, nx, iy, ix, live = tile(size, heads, dilation, TY, TX)
     y, x = ry + iy * dilation[0], rx + ix * dilation[1]
     q = load_tokens(query, query_strides, image, head, y, x, live, dim, BD)
@@ -145,13 +170,20 @@ def attend(
 
 
 @triton.jit
-def differentiate(
-    d_query, delta, grad, grad_lse, lse, query, key, value, rpb, d_query_strides, grad_strides, query_strides,
-    key_strides, value_strides, size, heads, dim, scale, kernel, dilation, stride,
+def query_backward(
+    d_query,  # [B, H, W, heads, dim]; or None
+    delta,  # [B, H, W, heads] float32
+    grad,  # [B, H, W, heads, dim]
+    grad_lse,  # [B, H, W, heads] float32
+    lse,  # [B, H, W, heads] float32
+    query, key, value,  # [B, H, W, heads, dim]
+    rpb,  # [heads, 2 Kh - 1, 2 Kw - 1] float32; or None
+    d_query_strides, grad_strides, query_strides, key_strides, value_strides,
+    size, heads, dim, scale, kernel, dilation, stride,
     CAUSAL_Y: tl.constexpr, CAUSAL_X: tl.constexpr, PRECISION: tl.constexpr,
     TY: tl.constexpr, TX: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """delta [B, H, W, heads] = sum of weights times their gradients, less grad_lse; and d_query, unless it is None."""
+    """delta = sum of weights times their gradients - grad_lse, for a tile of queries; and d_query unless it is None."""
     image, head, ry, rx, ny, nx, iy, ix, live = tile(size, heads, dilation, TY, TX)
     y, x = ry + iy * dilation[0], rx + ix * dilation[1]
     at = ((image * size[0] + y) * size[1] + x) * heads + head
@@ -163,7 +195,7 @@ def differentiate(
     y_end = tl.where(live, y_end, y_start)
     rows, end = least(y_start, live), most(y_end, live)
     sums = tl.zeros([TY * TX, BD], tl.float32)
-    for t in range(rows, end + (end - rows if d_query is not None else 0)):  # once for delta, once for d_query
+    for t in range(rows, end + (end - rows if d_query is not None else 0)):  # a pass for delta, a pass for d_query
         again = t >= end
         t -= tl.where(again, end - rows, 0)
         for c in range(least(x_start, live), most(x_end, live), BN):
@@ -187,13 +219,19 @@ def differentiate(
 
 
 @triton.jit
-def gather(
-    d_key, d_value, grad, delta, lse, query, key, value, rpb, d_key_strides, d_value_strides, grad_strides,
-    query_strides, key_strides, value_strides, size, heads, dim, scale, kernel, dilation, stride,
+def key_value_backward(
+    d_key, d_value,  # [B, H, W, heads, dim]
+    grad,  # [B, H, W, heads, dim]
+    delta,  # [B, H, W, heads] float32, of `query_backward`
+    lse,  # [B, H, W, heads] float32
+    query, key, value,  # [B, H, W, heads, dim]
+    rpb,  # [heads, 2 Kh - 1, 2 Kw - 1] float32; or None
+    d_key_strides, d_value_strides, grad_strides, query_strides, key_strides, value_strides,
+    size, heads, dim, scale, kernel, dilation, stride,
     CAUSAL_Y: tl.constexpr, CAUSAL_X: tl.constexpr, PRECISION: tl.constexpr,
     TY: tl.constexpr, TX: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """d_key and d_value [B, H, W, heads, dim]; the tile holds keys."""
+    """d_key and d_value of a tile of keys."""
     image, head, ry, rx, ny, nx, iy, ix, live = tile(size, heads, dilation, TY, TX)
     y, x = ry + iy * dilation[0], rx + ix * dilation[1]
     k = load_tokens(key, key_strides, image, head, y, x, live, dim, BD)
@@ -225,12 +263,18 @@ def gather(
 
 
 @triton.jit
-def sum_bias(
-    d_rpb, grad, delta, lse, query, key, value, rpb, grad_strides, query_strides, key_strides, value_strides,
+def bias_backward(
+    d_rpb,  # [parts, heads, 2 Kh - 1, 2 Kw - 1] float32
+    grad,  # [B, H, W, heads, dim]
+    delta,  # [B, H, W, heads] float32, of `query_backward`
+    lse,  # [B, H, W, heads] float32
+    query, key, value,  # [B, H, W, heads, dim]
+    rpb,  # [heads, 2 Kh - 1, 2 Kw - 1] float32; or None
+    grad_strides, query_strides, key_strides, value_strides,
     size, heads, dim, scale, kernel, dilation, stride, count, CAUSAL_Y: tl.constexpr, CAUSAL_X: tl.constexpr,
     QUERIES: tl.constexpr, BP: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """d_rpb [parts, heads, 2 Kh - 1, 2 Kw - 1]: the share of QUERIES of the `count` queries of all images."""
+    """The contribution to d_rpb of one part, QUERIES of the `count` queries of all images, to one head and offset."""
     program = tl.program_id(0)
     steps_x, rest = program % (2 * kernel[1] - 1) - kernel[1] + 1, program // (2 * kernel[1] - 1)
     steps_y, rest = rest % (2 * kernel[0] - 1) - kernel[0] + 1, rest // (2 * kernel[0] - 1)
@@ -259,7 +303,7 @@ def sum_bias(
 
 
 class _Problem:
-    """A call's tensors and what every launch needs."""
+    """A call's tensors, and the arguments of its launches."""
 
     def __init__(self, qkv, rpb, kernel_size, dilation, stride, is_causal, scale):
         tensors = qkv[0].unbind(3) if len(qkv) == 1 else qkv
@@ -269,14 +313,14 @@ class _Problem:
         classes = [(triton.cdiv(n, d), d) for n, d in zip(self.size, dilation, strict=True)]
         (rows, dy), (columns, dx) = classes
         block = max(16, triton.next_power_of_2(self.dim))
-        height = TY if block * self.query.element_size() <= 256 else TY // 2  # or the state spills
+        height = TY if block * self.query.element_size() <= 256 else TY // 2  # more would spill registers
         self.grid = (batch * dy * triton.cdiv(rows, height) * dx * triton.cdiv(columns, TX) * self.heads,)
         self.window = tuple(kernel_size), tuple(dilation), tuple(stride)
         self.shape = tuple(self.size), self.heads, self.dim, scale, *self.window
         self.taps = [2 * k - 1 for k in kernel_size]
         self.forms = {"CAUSAL_Y": is_causal[0], "CAUSAL_X": is_causal[1], "BD": block}
         self.tiles = self.forms | {"PRECISION": backends.precision(), "TY": height, "TX": TX, "BN": BN}
-        # Told how many registers there are, ptxas does not spill to make room for more programs.
+        # Without a limit ptxas would spill registers in order to fit more programs.
         self.tiles |= {"num_warps": 4 if block <= 64 else 8, "num_stages": 1, "maxnreg": 255}
 
     def forward(self, out, lse):
@@ -284,15 +328,15 @@ class _Problem:
         attend[self.grid](out, lse, *self.tensors, self.rpb, *map(_strides, tensors), *self.shape, **self.tiles)
 
     def backward(self, grad, grad_lse, lse, d_query, d_key, d_value, needs_rpb):
-        """Fills what is no None; returns d_rpb or None."""
+        """Writes the gradients that are not None; returns d_rpb or None."""
         delta = torch.empty_like(lse)
         given = grad, *self.tensors
-        differentiate[self.grid](
+        query_backward[self.grid](
             d_query, delta, grad, grad_lse, lse, *self.tensors, self.rpb,
             *map(_strides, (grad if d_query is None else d_query, *given)), *self.shape, **self.tiles,
         )  # fmt: skip
         if d_key is not None:
-            gather[self.grid](
+            key_value_backward[self.grid](
                 d_key, d_value, grad, delta, lse, *self.tensors, self.rpb,
                 *map(_strides, (d_key, d_value, *given)), *self.shape, **self.tiles,
             )  # fmt: skip
@@ -300,7 +344,7 @@ class _Problem:
             return None
         count = lse.numel() // self.heads
         shares = lse.new_empty(triton.cdiv(count, QUERIES), self.heads, *self.taps)
-        sum_bias[(shares.numel(),)](
+        bias_backward[(shares.numel(),)](
             shares, grad, delta, lse, *self.tensors, self.rpb, *map(_strides, given), *self.shape, count,
             QUERIES=QUERIES, BP=max(1, CHANNELS // self.forms["BD"]), **self.forms,
         )  # fmt: skip
@@ -311,8 +355,8 @@ def _strides(tokens):
     return tokens.stride()[:4]
 
 
-def forward(qkv, rpb, *rest):
-    """out, lse of the op's arguments."""
+def forward(qkv: Sequence[torch.Tensor], rpb: torch.Tensor | None, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Takes the op's arguments (op.py), returns out [B, H, W, heads, dim] and lse [B, H, W, heads]."""
     p = _Problem(qkv, rpb, *rest)
     out = p.query.new_empty(p.query.shape)
     lse = p.query.new_empty(p.query.shape[:-1], dtype=torch.float32)
@@ -322,15 +366,23 @@ def forward(qkv, rpb, *rest):
     return out, lse
 
 
-def backward(grad, grad_lse, lse, qkv, rpb, *rest, needs):
-    """Gradients of qkv (a list, None where not needed) and of rpb (or None)."""
+def backward(
+    grad: torch.Tensor,
+    grad_lse: torch.Tensor,
+    lse: torch.Tensor,
+    qkv: Sequence[torch.Tensor],
+    rpb: torch.Tensor | None,
+    *rest: Any,
+    needs: Sequence[bool],
+) -> tuple[list[torch.Tensor | None], torch.Tensor | None]:
+    """The gradients of qkv (a list, None where not needed) and of rpb (or None)."""
     p = _Problem(qkv, rpb, *rest)
     *needs_qkv, needs_rpb = needs
-    grads = [t.new_empty(t.shape) if needed else None for t, needed in zip(qkv, needs_qkv, strict=True)]
+    grads: list[Any] = [t.new_empty(t.shape) if needed else None for t, needed in zip(qkv, needs_qkv, strict=True)]
     if not grad.numel():
-        return grads, torch.zeros_like(rpb) if needs_rpb else None
+        return grads, None if rpb is None or not needs_rpb else torch.zeros_like(rpb)
     d_query, d_key, d_value = grads[0].unbind(3) if len(qkv) == 1 and needs_qkv[0] else grads * (3 // len(qkv))
-    if (d_key is None) != (d_value is None):  # they come together
+    if (d_key is None) != (d_value is None):  # the kernel writes both
         d_key = p.query.new_empty(p.query.shape) if d_key is None else d_key
         d_value = p.query.new_empty(p.query.shape) if d_value is None else d_value
     grad = grad if grad.stride(-1) == 1 else grad.contiguous()

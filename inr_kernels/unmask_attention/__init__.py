@@ -1,4 +1,4 @@
-"""Unmask attention: an image's pixels attend to each other, those of a hole to all alike."""
+"""Unmask attention: every pixel attends to all pixels; masked pixels attend to all of them equally."""
 
 from .functional import unmask_attention
 from .module import UnmaskAttention

@@ -1,6 +1,7 @@
-"""Unmask attention: the contract, the checks, autocast."""
+"""The public function of unmask attention: documentation, argument checks, autocast."""
 
 import math
+from typing import Any
 
 import torch
 
@@ -8,37 +9,50 @@ from inr_kernels._core import dispatch
 from inr_kernels._core.checks import require, require_tensor, result_dtype, shape
 
 from . import op, reference
+from .arguments import Arguments, Facts, statistics_dtype
 
 
-def unmask_attention(feat, mask, *, scale=None, mask_keys=False, backend=None):
-    """Rebuilds every pixel's feature from those of all pixels, by how much they resemble it; a hole's from all alike.
+def _facts(feat: torch.Tensor, *args: Any, **kwargs: Any) -> Facts:
+    return Facts(feat.device, result_dtype(feat), feat.shape[1])
+
+
+@op.OP.public(_facts)
+def unmask_attention(
+    feat: torch.Tensor,
+    mask: torch.Tensor,
+    *,
+    scale: float | None = None,
+    mask_keys: bool = False,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """Replaces every pixel's feature by an average of all features, weighted by their similarity to it.
 
         E = softmax((1 - M) F F^T scale) F,  F [N, C] the pixels' features, M [N] the mask; softmax along a row
 
-    A pixel with M = 1 has no scores: it gets the mean of F, exactly, and costs nothing. So the time is that of the
-    pixels outside the hole. No kernel holds an N x N matrix: memory is O(N C), in the backward too. The
-    reference, which also gives the gradient of a mask and torch.func's transforms, does.
+    A pixel with M = 1 has only zero scores: it gets the mean of F, exactly, and costs nothing. So the time depends on
+    the number of unmasked pixels. No kernel holds an N x N matrix: memory is O(N C), in the backward too. The
+    reference, which also gives the gradient of a mask and supports torch.func, does.
 
     Args:
         feat: F, [B, C, H, W], float32, float64, bfloat16 or float16 (half precision accumulates in float32).
-        mask: M, [B, 1, H, W], 1 = hole, 0 = known, or between; any dtype. Values are clamped to [0, 1].
-        scale: of the scores; None: 1 / sqrt(C).
-        mask_keys: whether holes are no keys either: a pixel then weighs 1 - M in the softmax (eq. 7 masks the queries
-            alone). An image that is all hole gives zeros.
+        mask: M, [B, 1, H, W], 1 = hole, 0 = known, or between; any real dtype. Values are clamped to [0, 1].
+        scale: factor of the scores; None: 1 / sqrt(C).
+        mask_keys: whether masked pixels are excluded as keys too: a pixel then has the weight 1 - M in the softmax
+            (eq. 7 masks only the queries). An image that is all hole gives zeros.
         backend: "reference", "cpu", "triton"; None: the fastest that can run (see `inr_kernels.explain`).
 
     Returns:
         E, [B, C, H, W], contiguous, in feat's dtype (autocast's, under autocast).
 
-    Gradients reach feat, deterministically; beside feat and mask, E and two numbers a pixel are kept for them. Those of
-    a mask that requires them, and second derivatives, come from the reference.
+    Gradients reach feat, deterministically; for them, E and two numbers a pixel are saved in addition to feat and mask.
+    The gradient of a mask that requires it, and second derivatives, come from the reference.
 
     Raises:
         TypeError: feat is no floating-point tensor, or mask no real tensor.
         ValueError: a shape, dtype, device or option that does not fit; the message names the argument.
-        RuntimeError: the wished backend cannot run here, and why.
+        RuntimeError: the requested backend cannot run here; the message gives the reason.
 
-    Source: DEAR (SuperInpaint), eq. 6-7.
+    Source: Zhang, Guo et al., SuperInpaint (DEAR), 2023, eq. 6-7.
 
     Example:
         >>> import torch
@@ -46,27 +60,27 @@ def unmask_attention(feat, mask, *, scale=None, mask_keys=False, backend=None):
         >>> unmask_attention(feat, mask).shape
         torch.Size([1, 8, 5, 7])
     """
-    check_tensors(feat, mask)
+    _check_tensors(feat, mask)
     require(isinstance(mask_keys, bool), "mask_keys", "be a bool", repr(mask_keys))
-    scale = check_scale(scale, feat.shape[1])
+    scale = _check_scale(scale, feat.shape[1])
+    requested = dispatch.reference_if_transformed(dispatch.requested_backend(backend), feat, mask)
     dtype = result_dtype(feat)
-    wish = dispatch.wished(backend)
-    with torch.autocast(feat.device.type, enabled=False):  # the dtypes are settled
+    with torch.autocast(feat.device.type, enabled=False):  # applied here
         tokens = feat.to(dtype).flatten(2)
-        weight = 1 - mask.to(torch.float64 if dtype == torch.float64 else torch.float32).flatten(1).clamp(0, 1)
-        wish = dispatch.settle_wish(wish, feat, mask)
+        weight = 1 - mask.to(statistics_dtype(dtype)).flatten(1).clamp(0, 1)
+        arguments = Arguments(tokens, weight, scale, mask_keys)
         needs_mask = torch.is_grad_enabled() and weight.requires_grad
-        if needs_mask and wish not in ("", "reference"):
-            raise RuntimeError(f"backend {wish!r} has no gradient for mask; the reference has")
-        if needs_mask or wish == "reference":
-            out = reference.unmask_attention(tokens, weight, scale, mask_keys)[0]
+        if needs_mask and requested not in ("", "reference"):
+            raise RuntimeError(f"backend {requested!r} has no gradient for mask; the reference has")
+        if needs_mask or requested == "reference":
+            out, _ = reference.unmask_attention(*arguments)
         else:
-            out = op.unmask_attention(tokens, weight, scale, mask_keys, wish)[0]
+            out, _ = op.unmask_attention(*arguments, requested)
     return out.reshape(feat.shape)
 
 
-def check_tensors(feat, mask):
-    """A feature map and a mask of its size."""
+def _check_tensors(feat, mask):
+    """Raises unless feat is a feature map and mask a mask of its size."""
     require_tensor(feat, "feat", dims=(4,))
     require(min(feat.shape[1:]) > 0, "feat", "have at least one channel and one pixel, [B, C, H, W]", shape(feat))
     if not isinstance(mask, torch.Tensor) or mask.is_complex():
@@ -77,28 +91,10 @@ def check_tensors(feat, mask):
     require(mask.device == feat.device, "mask", f"be on {feat.device}", mask.device)
 
 
-def check_scale(scale, channels):
+def _check_scale(scale, channels):
     """The scale as a float."""
     if scale is None:
         return 1 / math.sqrt(channels)
     fits = isinstance(scale, (int, float)) and not isinstance(scale, bool) and math.isfinite(scale)
     require(fits, "scale", "be a finite number or None", repr(scale))
     return float(scale)
-
-
-def _facts(feat=None, *args, **kwargs):
-    """What `explain` needs to know of a call."""
-    if feat is None:
-        return op.Facts(torch.device("cpu"), torch.float32)
-    return op.Facts(feat.device, result_dtype(feat), feat.shape[1])
-
-
-dispatch.register(
-    dispatch.Op(
-        name="unmask_attention",
-        function=unmask_attention,
-        facts=_facts,
-        # Triton only at a wish, until the test suite has passed on a GPU.
-        backends={"cpu": op.why_not_cpu, "reference": lambda facts: "", "triton": op.why_not_triton},
-    )
-)

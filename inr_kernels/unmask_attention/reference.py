@@ -1,17 +1,19 @@
-"""Unmask attention in plain PyTorch: the mathematics, any dtype, any order of derivatives."""
+"""Unmask attention in plain PyTorch: the definition, for any dtype, differentiable any number of times."""
 
 import torch
 
 
-def unmask_attention(feat, weight, scale, mask_keys, rows=slice(None)):
+def unmask_attention(
+    feat: torch.Tensor, weight: torch.Tensor, scale: float, mask_keys: bool, rows: slice = slice(None)
+) -> tuple[torch.Tensor, torch.Tensor]:
     """feat [B, C, N], weight [B, N] -> out [B, C, n], softmax [B, 2, n] for the n tokens of `rows`.
 
-    The arguments are those of the op (op.py).
+    The arguments are the op's (op.py). softmax: the maximum and the sum of each row's exponentials.
     """
     tokens = feat.mT
     scores = scale * (weight[:, rows, None].to(feat.dtype) * tokens[:, rows]) @ feat
     if mask_keys:
-        some = (weight > 0).any(1)[:, None, None]  # else there is nothing to attend to: zeros
+        some = (weight > 0).any(1)[:, None, None]  # an image without keys outputs zeros
         key = torch.where(weight > 0, weight, 1).log().masked_fill(weight <= 0, -torch.inf)
         scores = torch.where(some, scores + key[:, None].to(feat.dtype), 0)
     out = scores.softmax(2) @ tokens
@@ -19,5 +21,5 @@ def unmask_attention(feat, weight, scale, mask_keys, rows=slice(None)):
         out = torch.where(some, out, 0)
     most = scores.amax(2)
     total = (scores - most[:, :, None]).exp().sum(2)
-    most = most.masked_fill(weight[:, rows] == 0, torch.inf)  # as the kernels have it: such a token asks nothing
+    most = most.masked_fill(weight[:, rows] == 0, torch.inf)  # as the kernels return it for a token that is no query
     return out.mT, torch.stack((most, total), 1).to(weight.dtype)

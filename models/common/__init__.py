@@ -1,1 +1,1 @@
-"""What the networks share: checkpoints, files, CUDA graphs, masking."""
+"""Code that the networks share: their interface, checkpoints, files, CUDA graphs, masks and tiles."""

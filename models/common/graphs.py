@@ -1,6 +1,10 @@
-"""A network's forward for one shape as a CUDA graph: the GPU starts hundreds of kernels without asking the CPU."""
+"""A network's forward for one shape as a CUDA graph: one launch by the CPU starts hundreds of kernels.
 
-from typing import NamedTuple
+Not run on a GPU; the tests replace CUDA's part.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
@@ -12,27 +16,28 @@ WARM_UP = 3  # calls before the capture: libraries choose kernels, Triton compil
 
 
 class Graphed:
-    """`model(*inputs)` without gradients for inputs of one shape, replayed from a CUDA graph: nothing is allocated but
-    the result, a tensor of its own that no later call overwrites.
+    """Replays `model(*inputs)`, without gradients and for inputs of one shape, from a CUDA graph.
 
-    The graph is captured by the first call that it can serve, and again by the first after the model got other
-    parameters or submodules, moved, or should run in another way (`inr_kernels.backend`, autocast, the precision of
-    float32 products). What changes in place (an optimizer's step, `load_state_dict`) the next replay sees; what is no
-    tensor (an attribute, a hook) it does not. A call that it cannot serve is the model's own forward: of other shapes,
-    with other dtypes than the capture's, elsewhere than on a GPU, in training mode, when gradients are wanted (so
-    call it under `torch.no_grad()`), under torch.compile and torch.func, and within another graph's capture.
+    A replay allocates only the result, a new tensor that later calls do not overwrite.
 
-    One call at a time: a graph has one set of buffers. They hold the activations of one forward for as long as this
-    object lives.
+    The graph is captured by the first suitable call. It is captured again after the model's parameters or submodules
+    were replaced or moved, or when it should run differently (`inr_kernels.backend`, autocast, the float32 matmul
+    precision). In-place changes (an optimizer's step, `load_state_dict`) are seen by the next replay; changes of
+    anything else (an attribute, a hook) are not. The model's own forward runs instead for other shapes, for other
+    dtypes than those captured, on other devices than a GPU, in training mode, when gradients are required (so call it
+    under `torch.no_grad()`), under torch.compile and torch.func, and during the capture of another graph.
+
+    Not for concurrent calls: a graph has one set of buffers. They hold the activations of one forward as long as this
+    object exists.
 
     Args:
-        model: a network whose forward never waits for the GPU.
-        shapes: of the inputs, one each.
-        options: of the model's forward; the same in every call.
+        model: a network whose forward does not synchronize with the GPU.
+        shapes: one per input.
+        options: keyword arguments of the model's forward, the same in every call.
 
     Raises:
-        ValueError: shapes that are no shapes.
-        RuntimeError: by the capturing call, where something in the forward waits for the GPU.
+        ValueError: a shape without positive integers.
+        RuntimeError: by the capturing call, if the forward synchronizes with the GPU.
 
     Example:
         >>> model = Graphed(torch.nn.Linear(4, 3).eval(), [(2, 4)])
@@ -40,27 +45,27 @@ class Graphed:
         torch.Size([2, 3])
     """
 
-    def __init__(self, model, shapes, **options):
+    def __init__(self, model: torch.nn.Module, shapes: Sequence[Sequence[int]], **options: Any):
         for shape in shapes:
             fits = len(shape) > 0 and all(isinstance(n, int) and n > 0 for n in shape)
             require(fits, "shape", "hold positive integers", tuple(shape))
         self.model, self.shapes, self.options = model, [tuple(shape) for shape in shapes], options
-        self._captured = None
+        self._captured: _Captured | None = None
 
-    def __call__(self, *inputs):
+    def __call__(self, *inputs: Any) -> Any:
         if not self._serves(inputs):
             return self.model(*inputs, **self.options)
         device, dtypes, settings = inputs[0].device, [t.dtype for t in inputs], _settings()
         captured = self._captured
         if captured is None or captured.settings != settings or captured.device != device or captured.is_stale():
-            captured = self._captured = None  # its memory is free for the next
+            captured = self._captured = None  # frees its memory before the next capture
             captured = self._captured = _Captured(self.model, inputs, self.options, settings)
         elif captured.dtypes != dtypes:
             return self.model(*inputs, **self.options)
         return captured.replay(inputs)
 
-    def _serves(self, inputs):
-        """Whether a graph may stand for this call."""
+    def _serves(self, inputs: tuple[Any, ...]) -> bool:
+        """Whether a graph can serve this call."""
         if torch.compiler.is_compiling() or len(inputs) != len(self.shapes):
             return False
         if not all(isinstance(t, torch.Tensor) for t in inputs) or dispatch.is_transformed(*inputs):
@@ -71,28 +76,30 @@ class Graphed:
         wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (*inputs, *self.model.parameters()))
         return not (wanted or any(module.training for module in modules) or _is_capturing())
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"Graphed({type(self.model).__name__}, {self.shapes})"
 
-    def __reduce__(self):  # neither pickled nor copied with its graph
+    def __reduce__(self) -> tuple[Any, ...]:  # pickles and copies do not contain the graph
         return _remade, (self.model, self.shapes, self.options)
 
 
-def graphed_pair(model, shape, **options):
-    """A `Graphed` of a network that takes an image of `shape` [B, C, H, W] and its mask [B, 1, H, W]."""
+def graphed_pair(model: torch.nn.Module, shape: Sequence[int], **options: Any) -> Graphed:
+    """Returns a `Graphed` of a network that takes an image of `shape` [B, C, H, W] and a mask [B, 1, H, W]."""
     require(len(shape) == 4, "shape", "be [B, 3, H, W]", tuple(shape))
     batch, _, *sides = shape
     return Graphed(model, [shape, (batch, 1, *sides)], **options)
 
 
-def _remade(model, shapes, options):
+def _remade(model: torch.nn.Module, shapes: Sequence[Sequence[int]], options: dict[str, Any]) -> Graphed:
     return Graphed(model, shapes, **options)
 
 
 class _Captured:
     """A graph with the tensors that it reads and writes."""
 
-    def __init__(self, model, inputs, options, settings):
+    def __init__(
+        self, model: torch.nn.Module, inputs: Sequence[torch.Tensor], options: dict[str, Any], settings: "_Settings"
+    ):
         self.settings, self.device, self.dtypes = settings, inputs[0].device, [t.dtype for t in inputs]
         self.modules = list(model.modules())
         self.slots = [
@@ -103,20 +110,20 @@ class _Captured:
         ]
         tensors = [value for *_, value in self.slots if isinstance(value, torch.Tensor)]
         self.places = [(t, t.data_ptr(), t.dtype) for t in tensors]
-        # Autocast's copies of the weights may not be kept: they end with its block, and know no later weights.
+        # Autocast must not cache copies of the weights: they are freed at its end, and would miss later weights.
         casts = torch.autocast(DEVICE, settings.casts, settings.casts is not None, cache_enabled=False)
         with torch.inference_mode(False), torch.no_grad(), casts:
             self.inputs = [torch.empty(t.shape, dtype=t.dtype, device=t.device).copy_(t) for t in inputs]
             self.out, self._replay = record(lambda: model(*self.inputs, **options), self.device)
 
-    def is_stale(self):
-        """Whether the model has other tensors or modules than were captured, or tensors elsewhere in memory."""
+    def is_stale(self) -> bool:
+        """Whether the model's tensors or modules were replaced, or its tensors moved, after the capture."""
         return any(entries.get(name) is not value for entries, name, value in self.slots) or any(
             t.data_ptr() != address or t.dtype != dtype for t, address, dtype in self.places
         )
 
-    def replay(self, inputs):
-        """The result for these inputs."""
+    def replay(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Returns the result for these inputs."""
         with torch.inference_mode(False), torch.no_grad():
             for mine, given in zip(self.inputs, inputs, strict=True):
                 mine.copy_(given)
@@ -125,24 +132,28 @@ class _Captured:
 
 
 class _Settings(NamedTuple):
-    """What decides how a forward runs, beside its inputs."""
+    """Global state on which a forward depends."""
 
     backend: str
     casts: torch.dtype | None
     precision: str
 
 
-def _settings():
+def _settings() -> _Settings:
     casts = torch.get_autocast_dtype(DEVICE) if torch.is_autocast_enabled(DEVICE) else None
-    return _Settings(dispatch.wished(None), casts, torch.get_float32_matmul_precision())
+    return _Settings(dispatch.requested_backend(None), casts, torch.get_float32_matmul_precision())
 
 
-def _is_capturing():
+def _is_capturing() -> bool:
     return DEVICE == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-def record(run, device):
-    """(what `run()` returns, a function that fills it anew): its kernels as a CUDA graph, after calls to warm up."""
+def record(run: Callable[[], torch.Tensor], device: torch.device) -> tuple[torch.Tensor, Callable[[], None]]:
+    """Captures `run` as a CUDA graph after some warm-up calls.
+
+    Returns:
+        The result of `run`, and a function that replays the graph into the same output.
+    """
     with torch.cuda.device(device):
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -151,6 +162,6 @@ def record(run, device):
                 run()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=side):  # its own default is a stream of the first graph's device
+        with torch.cuda.graph(graph, stream=side):  # torch's default is a stream on the first graph's device
             out = run()
     return out, graph.replay

@@ -1,21 +1,74 @@
-"""What the networks that fill holes share: the known part of a picture, and the size of theirs."""
+"""The image and mask that all inpainting networks take: their check, the known part, and the output's size."""
 
 import numbers
+import operator
 
 import torch
 
-from inr_kernels._core.checks import require, require_tensor
+from inr_kernels._core.checks import require, require_tensor, shape
+from inr_kernels.local_implicit.functional import check_size
 
 
-def known(image, mask):
-    """I (1 - M) [B, C, H, W]; NaN in a hole is no matter."""
+def check_mask(
+    image: torch.Tensor, mask: torch.Tensor, device: torch.device, *, channels: int = 3, min_side: int = 1
+) -> torch.Tensor:
+    """Checks an image and its mask, and returns the mask as [B, 1, H, W], floating point, in [0, 1].
+
+    Args:
+        image: [B, C, H, W], floating point, in [0, 1]. Values under the mask (mask = 1) are ignored, NaNs too.
+        mask: [B, 1, H, W] or [B, H, W], bool, integer or floating point; 1 = missing, 0 = known. Values between
+            fade the pixel, values outside [0, 1] are clamped, and NaN counts as missing.
+        device: of the network.
+        channels: C.
+        min_side: the smallest H and W that the network takes.
+
+    Returns:
+        The mask in its own dtype if that is floating point, else in the image's.
+
+    Raises:
+        TypeError: image or mask is not a tensor of these dtypes.
+        ValueError: a shape or device that does not fit.
+    """
+    require_tensor(image, "image", dims=(4,))
+    require(image.device == device, "image", f"be on the network's device {device}", image.device)
+    rule = f"have shape [B, {channels}, H, W] with sides of at least {min_side}"
+    require(image.shape[1] == channels and min(image.shape[2:]) >= min_side, "image", rule, shape(image))
+    if not isinstance(mask, torch.Tensor):
+        raise TypeError(f"mask must be a torch.Tensor; got {type(mask).__name__}")
+    if mask.is_complex():
+        raise TypeError(f"mask must have a bool, integer or floating-point dtype; got {mask.dtype}")
+    require(mask.device == image.device, "mask", f"be on {image.device}, like image", mask.device)
+    batch, _, *sides = image.shape
+    rule = f"have shape [B, 1, H, W] = {[batch, 1, *sides]} or [B, H, W] = {[batch, *sides]}"
+    require(shape(mask) in ([batch, 1, *sides], [batch, *sides]), "mask", rule, shape(mask))
+    mask = mask if mask.is_floating_point() and mask.dtype.itemsize > 1 else mask.to(image.dtype)
+    mask = mask.nan_to_num(nan=1).clamp(0, 1)
+    return mask if mask.dim() == 4 else mask.unsqueeze(1)
+
+
+def known(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """I (1 - M) [B, C, H, W] for M [B, 1, H, W] in [0, 1]; NaNs under the mask are ignored."""
     return torch.where(mask < 1, image * (1 - mask), 0)
 
 
-def output_size(image, size, scale):
-    """(H', W') as asked: a size, round(scale H) and round(scale W), or the image's own."""
+def blend(image: torch.Tensor, mask: torch.Tensor, prediction: torch.Tensor) -> torch.Tensor:
+    """M prediction + (1 - M) I for M in [0, 1]; where M = 0 the image's own values, bit for bit."""
+    return torch.where(mask == 0, image, known(image, mask) + mask * prediction)
+
+
+def output_size(image: torch.Tensor, size: tuple[int, int] | None, scale: float | None) -> tuple[int, int]:
+    """The requested (H', W'): a size, (round(scale H), round(scale W)), or the image's own.
+
+    Raises:
+        TypeError: image is not a floating-point tensor.
+        ValueError: both are given, or one is not positive and finite.
+    """
     require_tensor(image, "image", dims=(4,))
-    require(size is None or scale is None, "size", "be None beside a scale", f"{size} and {scale}")
+    sides = [operator.index(n) for n in image.shape][2:]  # torch.compile specializes: bands are planned for a shape
+    require(size is None or scale is None, "size", "be None if scale is given", f"{size} and {scale}")
+    if size is not None:
+        return check_size(size)
     fits = scale is None or (isinstance(scale, numbers.Real) and 0 < scale < float("inf"))
     require(fits, "scale", "be positive and finite", repr(scale))
-    return size if size is not None else tuple(max(1, round(n * (scale or 1))) for n in image.shape[2:])
+    height, width = (max(1, round(n * (scale or 1))) for n in sides)
+    return height, width

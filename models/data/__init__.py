@@ -1,1 +1,1 @@
-"""Images and training data."""
+"""Images in files, photographs to train on, crops of them, and masks."""

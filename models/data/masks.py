@@ -1,4 +1,4 @@
-"""Random masks, 1 = hole."""
+"""Random masks, 1 = missing."""
 
 import math
 
@@ -6,12 +6,21 @@ import numpy
 import torch
 from PIL import Image, ImageDraw
 
-SHARE = 0.15  # of a picture that the holes of `free_form_mask` cover, about
-THICKNESS = (4, 12)  # pixels of a stroke
+SHARE = 0.15  # of the pixels that `free_form_mask` masks, by default
+THICKNESS = (4, 12)  # of a stroke, in pixels
 
 
-def free_form_mask(size, rng, share=SHARE):
-    """[1, h, w], 1 = hole: strokes along random walks and, now and then, an ellipse, until `share` is covered."""
+def free_form_mask(size: tuple[int, int], rng: numpy.random.Generator, share: float = SHARE) -> torch.Tensor:
+    """Draws strokes along random walks, one shape in five an ellipse, until they cover a share of the pixels.
+
+    Args:
+        size: (h, w).
+        rng: the random generator.
+        share: of the pixels to cover, at least.
+
+    Returns:
+        [1, h, w] float32, 1 = missing, 0 = known.
+    """
     height, width = size
     mask = Image.new("L", (width, height))
     pen, shorter = ImageDraw.Draw(mask), min(size)

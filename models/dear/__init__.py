@@ -1,5 +1,6 @@
-"""DEAR (SuperInpaint): fills holes and renders at any size."""
+"""DEAR (SuperInpaint): fills missing pixels and renders at any size."""
 
-from .network import DEAR, DEARConfig
+from .losses import dear_loss, sample_queries
+from .network import DEAR, SMALL, DEARConfig
 
-__all__ = ["DEAR", "DEARConfig"]
+__all__ = ["DEAR", "SMALL", "DEARConfig", "dear_loss", "sample_queries"]

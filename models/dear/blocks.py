@@ -1,44 +1,48 @@
-"""DEAR's convolutions: the encoder that it has twice, and the two layers back to the picture's size."""
+"""DEAR's encoder and upsampling layers, the smooth fill of missing pixels, and the initialization."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-STRIDE = 4  # pixels of the picture to one of the latent
-REACH = 2  # of the dilated convolution, which reflects its border: a latent must be longer
+STRIDE = 4  # pixels of the image per pixel of the latent
+REACH = 2  # padding of the dilated convolution; reflection needs a latent with longer sides
 
 
 class InstanceNorm(nn.Module):
-    """Every channel of every image to mean 0 and variance 1; one pixel alone becomes 0."""
+    """Normalizes every channel of every image to mean 0 and variance 1; a single pixel becomes 0."""
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, C, H, W] -> [B, C, H, W]."""
         return torch.group_norm(x, x.shape[1])
 
 
 class ResBlock(nn.Module):
-    """x + conv3x3(ReLU(conv3x3(x, dilation 2))), the norm after each convolution."""
+    """x + conv3x3(ReLU(conv3x3(x, dilation 2))), with a norm after each convolution unless norm is "none"."""
 
-    def __init__(self, channels, norm):
+    def __init__(self, channels: int, norm: str):
         super().__init__()
 
-        def conv(dilation):
-            options = {"dilation": dilation, "padding": dilation, "padding_mode": "reflect", "bias": norm == "none"}
-            layer = nn.Conv2d(channels, channels, 3, **options)
+        def conv(dilation: int) -> list[nn.Module]:
+            options: dict[str, Any] = {"dilation": dilation, "padding": dilation, "padding_mode": "reflect"}
+            layer = nn.Conv2d(channels, channels, 3, bias=norm == "none", **options)
             return [layer] if norm == "none" else [layer, InstanceNorm()]
 
         self.norm = norm
         self.body = nn.Sequential(*conv(REACH), nn.ReLU(), *conv(1))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, C, H, W] -> [B, C, H, W]."""
         return x + self.body(x)
 
 
 class Encoder(nn.Sequential):
-    """[masked picture, mask] [B, 4, 4 h, 4 w] -> [B, channels, h, w]: three convolutions, then ResNet blocks."""
+    """[masked image, mask] [B, 4, 4 h, 4 w] -> [B, channels, h, w]: three convolutions, then ResNet blocks."""
 
-    def __init__(self, channels, blocks, norm):
+    def __init__(self, channels: int, blocks: int, norm: str):
         super().__init__(
             nn.Conv2d(4, channels // 4, 7, padding=3, padding_mode="reflect"),
             nn.ReLU(),
@@ -50,8 +54,8 @@ class Encoder(nn.Sequential):
         )
 
 
-def enlarge(inputs, hidden, outputs):
-    """Two transposed convolutions, each of which doubles the sides."""
+def enlarge(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """[B, inputs, h, w] -> [B, outputs, 4 h, 4 w]: two transposed convolutions."""
     return nn.Sequential(
         nn.ConvTranspose2d(inputs, hidden, 4, stride=2, padding=1),
         nn.ReLU(),
@@ -59,10 +63,14 @@ def enlarge(inputs, hidden, outputs):
     )
 
 
-def encoder_input(seen, mask, shortest, mode):
-    """[picture; M] [B, 4, H, W], sides rounded up to what the encoder takes: the picture by F.pad's mode, as a hole.
+def encoder_input(seen: torch.Tensor, mask: torch.Tensor, shortest: int, mode: str) -> torch.Tensor:
+    """Returns [image; M] [B, 4, H', W'], padded with missing pixels to the sides that the encoder takes.
 
-    shortest: sides of the latent, at least.
+    Args:
+        seen: the image [B, 3, H, W].
+        mask: M [B, 1, H, W].
+        shortest: the least side of the latent.
+        mode: F.pad's, for the image.
     """
     right, below = (max(-n % STRIDE, shortest * STRIDE - n) for n in (mask.shape[3], mask.shape[2]))
     sides = (0, right, 0, below)
@@ -70,11 +78,17 @@ def encoder_input(seen, mask, shortest, mode):
     return both.contiguous(memory_format=torch.channels_last)
 
 
-def smooth_fill(known, mask, sweeps=4):
-    """I (1 - M) [B, 3, H, W] with its holes filled by what surrounds them: about the harmonic function.
+def smooth_fill(known: torch.Tensor, mask: torch.Tensor, sweeps: int = 4) -> torch.Tensor:
+    """Fills the missing pixels of I (1 - M) [B, 3, H, W] from their surroundings: approximately the harmonic function.
 
-    Down a pyramid of the known pixels' means, and up again: on each level a hole starts from the level below and is
-    then swept to the mean of its 3 x 3 neighbours. A picture without a known pixel becomes grey.
+    It averages the known pixels down a pyramid, and goes up again: on each level the missing pixels start from the
+    coarser level and are then relaxed to the mean of their 3 x 3 neighbours. An image without known pixels becomes
+    grey.
+
+    Args:
+        known: I (1 - M).
+        mask: M [B, 1, H, W] in [0, 1].
+        sweeps: relaxations per level.
     """
     dtype = torch.promote_types(known.dtype, torch.float32)  # half precision would leave bands
     share = 1 - mask.to(dtype)
@@ -95,16 +109,16 @@ def smooth_fill(known, mask, sweeps=4):
     return out.to(known.dtype)
 
 
-def initialize(encoders, decoder, others):
-    """He's initialization, but that the picture passes: encoders shuffle pixels into channels, the decoder back.
+def initialize(encoders: Sequence[Any], decoder: Any, others: Sequence[nn.Module]) -> None:
+    """He initialization plus near-identity paths: encoders move pixels into channels, and the decoder moves them back.
 
-    So the first channels of a fresh network's features are the masked picture and its mask; the ResNet blocks add
+    The first channels of a new network's features are therefore the masked image and its mask; the ResNet blocks add
     little.
     """
     for layer in (layer for part in (*encoders, decoder, *others) for layer in part.modules()):
         if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             terms = layer.weight[0].numel()
-            if isinstance(layer, nn.ConvTranspose2d):  # of its taps, those of one pixel
+            if isinstance(layer, nn.ConvTranspose2d):  # the terms of one output pixel
                 terms = layer.in_channels * math.prod(layer.kernel_size) // math.prod(layer.stride)
             nn.init.normal_(layer.weight, std=math.sqrt(2 / terms))
             if layer.bias is not None:
@@ -121,8 +135,11 @@ def initialize(encoders, decoder, others):
     _pass_pixels(decoder[2], _pass_pixels(decoder[0], 16) // 16)
 
 
-def _pass_pixels(layer, count):
-    """Each of `count` channels on the fine side of a strided convolution is four of the coarse side, a pixel each."""
+def _pass_pixels(layer: Any, count: int) -> int:
+    """Maps each of `count` channels on the fine side of a strided convolution to four on the coarse side, one a pixel.
+
+    Returns the number of coarse channels used.
+    """
     weight = layer.weight.data  # [coarse, fine, 4, 4], transposed or not
     count = min(count, weight.shape[1], len(weight) // 4)
     made = weight[:, :count] if isinstance(layer, nn.ConvTranspose2d) else weight[: 4 * count]

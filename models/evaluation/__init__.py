@@ -1,1 +1,1 @@
-"""Metrics and baselines."""
+"""Metrics, baselines, and the comparison of networks with them."""

@@ -1,18 +1,23 @@
 """Classical methods that the networks are compared with."""
 
 import numpy
+import torch
 from PIL import Image
 
 
-def filled(small, mask):
-    """The picture with its known pixels' mean colour in the holes."""
+def mean_fill(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Fills the missing pixels of image [B, 3, H, W], mask [B, 1, H, W], with the mean colour of the known ones."""
     known = 1 - mask
-    mean = (small * known).sum((2, 3), keepdim=True) / known.sum((2, 3), keepdim=True)
-    return small * known + mean * mask
+    mean = (image * known).sum((2, 3), keepdim=True) / known.sum((2, 3), keepdim=True)
+    return image * known + mean * mask
 
 
-def telea(photo, mask):
-    """The picture (Pillow), its holes filled by OpenCV's inpainting, Telea's method."""
+def telea(photo: Image.Image, mask: torch.Tensor) -> Image.Image:
+    """Fills the missing pixels of an image by OpenCV's inpainting with Telea's method; mask [1, 1, H, W].
+
+    Raises:
+        ImportError: OpenCV is not installed.
+    """
     import cv2
 
     holes = mask[0, 0].byte().numpy()

@@ -1,12 +1,13 @@
-"""Measures of image quality."""
+"""Metrics of image quality."""
 
 import math
 
 import numpy
+from PIL import Image
 
 
-def psnr(image, original, border):
-    """10 log10(255^2 / mean squared error) of 8-bit pictures, without `border` pixels at each side."""
+def psnr(image: Image.Image, original: Image.Image, border: int) -> float:
+    """Returns 10 log10(255² / mean squared error) of 8-bit images in dB, without `border` pixels at each side."""
     inner = slice(border, -border or None)
     a, b = (numpy.asarray(p, dtype=float)[inner, inner] for p in (image, original))
     return 10 * math.log10(255**2 / max(numpy.mean((a - b) ** 2), 1e-10))

@@ -1,4 +1,6 @@
-"""The blocks of IN²: downsampling with global context, and neighborhood attention beside channel attention."""
+"""The blocks of IN²: downsampling with global context, and neighborhood attention with channel attention."""
+
+from typing import Any
 
 import torch
 from torch import nn
@@ -7,45 +9,46 @@ from inr_kernels import NeighborhoodAttention2D, neighborhood_attention_2d_packe
 from inr_kernels.fourier_unit import conv3x3
 
 from ..lama.ffc import FFC_BN_ACT, FFCResnetBlock
-from . import eager as in2_reference
+from . import eager as plain_pytorch
 
 
 class Conv3x3(nn.Conv2d):
-    """A convolution 3 x 3 with one pixel of zeros around."""
+    """A 3 x 3 convolution with zero padding."""
 
-    def __init__(self, inputs, outputs, reference=False):
+    def __init__(self, inputs: int, outputs: int, eager: bool = False):
         super().__init__(inputs, outputs, 3, padding=1)
-        self.reference = reference
+        self.eager = eager
 
-    def forward(self, x, add=None):
-        """[B, C, H, W] -> [B, O, H, W], plus `add`."""
-        if not self.reference:
+    def forward(self, x: torch.Tensor, add: torch.Tensor | None = None) -> torch.Tensor:
+        """[B, C, H, W] -> [B, O, H, W], plus `add` of that shape."""
+        if not self.eager:
             return conv3x3(x, self.weight, self.bias, add=add, padding="zeros")
         out = super().forward(x)
         return out if add is None else out + add
 
 
 class ChannelGate(nn.Module):
-    """x sigmoid(W_2 ReLU(W_1 mean(x))): every channel weighed by what all of them hold on average."""
+    """x sigmoid(W_2 ReLU(W_1 mean(x))): scales every channel by a function of all channels' means."""
 
-    def __init__(self, channels, squeeze):
+    def __init__(self, channels: int, squeeze: int):
         super().__init__()
         inner = channels // squeeze
         layers = nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, inner, 1), nn.ReLU(), nn.Conv2d(inner, channels, 1)
         self.attention = nn.Sequential(*layers, nn.Sigmoid())
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, C, H, W] -> [B, C, H, W]."""
         return x * self.attention(x)
 
 
 class ChannelAttentionBlock(nn.Module):
-    """CAB: two convolutions, then `ChannelGate`; HAT's state-dict keys, `cab.*`.
+    """CAB: two convolutions, then `ChannelGate`, with HAT's state-dict keys, `cab.*`.
 
     Args:
         channels: of [B, C, H, W], in and out.
         compress: the convolutions have channels // compress between them.
         squeeze: the gate has channels // squeeze.
-        reference: plain PyTorch.
+        eager: plain PyTorch.
 
     Source: Chen et al., Activating More Pixels in Image Super-Resolution Transformer (HAT), CVPR 2023.
 
@@ -54,13 +57,13 @@ class ChannelAttentionBlock(nn.Module):
         torch.Size([1, 16, 5, 7])
     """
 
-    def __init__(self, channels, compress, squeeze, *, reference=False):
+    def __init__(self, channels: int, compress: int, squeeze: int, *, eager: bool = False):
         super().__init__()
         first, last = ((channels, channels // compress), (channels // compress, channels))
-        layers = Conv3x3(*first, reference), nn.GELU(), Conv3x3(*last, reference), ChannelGate(channels, squeeze)
+        layers = Conv3x3(*first, eager), nn.GELU(), Conv3x3(*last, eager), ChannelGate(channels, squeeze)
         self.cab = nn.Sequential(*layers)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, C, H, W] -> [B, C, H, W]."""
         return self.cab(x)
 
@@ -71,23 +74,23 @@ class DownsampleProcessingBlock(nn.Module):
     Args:
         inputs, outputs: channels.
         config: an IN2Config.
-        reference: plain PyTorch, LaMa's order of operations.
+        eager: plain PyTorch, in LaMa's order of operations.
     """
 
-    def __init__(self, inputs, outputs, config, *, reference=False):
+    def __init__(self, inputs: int, outputs: int, config: Any, *, eager: bool = False):
         super().__init__()
         norm = {"batch": nn.BatchNorm2d, "none": nn.Identity}[config.norm]
-        common = {"norm_layer": norm, "activation_layer": nn.ReLU, "enable_lfu": False}
+        common: dict[str, Any] = {"norm_layer": norm, "activation_layer": nn.ReLU, "enable_lfu": False}
         common |= {"padding_type": config.padding, "ratio_gout": config.ratio}
         self.down = FFC_BN_ACT(inputs, outputs, config.down_kernel, ratio_gin=0, stride=2, padding=1, **common)
         self.block = FFCResnetBlock(outputs, ratio_gin=config.ratio, **common)
-        self.attention = ChannelAttentionBlock(outputs, config.compress, config.squeeze, reference=reference)
-        self.alpha, self.reference = config.encoder_alpha, reference
+        self.attention = ChannelAttentionBlock(outputs, config.compress, config.squeeze, eager=eager)
+        self.alpha, self.eager = config.encoder_alpha, eager
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, C, H, W] -> [B, O, H', W']."""
-        if self.reference:
-            parts = in2_reference.ffc_resnet_block(self.block, in2_reference.ffc_bn_act(self.down, x))
+        if self.eager:
+            parts = plain_pytorch.ffc_resnet_block(self.block, plain_pytorch.ffc_bn_act(self.down, x))
         else:
             parts = self.block(self.down(x))
         x = torch.cat(parts, 1)
@@ -95,48 +98,52 @@ class DownsampleProcessingBlock(nn.Module):
 
 
 class ClampedAttention(NeighborhoodAttention2D):
-    """`NeighborhoodAttention2D` whose window is as large as the map where the map is smaller."""
+    """`NeighborhoodAttention2D` whose window shrinks to the map where the map is smaller."""
 
-    def __init__(self, dim, num_heads, kernel_size, *, rel_pos_bias, reference=False):
+    def __init__(self, dim: int, num_heads: int, kernel_size: int, *, rel_pos_bias: bool, eager: bool = False):
         super().__init__(dim, num_heads, kernel_size, rel_pos_bias=rel_pos_bias)
-        self.reference = reference
+        self.eager = eager
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, H, W, C] -> [B, H, W, C]."""
-        kernel = tuple(min(k, n) for k, n in zip(self.kernel_size, x.shape[1:3], strict=True))
-        rpb = self.rpb
-        if rpb is not None:  # its middle: the distances that such a window has
+        height, width = (min(k, n) for k, n in zip(self.kernel_size, x.shape[1:3], strict=True))
+        kernel = (height, width)
+        rpb: torch.Tensor | None = self.rpb
+        if rpb is not None:  # its middle: the distances in the smaller window
             y, x_ = (slice(k - n, k + n - 1) for k, n in zip(self.kernel_size, kernel, strict=True))
             rpb = rpb[:, y, x_]
         qkv = self.qkv(x).unflatten(3, (3, self.num_heads, -1))
-        if self.reference:
-            out = in2_reference.neighborhood_attention(*qkv.unbind(3), kernel, rpb)
+        if self.eager:
+            query, key, value = qkv.unbind(3)
+            out: Any = plain_pytorch.neighborhood_attention(query, key, value, kernel, rpb)
         else:
             out = neighborhood_attention_2d_packed(qkv, kernel, rpb=rpb)
         return self.proj(out.flatten(3))
 
 
 class NeighborHybridAttentionBlock(nn.Module):
-    """NHAB: n = LN(x), m = x + NA(n) + alpha CAB(n), out = m + MLP(LN(m)); without x in m if so configured (eq. 1).
+    """NHAB: n = LN(x), m = x + NA(n) + alpha CAB(n), out = m + MLP(LN(m)).
+
+    With `config.attention_residual` off, m has no x (eq. 1).
 
     Args:
         channels: C.
         config: an IN2Config.
-        reference: plain PyTorch.
+        eager: plain PyTorch.
     """
 
-    def __init__(self, channels, config, *, reference=False):
+    def __init__(self, channels: int, config: Any, *, eager: bool = False):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(channels), nn.LayerNorm(channels)
         self.attention = ClampedAttention(
-            channels, config.heads, config.window, rel_pos_bias=config.rel_pos_bias, reference=reference
+            channels, config.heads, config.window, rel_pos_bias=config.rel_pos_bias, eager=eager
         )
-        self.channel_attention = ChannelAttentionBlock(channels, config.compress, config.squeeze, reference=reference)
+        self.channel_attention = ChannelAttentionBlock(channels, config.compress, config.squeeze, eager=eager)
         inner = int(channels * config.mlp_ratio)
         self.mlp = nn.Sequential(nn.Linear(channels, inner), nn.GELU(), nn.Linear(inner, channels))
         self.alpha, self.residual = config.alpha, config.attention_residual
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, H, W, C] -> [B, H, W, C]."""
         normed = self.norm1(x)
         mixed = self.attention(normed)
@@ -146,21 +153,21 @@ class NeighborHybridAttentionBlock(nn.Module):
 
 
 class NeighborHybridAttentionGroup(nn.Module):
-    """Some `NeighborHybridAttentionBlock`, then a convolution 3 x 3 and the group's input, as in HAT, or without both.
+    """`config.blocks` blocks, then, with `config.group_convs`, a 3 x 3 convolution and a skip connection, as in HAT.
 
     Args:
         channels: C.
         config: an IN2Config.
-        reference: plain PyTorch.
+        eager: plain PyTorch.
     """
 
-    def __init__(self, channels, config, *, reference=False):
+    def __init__(self, channels: int, config: Any, *, eager: bool = False):
         super().__init__()
-        blocks = (NeighborHybridAttentionBlock(channels, config, reference=reference) for _ in range(config.blocks))
+        blocks = (NeighborHybridAttentionBlock(channels, config, eager=eager) for _ in range(config.blocks))
         self.blocks = nn.Sequential(*blocks)
-        self.conv = Conv3x3(channels, channels, reference) if config.group_convs else None
+        self.conv = Conv3x3(channels, channels, eager) if config.group_convs else None
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, C, H, W] -> [B, C, H, W]."""
         out = self.blocks(x.permute(0, 2, 3, 1).contiguous()).permute(0, 3, 1, 2)
         return out if self.conv is None else self.conv(out, add=x)

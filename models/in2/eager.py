@@ -1,17 +1,23 @@
-"""The parts of IN² in plain PyTorch, as one writes them without kernels: what the kernels are held against."""
+"""The parts of IN² in plain PyTorch, as written without this package's kernels; `IN2(eager=True)` uses them."""
+
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 
+from ..lama.ffc import FFC_BN_ACT, FFCResnetBlock, FourierUnit
 
-def ffc_resnet_block(block, x):
+Pair: TypeAlias = tuple[torch.Tensor, torch.Tensor]
+
+
+def ffc_resnet_block(block: FFCResnetBlock, x: Pair) -> Pair:
     """An `FFCResnetBlock` on (local, global), in LaMa's order of operations."""
     out = ffc_bn_act(block.conv2, ffc_bn_act(block.conv1, x))
-    return tuple(a + b for a, b in zip(x, out, strict=True))
+    return x[0] + out[0], x[1] + out[1]
 
 
-def ffc_bn_act(layer, x):
-    """An `FFC_BN_ACT` on (local, global) or on a local part alone."""
+def ffc_bn_act(layer: FFC_BN_ACT, x: Pair | torch.Tensor) -> Pair:
+    """An `FFC_BN_ACT` on (local, global), or on a local part only."""
     ffc, (x_l, x_g) = layer.ffc, x if isinstance(x, tuple) else (x, None)
     out_l, out_g = ffc.convl2l(x_l), ffc.convl2g(x_l)
     if x_g is not None:
@@ -20,14 +26,14 @@ def ffc_bn_act(layer, x):
     return layer.act_l(layer.bn_l(out_l)), layer.act_g(layer.bn_g(out_g))
 
 
-def spectral_transform(spectral, x):
-    """A `SpectralTransform` without a local Fourier unit."""
+def spectral_transform(spectral: Any, x: torch.Tensor) -> torch.Tensor:
+    """A `SpectralTransform` without a local Fourier unit: [B, C, H, W] -> [B, D, H, W]."""
     x = spectral.conv1(x)
     return spectral.conv2(x + fourier_unit(spectral.fu, x))
 
 
-def fourier_unit(unit, x):
-    """A `FourierUnit`; the transforms are float32 at least."""
+def fourier_unit(unit: FourierUnit, x: torch.Tensor) -> torch.Tensor:
+    """A `FourierUnit`; the transforms are computed in at least float32."""
     exact = torch.promote_types(x.dtype, torch.float32)
     z = torch.fft.rfftn(x.to(exact), dim=(-2, -1), norm="ortho")
     z = torch.stack((z.real, z.imag), 2).flatten(1, 2).to(x.dtype)
@@ -37,11 +43,20 @@ def fourier_unit(unit, x):
     return torch.fft.irfft(z, n=x.shape[-1], norm="ortho").to(x.dtype)
 
 
-def neighborhood_attention(query, key, value, kernel_size, rpb):
-    """`inr_kernels.neighborhood_attention_2d` by gathering every query's window: [B, H, W, heads, dim] each."""
+def neighborhood_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    kernel_size: tuple[int, int],
+    rpb: torch.Tensor | None,
+) -> torch.Tensor:
+    """`inr_kernels.neighborhood_attention_2d` by gathering every query's window.
+
+    query, key, value [B, H, W, heads, dim], rpb [heads, 2 Kh - 1, 2 Kw - 1] -> [B, H, W, heads, dim].
+    """
     (rows, step_y), (cols, step_x) = map(_window, query.shape[1:3], kernel_size, [query.device] * 2)
 
-    def windows(x):  # [B, H, Kh, W, Kw, heads, dim]
+    def windows(x: torch.Tensor) -> torch.Tensor:  # [B, H, Kh, W, Kw, heads, dim]
         return x[:, rows][:, :, :, cols]
 
     scores = torch.einsum("byxhd,byixjhd->byxhij", query * query.shape[-1] ** -0.5, windows(key))
@@ -52,8 +67,8 @@ def neighborhood_attention(query, key, value, kernel_size, rpb):
     return torch.einsum("byxhij,byixjhd->byxhd", weights, windows(value))
 
 
-def _window(length, kernel_size, device):
-    """[length, kernel_size]: the positions that each pixel of an axis sees, and their distances, counted from 1 - K."""
+def _window(length: int, kernel_size: int, device: torch.device) -> Pair:
+    """[length, K] each: the positions that each pixel of an axis sees, and their distances from it, plus K - 1."""
     pixel = torch.arange(length, device=device)[:, None]
     seen = (pixel - kernel_size // 2).clamp(0, length - kernel_size) + torch.arange(kernel_size, device=device)
     return seen, seen - pixel + kernel_size - 1

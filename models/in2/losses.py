@@ -1,16 +1,18 @@
-"""What IN² is trained with: a discriminator, and the losses of section 4.3 of its paper.
+"""IN²'s training losses, section 4.3 of its paper, and the discriminator.
 
     L_G = -E log D(x'),   L_D = -E log D(x) - E log(1 - D(x')) + r1 E |grad D(x)|²
     generator: L_G + perceptual L_per + feature_matching L_fm
 
-x: photographs, x': filled ones, [B, 3, H, W] in [0, 1]. The paper lists R1 among the generator's losses, where it has
-no gradient, and without its square; it stands, squared, in the discriminator's step, as in its source.
+x: photographs, x': filled ones, [B, 3, H, W] in [0, 1]. The paper lists R1, without the square, among the generator's
+losses, where it has no gradient; here it is squared and part of the discriminator's step, as in the method's source.
 
 Source: Zhao, Yang and Fu, Learning Position-Aware Implicit Neural Network for Real-World Face Inpainting, 2024,
 eq. 5-9.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from os import PathLike
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +21,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from inr_kernels._core.checks import require
 
-# torchvision's vgg19 up to relu5_1: channels of the convolutions, "M" a pooling; the indices of relu1_1 ... relu5_1.
+# torchvision's vgg19 up to relu5_1: channels of the convolutions, "M" = max pooling; indices of relu1_1 ... relu5_1.
 VGG19 = (64, 64, "M", 128, 128, "M", 256, 256, 256, 256, "M", 512, 512, 512, 512, "M", 512)
 VGG19_RELUS = (1, 6, 11, 20, 29)
 
@@ -40,7 +42,7 @@ class LossWeights:
 
 
 class Discriminator(nn.Module):
-    """Convolutions 4 x 4 with spectral norms and leaky ReLUs, one logit a patch: CoordFill's, which the paper follows.
+    """A patch discriminator of 4 x 4 convolutions with spectral norms and leaky ReLUs: CoordFill's, as in the paper.
 
     Args:
         channels: of all layers but the last; the first three have stride 2.
@@ -51,14 +53,14 @@ class Discriminator(nn.Module):
         (torch.Size([1, 1, 6, 4]), 4)
     """
 
-    def __init__(self, channels=(64, 128, 256, 512)):
+    def __init__(self, channels: Sequence[int] = (64, 128, 256, 512)):
         super().__init__()
         layers = zip((3, *channels), (*channels, 1), strict=True)
         convs = (nn.Conv2d(*pair, 4, 2 if i < 3 else 1, 1) for i, pair in enumerate(layers))
         self.layers = nn.ModuleList(map(spectral_norm, convs))
 
-    def forward(self, x):
-        """[B, 3, H, W] in [0, 1] -> logits [B, 1, h, w], and the activations of every layer before."""
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """[B, 3, H, W] in [0, 1] -> logits [B, 1, h, w], one a patch, and the activations of every layer before."""
         x, features = 2 * x - 1, []
         for layer in self.layers[:-1]:
             x = F.leaky_relu(layer(x), 0.2)
@@ -67,11 +69,11 @@ class Discriminator(nn.Module):
 
 
 class VGG19Features(nn.Module):
-    """Activations relu1_1 to relu5_1 of VGG-19, without gradients for its weights.
+    """The activations relu1_1 to relu5_1 of VGG-19; its weights have no gradients.
 
     Args:
-        path: a state dict in the layout of torchvision's vgg19 (`features.0.weight`, ...), by torch.save. What it has
-            of the classifier is not read.
+        path: a state dict in the layout of torchvision's vgg19 (`features.0.weight`, ...), written by torch.save. The
+            classifier's entries are not needed.
 
     Raises:
         OSError: the file cannot be read.
@@ -80,12 +82,19 @@ class VGG19Features(nn.Module):
     Source: Simonyan and Zisserman, Very Deep Convolutional Networks for Large-Scale Image Recognition, ICLR 2015.
     """
 
-    def __init__(self, path):
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, path: str | PathLike[str]):
         super().__init__()
-        layers, inputs = [], 3
+        layers: list[nn.Module] = []
+        inputs = 3
         for width in VGG19:
-            layers += [nn.MaxPool2d(2)] if width == "M" else [nn.Conv2d(inputs, width, 3, padding=1), nn.ReLU()]
-            inputs = inputs if width == "M" else width
+            if isinstance(width, int):
+                layers += [nn.Conv2d(inputs, width, 3, padding=1), nn.ReLU()]
+                inputs = width
+            else:
+                layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
         state = torch.load(path, map_location="cpu", weights_only=True)
         missing = [name for name in self.state_dict() if not isinstance(state, dict) or name not in state]
@@ -95,7 +104,7 @@ class VGG19Features(nn.Module):
         for name, values in (("mean", (0.485, 0.456, 0.406)), ("std", (0.229, 0.224, 0.225))):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         """[B, 3, H, W] in [0, 1] -> the five maps."""
         x, maps = (x - self.mean) / self.std, []
         for i, layer in enumerate(self.features):
@@ -105,30 +114,33 @@ class VGG19Features(nn.Module):
         return maps
 
 
-def generator_loss(logits):
-    """L_G of the discriminator's logits on filled pictures: softplus(-logits), which does not saturate."""
+def generator_loss(logits: torch.Tensor) -> torch.Tensor:
+    """L_G of the discriminator's logits on filled images: softplus(-logits), which does not saturate."""
     return F.softplus(-logits).mean()
 
 
-def discriminator_loss(real, fake):
-    """L_D without R1, of the logits on photographs and on filled pictures (detached by the caller)."""
+def discriminator_loss(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+    """L_D without R1, of the logits on photographs and on filled images (which the caller detaches)."""
     return F.softplus(-real).mean() + F.softplus(fake).mean()
 
 
-def r1_penalty(discriminator, image):
-    """E |grad D(x)|², the squared norm a picture; its own gradient reaches the discriminator's weights."""
+def r1_penalty(
+    discriminator: Callable[[torch.Tensor], tuple[torch.Tensor, object]], image: torch.Tensor
+) -> torch.Tensor:
+    """E |grad D(x)|², the squared norm per image; differentiable with respect to the discriminator's weights."""
     image = image.detach().requires_grad_()
     logits, _ = discriminator(image)
     (gradient,) = torch.autograd.grad(logits.sum(), image, create_graph=True)
     return gradient.square().flatten(1).sum(1).mean()
 
 
-def feature_matching_loss(real, fake):
-    """L_fm: the sum over layers of the mean |D^i(x) - D^i(x')|; real ones count as constants."""
-    return sum(F.l1_loss(b, a.detach()) for a, b in zip(real, fake, strict=True))
+def feature_matching_loss(real: Sequence[torch.Tensor], fake: Sequence[torch.Tensor]) -> torch.Tensor:
+    """L_fm: the sum over layers of the mean |D^i(x) - D^i(x')|; without gradients to the real features."""
+    losses = (F.l1_loss(b, a.detach()) for a, b in zip(real, fake, strict=True))
+    return sum(losses, start=fake[0].new_zeros(()))
 
 
-def perceptual_loss(vgg, image, filled):
+def perceptual_loss(vgg: VGG19Features, image: torch.Tensor, filled: torch.Tensor) -> torch.Tensor:
     """L_per: the weighted sum over VGG-19's relu1_1 to relu5_1 of mean absolute differences.
 
     Weights 1/32, 1/16, 1/8, 1/4, 1: pix2pixHD's, which the paper cites without a list of layers.
@@ -136,4 +148,5 @@ def perceptual_loss(vgg, image, filled):
     with torch.no_grad():
         real = vgg(image)
     weights = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1)
-    return sum(w * F.l1_loss(b, a) for w, a, b in zip(weights, real, vgg(filled), strict=True))
+    losses = (w * F.l1_loss(b, a) for w, a, b in zip(weights, real, vgg(filled), strict=True))
+    return sum(losses, start=filled.new_zeros(()))

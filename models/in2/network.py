@@ -1,21 +1,21 @@
-"""IN²: fills the holes of a picture of any size and shape, by an implicit pyramid."""
+"""IN²: fills the missing pixels of an image of any size and shape, by an implicit pyramid."""
 
 import itertools
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from inr_kernels._core.checks import require, require_tensor, shape
+from inr_kernels._core.checks import require
+from inr_kernels.local_implicit.functional import WORKSPACE
 
-from ..common import checkpoints
-from ..common.graphs import graphed_pair
-from ..common.masking import known, output_size
+from ..common.deprecated import eager_or_reference
+from ..common.masking import check_mask, known
+from ..common.network import WEIGHTS, Inpainter, Progress
 from .blocks import Conv3x3, DownsampleProcessingBlock, NeighborHybridAttentionGroup
 from .pyramid import MODES, ImplicitPyramidDecoder
 
-PRETRAINED = Path(__file__).parents[1] / "weights" / "in2_small.safetensors"
 CHOICES = {
     "padding": ("reflect", "zeros", "replicate"),
     "norm": ("batch", "none"),
@@ -26,31 +26,35 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class IN2Config:
-    """What fixes an IN². No code of it is published, and the paper leaves much open; the defaults have the 15.5 M
-    parameters of its table 9.
+    """The structure of an IN². Its code is not published, and the paper leaves many choices open; the defaults have the
+    15.5 M parameters of its table 9.
 
     Args:
         channels: of the encoder's maps, from the largest to the smallest: the paper's "256, 128, and 64", which the
-            decoder goes through backwards.
+            decoder goes through in reverse.
         down_kernel: of the strided convolutions. 3: LaMa's, sides are rounded up; 4: CoordFill's, rounded down.
         ratio: share of the global channels in the encoder. 0.75: LaMa.
-        padding: of its convolutions. "reflect": LaMa, for sides from 9 on; with the others one pixel is enough.
-        norm: after its convolutions, "batch": LaMa; "none": CoordFill, because batches of 3 are small. (The spectral
-            transforms keep theirs.)
-        encoder_alpha: weight of channel attention in the encoder. 1: the paper has its alpha in the body alone.
+        padding: of the encoder's convolutions. "reflect": LaMa, for sides of at least 9; with the others one pixel is
+            enough.
+        norm: after the encoder's convolutions, "batch": LaMa; "none": CoordFill, because batches of 3 are small. (The
+            spectral transforms always have theirs.)
+        encoder_alpha: weight of channel attention in the encoder. 1: the paper has its alpha only in the body.
         groups, blocks: of the body, and in a group: the paper's 2 and 4.
         heads, window, rel_pos_bias: of its attention. 8 heads of 32 channels, 7 x 7, with a bias: NAT's defaults.
-        alpha: weight of channel attention in the body. 0.03: the paper, though HAT, which it follows, has 0.01.
+        alpha: weight of channel attention in the body. 0.03: the paper; HAT, which it follows, has 0.01.
         attention_residual: X_M = X + NAB + alpha CAB, as in HAT and NAT; False: eq. 1, without X.
         compress, squeeze: of channel attention. 2 and 16: they give 15.5 M parameters; HAT has 3 and 30.
         mlp_ratio: of the body's MLPs. 4: NAT.
-        group_convs: whether a convolution and a skip end every group and the body, as in HAT.
-        upsample: f of eq. 2: "split", ReLU of a Linear, then the MLP of eq. 4 once a query; "bilinear", eq. 2's words
+        group_convs: whether every group and the body end in a convolution and a skip connection, as in HAT.
+        upsample: f of eq. 2: "split", ReLU of a Linear, then the MLP of eq. 4 once per query; "bilinear", eq. 2's words
             "the weight"; "liif", the MLP for each of four neighbours, as LIIF, at four times the cost.
-        hidden: widths of its hidden layers. LIIF's 256; the number is what 15.5 M leave.
+        hidden: widths of its hidden layers. 256: LIIF; as many layers as 15.5 M parameters allow.
         cell_scale: 1: eq. 3; 2: LIIF, which counts in half pixels.
-        activation: of the picture. "tanh": in [-1, 1] inside, as CoordFill, which the paper follows; "sigmoid": in
-            [0, 1], as LaMa.
+        activation: of the output. "tanh": the network works in [-1, 1], as CoordFill, which the paper follows;
+            "sigmoid": in [0, 1], as LaMa.
+
+    Raises:
+        ValueError: a value that is not supported.
     """
 
     channels: tuple[int, ...] = (64, 128, 256)
@@ -75,7 +79,7 @@ class IN2Config:
     cell_scale: float = 1.0
     activation: str = "tanh"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, values in CHOICES.items():
             value = getattr(self, name)
             require(value in values, name, f"be one of {', '.join(values)}", repr(value))
@@ -88,17 +92,18 @@ class IN2Config:
             require(width >= least, "channels", f"be at least {least}, compress and squeeze", self.channels)
         require(self.channels[-1] % self.heads == 0, "heads", f"divide {self.channels[-1]} channels", self.heads)
 
-    def grids(self, size):
-        """The sizes of the encoder's maps for a picture of `size`, the largest first."""
+    def grids(self, size: tuple[int, int]) -> list[tuple[int, int]]:
+        """The sizes (h, w) of the encoder's maps for an image of `size` (H, W), the largest first."""
         sizes = []
         for _ in self.channels:
-            size = tuple((n + 2 - self.down_kernel) // 2 + 1 for n in size)
+            height, width = ((n + 2 - self.down_kernel) // 2 + 1 for n in size)
+            size = height, width
             sizes.append(size)
         return sizes
 
     @property
-    def shortest(self):
-        """The shortest side of a picture that the encoder's padding allows."""
+    def shortest(self) -> int:
+        """The shortest side of an image that the encoder's padding allows."""
         least = 2 if self.padding == "reflect" else 1
         return next(n for n in itertools.count(least) if self.grids((n, n))[-1][0] >= least)
 
@@ -106,149 +111,93 @@ class IN2Config:
 SMALL = IN2Config(channels=(16, 32, 64), groups=1, blocks=2, heads=4, hidden=(64, 64, 64))
 
 
-class IN2(nn.Module):
-    """A picture without its holes, in three parts:
+class IN2(Inpainter):
+    """IN², an implicit neural inpainting network of three parts:
 
         encoder: [I (1 - M); M] -> maps of a half, a quarter and an eighth of the size, by `DownsampleProcessingBlock`
         body:    two groups of four `NeighborHybridAttentionBlock` on the smallest
-        decoder: `ImplicitPyramidDecoder`, over the encoder's grids to the picture's own, or to any
+        decoder: `ImplicitPyramidDecoder`, over the encoder's grids to the image's own, or to any
 
-    15,501,919 parameters. Nothing is padded or resized: the grids have the sizes that the encoder's maps have, and maps
-    smaller than the attention's window are windows themselves. Everything runs in the parameters' dtype or autocast's,
-    coordinates in float32.
+    15,501,919 parameters. The input is not padded or resized: the grids have the sizes of the encoder's maps, and on
+    maps smaller than the attention's window the window is the whole map. Everything runs in the parameters' dtype or
+    autocast's, coordinates in float32.
+
+    `IN2.pretrained()` has 416 K parameters, in half precision in the file. It was trained on nine photographs of
+    scikit-image (`models/training/in2.py`; `notes` hold the recipe) for 24 minutes on one shared core: it is
+    under-trained, and its strokes are visible. PSNR on the middle of scikit-image's held-out `coffee` with strokes
+    over 15 % of the pixels: 27.27 dB (27.61 at 253 x 381, no multiples of 8); a fill with the mean colour has 20.83
+    (20.91), and OpenCV's method of Telea is better, 31.09 (30.80). At another size than the input's every pixel is the
+    network's, and x2 has 17.39 dB (`DEAR`: 26.62).
 
     Args:
         config: an IN2Config.
-        reference: the same network in plain PyTorch, without a kernel of this package: for doubt and benchmarks.
+        eager: the same network in plain PyTorch, without kernels of this package, for comparison.
+        reference: deprecated alias of eager.
 
     Source: Zhao, Yang and Fu, Learning Position-Aware Implicit Neural Network for Real-World Face Inpainting, 2024.
 
     Example:
         >>> model = IN2(IN2Config(channels=(16, 16, 32), blocks=1, hidden=(32, 32))).eval()
-        >>> image, mask = torch.rand(1, 3, 43, 59), torch.zeros(1, 1, 43, 59)
-        >>> mask[..., 5:12, 8:20] = 1  # the hole
-        >>> model(image, mask).shape
+        >>> image, mask = torch.rand(1, 3, 43, 59), torch.zeros(1, 43, 59, dtype=torch.bool)
+        >>> mask[:, 5:12, 8:20] = True  # missing
+        >>> model.inpaint(image, mask).shape
         torch.Size([1, 3, 43, 59])
     """
 
-    def __init__(self, config=IN2Config(), *, reference=False):
+    NETWORK = "IN2"
+    CONFIG = IN2Config
+    KEY = "decoder.head.weight"
+    PRETRAINED = WEIGHTS / "in2_small.safetensors"
+
+    def __init__(self, config: IN2Config = IN2Config(), *, eager: bool = False, reference: bool | None = None):
         super().__init__()
-        self.config, self.reference, self.notes = config, reference, {}
-        channels, same = config.channels, {"reference": reference}
+        self.config, self.notes = config, {}
+        self.eager = eager = eager_or_reference(eager, reference)
+        channels = config.channels
         pairs = itertools.pairwise((4, *channels))
-        self.encoder = nn.ModuleList(DownsampleProcessingBlock(*pair, config, **same) for pair in pairs)
-        groups = (NeighborHybridAttentionGroup(channels[-1], config, **same) for _ in range(config.groups))
+        self.encoder = nn.ModuleList(DownsampleProcessingBlock(*pair, config, eager=eager) for pair in pairs)
+        groups = (NeighborHybridAttentionGroup(channels[-1], config, eager=eager) for _ in range(config.groups))
         self.body = nn.Sequential(*groups)
-        self.body_conv = Conv3x3(channels[-1], channels[-1], reference) if config.group_convs else None
+        self.body_conv = Conv3x3(channels[-1], channels[-1], eager) if config.group_convs else None
         self.decoder = ImplicitPyramidDecoder(
             (*reversed(channels), channels[0]),
             hidden=config.hidden,
             mode=config.upsample,
             cell_scale=config.cell_scale,
-            **same,
+            eager=eager,
         )
 
-    def forward(self, image, mask, size=None, *, scale=None, **options):
-        """The picture [B, 3, H', W'] in image's dtype; without size and scale as large as the input.
+    def encode(self, image: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, tuple[tuple[int, int], ...]]:
+        """Returns the body's map [B, C, h, w] and the sizes (h, w) of the encoder's larger maps, the smallest first.
 
-        At the input's size it is M `predict` + (1 - M) I, and what is known (M = 0) the input's, bit for bit.
-
-        Args:
-            image: [B, 3, H, W] in [0, 1]; what it holds under the mask does not matter.
-            mask: [B, 1, H, W], 1 = hole; what lies between fades the pixel.
-            size: (H', W').
-            scale: H' = round(scale H), W' = round(scale W) instead.
-            options: of the last rendering: workspace in bytes; progress, called as progress(rows done, rows in all).
-
-        Raises:
-            TypeError: an argument is no floating-point tensor.
-            ValueError: a shape or device that does not fit, a side that is too short.
+        Arguments and errors: as `Inpainter.encode`; sides of at least `config.shortest`.
         """
-        out = self.predict(image, mask, output_size(image, size, scale), **options).to(image.dtype)
-        if out.shape != image.shape:
-            return out
-        mask = mask.to(image.dtype).clamp(0, 1)
-        return torch.where(mask == 0, image, known(image, mask) + mask * out)
-
-    def predict(self, image, mask, size=None, **options):
-        """What the network says of every pixel, known or not, in [0, 1]; arguments as `forward`."""
-        feat, grids = self.encode(image, mask)
-        return self.decode(feat, [*grids, image.shape[2:] if size is None else size], **options)
-
-    def encode(self, image, mask):
-        """The body's map [B, C, h, w], and the sizes of the encoder's larger maps, the smallest first."""
-        parameter = self.decoder.head.weight
-        require_tensor(image, "image", dims=(4,), like=parameter)
-        rule = f"have shape [B, 3, H, W] with sides of at least {self.config.shortest}"
-        fits = image.shape[1] == 3 and min(image.shape[2:]) >= self.config.shortest
-        require(fits, "image", rule, shape(image))
-        require_tensor(mask, "mask", dims=(4,), like=image)
-        expected = [len(image), 1, *image.shape[2:]]
-        require(shape(mask) == expected, "mask", f"have shape [B, 1, H, W] = {expected}", shape(mask))
-        mask = mask.to(parameter.dtype).clamp(0, 1)
-        image = image.to(parameter.dtype)
+        dtype = self.decoder.head.weight.dtype
+        mask, image = self._mask(image, mask).to(dtype), image.to(dtype)
         x = torch.cat((known(image * 2 - 1 if self.config.activation == "tanh" else image, mask), mask), 1)
-        maps = []
+        grids: list[Any] = []
         for block in self.encoder:
             x = block(x)
-            maps.append(x.shape[2:])
+            grids.append(x.shape[2:])
         out = self.body(x)
         if self.body_conv is not None:
             out = self.body_conv(out, add=x)
-        return out, maps[-2::-1]
+        return out, tuple(grids[-2::-1])
 
-    def decode(self, feat, sizes, **options):
-        """Colours [B, 3, H, W] in [0, 1] of `encode`'s map; sizes: `encode`'s, and (H, W)."""
-        out = self.decoder(feat, sizes, **options)
+    def _mask(self, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return check_mask(image, mask, self.decoder.head.weight.device, min_side=self.config.shortest)
+
+    def decode(
+        self, features: Any, size: tuple[int, int], *, workspace: int = WORKSPACE, progress: Progress = None
+    ) -> torch.Tensor:
+        """As `Inpainter.decode`, in [0, 1]; the inner layers render onto the encoder's grids, whatever `size` is."""
+        feat, grids = features
+        out = self.decoder(feat, [*grids, size], workspace=workspace, progress=progress)
         return (out.tanh() + 1) / 2 if self.config.activation == "tanh" else out.sigmoid()
-
-    def inpaint(self, image, mask, size=None, **options):
-        """`forward` without gradients."""
-        with torch.no_grad():
-            return self(image, mask, size, **options)
-
-    def graphed(self, shape, size=None, *, scale=None, **options):
-        """`forward` for images [B, 3, H, W] of one shape as a CUDA graph, to be called as (image, mask); `Graphed`
-        says when it is captured, and when the plain forward runs instead: on a CPU always.
-
-        Example:
-            >>> model = IN2(IN2Config(channels=(16, 16, 32), blocks=1, hidden=(32, 32))).eval()
-            >>> fast = model.graphed((1, 3, 32, 48))
-            >>> with torch.no_grad():
-            ...     fast(torch.rand(1, 3, 32, 48), torch.zeros(1, 1, 32, 48)).shape
-            torch.Size([1, 3, 32, 48])
-        """
-        return graphed_pair(self, shape, size=size, scale=scale, **options)
 
     bytes_per_output_pixel = 108  # the nine taps of the head's three channels
 
-    def bytes_per_pixel(self):
-        """What `inpaint` needs for a pixel of the input, about, beside the workspace and the output."""
-        values = 2.5 * self.config.channels[0] + 12  # the first maps; pictures, masks and their copies
+    def bytes_per_pixel(self) -> int:
+        """Estimates the memory that `inpaint` needs for a pixel of the input, in addition to workspace and output."""
+        values = 2.5 * self.config.channels[0] + 12  # the first maps; images, masks and their copies
         return round(values * max(4, self.decoder.head.weight.element_size()))
-
-    def save(self, path, notes=None, dtype=None):
-        """Writes safetensors: parameters (in `dtype`, if given), config and notes (JSON)."""
-        checkpoints.save(self, path, notes or self.notes, dtype)
-
-    @classmethod
-    def from_checkpoint(cls, path, *, reference=False):
-        """A model in eval mode from what `save` wrote.
-
-        Raises:
-            OSError: the file cannot be read.
-            ValueError: it is damaged, or holds something else; the message says what.
-        """
-        return checkpoints.load(path, "an IN2", lambda config: cls(IN2Config(**config), reference=reference))
-
-    @classmethod
-    def pretrained(cls):
-        """The small model that ships with the package: 416 K parameters, in half precision on disk.
-
-        Trained on photographs of scikit-image (`models/training/in2.py`; `notes` hold the recipe) for 24 minutes of one
-        shared core, which is little. On the middle of its `coffee`, which it never saw, with strokes over 15 % of the
-        pixels, the filled picture has a PSNR of 27.27 dB (27.61 at 253 x 381, which 8 does not divide); with the mean
-        colour it has 20.83 (20.91), and OpenCV's method of Telea does better, 31.09 (30.80). Its strokes can be seen.
-        At another size than the input's every pixel is the network's, and x2 has 17.39 dB: `DEAR` has 26.62.
-        """
-        return cls.from_checkpoint(PRETRAINED)

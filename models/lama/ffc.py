@@ -1,4 +1,4 @@
-"""LaMa's fast Fourier convolutions by the names that LaMa gives them; they live beside their kernel."""
+"""LaMa's fast Fourier convolutions under LaMa's names; `inr_kernels.fourier_unit` implements them."""
 
 import torch
 from torch import nn
@@ -9,8 +9,8 @@ __all__ = ["FFC", "FFC_BN_ACT", "ConcatTupleLayer", "FFCResnetBlock", "FourierUn
 
 
 class ConcatTupleLayer(nn.Module):
-    """(local, global) -> one tensor, local channels first."""
+    """Concatenates (local, global) along the channels."""
 
-    def forward(self, x):
-        """A global part that is no tensor is left out."""
+    def forward(self, x: tuple[torch.Tensor | int, ...]) -> torch.Tensor:
+        """([B, C, H, W], [B, D, H, W]) -> [B, C + D, H, W]; a part that is the number 0 is left out."""
         return torch.cat([part for part in x if isinstance(part, torch.Tensor)], 1)

@@ -3,18 +3,21 @@
 import dataclasses
 import math
 import re
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import nn
 
-from inr_kernels._core.checks import require, require_tensor, shape
+from inr_kernels._core.checks import require
+from inr_kernels.local_implicit.functional import WORKSPACE
 
 from ..common import checkpoints
 from ..common.graphs import Graphed
-from ..common.masking import known
+from ..common.masking import check_mask, known, output_size
+from ..common.network import Inpainter, Progress
 from .ffc import FFC_BN_ACT, ConcatTupleLayer, FFCResnetBlock
 
 ACTIVATIONS = {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "none": nn.Identity}
@@ -22,13 +25,14 @@ ACTIVATIONS = {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "none": nn.Identity}
 
 @dataclass(frozen=True)
 class LaMaConfig:
-    """What fixes a LaMa's parameters; the defaults are LaMa-Fourier, Big-LaMa has 18 blocks.
+    """The structure of a LaMa; the defaults are LaMa-Fourier's, Big-LaMa has 18 blocks.
 
     Args:
         inputs, outputs: channels; the inputs are the masked image and the mask.
         features: of the first layer; doubled by each downsampling, up to `max_features`.
-        downsamplings, blocks: numbers of layers that halve the size, and of FFC blocks between.
+        downsamplings, blocks: numbers of layers that halve the size, and of FFC blocks after them.
         ratio: share of the global channels in the blocks.
+        max_features: see features.
         enable_lfu: whether the blocks have local Fourier units.
         activation: "sigmoid", "tanh" or "none", on the output.
     """
@@ -43,33 +47,52 @@ class LaMaConfig:
     enable_lfu: bool = False
     activation: str = "sigmoid"
 
-    def width(self, level):
-        """Channels after that many downsamplings."""
+    def width(self, level: int) -> int:
+        """Channels after `level` downsamplings."""
         return min(self.max_features, self.features << level)
 
 
-class LaMa(nn.Module):
-    """LaMa's generator: convolutions down, FFC blocks, convolutions up; its state dict has LaMa's keys, `model.*`.
+class LaMa(Inpainter):
+    """LaMa's generator: convolutions down, FFC blocks, convolutions up. Its state dict has LaMa's keys, `model.*`.
+
+    `from_checkpoint` opens LaMa's published checkpoints. The generator itself is `model.model`: it takes
+    [B, 4, H, W], the masked image in [0, 1] and the mask, and returns [B, 3, H', W'], H and W rounded up to multiples
+    of 2 ** downsamplings, with the same top left corner.
+
+    Args:
+        config: a LaMaConfig.
+
+    Attributes:
+        split: index of the layer of `model` at which `decode` takes over from `encode`; by default the first FFC
+            block, where LaMa's feature refinement splits. The features there are (local, global).
 
     Source: Suvorov et al., Resolution-robust Large Mask Inpainting with Fourier Convolutions, WACV 2022.
 
     Example:
         >>> model = LaMa(LaMaConfig(features=8, blocks=2)).eval()
-        >>> model.inpaint(torch.rand(1, 3, 43, 59), torch.zeros(1, 1, 43, 59)).shape
+        >>> model.inpaint(torch.rand(1, 3, 43, 59), torch.zeros(1, 43, 59, dtype=torch.bool)).shape
         torch.Size([1, 3, 43, 59])
+        >>> local, across = model.encode(torch.rand(1, 3, 43, 59), torch.zeros(1, 1, 43, 59))
+        >>> local.shape, across.shape
+        (torch.Size([1, 16, 6, 8]), torch.Size([1, 48, 6, 8]))
     """
 
-    def __init__(self, config=LaMaConfig()):
+    NETWORK = "LaMa"
+    CONFIG = LaMaConfig
+    KEY = "model.1.ffc.convl2l.weight"
+
+    def __init__(self, config: LaMaConfig = LaMaConfig()):
         super().__init__()
         self.config, self.notes = config, {}
+        self.split = config.downsamplings + 2
         width, last = config.width, config.downsamplings
-        common = {"activation_layer": nn.ReLU, "enable_lfu": config.enable_lfu}
-        layers = [nn.ReflectionPad2d(3), FFC_BN_ACT(config.inputs, width(0), 7, 0, 0, **common)]
+        common: dict[str, Any] = {"activation_layer": nn.ReLU, "enable_lfu": config.enable_lfu}
+        layers: list[nn.Module] = [nn.ReflectionPad2d(3), FFC_BN_ACT(config.inputs, width(0), 7, 0, 0, **common)]
         for level in range(last):
             ratio = config.ratio if level == last - 1 else 0
             layers.append(FFC_BN_ACT(width(level), width(level + 1), 3, 0, ratio, stride=2, padding=1, **common))
-        ratios = {"ratio_gin": config.ratio, "ratio_gout": config.ratio, "enable_lfu": config.enable_lfu}
-        layers += [FFCResnetBlock(width(last), "reflect", nn.BatchNorm2d, **ratios) for _ in range(config.blocks)]
+        common = {"ratio_gin": config.ratio, "ratio_gout": config.ratio, "enable_lfu": config.enable_lfu}
+        layers += [FFCResnetBlock(width(last), "reflect", nn.BatchNorm2d, **common) for _ in range(config.blocks)]
         layers.append(ConcatTupleLayer())
         for level in reversed(range(last)):
             up = nn.ConvTranspose2d(width(level + 1), width(level), 3, stride=2, padding=1, output_padding=1)
@@ -77,54 +100,88 @@ class LaMa(nn.Module):
         layers += [nn.ReflectionPad2d(3), nn.Conv2d(width(0), config.outputs, 7), ACTIVATIONS[config.activation]()]
         self.model = nn.Sequential(*layers)
 
-    def forward(self, x):
-        """[B, 4, H, W], the masked image in [0, 1] and the mask, 1 = hole -> [B, 3, H', W'], H and W rounded up to 8s.
+    def encode(self, image: torch.Tensor, mask: torch.Tensor) -> Any:
+        """Returns the output of the layers before `split`, by default (local, global).
 
-        The top left corners stand on each other.
+        Arguments and errors: as `Inpainter.encode`; sides of at least 9, or one more than 2 ** downsamplings.
         """
-        return self.model(x)
+        dtype = next(self.parameters()).dtype
+        mask = self._mask(image, mask).to(dtype)
+        return self.model[: self.split](torch.cat((known(image.to(dtype), mask), mask), 1))
 
-    def graphed(self, shape):
-        """`forward` for inputs [B, 4, H, W] of one shape as a CUDA graph: see `Graphed`."""
-        return Graphed(self, [shape])
+    def _mask(self, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        config, device = self.config, next(self.parameters()).device
+        least = max(4, (1 << config.downsamplings) + 1)
+        return check_mask(image, mask, device, channels=config.inputs - 1, min_side=least)
 
-    @torch.no_grad()
-    def inpaint(self, image, mask):
-        """Fills the holes of a picture; what is known comes back bit for bit.
-
-        Args:
-            image: [B, 3, H, W] in [0, 1], sides of at least 9, or one more than 2 ** downsamplings.
-            mask: [B, 1, H, W], 1 = hole; between 0 and 1 the result is mixed.
-
-        Returns:
-            [B, 3, H, W].
+    def decode(
+        self, features: Any, size: tuple[int, int], *, workspace: int = WORKSPACE, progress: Progress = None
+    ) -> torch.Tensor:
+        """As `Inpainter.decode`, but at the size of the encoded image only, and all rows at once.
 
         Raises:
-            TypeError, ValueError: image or mask does not fit; the message says what.
+            ValueError: another size.
         """
-        require_tensor(image, "image", dims=(4,))
-        require_tensor(mask, "mask", dims=(4,), like=image)
-        channels, least = self.config.inputs - 1, max(4, (1 << self.config.downsamplings) + 1)
-        fits = image.shape[1] == channels and min(image.shape[2:]) >= least
-        require(fits, "image", f"have shape [B, {channels}, H, W] with sides of at least {least}", shape(image))
-        expected = [len(image), 1, *image.shape[2:]]
-        require(list(mask.shape) == expected, "mask", f"have shape {expected}, the image's", shape(mask))
-        mask = mask.clamp(0, 1)
-        masked = known(image, mask)
-        filled = self(torch.cat((masked, mask), 1))[..., : image.shape[2], : image.shape[3]]
-        return torch.where(mask == 0, image, masked + mask * filled)
+        out = self.model[self.split :](features)
+        step = 1 << self.config.downsamplings
+        fits = all(n - step < wanted <= n for wanted, n in zip(size, out.shape[2:], strict=True))
+        require(fits, "size", f"be that of the encoded image, at most {tuple(out.shape[2:])}", tuple(size))
+        if progress is not None:
+            rows = len(out) * size[0]
+            progress(rows, rows)
+        return out[..., : size[0], : size[1]]
 
-    def save(self, path, notes=None):
-        """Writes safetensors: parameters, config and notes (JSON)."""
-        checkpoints.save(self, path, notes or self.notes)
+    def predict(
+        self,
+        image: torch.Tensor,
+        mask: torch.Tensor,
+        size: tuple[int, int] | None = None,
+        *,
+        scale: float | None = None,
+        **options: Any,
+    ) -> torch.Tensor:
+        """As `Inpainter.predict`; ValueError for another size than the image's, which LaMa cannot render."""
+        size, own = output_size(image, size, scale), output_size(image, None, None)
+        require(size == own, "size", f"be the image's {own}, the only one that LaMa renders", size)
+        return self.decode(self.encode(image, mask), size, **options)
+
+    def forward(
+        self,
+        image: torch.Tensor,
+        mask: Any = None,
+        size: tuple[int, int] | None = None,
+        *,
+        scale: float | None = None,
+        **options: Any,
+    ) -> torch.Tensor:
+        """As `Inpainter.forward`. A single tensor of 4 channels is deprecated; it goes to the generator, `model`."""
+        if mask is None and image.shape[1] == self.config.inputs:
+            warnings.warn("LaMa(x) is deprecated: call LaMa.model(x) or LaMa(image, mask)", DeprecationWarning, 2)
+            return self.model(image)
+        return super().forward(image, mask, size, scale=scale, **options)
+
+    def graphed(
+        self, shape: tuple[int, ...], size: tuple[int, int] | None = None, *, scale: float | None = None, **options: Any
+    ) -> Graphed:
+        """As `Inpainter.graphed`. A shape of 4 channels is deprecated; it gives a graph of the generator, `model`."""
+        if len(shape) == 4 and shape[1] == self.config.inputs:
+            warnings.warn("graphed([B, 4, H, W]) is deprecated: give the image's shape", DeprecationWarning, 2)
+            return Graphed(self.model, [shape])
+        return super().graphed(shape, size, scale=scale, **options)
+
+    def bytes_per_pixel(self) -> int:
+        """Estimates the memory that `inpaint` needs for a pixel, in addition to the output."""
+        return round(5 * self.config.features * next(self.parameters()).element_size())
 
     @classmethod
-    def from_checkpoint(cls, path, activation="sigmoid"):
-        """A model in eval mode from a .safetensors or from LaMa's Lightning checkpoint.
+    def from_checkpoint(  # type: ignore[override]
+        cls, path: checkpoints.FilePath, activation: str = "sigmoid"
+    ) -> "LaMa":
+        """Opens what `save` wrote, the generator alone in a safetensors file, or LaMa's Lightning checkpoint.
 
-        Keys are `model.*` or `generator.model.*`; what is beside them, a discriminator say, is left out, and the
-        config follows from the shapes. A checkpoint's pickled objects of other libraries are read as empty shells:
-        none of their code runs.
+        In files of others the keys are `model.*` or `generator.model.*`; other keys (of a discriminator) are ignored,
+        and the config is derived from the shapes. Pickled objects of other libraries become placeholders: none of
+        their code runs.
 
         Args:
             path: of the file.
@@ -132,57 +189,40 @@ class LaMa(nn.Module):
 
         Raises:
             OSError: the file cannot be read.
-            ValueError: it is damaged, or holds something else; the message says what.
+            ValueError: it is damaged, or is not a LaMa checkpoint; the message gives the reason.
         """
-        return checkpoints.load(
-            path, "a LaMa", lambda config: cls(LaMaConfig(**config)), lambda path: _read(path, activation)
-        )
+
+        def read(path: checkpoints.FilePath) -> checkpoints.Checkpoint:
+            return _read(path, activation)
+
+        return checkpoints.load(path, cls.NETWORK, read, lambda config: cls(LaMaConfig(**config)))
 
 
-class _Shell:
-    """Stands for any class that a checkpoint names and that is not needed."""
-
-    def __init__(self, *_, **__):
-        pass
-
-    def __setstate__(self, state):
-        pass
-
-
-def _read_lightning(path):
-    """The state dict. Lightning pickles its callbacks' classes and the configuration's beside it."""
-    names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    shells = [(type("Shell", (_Shell,), {}), name) for name in names]
-    with torch.serialization.safe_globals(shells):
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else None
+def _read(path: checkpoints.FilePath, activation: str) -> checkpoints.Checkpoint:
+    """Reads a file of ours, another's safetensors, or one of torch.save."""
+    if checkpoints.is_safetensors(path):
+        checkpoint = checkpoints.read(path, LaMa.NETWORK)
+        if checkpoint.config is not None:
+            return checkpoint
+        state: Any = checkpoint.state
+    else:
+        content = checkpoints.read_torch(path)
+        state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ValueError("it has no state_dict of tensors")
-    return state
-
-
-def _read(path, activation):
-    """(config, state dict, notes) of a file of ours, another's safetensors, or Lightning's."""
-    if Path(path).suffix == ".safetensors":
-        with safe_open(path, "pt") as file:
-            if "config" in (file.metadata() or {}):
-                return checkpoints.read(path)
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    else:
-        state = _read_lightning(path)
     if any(name.startswith("generator.") for name in state):
         state = {name[10:]: value for name, value in state.items() if name.startswith("generator.")}
-    return dataclasses.asdict(_config_of(state, activation)), state, {}
+    return checkpoints.Checkpoint(dataclasses.asdict(_config_of(state, activation)), state, {})
 
 
-def _config_of(state, activation):
-    """The config that gives a state dict its shapes."""
+def _config_of(state: Mapping[str, torch.Tensor], activation: str) -> LaMaConfig:
+    """The config of a state dict with these shapes."""
     shapes = {name: tuple(value.shape) for name, value in state.items()}
-    if "model.1.ffc.convl2l.weight" not in shapes:
-        raise ValueError("it has no generator's model.1.ffc.convl2l.weight")
+    if LaMa.KEY not in shapes:
+        raise ValueError("it has no generator's " + LaMa.KEY)
     down = sum(bool(re.fullmatch(r"model\.\d+\.ffc\.convl2l\.weight", name)) for name in shapes) - 1
     blocks = [name for name in shapes if re.fullmatch(r"model\.\d+\.conv1\.ffc\.convl2l\.weight", name)]
-    features, inputs, *_ = shapes["model.1.ffc.convl2l.weight"]
+    features, inputs, *_ = shapes[LaMa.KEY]
     local, across = shapes[f"model.{down + 1}.ffc.convl2l.weight"][0], f"model.{down + 1}.ffc.convl2g.weight"
     width = local + (shapes[across][0] if across in shapes else 0)
     ratio = (width - local) / width

@@ -1,6 +1,6 @@
 """LIIF: an EDSR encoder with a local implicit decoder."""
 
 from .edsr import EDSR
-from .network import LIIF, LIIFConfig
+from .network import LIIF, SMALL, LIIFConfig
 
-__all__ = ["EDSR", "LIIF", "LIIFConfig"]
+__all__ = ["EDSR", "LIIF", "SMALL", "LIIFConfig"]

@@ -1,43 +1,50 @@
-"""EDSR without its upsampler: the encoder that maps a picture to features of the same size."""
+"""EDSR without its upsampler: the encoder that maps an image to features of the same size."""
 
 import math
 
 import torch
 from torch import nn
 
-# How many feature maps of a tile are alive at once in a residual block, convolution buffers included.
+from ..common.tiling import map_tiles
+
+# Feature maps of a tile in memory at once in a residual block, convolution buffers included.
 LIVE_MAPS = 4
 
 
-def conv(inputs, outputs):
+def conv(inputs: int, outputs: int) -> nn.Conv2d:
+    """A 3 x 3 convolution that keeps the size."""
     return nn.Conv2d(inputs, outputs, 3, padding=1)
 
 
 class MeanShift(nn.Conv2d):
-    """Adds `sign` times the mean of DIV2K; LIIF's checkpoints hold two, its forward calls neither."""
+    """Adds `sign` times the mean of DIV2K. LIIF's checkpoints hold two, which its forward does not call."""
 
-    def __init__(self, sign):
+    def __init__(self, sign: int):
         super().__init__(3, 3, 1)
         self.requires_grad_(False)
         self.weight.copy_(torch.eye(3)[:, :, None, None])
+        assert self.bias is not None
         self.bias.copy_(sign * torch.tensor([0.4488, 0.4371, 0.4040]))
 
 
 class ResBlock(nn.Module):
-    def __init__(self, features, res_scale):
+    """x + res_scale conv3x3(ReLU(conv3x3(x)))."""
+
+    def __init__(self, features: int, res_scale: float):
         super().__init__()
         self.body = nn.Sequential(conv(features, features), nn.ReLU(), conv(features, features))
         self.res_scale = res_scale
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, C, H, W] -> [B, C, H, W]."""
         return torch.add(x, self.body(x), alpha=self.res_scale)
 
 
 class EDSR(nn.Module):
-    """x = head(picture), features = x + body(x): [B, 3, h, w] -> [B, features, h, w].
+    """x = head(image), features = x + body(x): [B, 3, h, w] -> [B, features, h, w].
 
     The state dict has the keys of LIIF's `edsr-baseline` (16 blocks of 64 features) with
-    `no_upsampling`, the unused mean shifts included.
+    `no_upsampling`, including the unused mean shifts.
 
     Args:
         blocks: residual blocks, each conv3x3, ReLU, conv3x3.
@@ -47,39 +54,30 @@ class EDSR(nn.Module):
     Source: Lim et al., Enhanced Deep Residual Networks for Single Image Super-Resolution, CVPRW 2017.
     """
 
-    def __init__(self, blocks=16, features=64, res_scale=1.0):
+    def __init__(self, blocks: int = 16, features: int = 64, res_scale: float = 1.0):
         super().__init__()
         self.sub_mean, self.add_mean = MeanShift(-1), MeanShift(1)
         self.head = nn.Sequential(conv(3, features))
         body = [ResBlock(features, res_scale) for _ in range(blocks)]
         self.body = nn.Sequential(*body, conv(features, features))
         self.out_dim = features
-        self.halo = 2 * blocks + 2  # pixels that a feature sees to each side: one per convolution
+        self.halo = 2 * blocks + 2  # receptive field to each side: one pixel per convolution
 
-    def forward(self, picture):
-        x = self.head(picture.contiguous(memory_format=torch.channels_last))
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """[B, 3, h, w] -> [B, features, h, w]."""
+        x = self.head(image.contiguous(memory_format=torch.channels_last))
         return x + self.body(x)
 
-    def tiled(self, picture, workspace):
-        """forward() on tiles that overlap by the receptive field: as exact, for any size.
+    def tiled(self, image: torch.Tensor, workspace: int) -> torch.Tensor:
+        """As `forward`, exact for any size, on tiles that overlap by the receptive field.
 
-        Beside the features it needs about `workspace` bytes, but never tiles smaller than the overlap.
+        Args:
+            image: [B, 3, h, w].
+            workspace: bytes of working memory in addition to the features, approximately; a tile is never smaller
+                than its overlap.
         """
-        height, width = picture.shape[2:]
-        pixel = LIVE_MAPS * self.out_dim * picture.element_size() * len(picture)
+        pixel = LIVE_MAPS * self.out_dim * image.element_size() * len(image)
         side = max(math.isqrt(workspace // pixel) - 2 * self.halo, 2 * self.halo)
-        if max(height, width) <= side + 2 * self.halo:
-            return self(picture)
-        out = torch.empty(
-            (len(picture), self.out_dim, height, width),
-            dtype=picture.dtype,
-            device=picture.device,
-            memory_format=torch.channels_last,
-        )
-        for top in range(0, height, side):
-            for left in range(0, width, side):
-                y, x = max(top - self.halo, 0), max(left - self.halo, 0)
-                bottom, right = top + side, left + side
-                tile = self(picture[..., y : bottom + self.halo, x : right + self.halo])
-                out[..., top:bottom, left:right] = tile[..., top - y : bottom - y, left - x : right - x]
-        return out
+        if max(image.shape[2:]) <= side + 2 * self.halo:
+            return self(image)
+        return map_tiles(self, image, side=side, halo=self.halo)

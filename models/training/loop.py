@@ -1,9 +1,11 @@
-"""What the recipes of the shipped checkpoints share: the command line, and a loop that is saved and resumed."""
+"""The command line and the training loop that the recipes share; a run can be resumed."""
 
-import argparse
 import io
 import math
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
@@ -12,48 +14,73 @@ from tqdm import tqdm
 from inr_kernels._core.checks import require
 
 from ..common.files import replace_file
+from ..data.photographs import HELD_OUT, TRAINED_ON
 
 
-def parser(about, *, out, steps, lr):
-    """The command line of a recipe with these defaults."""
-    parser = argparse.ArgumentParser(description=about)
+def parser(about: str, *, out: Path, steps: int, lr: float) -> ArgumentParser:
+    """Returns the command line of a recipe with these defaults."""
+    parser = ArgumentParser(description=about)
     parser.add_argument("--out", type=Path, default=out)
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--lr", type=float, default=lr, help="its peak")
+    parser.add_argument("--lr", type=float, default=lr, help="the peak learning rate")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--bf16", action="store_true", help="encode in bfloat16 at first: faster")
-    parser.add_argument("--resume", action="store_true", help="go on from OUT's .training.pt")
+    parser.add_argument(
+        "--bf16", action="store_true", help="encode in bfloat16 in the first 80 %% of the steps: faster"
+    )
+    parser.add_argument("--resume", action="store_true", help="continue from OUT's .training.pt")
     return parser
 
 
-def recipe(args, each):
-    """The command line in words, for a checkpoint's notes; each: what is taken of a crop."""
-    return (
+def notes(args: Namespace, each: str, options: str, metric: str, values: Any) -> dict[str, Any]:
+    """Returns the notes of a checkpoint: data, recipe and metrics.
+
+    Args:
+        each: what is used of a crop, such as "384 queries".
+        options: further options of the command line.
+        metric: the key of `values`.
+    """
+    recipe = (
         f"{args.steps} steps of {args.batch} crops, {each} each, peak learning rate {args.lr:g},"
-        f" seed {args.seed}{', --bf16' if args.bf16 else ''}"
+        f" seed {args.seed}{', --bf16' if args.bf16 else ''}{options}"
     )
+    return {
+        "trained_on": [f"skimage.data.{name}" for name in TRAINED_ON],
+        "held_out": f"skimage.data.{HELD_OUT}",
+        "recipe": recipe,
+        metric: values,
+    }
 
 
-def learning_rate(step, steps, peak):
-    """A short warm-up, then half a cosine to zero."""
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """A linear warm-up of 200 steps, then half a cosine to zero."""
     return peak * min(1, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def optimize(model, args, loss, measured, save_every, *, beside=None, eps=1e-8):
-    """Trains the model with Adam and returns it in eval mode.
+def optimize(
+    model: Any,
+    args: Namespace,
+    loss: Callable[[numpy.random.Generator, bool], torch.Tensor],
+    measured: Callable[[Any], Any],
+    save_every: int,
+    *,
+    beside: dict[str, Any] | None = None,
+    eps: float = 1e-8,
+) -> Any:
+    """Trains the network with Adam and returns it in eval mode.
 
     Args:
-        args: of `parser`; the state goes to OUT's .training.pt, from which --resume goes on.
-        loss: loss(rng, fast) -> the loss of a step on crops that the generator draws; fast: in bfloat16.
-        measured: measured(model) -> what is printed every 1000 steps.
-        save_every: steps.
-        beside: what else `loss` trains, by name: whatever has a state_dict, saved and loaded with the rest; an
+        model: the network.
+        args: of `parser`. The state is saved in OUT's .training.pt, from which --resume continues.
+        loss: loss(rng, fast) -> the loss of a step on crops that rng draws; fast: in bfloat16.
+        measured: measured(model) -> metrics, printed every 1000 steps.
+        save_every: steps between two saves of the state.
+        beside: other objects with a state_dict that `loss` trains, by name, saved and loaded with the rest; an
             optimizer gets the same learning rate.
         eps: Adam's.
 
     Raises:
-        ValueError: --resume of a run that trained something else.
+        ValueError: --resume of a run that trained other objects.
     """
     optimizer = torch.optim.Adam(model.parameters(), eps=eps)
     state, start = args.out.with_suffix(".training.pt"), 0
@@ -67,11 +94,11 @@ def optimize(model, args, loss, measured, save_every, *, beside=None, eps=1e-8):
     bar = tqdm(range(start, args.steps), initial=start, total=args.steps, mininterval=5)
     average = 0
     for step in bar:
-        torch.manual_seed(args.seed + step)  # so that a resumed run sees the same
+        torch.manual_seed(args.seed + step)  # a resumed run draws the same numbers
         rng = numpy.random.default_rng([args.seed, step])
         for group in (group for part in parts.values() for group in getattr(part, "param_groups", ())):
             group["lr"] = learning_rate(step, args.steps, args.lr)
-        # The last fifth is exact: it takes out what bfloat16 left in the weights.
+        # The last fifth in float32 removes the errors that bfloat16 left in the weights.
         value = loss(rng, args.bf16 and step < 0.8 * args.steps)
         optimizer.zero_grad()
         value.backward()
@@ -85,6 +112,6 @@ def optimize(model, args, loss, measured, save_every, *, beside=None, eps=1e-8):
             torch.save({**saved, "step": step + 1}, file)
             replace_file(state, file.getvalue())
         if (step + 1) % 1000 == 0:
-            bar.write(f"step {step + 1}: PSNR, rivals: {measured(model.eval())}")
+            bar.write(f"step {step + 1}: PSNR and baselines: {measured(model.eval())}")
             model.train()
     return model.eval()

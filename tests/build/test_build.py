@@ -1,76 +1,172 @@
-"""The build from nothing: a wheel without torch, CUDA where nvcc is, C++ alone where it is not."""
+"""What is built and installed from the sources: a wheel, an sdist, an editable install; with nvcc and without it."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import venv
 import zipfile
 from pathlib import Path
 
 import pytest
+from tree import LIBRARY, ROOT, files
 
 from inr_kernels._core import native
 
-ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.slow
+PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+OFFLINE = ["--no-build-isolation", "--no-deps"]
+# The lowest instruction set alone: most of the time goes into the others, which the installed build has.
+GENERIC = " ".join(f"-DINR_COMPILES_{isa}=OFF" for isa in ("avx2", "avx512", "avx512bf16"))
+CUDA = {"CUDAARCHS": "89", "CMAKE_ARGS": GENERIC}
 
 
-@pytest.fixture
-def tree(tmp_path):
-    """A copy of the sources."""
-    target = tmp_path / "tree"
-    skip = shutil.ignore_patterns(".git", ".venv", "build", "dist", "*.so", "__pycache__", "*.egg-info", "golden")
-    shutil.copytree(ROOT, target, ignore=skip)
-    return target
+def run(command, folder, **environment):
+    """Runs a command in the folder, with the scripts of this environment (ninja, cmake) on PATH."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = os.environ | {"PATH": path} | environment
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
-def build(tree, path=None, **environment):
-    """`pip wheel` in the tree, in this environment; without `path`'s nvcc where one is given."""
-    scripts = str(Path(sys.executable).parent)
-    environment = os.environ | environment | {"PATH": path or f"{scripts}{os.pathsep}{os.environ['PATH']}"}
-    command = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "-w", tree / "dist", tree]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+def checked(command, folder, **environment):
+    """`run`, where the command must succeed; returns what it prints."""
+    done = run(command, folder, **environment)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
 
 
-def cuda_archs(tree):
-    """`_C.cuda_archs` of the tree's wheel, imported where there is no torch."""
-    (wheel,) = (tree / "dist").glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        (member,) = (name for name in archive.namelist() if "/_C." in name and name.endswith(".so"))
-        archive.extract(member, tree / "out")
-        assert "inr_kernels/models/liif_small.safetensors" in archive.namelist()
-    code = "import sys, _C; assert 'torch' not in sys.modules and not _C.has_openmp(); print(_C.cuda_archs)"
-    where = {"PYTHONPATH": str((tree / "out" / member).parent)}
-    run = [sys.executable, "-S", "-c", code]
-    return subprocess.run(run, env=where, capture_output=True, text=True, check=True).stdout.strip()
+def copy_sources(folder):
+    """Copies the sources, without anything that was built, to folder/tree."""
+    skip = shutil.ignore_patterns(".*", "build", "dist", "*.so", "__pycache__", "*.egg-info", "golden")
+    return shutil.copytree(ROOT, folder / "tree", ignore=skip)
 
 
-def without_nvcc(tmp_path):
-    """A PATH that has everything but nvcc."""
-    tools = tmp_path / "tools"
+def environment_with_torch(folder):
+    """The Python of a new environment that sees the packages of this one, but for inr_kernels."""
+    venv.create(folder, with_pip=False)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    # A path in a .pth file does not run the .pth files there, through which an editable install is found.
+    (packages / "seen.pth").write_text("\n".join(path for path in sys.path if path.endswith("-packages")))
+    return folder / "bin" / "python"
+
+
+def without_nvcc(folder):
+    """A PATH with every tool but nvcc."""
+    tools = folder / "tools"
     tools.mkdir()
-    for folder in [str(Path(sys.executable).parent), *os.environ["PATH"].split(os.pathsep)]:
-        for tool in Path(folder).glob("*") if Path(folder).is_dir() else []:
+    for path in [str(Path(sys.executable).parent), *os.environ["PATH"].split(os.pathsep)]:
+        for tool in Path(path).glob("*") if Path(path).is_dir() else []:
             link = tools / tool.name
             if tool.name != "nvcc" and not link.exists():
                 link.symlink_to(tool)
     return str(tools)
 
 
-def test_cuda_is_built_where_nvcc_is(tree):
-    done = build(tree, CUDAARCHS="89")  # one of five: nvcc takes most of the time
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert cuda_archs(tree) == ("89" if shutil.which("nvcc") else "")
+@pytest.fixture(scope="session")
+def wheel(built_once):
+    """A wheel, and beside it the tree that it was built in, from nothing; with CUDA for one GPU where nvcc is."""
+
+    def build(folder):
+        tree = copy_sources(folder)
+        checked([*PIP, "wheel", *OFFLINE, "-w", folder, tree], folder, **CUDA)
+
+    (found,) = built_once("wheel", build).glob("*.whl")
+    return found
 
 
-def test_the_installed_build_is_for_every_chip():
-    assert native.load()[0].cuda_archs == ("80,86,89,90,120" if shutil.which("nvcc") else "")
+@pytest.fixture(scope="session")
+def sdist(built_once):
+    """A source distribution."""
+
+    def build(folder):
+        code = "import sys, setuptools.build_meta; setuptools.build_meta.build_sdist(sys.argv[1])"
+        checked([sys.executable, "-c", code, folder], copy_sources(folder))
+
+    (found,) = built_once("sdist", build).glob("*.tar.gz")
+    return found
 
 
-def test_cpp_alone_without_nvcc(tree, tmp_path):
-    path = without_nvcc(tmp_path)
-    done = build(tree, path)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert cuda_archs(tree) == ""
-    forced = build(tree, path, INR_KERNELS_CUDA="1")
+NETWORK = """
+import importlib.resources
+import torch
+import inr_kernels
+from inr_kernels.models import IN2
+
+package = importlib.resources.files("inr_kernels")
+assert all(package.joinpath(name).is_file() for name in ("py.typed", "_C.pyi"))
+image, mask = torch.rand(1, 3, 24, 32), torch.zeros(1, 1, 24, 32)
+mask[..., 8:16, 8:16] = 1
+out = IN2.pretrained().inpaint(image, mask)
+assert out.shape == image.shape and out.isfinite().all()
+assert torch.equal(out * (1 - mask), image * (1 - mask))
+print(inr_kernels.__file__, inr_kernels._C.cuda_archs, sep="|")
+"""
+
+
+def run_a_network(python, folder):
+    """Runs a pretrained network; returns where inr_kernels was found and what its CUDA kernels were compiled for."""
+    file, archs = checked([python, "-c", NETWORK], folder).strip().split("|")
+    return Path(file), archs
+
+
+def test_wheel(wheel, tmp_path):
+    python = environment_with_torch(tmp_path / "env")
+    checked([*PIP, "--python", python, "install", "--ignore-installed", "--no-deps", wheel], tmp_path)
+    file, archs = run_a_network(python, tmp_path)
+    assert file.is_relative_to(tmp_path / "env")
+    assert archs == ("89" if shutil.which("nvcc") else "")
+
+
+def test_contents_of_the_wheel(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    data = files("inr_kernels", "models", suffixes={".pyi", ".typed", ".safetensors", ".yaml"})
+    expected = {*LIBRARY, *data, "inr_kernels/py.typed"}
+    expected = {name if name.startswith("inr_kernels/") else f"inr_kernels/{name}" for name in expected}
+    others = {name for name in names - expected if ".dist-info/" not in name}
+    assert not expected - names
+    assert [Path(name).suffix for name in others] == [".so"]
+
+
+def test_native_library_needs_no_torch(wheel, tmp_path):
+    with zipfile.ZipFile(wheel) as archive:
+        (member,) = (name for name in archive.namelist() if name.endswith(".so"))
+        archive.extract(member, tmp_path)
+    code = "import sys, _C; assert 'torch' not in sys.modules; print(_C.has_openmp())"
+    found = {"PYTHONPATH": str((tmp_path / member).parent)}
+    assert checked([sys.executable, "-S", "-c", code], tmp_path, **found).strip() == "False"
+
+
+def test_sdist_without_nvcc(sdist, tmp_path):
+    python = environment_with_torch(tmp_path / "env")
+    install = [*PIP, "--python", python, "install", "--ignore-installed", *OFFLINE, sdist]
+    quick = f"{GENERIC} -DCMAKE_BUILD_TYPE=Debug"
+    checked(install, tmp_path, PATH=without_nvcc(tmp_path), CMAKE_ARGS=quick)
+    file, archs = run_a_network(python, tmp_path)
+    assert file.is_relative_to(tmp_path / "env")
+    assert archs == ""
+
+
+def test_editable_install(wheel, tmp_path):
+    """In the wheel's tree, so that nothing is compiled twice; an edit of a file is an edit of the package."""
+    tree, python = wheel.parent / "tree", environment_with_torch(tmp_path / "env")
+    install = [*PIP, "--python", python, "install", "--ignore-installed", *OFFLINE, "-e", tree]
+    checked(install, tmp_path, **CUDA)
+    file, _ = run_a_network(python, tmp_path)
+    assert file == tree / "inr_kernels" / "__init__.py"
+    (tree / "models" / "added.py").write_text("X = 3\n")
+    assert checked([python, "-c", "from inr_kernels.models.added import X; print(X)"], tmp_path) == "3\n"
+
+
+def test_cuda_cannot_be_forced_without_nvcc(tmp_path):
+    tree, path = copy_sources(tmp_path), without_nvcc(tmp_path)
+    forced = run([*PIP, "wheel", *OFFLINE, "-w", tmp_path, tree], tmp_path, PATH=path, INR_KERNELS_CUDA="1")
     assert forced.returncode != 0
-    assert "INR_KERNELS_CUDA=1 asks for CUDA, but there is no nvcc on PATH" in forced.stdout + forced.stderr
+    assert re.search("INR_KERNELS_CUDA=1 .* CUDA, but there is no nvcc on PATH", forced.stdout + forced.stderr)
+
+
+def test_the_installed_build_is_for_every_gpu():
+    """Or for those that CUDAARCHS names."""
+    archs = os.environ.get("CUDAARCHS", "80;86;89;90;120").replace("-real", "").replace("-virtual", "")
+    assert native.load()[0].cuda_archs == (archs.replace(";", ",") if shutil.which("nvcc") else "")

@@ -1,5 +1,6 @@
-"""What the compiler makes of the GPU kernels, without a GPU: registers, stack, shared memory, tensor cores."""
+"""Resources of the compiled GPU kernels, without a GPU: registers, stack, shared memory, tensor-core instructions."""
 
+import fcntl
 import json
 import os
 import re
@@ -11,63 +12,97 @@ from pathlib import Path
 
 import pytest
 import triton
+from compile_triton import TRITON_OPS, kernels
 
 from inr_kernels._core import native
 
+ROOT = Path(__file__).parents[2]
 ARCHS = [80, 89, 90, 120]
-SHARED = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10}  # bytes a block may have
-
-# Bytes of stack that are known, by kernel and dtype. With mma.sync the fused kernels fill all 255 registers: the
-# state of 256 channels, its successor and the accumulator are 160 of them. Some 40 words spill in each layer,
-# against 512 tensor-core instructions.
-STACK = {("decode", "bfloat16"): 160, ("backpropagate", "bfloat16"): 64}
-MULTIPLIES = {"decode", "backpropagate", "add_products", "attend", "meet", "differentiate", "gather", "mix"}
-KERNELS = {
-    "local_implicit": {"decode", "backpropagate", "add_products", "spread", "add_segments"},
-    "elementwise_filter": {"filter_pixels", "logsumexp", "kernel_gradient", "image_gradient"},
-    "unmask_attention": {"attend", "meet"},
-    "neighborhood_attention": {"attend", "differentiate", "gather", "sum_bias"},
-    "fourier_unit": {"mix"},
-}
+SHARED = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10}  # maximum bytes of a block
+KERNELS = {op: set(kernels(op)) for op in TRITON_OPS}
+OLDEST = re.search(r'"triton>=([\d.]+)', (ROOT / "pyproject.toml").read_text())[1] + ".0"
 
 
-def compiled(arch, op):
-    script = Path(__file__).parents[1] / "support/compile_triton.py"
+def allowed_stack(version, row):
+    """Bytes of stack, that is spilled registers, that are known and accepted."""
+    kernel, arch = row["kernel"], row["arch"]
+    if kernel in ("decode", "backpropagate") and row["dtype"] == "bfloat16" and arch != 90:
+        # With mma.sync the fused kernels fill all 255 registers: the state of 256 channels, its successor and the
+        # accumulator are 160 of them. Some 40 words spill in each layer, against 512 tensor-core instructions.
+        return {"decode": 160, "backpropagate": 64}[kernel]
+    if (version, arch, kernel, row["mode"]) == (OLDEST, 90, "decode", "last"):
+        # In training, where it also stores the states, with chunks of 128 channels. The pinned Triton's code needs 229
+        # registers, and so does not spill.
+        return 208 if row["dtype"] == "bfloat16" else 0
+    if (version, arch, kernel, row["mode"]) == (OLDEST, 120, "image_gradient", "CARAFE"):
+        # ptxas stops at 168 registers, so that three blocks fit a multiprocessor, and spills six words in a loop of
+        # 570 instructions, in both dtypes. The pinned Triton's code needs 106 registers.
+        return 24
+    return 0
+
+
+@pytest.fixture(scope="session")
+def oldest_triton():
+    """The folder of the oldest supported Triton, installed once into build/."""
+    build = ROOT / "build"
+    folder = build / f"triton-{OLDEST}-{sys.implementation.cache_tag}"
+    build.mkdir(exist_ok=True)
+    with open(f"{folder}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests may run in several processes
+        if not folder.exists():
+            partial = Path(f"{folder}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", partial]
+            subprocess.run([*pip, f"triton=={OLDEST}"], check=True)
+            partial.rename(folder)
+    return folder
+
+
+def compiled(arch, folder):
+    """The rows of `compile_triton.py` for all ops, with the installed Triton or the one in `folder`."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    command = [sys.executable, script, str(arch), op]
+    paths = [str(folder), os.environ.get("PYTHONPATH", "")] if folder else [os.environ.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    command = [sys.executable, ROOT / "tests/support/compile_triton.py", str(arch), "all"]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
+    assert run.returncode == 0, run.stderr[-5000:]
     return [json.loads(line) for line in run.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("op", KERNELS)
-def test_triton_kernels_fit(op, arch):
-    print(f"\nsm_{arch}  kernel          dtype     mode    registers  stack  shared  warps")
-    rows, wrong = compiled(arch, op), []
+# With the oldest Triton not for sm_89, whose code is nearly that of sm_80: each of these takes more than a minute.
+VERSIONS = [(OLDEST, arch) for arch in ARCHS if arch != 89] + [("installed", arch) for arch in ARCHS]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("version", "arch"), VERSIONS)
+def test_triton_kernels_fit(version, arch, request):
+    folder = request.getfixturevalue("oldest_triton") if version == OLDEST else None
+    print(f"\nsm_{arch}  kernel                 dtype     mode    registers  stack  shared  warps")
+    rows, wrong = compiled(arch, folder), []
     for row in rows:
         kernel, dtype = row["kernel"], row["dtype"]
         print(
-            f"        {kernel:15s}  {dtype:8s}  {row['mode']:6s}  {row['registers']:9d}"
+            f"        {kernel:21s}  {dtype:8s}  {row['mode']:6s}  {row['registers']:9d}"
             f"  {row['stack']:5d}  {row['shared']:6d}  {row['warps']:5d}"
         )
-        allowed = STACK.get((kernel, dtype), 0) if arch != 90 else 0
-        half = dtype in ("bfloat16", "tf32") and kernel in MULTIPLIES
-        if row["stack"] > allowed or row["shared"] > SHARED[arch] or row["tensor_cores"] < half:
+        fits = row["stack"] <= allowed_stack(version, row) and row["shared"] <= SHARED[arch]
+        multiplies = dtype == "bfloat16" and kernels(row["op"])[kernel]
+        if not fits or row["tensor_cores"] < multiplies:
             wrong.append(row)
-    assert {row["kernel"] for row in rows} >= KERNELS[op]
+    assert {row["triton"] for row in rows} == {OLDEST if version == OLDEST else triton.__version__}
+    assert {op: {row["kernel"] for row in rows if row["op"] == op} for op in TRITON_OPS} == KERNELS
     assert not wrong
 
 
 def cuda_tool(*arguments):
-    """What cuobjdump, which comes with Triton, says of the native library."""
+    """The output of cuobjdump, which comes with Triton, for the native library."""
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     command = [tool, *arguments, native.load()[0].__file__]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def instructions():
-    """{(arch, kernel): how often each instruction stands in its machine code}"""
+    """{(arch, kernel): the count of each instruction in its machine code}"""
     counts, kernel = {}, ()
     for line in cuda_tool("--dump-sass").splitlines():
         if found := re.match(r"\s*code for sm_(\d+)", line):
@@ -82,8 +117,8 @@ def instructions():
     return counts
 
 
-def needed(kernel):
-    """m16n8k16 products for a warp's tiles of 16 rows: a hidden layer's, whose code is a loop's body, and 8 outputs."""
+def min_products(kernel):
+    """The m16n8k16 products of a warp's tiles of 16 rows: of one hidden layer, the body of a loop, and of 8 outputs."""
     found = re.search(r"decodeIL\w+?ELi(128|256)ELb[01]ELi([12])E", kernel)
     width, tiles = map(int, found.groups()) if found else (0, 0)
     return tiles * ((width // 16) * (width // 8) + width // 16)
@@ -92,12 +127,13 @@ def needed(kernel):
 def test_native_cuda_kernels_fit():
     library = native.load()[0]
     if library is None or not library.cuda_archs:
-        sources = list((Path(__file__).parents[2] / "csrc" / "cuda").glob("*.cu"))
+        sources = list((ROOT / "csrc" / "cuda").glob("*.cu"))
         assert not (sources and shutil.which("nvcc")), "CUDA sources and nvcc, yet nothing was compiled for CUDA"
-        return  # built without CUDA: there is none
-    counts = instructions()
+        return  # built without CUDA
+    archs, counts = set(library.cuda_archs.split(",")), instructions()
     products = {kernel: count["HMMA.16816"] for kernel, count in counts.items()}
-    assert {arch for arch, _ in products} == set(library.cuda_archs.split(","))
+    # The sources for Hopper alone are compiled for sm_90a, whichever other architectures were requested, or not at all.
+    assert {arch for arch, kernel in products if "_sm90_" not in kernel} == archs
     usage, wrong, arch = cuda_tool("--dump-resource-usage"), [], ""
     for line in re.findall(r"arch = sm_(\d+)|Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)", usage):
         if line[0]:
@@ -106,16 +142,14 @@ def test_native_cuda_kernels_fit():
         kernel, registers, stack, shared = line[1], *map(int, line[2:])
         short = re.sub(r"^_ZN3inr4cuda\d+_GLOBAL__N__\w*?_cu_[0-9a-f]{8}\d*", "", kernel)
         print(f"sm_{arch:3s}  {short:50s}  {registers:3d} registers  {products[arch, kernel]:4d} products")
-        if stack or shared > 48 << 10 or products[arch, kernel] < needed(kernel):
+        if stack or shared > 48 << 10 or products[arch, kernel] < min_products(kernel):
             wrong.append((arch, kernel, registers, stack, shared))
-    assert Counter(arch for arch, kernel in products if needed(kernel)) == dict.fromkeys(
-        library.cuda_archs.split(","), 10
-    )
+    assert Counter(arch for arch, kernel in products if min_products(kernel)) == dict.fromkeys(archs, 10)
     assert not wrong
-    # A hidden layer of 64 rows is 16 products of [64, 16] x [16, 256], in four groups that are each waited for: were
-    # they serialized, there would be as many waits as products.
+    # A hidden layer of 64 rows is 16 products of [64, 16] x [16, 256], in four groups with one wait each: if ptxas had
+    # serialized them, there would be as many waits as products.
     wgmma = [count for count in counts.values() if count["HGMMA.64x256x16"]]
-    assert len(wgmma) == 4
+    assert len(wgmma) == 4 or (not wgmma and "90" not in archs)
     for count in wgmma:
         assert count["HGMMA.64x256x16"] == 16
         assert count["WARPGROUP.ARRIVE"] == count["WARPGROUP.DEPBAR"] == 4

@@ -1,14 +1,14 @@
-"""bench/estimate.py: its formulas against counts by hand, what it reads from a disassembly, and the committed page."""
+"""bench/estimate.py: its formulas against counts by hand, the disassembly that it reads, and the committed page."""
 
 import pytest
 from test_compile_only import KERNELS
 
 from bench import estimate, sass
-from bench.launches import LAUNCHES, Launch
+from bench.launches import Launch, Native, launches
 
 
 def launch(op, kernel, nth=0, case=""):
-    return [one for one in LAUNCHES if (one.op, one.kernel) == (op, kernel) and case in one.case][nth]
+    return [one for one in launches() if (one.op, one.kernel) == (op, kernel) and case in one.case][nth]
 
 
 def test_formulas_by_hand():
@@ -28,23 +28,23 @@ def test_formulas_by_hand():
     attend = launch("unmask_attention", "attend")
     assert attend.flops == 16 * 2 * (2 * 64) * 2457 * 4096 == 41_221_619_712
     assert (attend.programs, attend.trips) == (16 * 39, 128)
-    meet = launch("unmask_attention", "meet")
-    assert meet.flops == 16 * 2 * 64 * (5 * 2457**2 + 7 * 2457 * 1639)
+    backward = launch("unmask_attention", "attend_backward")
+    assert backward.flops == 16 * 2 * 64 * (5 * 2457**2 + 7 * 2457 * 1639)
 
     attend = launch("neighborhood_attention", "attend")
     assert attend.flops == 2 * 2 * 32 * 49 * 16 * 4096 * 8 == 3_288_334_336
     assert attend.bytes == 4 * 16 * 4096 * 256 * 2 + 16 * 4096 * 8 * 4 == 136_314_880
     assert attend.programs == 16 * 16 * 8 * 8
 
-    mix = launch("fourier_unit", "mix")
-    assert mix.flops == 2 * 384 * 384 * 64 * 33
-    assert mix.bytes == 2 * 192 * 64 * 33 * 8 + 384 * 384 * 4
-    assert (mix.programs, mix.trips) == (33 * 6, 12)
+    multiply = launch("fourier_unit", "multiply")
+    assert multiply.flops == 2 * 384 * 384 * 64 * 33
+    assert multiply.bytes == 2 * 192 * 64 * 33 * 8 + 384 * 384 * 4
+    assert (multiply.programs, multiply.trips) == (33 * 6, 12)
 
 
 @pytest.mark.parametrize("op", KERNELS)
 def test_every_kernel_has_a_launch(op):
-    assert {one.kernel for one in LAUNCHES if one.op == op and not one.native} == KERNELS[op]
+    assert {one.kernel for one in launches() if one.op == op and not one.native} == KERNELS[op]
 
 
 LISTING = """
@@ -98,7 +98,7 @@ def test_cuda_kernels_of_a_library(monkeypatch):
         ("second", 7, 0, 0),
         ("first", 64, 8, 16),
     ]
-    native = {"warps": 8, "shared": 2048}
+    native = Native("first", warps=8, shared=2048)
     mine = Launch("local_implicit", "irs", "", "", "a case", 10, 3, 0, 0, native=native)
     row = estimate.found(mine, rows)
     assert (row["kernel"], row["warps"], row["shared"]) == ("first", 8, 2048)
@@ -108,15 +108,15 @@ def test_cuda_kernels_of_a_library(monkeypatch):
 
 def test_occupancy_by_hand():
     a100, _, rtx4090, h200 = estimate.CHIPS
-    assert a100.occupancy(255, 16 << 10, 8) == 8  # 8192 registers a warp: eight in all
+    assert a100.occupancy(255, 16 << 10, 8) == 8  # 8192 registers per warp: eight warps
     assert a100.occupancy(32, 0, 4) == 64
-    assert a100.occupancy(40, 0, 4) == 48  # 1280 a warp: 51, twelve blocks
-    assert h200.occupancy(66, 16 << 10, 8) == 24  # 66 become 72 registers of 32 threads: 2304 a warp
+    assert a100.occupancy(40, 0, 4) == 48  # 1280 per warp: 51 warps, twelve blocks
+    assert h200.occupancy(66, 16 << 10, 8) == 24  # 66 become 72 registers of 32 threads: 2304 per warp
     assert rtx4090.occupancy(32, 48 << 10, 4) == 8  # 49 KB twice
-    assert rtx4090.occupancy(16, 0, 1) == 24  # no more than 24 blocks
+    assert rtx4090.occupancy(16, 0, 1) == 24  # at most 24 blocks
 
 
-def test_seconds_by_hand():
+def test_bounds_by_hand():
     h200 = estimate.CHIPS[-1]
     row = {"instructions": 100, "mma_flops": 1000, "fp32": 10, "mufu": 5, "warps": 4}
     row |= {"loop_instructions": 40, "loop_mma_flops": 1000, "loop_fp32": 10, "loop_mufu": 5}
@@ -130,9 +130,9 @@ def test_seconds_by_hand():
     assert h200.floor(one) == pytest.approx(1e-6)
 
 
-def test_reads_what_the_compiler_made():
+def test_counts_a_compiled_kernel():
     rows = list(estimate.triton_rows(80, "fourier_unit"))
-    product = launch("fourier_unit", "mix")
+    product = launch("fourier_unit", "multiply")
     row = estimate.found(product, rows)
     assert row["tensor_cores"]
     assert product.flops <= estimate.issued(product, row, "mma_flops") <= 1.1 * product.flops
@@ -140,7 +140,7 @@ def test_reads_what_the_compiler_made():
 
 def test_the_page_has_every_launch():
     page = estimate.PAGE.read_text()
-    assert page.startswith("# What the kernels should take\n\n**Nothing here is measured.**")
-    for one in LAUNCHES:
+    assert page.startswith("# Estimated run times of the GPU kernels\n\n**Nothing here is measured")
+    for one in launches():
         needed = f"{estimate.amount(one.bytes, 'B')}, {estimate.amount(one.flops, 'FLOP')}".strip(", ")
         assert f"| `{one.name}` | {one.case} | {needed} | " in page, "python -m bench.estimate writes it"

@@ -1,4 +1,4 @@
-"""bench/gpu_record.sh and its parts, as far as they go without a GPU."""
+"""bench/gpu_record.sh and the modules it uses, as far as they run without a GPU."""
 
 import ast
 import contextlib
@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from ops import test_on_gpu
 import torch
+from gpu_limits import unless_refused
 from test_compile_only import KERNELS
 from triton.runtime.interpreter import InterpretedFunction
 
-from bench import one_call, report, timing
+from bench import one_call, op_modules, report, timing
 from inr_kernels.cli import ceilings
 
 ROOT = Path(__file__).parents[2]
@@ -43,48 +43,48 @@ def test_the_script_runs_to_its_end(tmp_path):
     assert (out / "table.txt").read_text().splitlines() == [header, line]
 
 
-def test_a_part_that_fails_stops_no_other(tmp_path):
+def test_a_failing_part_does_not_stop_the_others(tmp_path):
     done = record("--smoke", tmp_path, PYTHON="false")
     assert done.returncode == 1
     parts = ["first-elementwise_filter", "tests", "check-elementwise_filter", "bench"]
     failed = [line.split()[:3] for line in done.stdout.splitlines() if line.startswith("FAILED")]
     assert failed == [["FAILED", part, "(1),"] for part in parts]
-    assert done.stdout.splitlines()[-1] == "did not go well: " + " ".join(sorted(parts)) + " "
+    assert done.stdout.splitlines()[-1] == "failed parts: " + " ".join(sorted(parts)) + " "
 
 
-def test_what_is_run_where_there_is_a_gpu(tmp_path):
-    """With a Python that only notes what it is asked; its last argument stands for a GPU's answer."""
-    stand_in, calls = tmp_path / "python", tmp_path / "calls"
-    stand_in.write_text(f'#!/bin/sh\necho "$@" >>{calls}\n')
-    stand_in.chmod(0o755)
+def test_commands_on_a_machine_with_a_gpu(tmp_path):
+    """PYTHON is a script that only records its arguments, and succeeds, also when asked whether there is a GPU."""
+    fake, calls = tmp_path / "python", tmp_path / "calls"
+    fake.write_text(f'#!/bin/sh\necho "$@" >>{calls}\n')
+    fake.chmod(0o755)
     (tmp_path / "compute-sanitizer").write_text('#!/bin/sh\nshift 4\nexec "$@"\n')
     (tmp_path / "compute-sanitizer").chmod(0o755)
-    done = record(tmp_path / "out", PYTHON=str(stand_in), PATH=f"{tmp_path}:{os.environ['PATH']}")
+    done = record(tmp_path / "out", PYTHON=str(fake), PATH=f"{tmp_path}:{os.environ['PATH']}")
     assert done.returncode == 0, done.stdout + done.stderr
     asked = calls.read_text().splitlines()
     assert sum("-m pip install --no-index --no-build-isolation --no-deps -e ." in call for call in asked) == 1
-    for op in one_call.CALLS:
+    for op in op_modules():
         assert asked.count(f"-m bench.one_call {op}") == 1
         assert asked.count(f"-m bench.one_call {op} --small") == 2
         assert sum("tests/ops/test_on_gpu.py" in call and op in call for call in asked) == 3
     for path in ROOT.glob("bench/bench_*.py"):
         calls = [call for call in asked if f"bench/{path.name}" in call]
         assert len(calls) == 2 or (len(calls) == 1 and "compile" not in path.read_text())
-    assert not [path for path in ON_A_GPU if not any(fstr(path.relative_to(ROOT)) in call for call in asked)]
-    assert not [call for call in asked if "--results" in call]  # its path would stand in the results
+    assert not [path for path in ON_A_GPU if not any(str(path.relative_to(ROOT)) in call for call in asked)]
+    assert not [call for call in asked if "--results" in call]  # the results would contain its path
 
 
-def test_says_at_once_that_there_is_no_gpu(tmp_path, monkeypatch):
+def test_error_without_a_gpu(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     done = record(tmp_path / "out")
     assert done.returncode == 2
-    assert "there is no GPU that torch.cuda sees" in done.stderr
+    assert "torch.cuda sees no GPU" in done.stderr
     assert not (tmp_path / "out").exists()
     assert record().returncode == 2
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--smoke", "--out"], ["a", "b"]])
-def test_says_how_it_is_called(arguments):
+def test_usage(arguments):
     done = record(*arguments)
     assert done.returncode == 2
     assert "gpu_record.sh --smoke OUT" in done.stderr
@@ -124,17 +124,17 @@ def test_the_table(tmp_path, capsys, monkeypatch):
     ]
 
 
-@pytest.mark.parametrize("op", one_call.CALLS)
+@pytest.mark.parametrize("op", op_modules())
 def test_a_small_call_runs_every_kernel(op, monkeypatch, capsys):
-    """What compute-sanitizer looks at leaves no kernel out."""
+    """So that compute-sanitizer checks all of them."""
     launched = set()
 
-    def note(self, grid):
+    def record_launch(self, grid):
         launched.add(self.fn.__name__)
         return launch(self, grid)
 
     launch = InterpretedFunction.__getitem__
-    monkeypatch.setattr(InterpretedFunction, "__getitem__", note)
+    monkeypatch.setattr(InterpretedFunction, "__getitem__", record_launch)
     monkeypatch.setattr(sys, "argv", ["one_call", op, "--small", "--backend", "triton"])
     one_call.main()
     assert launched == KERNELS[op]
@@ -143,7 +143,7 @@ def test_a_small_call_runs_every_kernel(op, monkeypatch, capsys):
 
 def test_a_small_call_is_wide_enough_for_hopper():
     """Of the CUDA kernels it runs those with mma and those with wgmma, with the ensemble first and last."""
-    weights = [leaves[1::2] for _, leaves in one_call.local_implicit(small=True)]
+    weights = [leaves[1::2] for _, leaves in op_modules()["local_implicit"].first_calls(small=True)]
     halves = [of_layers for of_layers in weights if of_layers[0].dtype == torch.float16]
     wgmma = [max(map(len, of_layers[:-1])) > 128 for of_layers in halves]
     assert sorted(wgmma) == [False, False, True, True]
@@ -151,17 +151,17 @@ def test_a_small_call_is_wide_enough_for_hopper():
 
 @pytest.mark.parametrize("file", ON_A_GPU, ids=lambda path: path.stem)
 def test_gpu_tests_need_few_packages(file):
-    """A GPU machine without network has what the package itself needs, and pytest."""
+    """The package's own requirements and pytest: a GPU machine may have no network."""
     tree = ast.walk(ast.parse(file.read_text()))
     names = [alias.name for node in tree if isinstance(node, ast.Import) for alias in node.names]
     names += [node.module for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom)]
     ours = {path.stem for path in ROOT.glob("tests/*/*.py")} | {"inr_kernels", "bench"}
-    foreign = {name.split(".")[0] for name in names} - sys.stdlib_module_names - ours
-    assert foreign <= {"torch", "triton", "numpy", "pytest"}
+    others = {name.split(".")[0] for name in names} - sys.stdlib_module_names - ours
+    assert others <= {"torch", "triton", "numpy", "pytest"}
 
 
 class Event:
-    """For CUDA's: the time by a clock of which a call takes a millisecond."""
+    """Replaces torch.cuda.Event: a clock that `tick` advances by a millisecond."""
 
     clock = 0
 
@@ -193,10 +193,10 @@ def tick():
 
 def test_times_on_a_gpu(fake_cuda, monkeypatch):
     assert timing.figures(tick) == {"seconds": 1e-3, "spread": 0.0, "rounds": 200}
-    monkeypatch.setattr(timing, "record", lambda run, device: (None, tick))
+    monkeypatch.setattr(timing, "record", lambda run: tick)
     assert timing.figures(tick, small=True).keys() >= {"cold_seconds", "graph_seconds"}
 
-    def refuse(run, device):
+    def refuse(run):
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(timing, "record", refuse)
@@ -211,10 +211,10 @@ def test_slow_calls_are_timed_a_few_times(fake_cuda):
     assert timing.figures(slow)["rounds"] == 5
 
 
-def test_only_a_limit_may_be_refused():
+def test_only_a_documented_limit_may_be_refused():
     refused = "backend 'cuda' cannot run local_implicit: "
-    with test_on_gpu.unless_refused():
+    with unless_refused():
         raise RuntimeError(refused + "it takes bfloat16 and float16; got float32")
     for reason in ("inr_kernels._C was built without CUDA", "it was compiled for sm_80; this GPU has 9.0"):
-        with pytest.raises(RuntimeError, match=reason[:20]), test_on_gpu.unless_refused():
+        with pytest.raises(RuntimeError, match=reason[:20]), unless_refused():
             raise RuntimeError(refused + reason)

@@ -1,47 +1,48 @@
-"""The C++ under ASan and UBSan: the numeric tests once more, through a build that stops at the first finding."""
+"""The C++ under ASan and UBSan: the ops' numeric tests, with a build that stops at the first error."""
 
+import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tree import OPS, ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
-
-# Of each op, the tests that reach every loop and border of its C++: pytest's -k, within the op's files.
-CHOSEN = {
-    "local_implicit": "shapes_and_scales or layouts or wanted or foreign_memory or not_finite or gradcheck or heap",
-    "elementwise_filter": "test_shapes or gradcheck or wanted or foreign_memory or extreme or nan_stays or empty",
-    "fourier_unit": "winograd or halves_of or test_shapes",
-    "unmask_attention": "test_shapes or gradcheck or foreign_memory or large_scores or nan_and or empty or strides",
-}
+pytestmark = pytest.mark.slow
+# Of each op, the tests that reach every loop and border of its C++: names or parts of names of the tests in its files.
+SANITIZED = {op: importlib.import_module(f"{op}_cases").SANITIZED for op in OPS}
+ISAS = ["generic", "avx512"]
 
 
-@pytest.fixture(scope="module")
-def sanitized(tmp_path_factory):
-    """The package, installed with sanitizers into a folder; yields the folder and the environment that runs it."""
-    folder = tmp_path_factory.mktemp("sanitized")
-    environment = os.environ | {"INR_KERNELS_SANITIZE": "address,undefined", "INR_KERNELS_CUDA": "0"}
-    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    install = [sys.executable, "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps", "--target", folder]
-    subprocess.run([*install, ROOT], env=environment, check=True)
+@pytest.fixture(scope="session")
+def sanitized(built_once):
+    """The package, installed with sanitizers into a folder; the folder, and the environment to run it in."""
+
+    def build(folder):
+        others = " ".join(f"-DINR_COMPILES_{isa}=OFF" for isa in ("avx2", "avx512bf16"))
+        environment = {"INR_KERNELS_SANITIZE": "address,undefined", "INR_KERNELS_CUDA": "0", "CMAKE_ARGS": others}
+        environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        install = [sys.executable, "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps", "--target"]
+        subprocess.run([*install, folder, ROOT], env=os.environ | environment, check=True)
+
+    folder = built_once("sanitized", build)
     libraries = [
         subprocess.run(["g++", f"-print-file-name={lib}"], capture_output=True, text=True, check=True).stdout.strip()
         for lib in ("libasan.so", "libubsan.so")
     ]
     preload = {"LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0", "PYTHONPATH": str(folder)}
-    return folder, environment | preload
+    return folder, os.environ | preload
 
 
-@pytest.mark.parametrize("isa", ["generic", "avx512"])
+@pytest.mark.parametrize("isa", ISAS)
 def test_cpp_under_address_and_undefined_behaviour_sanitizers(isa, sanitized):
     folder, environment = sanitized
-    chosen = " or ".join(f"({op} and ({tests}))" for op, tests in CHOSEN.items())
-    files = [ROOT / "tests/ops" / f"test_{op}{suffix}.py" for op in CHOSEN for suffix in ("", "_contract")]
-    run = [sys.executable, "-m", "pytest", "-q", "-x", "-o", "pythonpath="]
+    chosen = " or ".join(f"({op} and ({' or '.join(names)}))" for op, names in SANITIZED.items())
+    tests = [ROOT / "tests/ops" / f"test_{op}{suffix}.py" for op in OPS for suffix in ("", "_contract")]
     done = subprocess.run(
-        [*run, "-k", f"({chosen}) and not triton", *files],
+        [sys.executable, "-m", "pytest", "-v", "-x", "-o", "pythonpath=", "-k", f"({chosen}) and not triton", *tests],
         cwd=folder,
         env=environment | {"INR_KERNELS_ISA": isa},
         capture_output=True,
@@ -49,4 +50,6 @@ def test_cpp_under_address_and_undefined_behaviour_sanitizers(isa, sanitized):
         check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert " passed" in done.stdout
+    needed = [(op, name) for op, names in SANITIZED.items() for name in names]
+    ran = [rf"test_{op}(_contract)?\.py::.*{name}.* PASSED" for op, name in needed]
+    assert not [pattern for pattern in ran if not re.search(pattern, done.stdout)], "no test has this name"

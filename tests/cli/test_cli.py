@@ -1,4 +1,4 @@
-"""The command inr-kernels: what it reads and writes, what it refuses, what it leaves behind."""
+"""The command inr-kernels: pictures it reads and writes, errors, interruption."""
 
 import contextlib
 import fcntl
@@ -25,7 +25,7 @@ from inr_kernels.models.data import images
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """Each test runs in a folder of its own; the number of threads outlives none."""
+    """Runs each test in an empty folder and restores the number of threads."""
     monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()
     yield tmp_path
@@ -33,7 +33,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def run(*words):
-    """The exit status of a command line."""
+    """Runs a command line and returns its exit status."""
     try:
         cli.main([str(word) for word in words])
     except SystemExit as end:
@@ -47,8 +47,8 @@ def noise(*shape, dtype=numpy.uint8):
     return smooth.astype(dtype)
 
 
-def refused(capsys, status, message, *words):
-    """The command ends with the status and one line on stderr."""
+def assert_refused(capsys, status, message, *words):
+    """The command ends with this status and one line on stderr, and leaves no temporary file."""
     assert run(*words) == status
     out, err = capsys.readouterr()
     assert re.fullmatch(rf"inr-kernels: .*{message}.*\n", err) and not out
@@ -71,7 +71,7 @@ def test_formats(mode, suffix):
     assert run("upscale", "in.png", "--scale", "2.5", "-o", f"out.{suffix}") == opaque
     if not opaque:
         with Image.open(f"out.{suffix}") as image:
-            assert image.size == (12, 15)  # 12.5 goes to the even one
+            assert image.size == (12, 15)  # 12.5 is rounded to even
             colours = {"webp": {"L": "RGB", "LA": "RGBA"}}.get(suffix, {})
             assert image.mode == colours.get(mode, mode)
 
@@ -84,7 +84,7 @@ def test_reads(suffix):
         assert image.size == (10, 9) and image.mode == "RGB"
 
 
-def test_the_picture_is_the_models():
+def test_the_output_is_the_output_of_the_model():
     from inr_kernels.models import LIIF
 
     Image.fromarray(EIGHT["RGBA"]).save("in.png")
@@ -98,7 +98,7 @@ def test_the_picture_is_the_models():
 
 
 def test_grey_stays_grey():
-    """Grey in, the same picture as its RGB copy out."""
+    """A grey input gives the same output as its RGB copy."""
     Image.fromarray(EIGHT["L"]).save("grey.png")
     Image.fromarray(EIGHT["L"]).convert("RGB").save("rgb.png")
     for name in ("grey", "rgb"):
@@ -122,7 +122,7 @@ def test_converted_modes(mode, expected):
 
 
 def deep_png(samples):
-    """The bytes of a 16-bit PNG, unfiltered, written by the specification."""
+    """The bytes of a 16-bit PNG, unfiltered, written as the specification says."""
     height, width, channels = samples.shape
     rows = samples.astype(">u2").reshape(height, -1).view(numpy.uint8)
     data = b"".join(b"\0" + row.tobytes() for row in rows)
@@ -150,7 +150,7 @@ def test_16_bits(channels, folder):
     out = images.read("out.png", 1e6)
     fine = (out.colour * 65535).round() % 257
     assert out.depth == 16 and out.colour.shape[2:] == (12, 10) and fine.unique().numel() > 9
-    assert run("upscale", "in.png", "--scale", "2", "-o", "out.webp") == 0  # 8 bits, as it can
+    assert run("upscale", "in.png", "--scale", "2", "-o", "out.webp") == 0  # WebP has 8 bits only
 
 
 def test_16_bit_tiff():
@@ -162,7 +162,7 @@ def test_16_bit_tiff():
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
 def test_exif_orientation(suffix):
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees
+    exif[0x0112] = 6  # shown rotated by 90 degrees
     Image.fromarray(EIGHT["RGB"]).save(f"in.{suffix}", exif=exif)
     assert run("upscale", f"in.{suffix}", "--scale", "2", "-o", "out.png") == 0
     with Image.open("out.png") as image:
@@ -175,7 +175,7 @@ def test_colour_profile(suffix, depth, folder):
     from PIL import ImageCms
 
     icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    picture = images.Picture(torch.rand(1, 3, 4, 5), None, depth, icc)
+    picture = images.Picture(torch.rand(1, 3, 4, 5), depth=depth, metadata={"colour profile": icc})
     images.write(f"in.{suffix}", picture)
     run("upscale", f"in.{suffix}", "--scale", "2", "-o", f"out.{suffix}")
     with Image.open(f"out.{suffix}") as image:
@@ -193,7 +193,7 @@ def test_colour_profile(suffix, depth, folder):
 )
 def test_sizes(folder, shape, options, size):
     Image.fromarray(noise(*shape)).save("in.png")
-    (folder / "out.png").write_text("older, to be replaced")
+    (folder / "out.png").write_text("older file")
     assert run("upscale", "in.png", *options, "-o", "out.png") == 0
     assert sorted(os.listdir()) == ["in.png", "out.png"]
     with Image.open("out.png") as image:
@@ -205,18 +205,18 @@ def test_options(folder):
 
     LIIF(LIIFConfig(blocks=1, features=4, hidden=(8,))).save("tiny.safetensors")
     Image.fromarray(EIGHT["RGB"]).save("in.png")
-    words = ["upscale", "in.png", "--scale", "2", "--model", "tiny.safetensors", "--threads", "1"]
+    words = ["upscale", "in.png", "--scale", "2", "--model", "tiny.safetensors", "--threads", "3"]
     assert run(*words, "--workspace", "1", "--backend", "reference", "-o", "a.png") == 0
-    assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 3
     assert run(*words, "--backend", "cpu", "-o", "b.png") == 0
     a, b = (images.read(name, 1e6).colour for name in ("a.png", "b.png"))
     torch.testing.assert_close(a, b, rtol=0, atol=1.1 / 255)
 
 
 @pytest.mark.parametrize("scale", ["nan", "inf", "-2", "0", "two", "1e999"])
-def test_scale_that_is_none(capsys, scale):
+def test_invalid_scale(capsys, scale):
     message = f"argument --scale: must be a finite positive number; got {scale}"
-    refused(capsys, 2, message, "upscale", "in.png", f"--scale={scale}", "-o", "out.png")
+    assert_refused(capsys, 2, message, "upscale", "in.png", f"--scale={scale}", "-o", "out.png")
 
 
 @pytest.mark.parametrize(
@@ -230,6 +230,7 @@ def test_scale_that_is_none(capsys, scale):
         (("--size", "9x4"), "output must not be smaller than the input's 6x5; got --size 9x4"),
         (("--scale", "2", "--backend", "abacus"), "invalid choice: 'abacus'"),
         (("--scale", "2", "--threads", "0"), "must be a finite positive integer; got 0"),
+        (("--scale", "2", "--threads", "9" * 400), "must be a finite positive integer; got 9"),
         (("--scale", "2", "--workspace", "x"), "must be a finite positive integer; got x"),
         (("--scale", "2", "-o", "out.xcf"), "output must end in .png .* got out.xcf"),
         (("--scale", "2", "-o", "in.png"), "output must be another file than the input"),
@@ -238,13 +239,13 @@ def test_scale_that_is_none(capsys, scale):
 def test_wrong_command_lines(capsys, words, message):
     Image.fromarray(EIGHT["RGB"]).save("in.png")
     before = (os.stat("in.png").st_mtime_ns, os.stat("in.png").st_size)
-    refused(capsys, 2, message, "upscale", "in.png", "-o", "out.png", *words)
+    assert_refused(capsys, 2, message, "upscale", "in.png", "-o", "out.png", *words)
     assert before == (os.stat("in.png").st_mtime_ns, os.stat("in.png").st_size)
 
 
 @pytest.mark.parametrize("words", [(), ("upscale",), ("enlarge",)])
 def test_no_command(capsys, words):
-    refused(capsys, 2, "", *words)
+    assert_refused(capsys, 2, "", *words)
 
 
 @pytest.mark.parametrize(
@@ -252,12 +253,12 @@ def test_no_command(capsys, words):
     [
         (("none.png",), "none.png: No such file or directory"),
         (("folder.png",), "folder.png: Is a directory"),
-        (("text.png",), "text.png: not a picture that Pillow knows"),
-        (("empty.png",), "empty.png: not a picture that Pillow knows"),
+        (("text.png",), "text.png: not a picture in a format that is read: PNG, JPEG"),
+        (("empty.png",), "empty.png: the file is empty"),
         (("cut.png",), "cut.png: .*(truncated|broken)"),
         (("cut.jpg",), "cut.jpg: .*truncated"),
-        (("float.tif",), "float.tif: pictures of 32 bits a sample"),
-        (("in.png", "-o", "no/out.png"), "no: the folder of the output does not exist"),
+        (("float.tif",), "float.tif: .* of 32 bits"),
+        (("in.png", "-o", "no/out.png"), "no/out.png: the folder of the output does not exist"),
         (("in.png", "--model", "none.pth"), "none.pth: No such file or directory"),
         (("in.png", "--model", "text.png"), "text.png is not a LIIF checkpoint"),
         (("in.png", "--max-megapixels", "1e-5"), "5 x 6 .* limit of 1e-05 .*--max-megapixels"),
@@ -267,7 +268,7 @@ def test_no_command(capsys, words):
         (("in.png", "--scale", "1e300"), "needs about .* GB of memory"),
     ],
 )
-def test_what_it_refuses(capsys, folder, words, message):
+def test_errors(capsys, folder, words, message):
     for mode, name in (("RGB", "in.png"), ("RGBA", "rgba.png")):
         Image.fromarray(EIGHT[mode]).save(name)
     (folder / "folder.png").mkdir()
@@ -279,7 +280,7 @@ def test_what_it_refuses(capsys, folder, words, message):
         whole = (folder / name).read_bytes()
         (folder / name).write_bytes(whole[: len(whole) // 2])
     before = sorted(os.listdir())
-    refused(capsys, 1, message, "upscale", "-o", "out.png", "--scale", "2", *words)
+    assert_refused(capsys, 1, message, "upscale", "-o", "out.png", "--scale", "2", *words)
     assert sorted(os.listdir()) == before
 
 
@@ -287,13 +288,13 @@ def test_backend_that_cannot_run(capsys, monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     Image.fromarray(EIGHT["RGB"]).save("in.png")
     words = ("upscale", "in.png", "--scale", "2", "-o", "out.png", "--backend", "triton")
-    refused(capsys, 1, "backend 'triton' cannot run local_implicit: it takes CUDA tensors", *words)
+    assert_refused(capsys, 1, "backend 'triton' cannot run local_implicit: it takes CUDA tensors", *words)
 
 
 def test_no_gpu(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     words = ("upscale", "in.png", "--scale", "2", "-o", "out.png", "--device", "cuda")
-    refused(capsys, 1, "--device cuda: torch sees no GPU", *words)
+    assert_refused(capsys, 1, "--device cuda: PyTorch finds no GPU", *words)
 
 
 def test_pillows_own_limit_does_not_interfere(monkeypatch):
@@ -303,11 +304,11 @@ def test_pillows_own_limit_does_not_interfere(monkeypatch):
     assert Image.MAX_IMAGE_PIXELS == 1
 
 
-def test_says_that_it_takes_one_frame(capsys):
+def test_says_that_it_uses_one_frame(capsys):
     frames = [Image.fromarray(EIGHT["RGB"] // n) for n in (1, 2)]
     frames[0].save("in.gif", save_all=True, append_images=frames[1:])
     assert run("upscale", "in.gif", "--scale", "2", "-o", "out.png") == 0
-    assert "takes the first of 2 frames" in capsys.readouterr().err
+    assert "in.gif: has 2 frames; using the first" in capsys.readouterr().err
 
 
 def test_progress_counts_rows(monkeypatch):
@@ -327,15 +328,14 @@ def test_progress_counts_rows(monkeypatch):
     assert bars[0] == (42, 42)
 
 
-def test_a_failed_write_leaves_nothing(capsys, folder, monkeypatch):
-    def save(self, path, *args, **kwargs):
-        path.write_text("half a picture")
-        raise OSError(28, "No space left on device")
+def test_a_failed_write_keeps_the_older_file(capsys, folder, monkeypatch):
+    def replace(source, target):
+        raise OSError(28, "No space left on device", source, target)
 
     Image.fromarray(EIGHT["RGB"]).save("in.png")
     (folder / "out.png").write_text("older")
-    monkeypatch.setattr(Image.Image, "save", save)
-    refused(capsys, 1, "No space left", "upscale", "in.png", "--scale", "2", "-o", "out.png")
+    monkeypatch.setattr(os, "replace", replace)
+    assert_refused(capsys, 1, "out.png: No space left", "upscale", "in.png", "--scale", "2", "-o", "out.png")
     assert (folder / "out.png").read_text() == "older"
     assert sorted(os.listdir()) == ["in.png", "out.png"]
 
@@ -344,14 +344,14 @@ def test_a_failed_write_leaves_nothing(capsys, folder, monkeypatch):
     ("sent", "status"),
     [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)],
 )
-def test_killed_half_way(folder, sent, status):
-    """Minutes of work, interrupted as soon as the bar on the terminal shows rows."""
+def test_interrupted_half_way(folder, sent, status):
+    """A job of some minutes is interrupted as soon as the progress bar on the terminal shows rows."""
     Image.fromarray(noise(200, 200, 3)).save("in.png")
     (folder / "out.png").write_text("older")
     words = ["upscale", "in.png", "--scale", "20", "-o", "out.png", "--workspace", "32"]
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
-    # What runs in the background of a shell inherits that Ctrl-C is ignored.
+    # A process in the background of a shell inherits that SIGINT is ignored.
     program = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
     program += "; from inr_kernels.cli import main; main(sys.argv[1:])"
     with subprocess.Popen([sys.executable, "-c", program, *words], stderr=theirs) as process:
@@ -378,7 +378,7 @@ def test_info(capsys):
 def test_demo(capsys, folder):
     assert run("demo", "-o", "demo.png", "--scale", "9.5", "--repeat", "1") == 0
     out = capsys.readouterr().out
-    for line in (r"reference +[\d.]+ +1.0x", r"kernels +[\d.]+ +[\d.]+x", r"bicubic .* dB"):
+    for line in (r"plain PyTorch +[\d.]+ +1.0x", r"fused kernels +[\d.]+ +[\d.]+x", r"bicubic .* dB"):
         assert re.search(rf"^{line}", out, re.MULTILINE)
     assert float(re.search(r"Largest difference.*: (\S+)", out)[1]) < 2e-6
     with Image.open("demo.png") as image:
@@ -396,4 +396,4 @@ def test_demo(capsys, folder):
     ],
 )
 def test_demo_errors(capsys, words, status, message):
-    refused(capsys, status, message, "demo", *words)
+    assert_refused(capsys, status, message, "demo", *words)

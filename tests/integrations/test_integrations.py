@@ -1,4 +1,4 @@
-"""accelerate and restore: the same output as the foreign decoder, or hands off."""
+"""accelerate and restore on LIIF decoders: the same output as the original, or no change."""
 
 import copy
 import gc
@@ -6,17 +6,17 @@ import logging
 
 import pytest
 import torch
-from integrations_cases import assert_left_alone
+from integrations_cases import assert_not_accelerated
 from local_implicit_cases import FLAGS
 from torch import nn
 from upstream_decoders import (
-    MUTANTS,
+    UNSUPPORTED,
     Given,
     Kept,
     Mlp,
     Residual,
     assert_close,
-    is_fused,
+    is_accelerated,
     one_thread,  # noqa: F401  a fixture
     original,
     problem,
@@ -24,7 +24,7 @@ from upstream_decoders import (
 )
 
 from inr_kernels import accelerate
-from inr_kernels.integrations import class_swap, liif, restore
+from inr_kernels.integrations import class_swap, liif, probe, restore
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ BOTH = pytest.mark.parametrize("cls", [Kept, Given])
 
 @BOTH
 @pytest.mark.parametrize(("unfold", "ensemble", "cell"), FLAGS)
-def test_output_and_gradients_are_the_originals(cls, unfold, ensemble, cell):
+def test_output_and_gradients_match_the_original(cls, unfold, ensemble, cell):
     model, args = cls(ensemble, unfold, cell), problem()
     theirs = original(model, *args)
     weight = torch.randn_like(theirs)
@@ -49,36 +49,77 @@ def test_output_and_gradients_are_the_originals(cls, unfold, ensemble, cell):
     assert_close(ours, theirs)
     for grad, theirs in zip(torch.autograd.grad(ours, list(model.parameters()), weight), grads, strict=True):
         assert_close(grad, theirs)
-    assert is_fused(model, *args)
+    assert is_accelerated(model, *args)
     if not cell:
         assert_close(model(*args[:2], None), ours)
 
 
-@pytest.mark.parametrize("name", MUTANTS)
-def test_what_is_not_liif_is_left_alone(name, log):
-    build, reason = MUTANTS[name]
-    assert_left_alone(build(), reason, log)
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_other_decoders_are_not_accelerated(name, log):
+    build, reason = UNSUPPORTED[name]
+    assert_not_accelerated(build(), reason, log)
 
 
-def test_log_names_what_was_replaced(log):
+def test_log_names_the_accelerated_module(log):
     accelerate(nn.ModuleDict({"generator": Given(), "other": nn.Linear(2, 2)}))
     (record,) = log.records
     assert (record.levelname, record.getMessage()) == (
         "INFO",
-        "Given at 'generator' replaced: LIIF's decoding, fused",
+        "Given at 'generator' accelerated: LIIF's decoder",
     )
 
 
-def test_no_decoder(log):
+def test_no_supported_module(log):
     accelerate(nn.Linear(2, 2))
-    assert log.messages == ["nothing that accelerate knows in Linear"]
+    assert log.messages == ["accelerate found no supported module in Linear"]
     for function in (accelerate, restore):
         with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module; got str"):
             function("liif")
 
 
+class Slow(nn.Module):
+    def forward(self, x):
+        return x + x
+
+
+class Fast(class_swap.AcceleratedModule):
+    def forward(self, x):
+        if class_swap.falls_back(self, class_swap.why_changed(self)):
+            return super().forward(x)
+        return 2 * x
+
+
+def verify_slow(module):
+    class_swap.check_method(module, "forward", [(("x",),)])
+    with probe.sandbox() as random:
+        leaves = [random((3,))]
+        copied = probe.without_weights(module, {})
+        if reason := probe.why_different(
+            copied, lambda _: copied.forward(*leaves), lambda _: 2 * leaves[0], leaves, random
+        ):
+            raise class_swap.Unsupported(reason)
+    return class_swap.match(module, Fast, "forward")
+
+
+def test_an_adapter_needs_only_to_be_registered(request, log):
+    class Slower(Slow):
+        def forward(self, x):
+            return x + x + x
+
+    adapter = class_swap.Adapter("doubling", lambda module: isinstance(module, Slow), verify_slow)
+    class_swap.register(adapter)
+    request.addfinalizer(lambda: class_swap.ADAPTERS.remove(adapter))
+    model = accelerate(nn.Sequential(Slow(), Slower()))
+    assert log.messages == [
+        "Slow at '0' accelerated: doubling",
+        f"{Slower.__qualname__} at '1' not accelerated: its output differs on random inputs",
+    ]
+    assert [isinstance(module, Fast) for module in model] == [True, False]
+    assert torch.equal(model(torch.ones(2)), torch.full((2,), 6.0))
+
+
 @BOTH
-def test_restore_leaves_no_trace(cls):
+def test_restore_undoes_everything(cls):
     model, args = cls(), problem()
     before, theirs = set(vars(model)), original(model, *args)
     assert accelerate(accelerate(model)) is model
@@ -95,44 +136,44 @@ def test_restore_leaves_no_trace(cls):
     assert list(model.state_dict()) == list(cls().state_dict())
 
 
-def test_probe_leaves_the_world_as_it_was():
+def test_verification_has_no_side_effects():
     model = Kept().double().requires_grad_(False)
     state, rng = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         accelerate(model)
-    assert class_swap.Accelerated in type(model).__mro__
+    assert class_swap.AcceleratedModule in type(model).__mro__
     assert torch.equal(rng, torch.get_rng_state())
     assert "feat" not in vars(model)
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
     assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
 
 
-def test_probe_stays_on_the_cpu():
-    class Restless(Kept):
+def test_verification_runs_on_the_cpu():
+    class MovesToCuda(Kept):
         def query_rgb(self, coord, cell=None):
             coord = coord.to("cuda") + torch.zeros(2, device=torch.device("cuda", 0))
             return super().query_rgb(coord.cuda(0), cell.to(device="cuda:0"))
 
-    assert isinstance(accelerate(Restless()), class_swap.Accelerated)
+    assert isinstance(accelerate(MovesToCuda()), class_swap.AcceleratedModule)
 
 
-def test_weights_do_not_matter_to_the_probe():
+def test_verification_does_not_depend_on_the_weights():
     with torch.device("meta"):
         model = accelerate(Kept())
-    assert isinstance(model, class_swap.Accelerated)
+    assert isinstance(model, class_swap.AcceleratedModule)
     model = Kept()
     nn.init.zeros_(model.imnet.layers[-1].weight)
-    assert isinstance(accelerate(model), class_swap.Accelerated)
+    assert isinstance(accelerate(model), class_swap.AcceleratedModule)
 
 
-def test_float64_stays_with_the_original():
+def test_float64_uses_the_original():
     model = accelerate(Given().double())
     args = [t.double() for t in problem()]
     assert torch.equal(model(*args), original(model, *args))
 
 
 @BOTH
-def test_chunks_pay_for_the_first_layer_once(cls):
+def test_chunks_compute_the_first_layer_once(cls):
     model, (inp, coord, cell) = accelerate(cls()), problem()
     with torch.no_grad():
         if cls is Given:
@@ -150,7 +191,7 @@ def test_chunks_pay_for_the_first_layer_once(cls):
         assert_close(model.query_rgb(coord, cell), original(model, inp.flip(0), coord, cell))
 
 
-def test_cache_dies_with_its_model():
+def test_cache_is_freed_with_its_model():
     model = accelerate(Kept())
     with torch.no_grad():
         model(*problem())
@@ -187,10 +228,10 @@ def other_method(model):
 
 @BOTH
 @pytest.mark.parametrize("change", [hook, pre_hook, gelu, no_ensemble, other_imnet, other_method])
-def test_later_changes_are_honoured(cls, change, log):
+def test_later_changes_use_the_original(cls, change, log):
     cls = type("Fresh", (cls,), {"query_rgb": cls.query_rgb})
     model, args = accelerate(cls()), problem()
-    assert is_fused(model, *args)
+    assert is_accelerated(model, *args)
     change(model)
     log.clear()
     with without_cuda():
@@ -198,12 +239,19 @@ def test_later_changes_are_honoured(cls, change, log):
     theirs = original(model, *args)
     assert torch.equal(ours[0], theirs)
     assert (
-        len([message for message in log.messages if message.startswith("Fresh computes some calls as before: ")]) == 1
+        len(
+            [
+                message
+                for message in log.messages
+                if message.startswith("Fresh uses its original method for some calls: ")
+            ]
+        )
+        == 1
     )
 
 
 @BOTH
-def test_a_hook_on_all_modules_is_honoured(cls):
+def test_a_hook_on_all_modules_uses_the_original(cls):
     model, args = accelerate(cls()), problem()
     hook = nn.modules.module.register_module_forward_hook(lambda m, _, out: 2 * out if type(m) is nn.Linear else None)
     try:
@@ -211,29 +259,29 @@ def test_a_hook_on_all_modules_is_honoured(cls):
             assert torch.equal(model(*args), original(model, *args))
     finally:
         hook.remove()
-    assert is_fused(model, *args)
+    assert is_accelerated(model, *args)
 
 
 @BOTH
-def test_harmless_changes_stay_fused(cls):
+def test_supported_changes_stay_accelerated(cls):
     model, args = accelerate(cls()), problem()
     inputs = model.imnet.layers[0].in_features
     model.imnet = Mlp(inputs, 5, hidden=(8, 7, 6))
     model.eval_bsize = 3
-    assert is_fused(model, *args)
+    assert is_accelerated(model, *args)
     assert_close(model(*args), original(model, *args))
 
 
-def test_a_flag_that_was_changed_is_taken_up_by_accelerate():
+def test_accelerate_accepts_a_changed_flag():
     model, args = accelerate(Kept()), problem()
     model.local_ensemble = False
-    assert not is_fused(model, *args)
+    assert not is_accelerated(model, *args)
     accelerate(model)
-    assert is_fused(model, *args)
+    assert is_accelerated(model, *args)
     assert_close(model(*args), original(model, *args))
 
 
-def test_switches_of_the_decoder_are_watched():
+def test_a_changed_flag_of_a_subclass_uses_the_original():
     class Switch(Kept):
         def __init__(self):
             super().__init__()
@@ -243,16 +291,18 @@ def test_switches_of_the_decoder_are_watched():
             return super().query_rgb(coord, cell) + self.residual
 
     model, args = accelerate(Switch()), problem()
-    assert is_fused(model, *args)
+    assert is_accelerated(model, *args)
     model.residual = True
     with without_cuda():
         assert torch.equal(model(*args), original(model, *args))
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"coord": torch.rand(2, 3)}, {"coord": torch.rand(3, 40, 2)}, {"cell": None}], ids=str
+    "wrong",
+    [{"coord": torch.rand(2, 3)}, {"coord": torch.rand(3, 40, 2)}, {"cell": None}],
+    ids=["two dimensions", "another batch", "no cell"],
 )
-def test_errors_are_the_originals(wrong):
+def test_errors_match_the_original(wrong):
     inp, coord, cell = problem()
     model, call = accelerate(Kept()), {"inp": inp, "coord": coord, "cell": cell} | wrong
     with pytest.raises((RuntimeError, IndexError, AttributeError, TypeError)) as theirs:

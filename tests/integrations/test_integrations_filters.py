@@ -1,4 +1,4 @@
-"""accelerate on element-wise filters of other projects: the same output and gradients, or hands off."""
+"""accelerate on element-wise filters of other projects: the same output and gradients, or no change."""
 
 import copy
 import logging
@@ -7,10 +7,10 @@ import pickle
 
 import pytest
 import torch
-from integrations_cases import assert_left_alone
+from integrations_cases import assert_not_accelerated
 from torch import nn
 from upstream_decoders import Kept, assert_close
-from upstream_filters import MUTANTS, AnyFactor, KernelConv, KernelConv2D, NoRate, Pair, Ported, Raft, Stereo
+from upstream_filters import UNSUPPORTED, AnyFactor, KernelConv, KernelConv2D, NoRate, Pair, Ported, Raft, Stereo
 
 from inr_kernels import accelerate, elementwise_filter
 from inr_kernels.integrations import class_swap, fac, filter_dtypes, restore
@@ -22,7 +22,7 @@ def log(caplog):
     return caplog
 
 
-def is_fused(model, *args):
+def is_accelerated(model, *args):
     """Whether a call runs on our op."""
     with pytest.MonkeyPatch.context() as patch:
         calls = []
@@ -34,7 +34,7 @@ def is_fused(model, *args):
 
 
 def original(model):
-    """The foreign object itself."""
+    """The object with its original class."""
     twin = object.__new__(model._inr_original)
     vars(twin).update(vars(model))
     return twin
@@ -54,9 +54,9 @@ def results(model, args):
 
 
 def assert_same(model, args, tolerance=1e-5):
-    """The accelerated model runs on ours, and all that comes out is what the original gives."""
+    """The accelerated model runs on our op, and its outputs and gradients match the original."""
     theirs = results(original(model), args)
-    assert is_fused(model, *args)
+    assert is_accelerated(model, *args)
     for ours, their in zip(results(model, args), theirs, strict=True):
         assert_close(ours, their, tolerance)
 
@@ -106,7 +106,7 @@ def test_fac_where_the_original_cannot_run(side, size, log):
     with pytest.raises(NotImplementedError):
         model(*leaves)
     accelerate(model)
-    assert log.messages == ["KernelConv2D replaced: STFAN's KernelConv2D, fused"]
+    assert log.messages == ["KernelConv2D accelerated: STFAN's KernelConv2D"]
     assert_same(accelerate(Ported(side)), leaves)
     for other in (model, fac.KernelConv2D(side)):
         for ours, theirs in zip(results(other, leaves), results(Ported(side), leaves), strict=True):
@@ -132,20 +132,20 @@ def test_raft_of_any_factor():
     model = accelerate(AnyFactor())
     for factor in (2, 8, 3):
         assert_same(model, tensors((2, 2, 3, 4), (2, 9 * factor**2, 3, 4)))
-    assert not is_fused(model, *tensors((2, 2, 3, 4), (2, 9 * 17**2, 3, 4)))
+    assert not is_accelerated(model, *tensors((2, 2, 3, 4), (2, 9 * 17**2, 3, 4)))
 
 
 def test_raft_golden(golden):
     arrays = golden("raft_upsample_flow")
     model = accelerate(Raft())
-    assert is_fused(model, arrays["flow"], arrays["mask"])
+    assert is_accelerated(model, arrays["flow"], arrays["mask"])
     assert_close(model(arrays["flow"], arrays["mask"]), arrays["out"], 1e-6)
 
 
-@pytest.mark.parametrize("name", MUTANTS)
-def test_what_is_another_filter_is_left_alone(name, log):
-    build, reason = MUTANTS[name]
-    assert_left_alone(build(), reason, log)
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_other_filters_are_not_accelerated(name, log):
+    build, reason = UNSUPPORTED[name]
+    assert_not_accelerated(build(), reason, log)
 
 
 PROBLEMS = {
@@ -169,7 +169,7 @@ def test_dtypes_mix_as_in_eager(cls, first, second):
 
 @EACH
 @pytest.mark.parametrize("dtypes", [(0, 0), (0, 1), (1, 1)])
-def test_autocast_returns_the_originals_dtype(cls, dtypes):
+def test_autocast_returns_the_dtype_of_the_original(cls, dtypes):
     kinds = (torch.float32, torch.bfloat16)
     args = [tensors(shape, dtype=kinds[i])[0] for shape, i in zip(PROBLEMS[cls], dtypes, strict=True)]
     with torch.autocast("cpu", torch.bfloat16):
@@ -177,12 +177,12 @@ def test_autocast_returns_the_originals_dtype(cls, dtypes):
 
 
 @EACH
-def test_restore_leaves_no_trace(cls):
+def test_restore_undoes_everything(cls):
     model, args = cls(), tensors(*PROBLEMS[cls])
     before, state = dict(vars(model)), model.state_dict()
     assert accelerate(accelerate(model)) is model
     assert isinstance(model, cls)
-    assert isinstance(model, class_swap.Accelerated)
+    assert isinstance(model, class_swap.AcceleratedModule)
     assert repr(model) == repr(cls())
     model(*args)
     assert list(model.state_dict()) == list(state)
@@ -202,7 +202,7 @@ def test_copies_and_pickles(cls, log):
 
 
 @EACH
-def test_compiles_whole(cls):
+def test_compiles_without_graph_breaks(cls):
     model, args = accelerate(cls()), tensors(*PROBLEMS[cls])
     theirs = model(*args)
     ours = torch.compile(model, fullgraph=True, backend="aot_eager")(*args)
@@ -219,7 +219,7 @@ class Sharpens(KernelConv):
 
 
 class Fresh(Sharpens):
-    """One whose forward a test may change."""
+    """A class whose forward a test changes."""
 
     forward = Sharpens.forward
 
@@ -241,17 +241,17 @@ def other_forward(model):
 
 
 @pytest.mark.parametrize("change", [sharpen, other_size, with_bias, other_forward])
-def test_later_changes_of_kernel_conv_are_honoured(change, log, monkeypatch):
-    monkeypatch.setattr(Fresh, "forward", Fresh.forward)  # to have it back
+def test_later_changes_of_kernel_conv_use_the_original(change, log, monkeypatch):
+    monkeypatch.setattr(Fresh, "forward", Fresh.forward)
     model, args = Fresh(), tensors(*PROBLEMS[KernelConv])
     model.sharpened = False
-    assert is_fused(accelerate(model), *args)
+    assert is_accelerated(accelerate(model), *args)
     change(model)
     assert_same_outcome(model, *args)
-    assert log.messages[-1].startswith("Fresh computes some calls as before: ")
+    assert log.messages[-1].startswith("Fresh uses its original method for some calls: ")
 
 
-def test_a_later_hook_on_fac_is_honoured():
+def test_a_later_hook_on_fac_uses_the_original():
     model, args = accelerate(Ported()), tensors(*PROBLEMS[Ported])
     model.pad.register_forward_hook(lambda module, args, out: 2 * out)
     assert_same_outcome(model, *args)
@@ -264,7 +264,7 @@ def test_a_later_hook_on_fac_is_honoured():
 
 
 def assert_same_outcome(model, *args):
-    """The original's output, bit by bit, or its error."""
+    """The outcome is bit for bit the original's output, or its error."""
     theirs, ours = outcome(original(model), *args), outcome(model, *args)
     if isinstance(theirs, Exception):
         assert (type(ours), str(ours)) == (type(theirs), str(theirs))
@@ -280,11 +280,11 @@ def outcome(model, *args):
 
 
 @pytest.mark.parametrize("rate", [0, -1, 1.0])
-def test_errors_at_a_rate_are_the_originals(rate):
+def test_errors_for_a_rate_match_the_original(rate):
     assert_same_outcome(accelerate(KernelConv()), *tensors(*PROBLEMS[KernelConv]), 1.0, rate)
 
 
-def test_errors_are_the_originals():
+def test_errors_match_the_original():
     frames, core = tensors(*PROBLEMS[KernelConv])
     for wrong in (core[:, :26], core[..., :3], core[:1], core.long(), None):
         assert_same_outcome(accelerate(KernelConv()), frames, wrong)
@@ -294,18 +294,18 @@ def test_errors_are_the_originals():
         assert_same_outcome(accelerate(Raft()), *wrong)
 
 
-def test_a_model_of_many_parts(log):
+def test_a_model_with_several_supported_modules(log):
     class Both(Kept, Raft):
-        """A decoder of LIIF's that upsamples flow as well: one of both is fused."""
+        """A LIIF decoder that also upsamples flow: one of the two methods is accelerated."""
 
     model = nn.ModuleDict({"a": KernelConv(), "b": nn.Sequential(Ported(), Pair()), "c": Raft(4), "d": Both()})
     accelerate(model)
     assert [message.split(":")[0].split(".")[-1] for message in log.messages] == [
-        "KernelConv at 'a' replaced",
-        "0' replaced",
-        "1' replaced",
-        "Raft at 'c' replaced",
-        "Both at 'd' replaced",
+        "KernelConv at 'a' accelerated",
+        "0' accelerated",
+        "1' accelerated",
+        "Raft at 'c' accelerated",
+        "Both at 'd' accelerated",
     ]
     restore(model)
-    assert not any(isinstance(module, class_swap.Accelerated) for module in model.modules())
+    assert not any(isinstance(module, class_swap.AcceleratedModule) for module in model.modules())

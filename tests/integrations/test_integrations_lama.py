@@ -1,4 +1,4 @@
-"""accelerate() and restore() on LaMa's layers in another project's classes."""
+"""accelerate and restore on LaMa's layers as other projects define them."""
 
 import copy
 import gc
@@ -34,14 +34,12 @@ def same(ours, theirs, tolerance=1e-4):
 
 @pytest.mark.parametrize("options", [{}, {"spatial_scale_factor": 0.5}, {"fft_norm": "backward"}], ids=str)
 @pytest.mark.parametrize("training", [False, True])
-def test_accelerated_generator_is_the_generator(training, options, caplog):
+def test_output_gradients_and_buffers_match_the_original(training, options, caplog):
     model = random_norms(Generator(**options)).train(training)
     original, keys = copy.deepcopy(model), list(model.state_dict())
     with caplog.at_level(logging.INFO, "inr_kernels"):
         assert accelerate(model) is model
-    assert len(caplog.messages) == 18 and all(
-        "replaced: LaMa's Fourier convolution, fused" in m for m in caplog.messages
-    )
+    assert len(caplog.messages) == 18 and all("accelerated: LaMa's Fourier convolution" in m for m in caplog.messages)
     block = model[1]
     assert type(block) is FFCResnetBlock and isinstance(block.conv1, FFC_BN_ACT) and isinstance(block.conv1.ffc, FFC)
     assert isinstance(block.conv1.ffc.convg2g.fu, FourierUnit) and list(model.state_dict()) == keys
@@ -54,13 +52,13 @@ def test_accelerated_generator_is_the_generator(training, options, caplog):
     same(*runs, tolerance=1e-3)
 
 
-def test_the_kernels_run_and_restore_ends_it(monkeypatch):
+def test_runs_our_kernels_until_restored(monkeypatch):
     model = accelerate(random_norms(Generator()).eval())
     with torch.no_grad(), torch.profiler.profile() as profile:
         model(X)
     names = {event.key for event in profile.key_averages()}
     assert {"inr_kernels::fourier_unit", "inr_kernels::conv3x3"} <= names
-    assert "aten::batch_norm" not in names  # all are folded, so that every layer takes its one pass
+    assert "aten::batch_norm" not in names  # every norm is folded into the layer before it
     restore(model)
     assert all(type(module).__module__ in ("upstream_lama", *_torchs(module)) for module in model.modules())
     assert not any(hasattr(module, "_inr_original") for module in model.modules())
@@ -74,15 +72,15 @@ def _torchs(module):
 
 
 @pytest.mark.parametrize("unit", DIFFERENT)
-def test_different_units_are_left_alone(unit, caplog):
+def test_other_units_are_not_accelerated(unit, caplog):
     module = unit(3, 4)
     with caplog.at_level(logging.INFO, "inr_kernels"):
         accelerate(module)
-    assert caplog.messages == [f"{unit.__name__} left alone: {DIFFERENT[unit]}"]
+    assert caplog.messages == [f"{unit.__name__} not accelerated: {DIFFERENT[unit]}"]
     assert type(module) is unit
 
 
-def test_what_changes_later_is_seen():
+def test_later_hooks_and_layers_use_the_original():
     model = accelerate(random_norms(Generator()).eval())
     unit, seen = model[2].conv2.ffc.convg2g.fu, []
     unit.bn.register_forward_hook(lambda *_: seen.append("bn"))
@@ -114,7 +112,7 @@ def patched(model):
 
 
 @pytest.mark.parametrize("change", [conv, flag, pruned, patched])
-def test_other_changes_are_seen(change):
+def test_later_changes_use_the_original(change):
     model = accelerate(random_norms(Generator()).eval())
     change(model)
     with torch.no_grad():
@@ -123,7 +121,7 @@ def test_other_changes_are_seen(change):
 
 
 @pytest.mark.parametrize("kind", [FFC_BN_ACT, FFC, upstream_lama.SpectralTransform, FourierUnit])
-def test_another_forward_of_the_class_is_seen(kind, monkeypatch):
+def test_a_changed_forward_of_the_class_uses_the_original(kind, monkeypatch):
     model, forward = accelerate(random_norms(Generator()).eval()), kind.forward
 
     def other(self, x):
@@ -136,7 +134,7 @@ def test_another_forward_of_the_class_is_seen(kind, monkeypatch):
         same(ours, restore(model)(X))
 
 
-def test_a_hook_on_all_modules_is_heard():
+def test_a_hook_on_all_modules_is_called():
     model, seen = accelerate(Generator().eval()), set()
     expected = {module for module in model.modules() if module is not model and not list(module.children())}
     hook = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.add(module) and None)
@@ -147,7 +145,7 @@ def test_a_hook_on_all_modules_is_heard():
     assert expected - seen <= {module.gate for module in model.modules() if isinstance(module, FFC)}
 
 
-def test_no_model_is_kept():
+def test_keeps_no_reference_to_the_model():
     model = nn.Sequential(FFCResnetBlock(24), FourierUnit(3, 5), *(unit(5, 7) for unit in DIFFERENT))
     accelerate(model)
     alive = [weakref.ref(module) for module in model.modules()]
@@ -163,7 +161,7 @@ def test_accelerated_layers_compile():
         same(torch.compile(block, fullgraph=True)(x), block(x))
 
 
-def test_copies_and_pickles_are_accelerated_too():
+def test_copies_and_pickles_are_accelerated():
     model = accelerate(random_norms(Generator()).eval())
     with torch.no_grad():
         expected = model(X)
@@ -173,7 +171,7 @@ def test_copies_and_pickles_are_accelerated_too():
     assert isinstance(pickle.loads(pickle.dumps(model))[0], upstream_lama.FFC_BN_ACT)
 
 
-def test_trying_leaves_the_module_and_the_generator_alone():
+def test_verification_has_no_side_effects():
     model = Generator()
     state, before = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     accelerate(model)
@@ -181,8 +179,8 @@ def test_trying_leaves_the_module_and_the_generator_alone():
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items()) and model.training
 
 
-def test_our_own_layers_need_nothing(caplog):
+def test_our_own_layers_are_not_candidates(caplog):
     from inr_kernels.models.lama import LaMa, LaMaConfig
 
     accelerate(LaMa(LaMaConfig(features=8, blocks=1)))
-    assert caplog.messages == ["nothing that accelerate knows in LaMa"]
+    assert caplog.messages == ["accelerate found no supported module in LaMa"]

@@ -1,4 +1,4 @@
-"""accelerate on neighborhood attention of other projects: the same output and gradients, or hands off."""
+"""accelerate on neighborhood attention of other projects: the same output and gradients, or no change."""
 
 import copy
 import logging
@@ -7,12 +7,12 @@ import pickle
 import pytest
 import torch
 import upstream_natten
-from integrations_cases import assert_left_alone
+from integrations_cases import assert_not_accelerated
 from torch import nn
 from upstream_natten import (
-    MUTANTS,
+    UNSUPPORTED,
+    CallsInHelper,
     Dinat,
-    InHelper,
     Nat,
     Network,
     NotInstalled,
@@ -39,19 +39,19 @@ def log(caplog):
 
 
 @pytest.fixture
-def forget(monkeypatch):
-    """A test that does not know what others have tried."""
-    monkeypatch.setattr(natten, "_PROVEN", {})
+def no_cached_results(monkeypatch):
+    """Starts the test without the results of earlier verifications."""
+    monkeypatch.setattr(natten, "_VERIFIED", {})
 
 
 @pytest.fixture
-def no_kernels(monkeypatch, forget):
-    """A machine without NATTEN; to call it installs NATTEN."""
+def no_kernels(monkeypatch, no_cached_results):
+    """A machine without NATTEN's kernels; calling the fixture's value installs them."""
     monkeypatch.setattr(upstream_natten, "RUNS", False)
     return lambda: monkeypatch.setattr(upstream_natten, "RUNS", True)
 
 
-def is_fused(model, *args):
+def is_accelerated(model, *args):
     """Whether a call runs on our op."""
     with pytest.MonkeyPatch.context() as patch:
         calls = []
@@ -63,7 +63,7 @@ def is_fused(model, *args):
 
 
 def original(model):
-    """The foreign object itself."""
+    """The object with its original class."""
     twin = object.__new__(model._inr_original)
     vars(twin).update(vars(model))
     return twin
@@ -74,7 +74,7 @@ def feature(height, width, channels=8, dtype=torch.float32, batch=2):
 
 
 def results(model, x):
-    """The output and the gradients of the argument and the parameters, but of the key's bias, which is zero."""
+    """The output and the gradients of the argument and the parameters, except the gradient of the key's bias: zero."""
     out = model(x)
     out = out[0] if isinstance(out, tuple) else out
     leaves = [x, *(p for name, p in model.named_parameters() if name != "key.bias")]
@@ -82,8 +82,8 @@ def results(model, x):
 
 
 def assert_same(model, x, tolerance=1e-5):
-    """The accelerated model runs on ours, and all that comes out is what the original gives."""
-    assert is_fused(model, x)
+    """The accelerated model runs on our op, and its output and gradients match the original."""
+    assert is_accelerated(model, x)
     for ours, theirs in zip(results(model, x), results(original(model), x), strict=True):
         assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
         assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max()
@@ -109,11 +109,11 @@ CASES = [
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("cls", "options"), CASES, ids=str)
-def test_output_and_gradients_are_the_originals(cls, options, dtype, log):
+def test_output_and_gradients_match_the_original(cls, options, dtype, log):
     model = cls(8, 2, **options).to(dtype)
     keys = list(model.state_dict())
     assert accelerate(model) is model
-    assert log.messages == [f"{cls.__name__} replaced: neighborhood attention, fused"]
+    assert log.messages == [f"{cls.__name__} accelerated: neighborhood attention"]
     assert isinstance(model, cls)
     assert list(model.state_dict()) == keys
     for size in ((10, 13), (11, 10)):
@@ -125,57 +125,57 @@ def test_runs_where_the_original_cannot(cls, no_kernels):
     x, model = feature(6, 7), accelerate(cls(8, 2, 3))
     with pytest.raises(NotInstalled):
         original(model)(x)
-    assert is_fused(model, x)
+    assert is_accelerated(model, x)
     no_kernels()
     assert_same(model, x)
 
 
 @pytest.mark.parametrize("cls", PADDED)
 @pytest.mark.parametrize("size", [(5, 9), (9, 5), (1, 1), (2, 20)])
-def test_small_maps_are_padded_as_before(cls, size):
+def test_small_maps_are_padded_as_in_the_original(cls, size):
     assert_same(accelerate(cls(8, 2, 3, dilation=2)), feature(*size))
 
 
 @pytest.mark.parametrize("cls", [Version21, Version17, Dinat])
-def test_small_maps_fail_as_before(cls, log):
+def test_small_maps_raise_as_in_the_original(cls, log):
     model = accelerate(cls(8, 2, 3, dilation=2))
     for run in (model, original(model)):
         with pytest.raises(ValueError, match=r"a window of .* does not fit into \(5, 9\)"):
             run(feature(5, 9))
-    assert log.messages[-1].endswith("the argument of a call is no map of these channels that a window fits into")
+    assert log.messages[-1].endswith("the input of a call is not [B, H, W, 8] or is smaller than the window")
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_version_17_with_either_switch(fused, monkeypatch):
+def test_version_17_fused_or_not(fused, monkeypatch):
     monkeypatch.setattr(upstream_natten, "is_fna_enabled", lambda: fused)
     assert_same(accelerate(Version17(8, 2, 3, rel_pos_bias=True)), feature(5, 6))
 
 
-@pytest.mark.parametrize("name", MUTANTS)
-def test_what_is_another_attention_is_left_alone(name, log):
-    build, reason = MUTANTS[name]
-    assert_left_alone(build(), reason, log)
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_other_attentions_are_not_accelerated(name, log):
+    build, reason = UNSUPPORTED[name]
+    assert_not_accelerated(build(), reason, log)
 
 
 @pytest.mark.parametrize("name", ["plus input", "gate", "padding", "sharper", "undilated", "smaller sum", "detached"])
-def test_it_is_left_alone_without_kernels_too(name, no_kernels):
-    model = MUTANTS[name][0]()
+def test_other_attentions_are_not_accelerated_without_kernels(name, no_kernels):
+    model = UNSUPPORTED[name][0]()
     assert type(accelerate(model)) is type(model)
-    assert not isinstance(model, class_swap.Accelerated)
+    assert not isinstance(model, class_swap.AcceleratedModule)
 
 
-def test_calls_out_of_sight_count_only_where_they_run(no_kernels, log):
-    model = accelerate(InHelper(8, 2, 3))
-    assert type(model) is InHelper
+def test_calls_outside_of_forward_need_kernels(no_kernels, log):
+    model = accelerate(CallsInHelper(8, 2, 3))
+    assert type(model) is CallsInHelper
     no_kernels()
     assert_same(accelerate(model), feature(6, 7))
 
 
-def test_a_kernel_that_computes_something_else_is_seen(monkeypatch, log):
+def test_a_kernel_with_other_results_is_detected(monkeypatch, log):
     whole = upstream_natten.na2d_av
     monkeypatch.setattr(upstream_natten, "na2d_av", lambda *args, **options: 2 * whole(*args, **options))
     assert type(accelerate(Version17(8, 2, 3))) is Version17
-    assert "another output on random numbers" in log.messages[-1]
+    assert "its output differs on random inputs" in log.messages[-1]
 
 
 @pytest.mark.parametrize(
@@ -186,18 +186,20 @@ def test_a_kernel_that_computes_something_else_is_seen(monkeypatch, log):
         (Dinat(8, 2, 3, drop=0.5), "dropout"),
     ],
 )
-def test_attention_dropout_in_training_is_the_originals(model, name, log):
+def test_attention_dropout_in_training_uses_the_original(model, name, log):
     x, runs = feature(6, 7), []
     assert_same(accelerate(model).eval(), x)
-    assert not is_fused(model.train(), x)
+    assert not is_accelerated(model.train(), x)
     for run in (model, original(model)):
         torch.manual_seed(3)
         runs.append(run(x)[0])
     assert torch.equal(*runs)
-    assert log.messages[-1].endswith(f"computes some calls as before: {name} drops attention weights in training")
+    assert log.messages[-1].endswith(
+        f"uses its original method for some calls: {name} drops attention weights in training"
+    )
 
 
-def test_dropout_of_the_output_works():
+def test_dropout_of_the_output():
     model, x = accelerate(Version21(8, 2, 3, proj_drop=0.5)), feature(6, 7)
     runs = []
     for run in (model.train(), original(model)):
@@ -207,26 +209,26 @@ def test_dropout_of_the_output_works():
     assert (runs[0] == 0).any()
 
 
-def test_hooks_on_the_layers_are_heard():
+def test_hooks_on_the_layers_are_called():
     model, x, seen = accelerate(Version15(8, 2, 3)), feature(6, 7), []
     for layer in (model, model.qkv, model.proj, model.proj_drop):
         layer.register_forward_hook(lambda module, *_: seen.append(module))
-    assert is_fused(model, x)
+    assert is_accelerated(model, x)
     assert seen == [model.qkv, model.proj, model.proj_drop, model]
     model.attn_drop.register_forward_hook(lambda module, *_: seen.append(module))
-    assert not is_fused(model, x)
+    assert not is_accelerated(model, x)
     assert seen[-4:] == [model.attn_drop, model.proj, model.proj_drop, model]
 
 
-def test_a_hook_on_all_modules_is_heard():
+def test_a_hook_on_all_modules_is_called():
     new, old, x = accelerate(Version21(8, 2, 3)), accelerate(Version15(8, 2, 3)), feature(6, 7)
     hook = nn.modules.module.register_module_forward_hook(lambda module, args, out: None)
     try:
-        assert is_fused(new, x)  # it passes over no module
-        assert not is_fused(old, x)
+        assert is_accelerated(new, x)  # it calls every module
+        assert not is_accelerated(old, x)
     finally:
         hook.remove()
-    assert is_fused(old, x)
+    assert is_accelerated(old, x)
 
 
 def test_attention_weights_come_from_the_original(log):
@@ -234,15 +236,15 @@ def test_attention_weights_come_from_the_original(log):
     out, weights = model(x, True)
     assert weights.shape == (2, 2, 6, 7, 9)
     torch.testing.assert_close(out, model(x, output_attentions=False)[0])
-    assert log.messages[-1].endswith("output_attentions asks for the weights")
+    assert log.messages[-1].endswith("output_attentions requests the weights")
 
 
-def test_other_devices_keep_the_original_until_a_backend_is_wished(log, monkeypatch):
+def test_other_devices_use_the_original_unless_a_backend_is_requested(log, monkeypatch):
     model = accelerate(Version21(8, 2, 3)).to("meta")
     monkeypatch.setattr(upstream_natten, "neighborhood_attention_generic", lambda query, *_, **__: query)
     x = feature(6, 7).to("meta")
-    assert not is_fused(model, x)
-    assert "on meta our kernels run at a wish alone, with inr_kernels.backend('triton')" in log.messages[-1]
+    assert not is_accelerated(model, x)
+    assert "on meta our kernels are opt-in: with inr_kernels.backend('triton'):" in log.messages[-1]
     with inr_kernels.backend("reference"):
         assert natten._why_not_this_call(model, x) == ""
 
@@ -257,16 +259,16 @@ def lose_a_head(model):
 
 
 def other_forward(model):
-    foreign = type(model).__bases__[-1]
-    foreign.forward = lambda self, x, *_: x.sin()
+    original_class = type(model).__bases__[-1]
+    original_class.forward = lambda self, x, *_: x.sin()
 
 
 @pytest.mark.parametrize("cls", [Version15, Dinat])
 @pytest.mark.parametrize("change", [dilate, lose_a_head, other_forward])
-def test_later_changes_are_honoured(cls, change, log):
+def test_later_changes_use_the_original(cls, change, log):
     cls = type("Fresh", (cls,), {"forward": cls.forward})
     model, x = accelerate(cls(8, 2, 3)), feature(6, 7)
-    assert is_fused(model, x)
+    assert is_accelerated(model, x)
     change(model)
     outcomes = []
     for run in (model, original(model)):
@@ -275,27 +277,27 @@ def test_later_changes_are_honoured(cls, change, log):
         except RuntimeError as error:
             outcomes.append(str(error))
     assert outcomes[0] == outcomes[1] if isinstance(outcomes[0], str) else torch.equal(*outcomes)
-    assert log.messages[-1].startswith("Fresh computes some calls as before: ")
+    assert log.messages[-1].startswith("Fresh uses its original method for some calls: ")
 
 
-def test_layers_that_are_alike_are_tried_once(monkeypatch, forget, log):
-    tried, trial = [], natten._try
-    monkeypatch.setattr(natten, "_try", lambda *args: tried.append(args) or trial(*args))
+def test_equal_layers_are_verified_once(monkeypatch, no_cached_results, log):
+    compared, compare = [], natten._pads_small_maps
+    monkeypatch.setattr(natten, "_pads_small_maps", lambda *args: compared.append(args) or compare(*args))
     model = accelerate(Network(Version17))
-    assert len(tried) == 2
+    assert len(compared) == 2
     assert len(log.messages) == 4
     accelerate(restore(model))
-    assert len(tried) == 2
+    assert len(compared) == 2
     accelerate(Version17(8, 2, 3, qkv_bias=False))
     odd = Version17(8, 2, 3)
-    odd.config = nn.ModuleDict  # who knows what that does
+    odd.config = nn.ModuleDict  # an attribute of unknown effect
     accelerate(nn.Sequential(odd, copy.deepcopy(odd)))
-    assert len(tried) == 5
+    assert len(compared) == 5
 
 
-def test_a_class_that_has_changed_is_tried_again(monkeypatch):
+def test_a_changed_class_is_verified_again(monkeypatch):
     class Fresh(Version15):
-        """One whose helper a test may change."""
+        """A class whose helper a test changes."""
 
         def padded(self, x):
             return super().padded(x)
@@ -310,7 +312,7 @@ def test_a_network_trains(cls):
     model = Network(cls if cls is not Nat else lambda *args, dilation: Nat(*args))
     image, twin = torch.randn(2, 3, 15, 18), copy.deepcopy(model)
     accelerate(model)
-    assert all(isinstance(layer, class_swap.Accelerated) for layer in model.layers)
+    assert all(isinstance(layer, class_swap.AcceleratedModule) for layer in model.layers)
     losses = []
     for network in (model, twin):
         optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
@@ -326,7 +328,7 @@ def test_a_network_trains(cls):
 
 
 @EACH
-def test_restore_leaves_no_trace(cls):
+def test_restore_undoes_everything(cls):
     model, x = cls(8, 2, 3), feature(6, 7)
     before, state = dict(vars(model)), model.state_dict()
     assert accelerate(accelerate(model)) is model
@@ -349,7 +351,7 @@ def test_copies_and_pickles(cls, log):
 
 
 @EACH
-def test_compiles_whole(cls):
+def test_compiles_without_graph_breaks(cls):
     model, x = accelerate(cls(8, 2, 3)), feature(6, 7)
     theirs, ours = model(x), torch.compile(model, fullgraph=True, backend="aot_eager")(x)
     torch.testing.assert_close(ours, theirs)
@@ -368,25 +370,25 @@ def test_half_precision_and_autocast(cls):
             assert (ours.float() - truth).norm() <= 0.03 * truth.norm()
 
 
-def test_trying_leaves_the_world_as_it_was():
+def test_verification_has_no_side_effects():
     model = Version15(8, 2, 3).double().requires_grad_(False)
     state, before = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         accelerate(model)
-    assert isinstance(model, class_swap.Accelerated)
+    assert isinstance(model, class_swap.AcceleratedModule)
     assert torch.equal(before, torch.get_rng_state())
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
     with torch.device("meta"):
-        assert isinstance(accelerate(Dinat(8, 2, 3)), class_swap.Accelerated)
+        assert isinstance(accelerate(Dinat(8, 2, 3)), class_swap.AcceleratedModule)
 
 
-def test_large_windows_are_tried_as_smaller_ones():
-    """The map of this one would have 36 million pixels."""
+def test_large_windows_are_compared_as_smaller_ones():
+    """A map for this window would have 36 million pixels."""
     model = accelerate(Version21(8, 2, (81, 80), dilation=75, stride=64, is_causal=(False, True)))
-    assert isinstance(model, class_swap.Accelerated)
+    assert isinstance(model, class_swap.AcceleratedModule)
 
 
-def test_our_own_module_needs_nothing(log):
+def test_our_own_module_is_not_a_candidate(log):
     accelerate(inr_kernels.NeighborhoodAttention2D(8, 2, 3))
-    assert log.messages == ["nothing that accelerate knows in NeighborhoodAttention2D"]
+    assert log.messages == ["accelerate found no supported module in NeighborhoodAttention2D"]

@@ -1,4 +1,4 @@
-"""An accelerated model inside torch: casts, pickles, copies, replicas, threads, compilation."""
+"""Accelerated models with torch features: casts, pickles, copies, replicas, threads, compilation."""
 
 import copy
 import pickle
@@ -13,7 +13,7 @@ from upstream_decoders import (
     Given,
     Kept,
     assert_close,
-    is_fused,
+    is_accelerated,
     one_thread,  # noqa: F401  a fixture
     original,
     problem,
@@ -33,10 +33,10 @@ def test_state_dict_and_casts(cls):
     assert_close(model.eval()(*args), original(trained, *args))
     half = model.to(torch.bfloat16)
     half_args = [args[0].bfloat16(), *args[1:]]
-    assert_close(half(*half_args), original(trained, *args), 0.05)  # coordinates in float32, and so is the output
+    assert_close(half(*half_args), original(trained, *args), 0.05)  # float32 coordinates give a float32 output
 
 
-def test_half_coordinates_count_as_float32():
+def test_half_precision_coordinates_are_computed_in_float32():
     trained, args = Given(), problem()
     half = [t.bfloat16() for t in args]
     theirs = original(trained, *(t.float() for t in half))
@@ -47,14 +47,14 @@ def test_half_coordinates_count_as_float32():
 
 @BOTH
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_returns_the_originals_dtype(cls, dtype):
+def test_autocast_returns_the_dtype_of_the_original(cls, dtype):
     model, args = accelerate(cls()), problem()
     with torch.autocast("cpu", dtype):
         theirs = original(model, *args)
         ours = model(*args)
     assert theirs.dtype == torch.float32
     assert_close(ours, theirs, 0.05)
-    assert is_fused(model, *args)
+    assert is_accelerated(model, *args)
 
 
 @BOTH
@@ -66,7 +66,7 @@ def test_copies_and_pickles(cls, protocol, caplog):
         for twin in (copy.deepcopy(model), copy.copy(model), pickle.loads(pickle.dumps(model, protocol))):
             assert type(twin) is type(model)
             assert_close(twin(*args), theirs)
-            assert is_fused(twin, *args)
+            assert is_accelerated(twin, *args)
             assert type(restore(twin)) is cls
     with torch.no_grad():
         nn.init.zeros_(twin.imnet.layers[0].weight)
@@ -75,7 +75,7 @@ def test_copies_and_pickles(cls, protocol, caplog):
 
 
 @BOTH
-def test_torch_save_is_read_by_a_process_that_knows_us(cls, tmp_path, run_python):
+def test_torch_save_is_read_by_another_process(cls, tmp_path, run_python):
     model, args = accelerate(cls()), problem()
     with torch.no_grad():
         theirs = model(*args)
@@ -83,22 +83,22 @@ def test_torch_save_is_read_by_a_process_that_knows_us(cls, tmp_path, run_python
     code = (
         "import inr_kernels, torch; from inr_kernels.integrations import class_swap\n"
         f"model, args = torch.load({str(tmp_path / 'model.pt')!r}, weights_only=False)\n"
-        "assert isinstance(model, class_swap.Accelerated)\n"
+        "assert isinstance(model, class_swap.AcceleratedModule)\n"
         f"torch.save(model(*args).detach(), {str(tmp_path / 'out.pt')!r})"
     )
     run_python(code, PYTHONPATH=str(Path(__file__).parents[1] / "support"))
     assert_close(torch.load(tmp_path / "out.pt"), theirs)
 
 
-def test_a_pickle_carries_no_verdict(monkeypatch):
-    """The class that reads it may be another one than the class that wrote it."""
+def test_unpickling_verifies_again(monkeypatch):
+    """The class may have changed since the object was pickled."""
     data = pickle.dumps(accelerate(Kept()))
     monkeypatch.setattr(Decoder, "mirror", False)
     assert type(pickle.loads(data)) is Kept
 
 
 def replicate(model):
-    """What nn.DataParallel makes of a model on each device: no parameters, plain tensors in their place."""
+    """A replica as nn.DataParallel makes it on each device: with plain tensors instead of parameters."""
     replicas = {module: module._replicate_for_data_parallel() for module in model.modules()}
     for module, replica in replicas.items():
         for name, child in module.named_children():
@@ -122,8 +122,8 @@ def test_data_parallel_replicas_in_threads(cls, grad):
         for ours, their in zip(pool.map(decode, problems), theirs, strict=True):
             assert_close(ours, their)
             assert ours.requires_grad == grad
-    assert is_fused(replicate(model), *problems[0])
-    assert is_fused(nn.DataParallel(model), *problems[0])
+    assert is_accelerated(replicate(model), *problems[0])
+    assert is_accelerated(nn.DataParallel(model), *problems[0])
 
 
 def test_one_decoder_in_two_threads():
@@ -135,7 +135,7 @@ def test_one_decoder_in_two_threads():
 
 
 @BOTH
-def test_compiles_whole(cls):
+def test_compiles_without_graph_breaks(cls):
     model, args = accelerate(cls()), problem()
     theirs = model(*args)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

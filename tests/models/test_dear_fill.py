@@ -1,4 +1,4 @@
-"""The smooth fill of holes: what it keeps, what it continues, and what it must not see."""
+"""DEAR's smooth fill of missing pixels."""
 
 import pytest
 import torch
@@ -8,15 +8,15 @@ from inr_kernels.models.dear.blocks import smooth_fill
 SIZES = [(1, 1), (1, 9), (7, 2), (16, 16), (13, 30)]
 
 
-def picture(size, share=0.4):
-    """A random picture, holes, and what is known of it."""
+def example(size, share=0.4):
+    """A random image, a mask, and the image without the masked pixels."""
     image, mask = torch.rand(2, 3, *size), (torch.rand(2, 1, *size) < share).float()
     return image, mask, image * (1 - mask)
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_keeps_what_is_known(size):
-    image, mask, known = picture(size)
+def test_keeps_known_pixels(size):
+    image, mask, known = example(size)
     out = smooth_fill(known, mask)
     assert torch.equal(out[(mask == 0).expand_as(out)], image[(mask == 0).expand_as(out)])
     assert out.min() >= 0 and out.max() <= 1
@@ -33,28 +33,28 @@ def test_constants_continue(dtype):
 
 
 def test_ramps_continue():
-    """A linear picture is harmonic; the mean colour is 0.14 off."""
+    """A linear image is harmonic; a fill with the mean colour would be off by 0.14."""
     ramp = torch.linspace(0, 1, 48).expand(1, 3, 40, 48)
     mask = torch.zeros(1, 1, 40, 48)
     mask[..., 10:30, 12:36] = 1
     assert (smooth_fill(ramp * (1 - mask), mask) - ramp).abs().max() < 0.05
 
 
-def test_nothing_known_is_grey():
+def test_an_image_without_known_pixels_becomes_grey():
     out = smooth_fill(torch.zeros(1, 3, 9, 14), torch.ones(1, 1, 9, 14))
     torch.testing.assert_close(out, torch.full_like(out, 0.5))
 
 
-def test_images_do_not_mix():
-    _, mask, known = picture((11, 17))
+def test_images_of_a_batch_are_independent():
+    _, mask, known = example((11, 17))
     both = smooth_fill(known, mask)
     torch.testing.assert_close(
         both, torch.cat([smooth_fill(*pair) for pair in zip(known.split(1), mask.split(1), strict=True)])
     )
 
 
-def test_a_faded_pixel_counts_by_what_is_left():
-    """Half a hole: half the pixel's own colour, half its neighbours'."""
+def test_a_soft_mask_blends_with_the_surroundings():
+    """At mask 0.5 the fill has half the pixel's own colour and half its neighbours'."""
     image = torch.zeros(1, 3, 9, 9)
     image[..., 4, 4] = 1
     mask = torch.zeros(1, 1, 9, 9)

@@ -1,20 +1,25 @@
-"""DEAR's training: its masks, its steps, and what the shipped checkpoint can do."""
+"""DEAR's training: masks, crops, steps, and the quality of the shipped checkpoint."""
 
 import numpy
 import pytest
 import torch
+from PIL import Image
 from training_cases import resumed, same
 
 from inr_kernels.models import DEAR, DEARConfig
 from inr_kernels.models.data import images
-from inr_kernels.models.dear.network import PRETRAINED, SMALL
+from inr_kernels.models.data.crops import DEAR_SIDE, dear_batch
+from inr_kernels.models.data.masks import free_form_mask
+from inr_kernels.models.data.photographs import HELD_OUT, PART, TRAINED_ON, photographs
+from inr_kernels.models.dear.network import SMALL
 from inr_kernels.models.evaluation.metrics import psnr
+from inr_kernels.models.evaluation.run import compare_joint
 from inr_kernels.models.training import dear as train_dear
 
 
 @pytest.mark.parametrize("size", [(40, 40), (90, 200), (23, 17)])
 def test_free_form_masks(size):
-    masks = [train_dear.free_form_mask(size, numpy.random.default_rng(seed), share=0.2) for seed in (1, 1, 2)]
+    masks = [free_form_mask(size, numpy.random.default_rng(seed), share=0.2) for seed in (1, 1, 2)]
     for mask in masks:
         assert mask.shape == (1, *size) and set(mask.unique().tolist()) == {0, 1}
         assert mask.mean() >= 0.2 and (min(size) < 20 or mask.mean() < 0.5)
@@ -22,10 +27,10 @@ def test_free_form_masks(size):
 
 
 def test_batches():
-    photos = train_dear.photographs(train_dear.TRAINED_ON[0])
-    batches = [train_dear.batch(photos, numpy.random.default_rng(seed), 3) for seed in (1, 1, 2)]
+    photos = photographs(TRAINED_ON[0])
+    batches = [dear_batch(photos, numpy.random.default_rng(seed), 3) for seed in (1, 1, 2)]
     for image, mask, target in batches:
-        side = train_dear.SIDE
+        side = DEAR_SIDE
         assert image.shape == (3, 3, side, side) and mask.shape == (3, 1, side, side)
         assert target.shape[:2] == (3, 3) and side <= target.shape[2] == target.shape[3] <= 4 * side
         shrunk = torch.nn.functional.interpolate(target, (side, side), mode="bicubic", antialias=True)
@@ -39,7 +44,7 @@ def test_training_lowers_the_loss():
     config = DEARConfig(channels=32, features=8, blocks=1, filter_blocks=1, norm="none", hidden=(32, 32))
     model = DEAR(config)
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    crops = train_dear.batch(train_dear.photographs("astronaut"), numpy.random.default_rng(0), 2)
+    crops = dear_batch(photographs("astronaut"), numpy.random.default_rng(0), 2)
     losses = []
     for _ in range(60):
         loss = train_dear.training_step(model, *crops, 200)
@@ -50,56 +55,55 @@ def test_training_lowers_the_loss():
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_training_resumes_where_it_stopped(tmp_path, monkeypatch):
+def test_training_resumes(tmp_path, monkeypatch):
     assert resumed(train_dear, DEAR, tmp_path, monkeypatch, "--queries", "16").config == SMALL
 
 
-def test_the_rivals_are_what_they_are_called():
-    """Mean-filled bicubic and Telea leave the known pixels alone, and are worse than the original."""
-    photo = train_dear.photographs(train_dear.HELD_OUT)[0].crop((220, 180, 284, 244))
+def test_baselines_are_worse_than_the_original():
+    photo = photographs(HELD_OUT)[0].crop((220, 180, 284, 244))
 
     class Perfect:
         def inpaint(self, image, mask, size):
             return torch.nn.functional.interpolate(image, size, mode="bicubic").clamp(0, 1)
 
     for scale, least in ((1, 99), (2, 20)):
-        ours, rival = train_dear.measure(Perfect(), photo, scale)
-        assert ours > least and 10 < rival < ours
+        ours, baseline = compare_joint(Perfect(), photo, scale)
+        assert ours > least and 10 < baseline < ours
 
 
-def test_a_start_has_the_features_alone():
-    """Of the shipped network, but its pictures are the smooth fill."""
-    started, shipped = train_dear.started(PRETRAINED).eval(), DEAR.pretrained()
+def test_a_start_has_the_features_of_a_checkpoint():
+    """Its output is still the smooth fill."""
+    started, shipped = train_dear.started(DEAR.PRETRAINED).eval(), DEAR.pretrained()
     assert same(started.encoder, shipped.encoder) and same(started.decoder, shipped.decoder)
     image, mask = torch.rand(1, 3, 20, 24), (torch.rand(1, 1, 20, 24) < 0.3).float()
     *_, fill = started.encode(image, mask)
-    torch.testing.assert_close(started(image, mask), fill)
-    assert (shipped(image, mask) - fill).abs().max() > 1e-2
+    torch.testing.assert_close(started.predict(image, mask), fill)
+    assert (shipped.predict(image, mask) - fill).abs().max() > 1e-2
 
 
-# What training gained or, in the holes, lost to the smooth fill that the network starts from, in dB.
+# The gain of training over the smooth fill that the network starts from, in dB.
 @pytest.mark.parametrize(("scale", "gained"), [(1, -0.2), (2, 0.2), (4, -0.4)])
-def test_pretrained_beats_its_rivals(scale, gained):
-    """Telea's method; for larger pictures, bicubic interpolation of the one with the mean colour in its holes."""
-    photo = train_dear.photographs(train_dear.HELD_OUT)[0].crop(train_dear.PART)
-    ours, rival = train_dear.measure(DEAR.pretrained(), photo, scale)
-    start, _ = train_dear.measure(train_dear.started(PRETRAINED), photo, scale)
-    assert ours > rival + (0.5 if scale == 1 else 3) and ours > start + gained
+def test_pretrained_beats_the_baselines(scale, gained):
+    """Telea's method; for larger images, bicubic interpolation after a fill with the mean colour."""
+    photo = photographs(HELD_OUT)[0].crop(PART)
+    ours, baseline = compare_joint(DEAR.pretrained(), photo, scale)
+    start, _ = compare_joint(train_dear.started(DEAR.PRETRAINED), photo, scale)
+    assert ours > baseline + (0.5 if scale == 1 else 3) and ours > start + gained
 
 
 def test_pretrained_sharpens():
-    """What is known, twice as large, beats its bicubic interpolation."""
-    photo = train_dear.photographs(train_dear.HELD_OUT)[0].crop(train_dear.PART)
+    """Without missing pixels, x2 beats bicubic interpolation."""
+    photo = photographs(HELD_OUT)[0].crop(PART)
     small, shown = images.shrink(photo, 2)
     image = images.to_tensor(small)
     ours = DEAR.pretrained().inpaint(image, torch.zeros_like(image[:, :1]), shown.size[::-1])
-    bicubic = small.resize(shown.size, train_dear.Image.BICUBIC)
+    bicubic = small.resize(shown.size, Image.BICUBIC)
     assert psnr(images.to_image(ours), shown, 0) > psnr(bicubic, shown, 0) + 0.5
 
 
-def test_pretrained_says_what_it_is():
+def test_notes_of_pretrained():
     model = DEAR.pretrained()
     assert model.config == SMALL and not model.training and model.filter_head.weight.dtype == torch.float32
-    assert train_dear.HELD_OUT not in train_dear.TRAINED_ON
-    assert model.notes["trained_on"] == [f"skimage.data.{name}" for name in train_dear.TRAINED_ON]
+    assert HELD_OUT not in TRAINED_ON
+    assert model.notes["trained_on"] == [f"skimage.data.{name}" for name in TRAINED_ON]
     assert {f"x{scale}" for scale in train_dear.SCALES} == model.notes["psnr_and_rival"].keys()

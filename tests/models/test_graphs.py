@@ -1,5 +1,7 @@
-"""`model.graphed(shape)`: when a graph stands for the forward, and that both say the same. CUDA's part is played here
-by a forward that runs again into the same memory; test_on_gpu.py has the real one."""
+"""`model.graphed(shape)`: when the graph replaces the forward, and that both give the same result.
+
+A forward that runs again into the same memory replaces CUDA's replay here; test_on_gpu.py uses CUDA.
+"""
 
 import contextlib
 import copy
@@ -30,7 +32,7 @@ TINY = {
 
 @pytest.fixture
 def captures(monkeypatch):
-    """A list that grows by every capture; a replay runs the forward again into the first result's memory."""
+    """A list with an entry per capture; a replay runs the forward again into the first result's memory."""
     made = []
 
     def record(run, device):
@@ -67,9 +69,10 @@ def test_equals_the_forward(captures, name, options):
 
 def test_lama(captures):
     model = LaMa(LaMaConfig(features=8, blocks=1)).eval()
-    fast, x = model.graphed((1, 4, 24, 32)), torch.rand(1, 4, 24, 32)
+    (image, mask), fast = pair(), model.graphed((1, 3, 20, 24))
     with torch.no_grad():
-        assert torch.equal(fast(x), model(x))
+        assert torch.equal(fast(image, mask), model(image, mask))
+        assert torch.equal(fast(image, mask > 0), model(image, mask))  # another dtype: the forward
     assert len(captures) == 1
 
 
@@ -85,7 +88,7 @@ def test_is_the_forward_on_a_cpu(name):
 def test_falls_back(captures):
     model = small()
     fast, x = Graphed(model, [(2, 4)]), torch.randn(2, 4)
-    assert fast(x).requires_grad  # nobody said no_grad
+    assert fast(x).requires_grad  # gradients are enabled
     with torch.no_grad():
         assert fast(torch.randn(3, 4)).shape == (3, 3)
         model[3].train()
@@ -107,7 +110,7 @@ def test_falls_back(captures):
     assert len(captures) == 1
 
 
-def test_other_dtypes_are_the_forwards(captures):
+def test_other_dtypes_run_the_forward(captures):
     model, (image, mask) = TINY["IN2"]().eval(), pair()
     fast = model.graphed(image.shape)
     with torch.no_grad():
@@ -117,7 +120,7 @@ def test_other_dtypes_are_the_forwards(captures):
     assert len(captures) == 1
 
 
-def test_results_are_the_callers_own(captures):
+def test_results_are_not_overwritten(captures):
     fast, a, b = Graphed(small(), [(2, 4)]), torch.randn(2, 4), torch.randn(2, 4)
     with torch.no_grad():
         first = fast(a)
@@ -130,7 +133,7 @@ def test_results_are_the_callers_own(captures):
         assert torch.equal(fast(b), second)
 
 
-def test_inputs_are_left_alone(captures):
+def test_inputs_do_not_change(captures):
     fast, x = Graphed(small(), [(2, 4)]), torch.randn(4, 2).T
     before = x.clone()
     with torch.inference_mode():
@@ -141,7 +144,7 @@ def test_inputs_are_left_alone(captures):
     assert len(captures) == 1
 
 
-def test_weights_that_change_in_place_are_seen(captures):
+def test_in_place_changes_of_weights_are_seen(captures):
     model, x = small(), torch.randn(2, 4)
     fast = Graphed(model, [(2, 4)])
     with torch.no_grad():
@@ -168,12 +171,12 @@ def drop(model):
 
 
 @pytest.mark.parametrize("change", [assign, replace, convert, drop])
-def test_weights_that_moved_are_captured_again(captures, change):
+def test_replaced_weights_are_captured_again(captures, change):
     model, x = small(), torch.randn(2, 4)
     fast = Graphed(model, [(2, 4)])
     with torch.no_grad():
         fast(x)
-        keep = [t.data for t in model.state_dict().values()]  # or the new ones may get the addresses of the old
+        keep = [t.data for t in model.state_dict().values()]  # keeps new tensors from getting the old addresses
         change(model)
         assert torch.equal(fast(x), model(x))
         fast(x)
@@ -181,7 +184,7 @@ def test_weights_that_moved_are_captured_again(captures, change):
     assert keep
 
 
-def test_another_way_to_run_is_captured_again(captures):
+def test_other_settings_are_captured_again(captures):
     model, (image, mask) = TINY["DEAR"]().eval(), pair()
     fast = model.graphed(image.shape)
     with torch.no_grad():
@@ -195,7 +198,7 @@ def test_another_way_to_run_is_captured_again(captures):
 
 
 def test_autocast_keeps_no_copies_of_the_weights(captures):
-    """A graph would read them after autocast's block, whose end frees them, and miss what the weights become."""
+    """A graph would read them after the autocast block, whose end frees them, and miss later weights."""
     model, x = small(), torch.randn(2, 4)
     fast = Graphed(model, [(2, 4)])
     kept = []
@@ -238,8 +241,8 @@ def test_compiles_to_the_forward(captures):
     assert not captures
 
 
-class Waits(TorchFunctionMode):
-    """Notes, by line of ours, what would make the CPU wait for a GPU, or bring it numbers from the CPU."""
+class Synchronizations(TorchFunctionMode):
+    """Records the calls in this package that would synchronize with a GPU or copy numbers to it."""
 
     names = {"item", "tolist", "numpy", "cpu", "nonzero", "tensor", "as_tensor", "from_numpy", "equal", "unique"}
     names |= {"__bool__", "__int__", "__float__", "__index__"}
@@ -256,16 +259,16 @@ class Waits(TorchFunctionMode):
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_the_forward_never_waits(name):
-    """With Triton's kernels. `plan_bands` reads tables that stand on the CPU wherever the features are."""
+def test_the_forward_does_not_synchronize(name):
+    """With the Triton kernels. `plan_bands` reads tables that are always on the CPU."""
     model, (image, mask) = TINY[name]().eval(), pair(10, 12)
-    with torch.no_grad(), inr_kernels.backend("triton"), Waits() as waits:
+    with torch.no_grad(), inr_kernels.backend("triton"), Synchronizations() as calls:
         model(image, mask)
-    assert waits.found <= {("tolist", "<genexpr>"), ("tolist", "plan_bands")}
+    assert calls.found <= {("tolist", "<genexpr>"), ("tolist", "plan_bands")}
 
 
 def test_records_on_a_side_stream(monkeypatch):
-    """The order of CUDA's calls, with what stands for CUDA."""
+    """The order of the CUDA calls, which are replaced here."""
     log = []
 
     made = []
@@ -300,8 +303,8 @@ def test_records_on_a_side_stream(monkeypatch):
     assert out == 7
 
 
-def test_a_capture_takes_no_features_from_before(monkeypatch):
-    """A replay computes them of what then stands in the input's memory, and nobody else reads what it left."""
+def test_a_capture_does_not_use_cached_features(monkeypatch):
+    """A replay computes them from the current input, and its result is not cached."""
     decoder, feat, coord = LocalImplicitDecoder(3, hidden=(8,)), torch.randn(1, 3, 4, 5), torch.rand(1, 6, 2)
     with torch.no_grad():
         decoder(feat, coord, torch.ones(1, 2))

@@ -10,7 +10,7 @@ from inr_kernels.models import ImplicitPyramidDecoder, ImplicitUpsample
 
 
 def stirred(module):
-    """The module in float64, with biases that are not a fresh one's zeros."""
+    """The module in float64, with random biases instead of a new one's zeros."""
     for name, parameter in module.double().named_parameters():
         if name.endswith("bias"):
             torch.nn.init.uniform_(parameter, -0.5, 0.5)
@@ -45,18 +45,18 @@ def literal(layer, feat, y, x, size):
     return run(torch.cat((total, cell)), linears[1:] if layer.mode == "split" else linears)
 
 
-@pytest.mark.parametrize("reference", [False, True])
+@pytest.mark.parametrize("eager", [False, True])
 @pytest.mark.parametrize("mode", ["split", "bilinear", "liif"])
-def test_upsample_is_its_formula(mode, reference):
-    layer = stirred(ImplicitUpsample(5, 4, hidden=(12, 9), mode=mode, cell_scale=1.5, reference=reference))
+def test_upsample_is_its_formula(mode, eager):
+    layer = stirred(ImplicitUpsample(5, 4, hidden=(12, 9), mode=mode, cell_scale=1.5, eager=eager))
     feat, size = torch.randn(1, 5, 6, 7, dtype=torch.double), (11, 14)
     out = layer(feat, size)[0]
-    for y, x in [(1, 1), (4, 7), (9, 12), (5, 2)]:  # inside: at the border half of an offset is clamped away
+    for y, x in [(1, 1), (4, 7), (9, 12), (5, 2)]:  # inner pixels: at the border neighbours are clamped
         torch.testing.assert_close(out[:, y, x], literal(layer, feat[0], y, x, size), rtol=0, atol=1e-6)
 
 
-def test_bilinear_keeps_every_sign():
-    """With the identity for its MLP, it is torch's own interpolation."""
+def test_bilinear_is_linear():
+    """With the identity as its MLP, it is torch's own interpolation."""
     layer = ImplicitUpsample(3, 3, hidden=(6,), mode="bilinear").double()
     eye = torch.eye(3, dtype=torch.double)
     with torch.no_grad():
@@ -81,8 +81,8 @@ def test_head_and_last_layer_are_one_matrix(size):
 
 
 @pytest.mark.parametrize("mode", ["split", "bilinear", "liif"])
-def test_a_fresh_pyramid_keeps_the_maps_contrast(mode):
-    """Or training starts from one colour, whatever the map."""
+def test_a_new_pyramid_keeps_the_maps_contrast(mode):
+    """Otherwise training would start from one colour for every map."""
     decoder = ImplicitPyramidDecoder((64, 32, 16, 16), hidden=(64, 64, 64), mode=mode)
     feat, sizes = torch.randn(4, 64, 8, 8), [(16, 16), (32, 32), (64, 64)]
     for layer, size in zip(decoder.layers, sizes, strict=True):
@@ -90,9 +90,9 @@ def test_a_fresh_pyramid_keeps_the_maps_contrast(mode):
         assert 0.1 < feat.std((2, 3)).mean() < 3
 
 
-def test_sizes_that_do_not_fit():
+def test_wrong_number_of_sizes():
     decoder = ImplicitPyramidDecoder((5, 4, 4), hidden=(8, 8))
-    with pytest.raises(ValueError, match="sizes must be 2, one a layer"):
+    with pytest.raises(ValueError, match="sizes must have one size per layer, 2 in all"):
         decoder(torch.randn(1, 5, 4, 3), [(8, 6)])
 
 
@@ -109,7 +109,7 @@ def test_errors(arguments, options, message):
         ImplicitUpsample(*arguments, **options)
 
 
-def test_features_that_do_not_fit():
+def test_feature_errors():
     with pytest.raises(ValueError, match="feat must have 4 dimensions"):
         ImplicitUpsample(4, 4)(torch.randn(4, 5, 5), (9, 9))
     with pytest.raises(ValueError, match=r"weights\[0\] must have shape \[N, 7\]"):

@@ -1,4 +1,4 @@
-"""The losses of IN²: what each is, where its gradient goes, and that both steps of a training work together."""
+"""IN²'s losses: values, gradients, and both steps of the training together."""
 
 import math
 

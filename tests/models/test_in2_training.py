@@ -1,4 +1,4 @@
-"""IN²'s training: its shapes, its steps, its losses, and what the shipped checkpoint can do."""
+"""IN²'s training: crops, steps, losses, and the quality of the shipped checkpoint."""
 
 import math
 
@@ -8,6 +8,9 @@ import torch
 from training_cases import resumed, same, vgg19_state
 
 from inr_kernels.models import IN2, IN2Config
+from inr_kernels.models.data.crops import in2_batch, in2_shape
+from inr_kernels.models.data.photographs import HELD_OUT, TRAINED_ON, photographs
+from inr_kernels.models.evaluation.run import compare_inpainting
 from inr_kernels.models.in2 import losses as in2_losses
 from inr_kernels.models.in2.network import SMALL
 from inr_kernels.models.training import in2 as train_in2
@@ -20,31 +23,31 @@ def generator(seed=0):
 
 
 def crops(area=32**2, size=2):
-    return train_in2.batch(train_in2.photographs("astronaut"), generator(), size, area)
+    return in2_batch(photographs("astronaut"), generator(), size, area)
 
 
 @pytest.mark.parametrize("area", [64**2, 256**2, 512**2])
 def test_shapes_of_the_adaptive_strategy(area):
-    shapes = [train_in2.crop_shape(rng, area) for rng in [generator()] for _ in range(500)]
+    shapes = [in2_shape(rng, area) for rng in [generator()] for _ in range(500)]
     aspects = [math.log(height / width) for height, width in shapes]
     assert all(abs(height * width / area - 1) < 0.02 for height, width in shapes)
     slack = 2 / math.sqrt(area)
     assert max(map(abs, aspects)) < math.log(16 / 9) + slack
     assert min(aspects) < -0.5 and max(aspects) > 0.5 and abs(numpy.mean(aspects)) < 0.05
     assert {side % 8 for shape in shapes for side in shape} == set(range(8))
-    assert shapes == [train_in2.crop_shape(rng, area) for rng in [generator()] for _ in range(500)]
+    assert shapes == [in2_shape(rng, area) for rng in [generator()] for _ in range(500)]
 
 
-def test_batches_are_of_one_shape_and_another_each():
-    photos = train_in2.photographs("chelsea")  # 300 x 451: too small for a crop of 512²
+def test_every_batch_has_another_shape():
+    photos = photographs("chelsea")  # 300 x 451: too small for a crop of 512²
     shapes = set()
     for area in (40**2, 64**2, 512**2):
         for seed in range(3):
-            image, mask = train_in2.batch(photos, generator(seed), 2, area)
+            image, mask = in2_batch(photos, generator(seed), 2, area)
             assert image.shape == (2, 3, *mask.shape[2:]) and mask.shape[:2] == (2, 1)
             assert image.min() >= 0 and image.max() <= 1 and image.std() > 0.02 and 0 < mask.mean() < 1
             assert not torch.equal(image[0], image[1]) and not torch.equal(mask[0], mask[1])
-            again = train_in2.batch(photos, generator(seed), 2, area)
+            again = in2_batch(photos, generator(seed), 2, area)
             assert torch.equal(again[0], image) and torch.equal(again[1], mask)
             shapes.add(image.shape)
     assert len(shapes) == 9
@@ -62,11 +65,11 @@ def test_training_lowers_the_loss():
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_holes_weigh_more():
+def test_missing_pixels_have_a_higher_weight():
     image, mask = crops()
 
     class Off:
-        """Wrong by 0.1 in the holes, or elsewhere."""
+        """A prediction that is off by 0.1 where `where` is 1."""
 
         def __init__(self, where):
             self.where = where
@@ -75,17 +78,17 @@ def test_holes_weigh_more():
             return image + 0.1 * self.where
 
     share = mask.mean().item()
-    in_holes, elsewhere = (train_in2.training_step(Off(where), image, mask).item() for where in (mask, 1 - mask))
-    assert in_holes == pytest.approx(0.1 * (share + train_in2.HOLES), rel=1e-4)
-    assert elsewhere == pytest.approx(0.1 * (1 - share), rel=1e-4)
+    missing, known = (train_in2.training_step(Off(where), image, mask).item() for where in (mask, 1 - mask))
+    assert missing == pytest.approx(0.1 * (share + train_in2.MISSING), rel=1e-4)
+    assert known == pytest.approx(0.1 * (1 - share), rel=1e-4)
 
 
-def test_training_resumes_where_it_stopped(tmp_path, monkeypatch):
+def test_training_resumes(tmp_path, monkeypatch):
     assert resumed(train_in2, IN2, tmp_path, monkeypatch, "--area", "400").config == SMALL
 
 
 def test_adversarial_training(tmp_path, monkeypatch):
-    """It resumes with its discriminator; what was begun without one is refused."""
+    """It resumes with its discriminator, but not a run without one."""
     monkeypatch.setattr(train_in2, "SMALL", TINY)
     values, penalties, step, r1 = [], [], train_in2.Adversary.step, in2_losses.r1_penalty
 
@@ -114,7 +117,7 @@ def test_adversarial_training(tmp_path, monkeypatch):
 
 
 def test_perceptual_training(tmp_path):
-    """The paper's L_per, by weights in a file."""
+    """The paper's L_per, with weights in a file."""
     torch.save(vgg19_state(), tmp_path / "vgg19.pth")
     features, model, batch = in2_losses.VGG19Features(tmp_path / "vgg19.pth"), IN2(TINY).eval(), crops()
     plain, both = (train_in2.training_step(model, *batch, vgg=vgg) for vgg in (None, features))
@@ -124,17 +127,17 @@ def test_perceptual_training(tmp_path):
 
 
 def test_pretrained_fills_holes_of_any_size():
-    """Far better than the mean colour; sides that 8 divides, and others."""
-    (photo,) = train_in2.photographs(train_in2.HELD_OUT)
+    """Far better than the mean colour, for sides that are multiples of 8 and others."""
+    (photo,) = photographs(HELD_OUT)
     for right, bottom in ((412, 308), (409, 303)):
-        ours, grey, _ = train_in2.measure(IN2.pretrained(), photo.crop((220, 180, right, bottom)))
+        ours, grey, _ = compare_inpainting(IN2.pretrained(), photo.crop((220, 180, right, bottom)))
         assert ours > grey + 5
 
 
-def test_pretrained_says_what_it_is():
+def test_notes_of_pretrained():
     model = IN2.pretrained()
     assert model.config == SMALL and not model.training and model.decoder.head.weight.dtype == torch.float32
     assert sum(p.numel() for p in model.parameters()) < 700_000
-    assert train_in2.HELD_OUT not in train_in2.TRAINED_ON
-    assert model.notes["trained_on"] == [f"skimage.data.{name}" for name in train_in2.TRAINED_ON]
+    assert HELD_OUT not in TRAINED_ON
+    assert model.notes["trained_on"] == [f"skimage.data.{name}" for name in TRAINED_ON]
     assert model.notes["psnr_mean_telea"].keys() == {"256x384", "253x381"}

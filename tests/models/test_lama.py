@@ -1,4 +1,4 @@
-"""LaMa's blocks and its generator: its keys, its checkpoints, its numbers, its pictures."""
+"""LaMa's blocks and generator: state-dict keys, checkpoints, numbers, inpainting."""
 
 import sys
 import types
@@ -25,7 +25,7 @@ RATIOS = {"ratio_gin": 0.75, "ratio_gout": 0.75, "enable_lfu": False}
 
 
 def random_norms(module):
-    """Batch norms that do something in evaluation."""
+    """The module with random batch norms."""
     for norm in module.modules():
         if isinstance(norm, nn.BatchNorm2d):
             nn.init.uniform_(norm.weight, 0.5, 1.5)
@@ -51,7 +51,7 @@ def test_equals_lamas_generator(published, backend):
     model = LaMa(TINY)
     model.load_state_dict(state)
     with inr_kernels.backend(backend), torch.no_grad():
-        assert close(model.eval()(arrays["x"]), arrays["out"])
+        assert close(model.eval().model(arrays["x"]), arrays["out"])
 
 
 def test_published_sizes():
@@ -65,8 +65,8 @@ def test_published_sizes():
     assert {"model.24.bias", "model.34.weight"} <= keys
 
 
-class Foreign:
-    """What Lightning pickles beside the weights: a class that the reader does not have."""
+class Callback:
+    """An object that Lightning pickles beside the weights, of a class that the reader does not have."""
 
     def __init__(self):
         self.monitor = "val_ssim"
@@ -74,11 +74,13 @@ class Foreign:
 
 @pytest.fixture
 def lightning(published, tmp_path):
-    """A checkpoint with LaMa's prefix, a discriminator, and objects of a module that is gone when it is read."""
+    """A checkpoint with LaMa's prefix, a discriminator, and objects of a module that cannot be imported."""
     module = types.ModuleType("gone_callbacks")
-    Foreign.__module__, module.Foreign, sys.modules["gone_callbacks"] = "gone_callbacks", Foreign, module
+    Callback.__module__, module.Callback, sys.modules["gone_callbacks"] = "gone_callbacks", Callback, module
     state = {f"generator.{name}": value for name, value in published[1].items()} | {"discriminator.x": torch.ones(2)}
-    torch.save({"state_dict": state, "callbacks": {Foreign: {"best": Foreign()}}, "epoch": 39}, tmp_path / "best.ckpt")
+    torch.save(
+        {"state_dict": state, "callbacks": {Callback: {"best": Callback()}}, "epoch": 39}, tmp_path / "best.ckpt"
+    )
     del sys.modules["gone_callbacks"]
     return tmp_path / "best.ckpt"
 
@@ -92,8 +94,8 @@ def test_reads_lightning_checkpoints(published, lightning):
 
 
 def test_saves_and_reads_safetensors(published, tmp_path):
-    save_file(published[1], tmp_path / "foreign.safetensors")
-    model = LaMa.from_checkpoint(str(tmp_path / "foreign.safetensors"))
+    save_file(published[1], tmp_path / "bare.safetensors")
+    model = LaMa.from_checkpoint(str(tmp_path / "bare.safetensors"))
     assert model.config == TINY
     tanh = LaMa(LaMaConfig(features=8, blocks=1, downsamplings=2, ratio=0.5, activation="tanh"))
     tanh.save(tmp_path / "own.safetensors")
@@ -113,7 +115,7 @@ def test_config_follows_from_the_shapes(changes, tmp_path):
 
 
 @pytest.mark.parametrize("content", [{"state_dict": {"model.0": torch.ones(1)}}, {"a": 1}, [1], b"no zip"], ids=str)
-def test_other_files_are_named(content, tmp_path):
+def test_errors_name_the_file(content, tmp_path):
     path = tmp_path / "lama.ckpt"
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
     with pytest.raises(ValueError, match=r"lama\.ckpt is not a LaMa checkpoint"):
@@ -123,7 +125,7 @@ def test_other_files_are_named(content, tmp_path):
 
 
 @pytest.mark.parametrize("size", [(9, 9), (43, 59), (40, 41), (57, 61)], ids=str)
-def test_inpaints_any_size_and_keeps_what_is_known(size):
+def test_inpaints_any_size_and_keeps_known_pixels(size):
     model, image = random_norms(LaMa(TINY)).eval(), torch.rand(2, 3, *size)
     masks = torch.zeros(2, 1, *size), torch.ones(2, 1, *size), (torch.rand(2, 1, *size) > 0.5).float()
     with torch.no_grad():
@@ -134,8 +136,8 @@ def test_inpaints_any_size_and_keeps_what_is_known(size):
     assert not torch.equal(out, image)
 
 
-def test_inpaint_does_not_see_the_hole():
-    """NaN in it is no matter, a mask beyond 1 is 1, and there is no graph."""
+def test_values_under_the_mask_are_ignored():
+    """NaNs too; values of the mask outside [0, 1] are clamped; the result has no gradient."""
     model, image, mask = random_norms(LaMa(TINY)).eval(), torch.rand(1, 3, 16, 20), torch.zeros(1, 1, 16, 20)
     mask[..., 4:9, 6:15] = 1
     expected = model.inpaint(image, mask)
@@ -143,17 +145,48 @@ def test_inpaint_does_not_see_the_hole():
     assert torch.equal(model.inpaint(image.masked_fill(mask == 1, torch.nan), mask), expected)
 
 
-def test_inpaint_says_what_does_not_fit():
+def test_errors():
     model, image, mask = LaMa(TINY).eval(), torch.rand(1, 3, 16, 16), torch.ones(1, 1, 16, 16)
     bad = {
         r"image must have shape \[B, 3, H, W\] with sides of at least 9; got \[1, 3, 8, 16\]": (image[:, :, :8], mask),
         r"image must have shape \[B, 3, H, W\]": (image[:, :2], mask),
-        r"mask must have shape \[1, 1, 16, 16\], the image's; got \[1, 1, 16, 15\]": (image, mask[..., 1:]),
+        r"mask must have shape .* = \[1, 1, 16, 16\] or .*; got \[1, 1, 16, 15\]": (image, mask[..., 1:]),
     }
     for text, arguments in bad.items():
         with pytest.raises(ValueError, match=text):
             model.inpaint(*arguments)
+    for size in ((15, 16), (32, 32)):
+        with pytest.raises(ValueError, match=r"size must be the image's \(16, 16\), the only one that LaMa renders"):
+            model.inpaint(image, mask, size)
+    with pytest.raises(ValueError, match=r"size must be that of the encoded image, at most \(16, 16\); got \(8, 16\)"):
+        model.decode(model.encode(image, mask), (8, 16))
     assert model.inpaint(image[:0], mask[:0]).shape == (0, 3, 16, 16)
+
+
+def test_splits_at_any_layer():
+    """By default before the first FFC block, where the features are (local, global)."""
+    model, image, mask = random_norms(LaMa(TINY)).eval(), torch.rand(2, 3, 21, 30), torch.rand(2, 21, 30) < 0.3
+    expected = model.model(torch.cat((image * ~mask[:, None], mask[:, None].float()), 1))[..., :21, :30]
+    assert isinstance(model.model[model.split], FFCResnetBlock)
+    for split in (0, 1, model.split, model.split + 2, len(model.model)):
+        model.split = split
+        features = model.encode(image, mask)
+        torch.testing.assert_close(model.decode(features, (21, 30)), expected, rtol=0, atol=0)
+    model.split = LaMa(TINY).split
+    local, across = (z.detach().requires_grad_() for z in model.encode(image, mask))
+    model.decode((local, across), (21, 30)).sum().backward()
+    assert local.grad.any() and across.grad.any() and [local.shape[1], across.shape[1]] == [16, 48]
+
+
+def test_a_single_tensor_is_deprecated():
+    model, x = LaMa(TINY).eval(), torch.rand(1, 4, 16, 16)
+    with torch.no_grad():
+        expected = model.model(x)
+        with pytest.warns(DeprecationWarning, match=r"LaMa\(x\) is deprecated"):
+            assert torch.equal(model(x), expected)
+        with pytest.warns(DeprecationWarning, match=r"graphed\(\[B, 4, H, W\]\) is deprecated"):
+            fast = model.graphed(x.shape)
+        assert torch.equal(fast(x), expected)
 
 
 def lamas(layer, x):
@@ -187,7 +220,7 @@ def test_folded_layer_is_the_layer(name, training):
     if name == "stride 2":
         reference = FFC_BN_ACT(16, 16, 3, **options).double().train(training)
         reference.load_state_dict(layer.state_dict())
-        reference.ffc.convl2l.register_forward_hook(lambda *_: None)  # who looks at a module gets it called
+        reference.ffc.convl2l.register_forward_hook(lambda *_: None)  # a module with a hook is called
         expected = reference(x)
     else:
         expected = lamas(layer, x)
@@ -211,7 +244,7 @@ def test_half_precision_layer(dtype):
 @pytest.mark.parametrize("bias", [False, True])
 @torch.no_grad()
 def test_half_precision_layer_of_small_variances(dtype, bias):
-    """A batch norm's scale of up to 30 is not rounded before it is folded: an error is at most twice eager's."""
+    """A batch norm's scale of up to 30 is not rounded before it is folded: errors are at most twice eager's."""
     options, largest = {"padding": 1, "activation_layer": nn.ReLU, "bias": bias} | RATIOS, []
     for _ in range(6):
         layer = random_norms(FFC_BN_ACT(16, 16, 3, **options)).eval()
@@ -271,7 +304,7 @@ def test_gates_and_local_units_have_lamas_keys():
         gated((torch.randn(1, 8, 6, 8), torch.randn(1, 8, 6, 8)))
 
 
-def test_local_unit_sees_the_quarters():
+def test_local_fourier_unit():
     transform = random_norms(SpectralTransform(8, 8, enable_lfu=True)).eval()
     x = torch.randn(1, 8, 6, 6)
     y = transform.conv1(x)
@@ -290,7 +323,7 @@ def test_scaled_unit():
     torch.testing.assert_close(unit(x), expected)
 
 
-def test_layers_say_what_they_do_not_do():
+def test_layer_errors():
     with pytest.raises(ValueError, match=r"spectral_pos_encoding, use_se and ffc3d must be off; got .*'use_se': True"):
         FourierUnit(4, 4, use_se=True)
     with pytest.raises(ValueError, match="stride must be 1 or 2; got 3"):

@@ -1,4 +1,4 @@
-"""LIIF as a network: its keys, its checkpoints, its pictures, its training."""
+"""LIIF: state-dict keys, checkpoints, upscaling, training."""
 
 import copy
 import pickle
@@ -9,6 +9,8 @@ from training_cases import resumed, same
 
 from inr_kernels import LocalImplicitDecoder
 from inr_kernels.models import EDSR, LIIF, LIIFConfig
+from inr_kernels.models.data.photographs import HELD_OUT, TRAINED_ON, photographs
+from inr_kernels.models.evaluation.run import compare_upscaling
 from inr_kernels.models.liif.network import SMALL
 from inr_kernels.models.training import liif as train_liif
 
@@ -23,7 +25,7 @@ def conv(name, outputs, inputs, kernel=3):
     return {f"{name}.weight": [outputs, inputs, kernel, kernel], f"{name}.bias": [outputs]}
 
 
-def test_state_dict_is_that_of_the_published_baseline():
+def test_state_dict_has_the_published_keys():
     keys = conv("encoder.sub_mean", 3, 3, 1) | conv("encoder.add_mean", 3, 3, 1)
     keys |= conv("encoder.head.0", 64, 3) | conv("encoder.body.16", 64, 64)
     for block in range(16):
@@ -105,25 +107,22 @@ def damaged(kind):
         return sd
     elif kind == "tensor":
         return torch.zeros(3)
-    elif kind == "code":
-        checkpoint["epoch"] = damaged  # a pickle that would import this function
     return checkpoint
 
 
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        ("rdn", "its encoder is 'rdn', known are edsr-baseline, edsr"),
+        ("rdn", "its encoder is 'rdn', supported are edsr-baseline, edsr"),
         ("upsampler", "its encoder has an upsampler"),
-        ("lte", "it holds a 'lte'"),
+        ("lte", "it contains a 'lte'"),
         ("missing", "Missing key.*encoder.head.0.weight"),
         ("shape", "size mismatch for imnet.layers.0.bias"),
         ("bare", "it has no model of name, args and sd"),
         ("tensor", "it has no model of name, args and sd"),
-        ("code", "Weights only load failed"),
     ],
 )
-def test_foreign_checkpoints(tmp_path, kind, reason):
+def test_unsupported_checkpoints(tmp_path, kind, reason):
     path = tmp_path / "other.pth"
     torch.save(damaged(kind), path)
     with pytest.raises(ValueError, match=f"other.pth is not a LIIF checkpoint: .*{reason}"):
@@ -165,7 +164,7 @@ def test_tiles_are_exact(size):
     torch.testing.assert_close(tiled, whole, rtol=0, atol=1e-14)
 
 
-def test_tiles_cost_no_more_than_allowed():
+def test_tiles_keep_to_the_workspace():
     encoder, sizes = EDSR(2, 8), []
     encoder.head.register_forward_hook(lambda _, args, out: sizes.append(args[0].shape[2:].numel()))
     with torch.no_grad():
@@ -201,7 +200,7 @@ def test_copies():
 
 
 @pytest.mark.parametrize(
-    ("shape", "wish", "size"),
+    ("shape", "options", "size"),
     [
         ((1, 3, 10, 12), {"scale": 2.5}, (25, 30)),
         ((2, 3, 5, 4), {"scale": 1}, (5, 4)),
@@ -210,14 +209,14 @@ def test_copies():
         ((1, 3, 6, 5), {"scale": 0.01}, (1, 1)),
     ],
 )
-def test_upscale(shape, wish, size):
-    out = LIIF(TINY).upscale(torch.rand(shape), **wish)
+def test_upscale(shape, options, size):
+    out = LIIF(TINY).upscale(torch.rand(shape), **options)
     assert out.shape == (*shape[:2], *size) and not out.requires_grad
     assert out.min() >= 0 and out.max() <= 1
 
 
 def test_upscale_in_pieces():
-    """Tiles and bands of the smallest workspace give the same picture; progress counts its rows."""
+    """Tiles and bands of the smallest workspace give the same image; progress counts its rows."""
     model, picture, seen = LIIF(TINY), torch.rand(2, 3, 50, 60), []
     small = model.upscale(picture, 2.7, workspace=1 << 19, progress=lambda *rows: seen.append(rows))
     torch.testing.assert_close(small, model.upscale(picture, 2.7), rtol=0, atol=1e-5)
@@ -234,7 +233,7 @@ def test_upscale_in_other_dtypes(dtype):
 
 
 @pytest.mark.parametrize(
-    ("shape", "wish", "message"),
+    ("shape", "options", "message"),
     [
         ((1, 3, 4, 4), {}, "give either scale or size; got scale=None, size=None"),
         ((1, 3, 4, 4), {"scale": 2, "size": (8, 8)}, "give either scale or size"),
@@ -243,25 +242,25 @@ def test_upscale_in_other_dtypes(dtype):
         ((1, 3, 4, 4), {"size": (0, 8)}, "size must be two positive integers"),
     ],
 )
-def test_upscale_errors(shape, wish, message):
+def test_upscale_errors(shape, options, message):
     with pytest.raises(ValueError, match=message):
-        LIIF(TINY).upscale(torch.rand(shape), **wish)
+        LIIF(TINY).upscale(torch.rand(shape), **options)
 
 
 @pytest.mark.parametrize("scale", train_liif.SCALES)
 def test_pretrained_beats_bicubic(scale):
-    (photo,) = train_liif.photographs(train_liif.HELD_OUT)
-    ours, bicubic = train_liif.measure(LIIF.pretrained(), photo.crop((220, 180, 480, 360)), scale)
+    (photo,) = photographs(HELD_OUT)
+    ours, bicubic = compare_upscaling(LIIF.pretrained(), photo.crop((220, 180, 480, 360)), scale)
     assert ours > bicubic + 0.3
 
 
-def test_pretrained_says_what_it_is():
+def test_notes_of_pretrained():
     model = LIIF.pretrained()
     assert model.config == SMALL and not model.training
-    assert train_liif.HELD_OUT not in train_liif.TRAINED_ON
-    assert model.notes["trained_on"] == [f"skimage.data.{name}" for name in train_liif.TRAINED_ON]
+    assert HELD_OUT not in TRAINED_ON
+    assert model.notes["trained_on"] == [f"skimage.data.{name}" for name in TRAINED_ON]
     assert {f"x{scale}" for scale in train_liif.SCALES} == model.notes["psnr_and_bicubic"].keys()
 
 
-def test_training_resumes_where_it_stopped(tmp_path, monkeypatch):
+def test_training_resumes(tmp_path, monkeypatch):
     assert resumed(train_liif, LIIF, tmp_path, monkeypatch, "--queries", "16").config == SMALL

@@ -1,4 +1,4 @@
-"""elementwise_filter: its numbers, against the peers' own and against float64, on every backend that runs here."""
+"""The accuracy of elementwise_filter, against upstream code and float64, on every backend that runs here."""
 
 import pytest
 import torch
@@ -176,11 +176,11 @@ def test_nan_stays_in_its_pixel(normalize, backend):
     assert not grad[..., 3, :].isnan().any()
 
 
-def test_gradients_are_the_same_in_every_run_and_for_every_number_of_threads():
+def test_gradients_are_deterministic_for_any_number_of_threads():
     case = Case(batch=1, channels=4, groups=1, size=(90, 120), kernel_size=(5, 5), normalize="taps", dilation=(1, 2))
     before, runs = torch.get_num_threads(), []
-    for threads in (1, before, 5, 5):
+    for threads in (1, 2, 5, 5):
         torch.set_num_threads(threads)
-        runs.append(case.filter(torch.float32, "cpu"))
+        runs.append(case.run(torch.float32, "cpu"))
     torch.set_num_threads(before)
     assert all(torch.equal(a, b) for run in runs for a, b in zip(run, runs[0], strict=True))

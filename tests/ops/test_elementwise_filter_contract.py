@@ -1,4 +1,4 @@
-"""elementwise_filter: what it promises beside numbers: errors, empty calls, threads, torch's machinery."""
+"""elementwise_filter apart from its values: errors, empty calls, threads, torch.compile, export, opcheck."""
 
 import pytest
 import torch
@@ -98,23 +98,49 @@ def test_bad_argument(name):
 
 
 @pytest.mark.parametrize("channels", [4, 8, 0])
-def test_reconstruction_wants_odd_squares(channels):
+def test_reconstruction_requires_odd_squares(channels):
     with pytest.raises(ValueError, match="kernel must have K² channels, K odd"):
         pixelwise_reconstruct(X, torch.zeros(2, channels, 5, 6))
 
 
-def test_the_op_itself_refuses_what_would_read_foreign_memory():
+# Position in the op's arguments, a wrong value, and what the error must say.
+OUT_OF_BOUNDS = [
+    (0, X[0], "x must have 4 dimensions"),
+    (1, KERNEL[:, :9], r"kernel must have 4 groups x 9 = 36 channels; got \[2, 9, 5, 6\]"),
+    (1, KERNEL[..., 1:], r"kernel must have the output's size \[5, 6\]"),
+    (1, KERNEL[:1], "kernel must have x's batch of 2"),
+    (1, KERNEL.half(), "kernel must have x's dtype torch.float32; got torch.float16"),
+    (2, [3, 5], "kernel must have 4 groups x 15 = 60 channels"),
+    (2, [4, 4], r"kernel_size must be \(kh, kw\), both odd"),
+    (2, [3], r"kernel_size must be \(kh, kw\), both odd"),
+    (2, [-3, 3], "kernel_size must be a positive integer"),
+    (3, 3, "groups must divide x's 4 channels; got 3"),
+    (3, 0, "groups must divide x's 4 channels; got 0"),
+    (4, [0], "dilation must be a positive integer"),
+    (4, [], "dilation must be a positive integer"),
+    (5, 2, r"kernel must have the output's size \[3, 3\]"),
+    (5, 0, "stride must be a positive integer"),
+    (6, 2, r"kernel must have the output's size \[10, 12\]"),
+    (7, "none", "padding must be one of zeros"),
+    (8, "zeros", "normalize must be one of none"),
+    (12, torch.zeros(2, 2), r"log_window must have shape \[3, 3\]; got \[2, 2\]"),
+]
+
+
+@pytest.mark.parametrize(("position", "wrong", "text"), OUT_OF_BOUNDS)
+def test_op_checks_bounds(position, wrong, text):
     op = torch.ops.inr_kernels.elementwise_filter
     good = [X, KERNEL, [3, 3], 4, [1], 1, 1, "zeros", "none", 0.0, 0.0, 1.0, None, ""]
     op(*good)
-    for i, wrong in [(1, KERNEL[:, :9]), (1, KERNEL[..., 1:]), (1, KERNEL.half()), (2, [3, 5]), (2, [4, 4]), (3, 3)]:
-        with pytest.raises(ValueError, match=r"expected|out of range"):
-            op(*good[:i], wrong, *good[i + 1 :])
-    for i, wrong in [(4, [0]), (5, 2), (6, 2), (7, "none"), (12, torch.zeros(2, 2))]:
-        with pytest.raises(ValueError, match=r"expected|out of range"):
-            op(*good[:i], wrong, *good[i + 1 :])
-    with pytest.raises(ValueError, match="a gradient of the output's shape"):
-        torch.ops.inr_kernels.elementwise_filter_backward(X[None, :1], *good, True, True)
+    with pytest.raises(ValueError, match=text):
+        op(*good[:position], wrong, *good[position + 1 :])
+
+
+@pytest.mark.parametrize("wrong", [X[None, :1], X[None].double()])
+def test_op_checks_the_gradient(wrong):
+    good = [X, KERNEL, [3, 3], 4, [1], 1, 1, "zeros", "none", 0.0, 0.0, 1.0, None, ""]
+    with pytest.raises(ValueError, match="grad must have"):
+        torch.ops.inr_kernels.elementwise_filter_backward(wrong, *good, True, True)
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu", "triton"])
@@ -127,20 +153,20 @@ def test_empty_batch(backend):
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu", "triton"])
-@pytest.mark.parametrize("wanted", ["x", "kernel"])
+@pytest.mark.parametrize("needed", ["x", "kernel"])
 @pytest.mark.parametrize("normalize", ["none", "taps"])
-def test_only_the_wanted_gradient_is_computed(wanted, normalize, backend):
+def test_only_the_needed_gradient_is_computed(needed, normalize, backend):
     tensors = {"x": torch.randn(1, 2, 4, 5), "kernel": torch.randn(1, 18, 4, 5)}
     full = {name: t.clone().requires_grad_() for name, t in tensors.items()}
     expected = torch.autograd.grad(
-        elementwise_filter(**full, kernel_size=3, normalize=normalize, backend=backend).square().sum(), full[wanted]
+        elementwise_filter(**full, kernel_size=3, normalize=normalize, backend=backend).square().sum(), full[needed]
     )
-    tensors[wanted].requires_grad_()
+    tensors[needed].requires_grad_()
     out = elementwise_filter(**tensors, kernel_size=3, normalize=normalize, backend=backend)
-    torch.testing.assert_close(torch.autograd.grad(out.square().sum(), tensors[wanted]), expected)
+    torch.testing.assert_close(torch.autograd.grad(out.square().sum(), tensors[needed]), expected)
 
 
-def test_nothing_but_the_inputs_is_saved():
+def test_only_the_inputs_are_saved():
     x, kernel = torch.randn(1, 2, 4, 5, requires_grad=True), torch.randn(1, 18, 4, 5, requires_grad=True)
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.data_ptr()) or t, lambda t: t):
@@ -148,7 +174,7 @@ def test_nothing_but_the_inputs_is_saved():
     assert saved == [x.data_ptr(), kernel.data_ptr()]
 
 
-def test_transforms_come_from_the_reference():
+def test_transforms_use_the_reference():
     x, kernel = torch.randn(1, 2, 4, 5), torch.randn(1, 18, 4, 5)
     filtered = lambda x: elementwise_filter(x, kernel, kernel_size=3, normalize="taps")  # noqa: E731
     expected = torch.autograd.grad(filtered(x.requires_grad_()).square().sum(), x)[0]
@@ -196,7 +222,7 @@ def test_opcheck_backward(needs):
 
 
 class Model(torch.nn.Module):
-    """A branch that predicts logits, and the filter, as people train them."""
+    """A layer that predicts logits, and the filter, as in training."""
 
     def __init__(self):
         super().__init__()
@@ -232,14 +258,14 @@ def test_export():
     torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), model(x), rtol=1e-5, atol=1e-6)
 
 
-def test_layer_refuses_what_the_function_does_not_know():
+def test_layer_rejects_unknown_options():
     with pytest.raises(TypeError, match="options must be keywords of elementwise_filter; got dilations"):
         ElementwiseFilter(3, dilations=2)
     assert repr(ElementwiseFilter(3, stride=2)) == "ElementwiseFilter(3, stride=2)"
     assert not Model().filter.state_dict()
 
 
-def test_explain_and_wishes(capsys, monkeypatch):
+def test_explain_and_requested_backend(capsys, monkeypatch):
     text = explain(elementwise_filter, X.bfloat16())
     assert capsys.readouterr().out.strip() == text
     assert text.startswith("elementwise_filter on cpu, bfloat16\n  cpu        runs  <- default")
@@ -250,7 +276,7 @@ def test_explain_and_wishes(capsys, monkeypatch):
         assert torch.equal(elementwise_filter(X, KERNEL, kernel_size=3), X)
 
 
-def test_forked_child_filters(in_a_fork):
+def test_works_in_a_forked_child(in_a_fork):
     x, kernel = torch.randn(1, 8, 64, 64), torch.randn(1, 72, 64, 64)
     assert in_a_fork(lambda: elementwise_filter(x, kernel, kernel_size=3, backend="cpu"))
 

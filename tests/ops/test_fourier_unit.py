@@ -1,10 +1,10 @@
-"""fourier_unit and conv3x3: their numbers, against numpy, LaMa's own and float64, on every backend that runs here."""
+"""The accuracy of fourier_unit and conv3x3, against numpy, LaMa and float64, on every backend that runs here."""
 
 import numpy
 import pytest
 import torch
 import torch.nn.functional as F
-from fourier_unit_cases import SHAPES, Case, assert_as_accurate
+from fourier_unit_cases import SHAPES, Case, assert_kernel_as_accurate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -44,7 +44,7 @@ def test_equals_lamas_training_step(golden, name, backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ["ffc_even", "ffc_odd"])
 def test_equals_lamas_evaluation(golden, name, backend):
-    """The file's running statistics are those after the training step: one step back is where yl and yg were made."""
+    """The file holds the running statistics after the training step; yl and yg were computed with those before it."""
     arrays = golden(name)
     layer = lama_layer(arrays)
     after = {key: value.clone() for key, value in layer.state_dict().items() if "running" in key}
@@ -63,7 +63,7 @@ def test_equals_lamas_evaluation(golden, name, backend):
 
 
 def numpys(x, weight, scale, shift, norm):
-    """The unit in numpy, channel by channel."""
+    """The unit in numpy."""
     z = numpy.fft.rfft2(x, norm=norm)
     parts = numpy.stack((z.real, z.imag), 2).reshape(len(x), -1, *z.shape[2:])
     mixed = numpy.einsum("oi,bihw->bohw", weight, parts) * scale[:, None, None] + shift[:, None, None]
@@ -93,13 +93,13 @@ def test_as_accurate_as_eager(dtype, training, backend):
         with pytest.raises(RuntimeError, match="it takes float32, bfloat16 and float16; got float64"):
             Case(training=training).run(dtype, backend)
         return
-    assert_as_accurate(Case(training=training), dtype, backend)
+    assert_kernel_as_accurate(Case(training=training), dtype, backend)
 
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("name", SHAPES)
 def test_shapes(name, training):
-    assert_as_accurate(Case(**SHAPES[name], training=training), torch.float32, "cpu")
+    assert_kernel_as_accurate(Case(**SHAPES[name], training=training), torch.float32, "cpu")
 
 
 @pytest.mark.parametrize("longest", [4, 64])
@@ -107,7 +107,7 @@ def test_shapes(name, training):
 def test_shapes_in_triton(monkeypatch, name, longest):
     """Small maps are transformed by matrix products, larger ones by FFTs."""
     monkeypatch.setattr(dft_matmul, "LONGEST", longest)
-    assert_as_accurate(Case(**SHAPES[name], training=True), torch.float32, "triton")
+    assert_kernel_as_accurate(Case(**SHAPES[name], training=True), torch.float32, "triton")
 
 
 @st.composite
@@ -127,13 +127,13 @@ def cases(draw, largest):
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(case=cases(20), dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
 def test_random_problems(case, dtype):
-    assert_as_accurate(case, dtype, "cpu")
+    assert_kernel_as_accurate(case, dtype, "cpu")
 
 
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(case=cases(9), dtype=st.sampled_from([torch.float32, torch.float16]))
 def test_random_problems_in_triton(case, dtype):
-    assert_as_accurate(case, dtype, "triton")
+    assert_kernel_as_accurate(case, dtype, "triton")
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -154,7 +154,7 @@ def test_gradgradcheck(options):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_no_overflow_in_half_precision(backend):
-    """The spectrum's first value is 300 · 400 = 120000, twice what float16 holds; the image's are not."""
+    """The spectrum's first value is 300 · 400 = 120000, twice the maximum of float16; the image's values fit."""
     x = torch.full((1, 1, 400, 400), 300.0, dtype=torch.float16)
     unit = torch.eye(2), torch.ones(2), torch.zeros(2), torch.zeros(2), torch.ones(2)
     out = fourier_unit(x, *unit, eps=0.0, backend=backend)
@@ -172,10 +172,10 @@ def test_nan_stays_in_its_image(backend):
     assert out[1].isnan().all()
 
 
-def test_the_same_in_every_run_and_for_every_number_of_threads():
+def test_deterministic_for_any_number_of_threads():
     case = Case(batch=1, channels=24, outputs=24, size=(60, 70), training=True)
     before, runs = torch.get_num_threads(), []
-    for threads in (1, before, 5, 5):
+    for threads in (1, 2, 5, 5):
         torch.set_num_threads(threads)
         runs.append(fourier_unit(*(t.float() for t in case.tensors), training=True, backend="cpu"))
     torch.set_num_threads(before)
@@ -187,7 +187,7 @@ def test_the_same_in_every_run_and_for_every_number_of_threads():
 # ------------------------------------------------------------------------------------------------ conv3x3
 
 CONVOLUTIONS = {
-    "one pixel a side more than padding asks": (1, 1, 0, 1, 2, 2),
+    "smallest size for reflect padding": (1, 1, 0, 1, 2, 2),
     "odd": (2, 3, 2, 5, 7, 9),
     "whole panels": (1, 5, 0, 13, 64, 64),
     "one row of tiles": (2, 4, 3, 16, 2, 33),
@@ -224,7 +224,7 @@ def test_winograd_is_as_accurate_as_torchs_convolution(name, padding):
 
 @pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
 def test_narrower_instruction_sets(isa, run_python, expected_isa):
-    """A processor without this one's widest vectors."""
+    """Emulates processors with narrower vectors than this one."""
     code = """if True:
         import torch
         from inr_kernels import _C
@@ -240,7 +240,7 @@ def test_narrower_instruction_sets(isa, run_python, expected_isa):
     assert run_python(code, INR_KERNELS_ISA=isa, OMP_NUM_THREADS="1").strip() == expected_isa(isa)
 
 
-def test_halves_of_a_tensor_are_convolved_where_they_are():
+def test_halves_of_a_tensor_are_convolved_without_a_copy():
     x, weight = torch.randn(2, 7, 6, 5), torch.randn(4, 7, 3, 3)
     parts = x.split((3, 4), 1)
     whole = conv3x3(x.flip(3).flip(3), weight)
@@ -259,7 +259,7 @@ def test_gradgradcheck_through_winograd(padding):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_half_precision_convolves_like_torch(dtype):
+def test_half_precision_equals_torchs_convolution(dtype):
     x, weight = torch.randn(1, 3, 5, 6).to(dtype), torch.randn(2, 3, 3, 3).to(dtype)
     expected = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), weight)
     assert torch.equal(conv3x3(x, weight), expected)

@@ -1,4 +1,4 @@
-"""fourier_unit and conv3x3: what they promise beside numbers: errors, empty calls, threads, torch's machinery."""
+"""fourier_unit and conv3x3 apart from their values: errors, empty calls, threads, torch.compile, export, opcheck."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from inr_kernels import FourierUnit, explain, fourier_unit
 from inr_kernels.fourier_unit import conv3x3
 from inr_kernels.fourier_unit.op import dft_matmul
 
-RANDOM = torch.Generator().manual_seed(0)  # a difference over a ReLU's kink is no derivative
+RANDOM = torch.Generator().manual_seed(0)  # finite differences across a ReLU's kink are wrong
 X, WEIGHT = torch.randn(2, 4, 5, 6, generator=RANDOM), torch.randn(12, 8, generator=RANDOM)
 ONES, ZEROS = torch.ones(12), torch.zeros(12)
 GOOD = {"x": X, "weight": WEIGHT, "bn_weight": ONES, "bn_bias": ZEROS, "running_mean": ZEROS, "running_var": ONES}
@@ -47,12 +47,12 @@ BAD = {
     "an empty batch to train on": ({"x": X[:0], "training": True}, ValueError, "x must have more than one frequency"),
     "no such norm": ({"norm": "unitary"}, ValueError, "norm must be one of ortho, backward, forward; got 'unitary'"),
     "no such backend": ({"backend": "fast"}, ValueError, "backend must be one of cpu, reference, triton"),
-    "no such backend by products": (
+    "no such backend with dft": (
         {"backend": "fast", "dft": True},
         ValueError,
         "backend must be None or 'reference' with dft; got 'fast'",
     ),
-    "a kernel by products": ({"backend": "cpu", "dft": True}, ValueError, "backend must be None or 'reference' with"),
+    "a kernel with dft": ({"backend": "cpu", "dft": True}, ValueError, "backend must be None or 'reference' with"),
 }
 
 
@@ -91,29 +91,54 @@ def test_bad_convolution(name):
         conv3x3(**{"x": X, "weight": KERNEL} | changes)
 
 
-def test_the_ops_themselves_refuse_what_would_read_foreign_memory():
+# Position in the op's arguments, a wrong value, and what the error must say.
+OUT_OF_BOUNDS = [
+    (0, X[0], "x must have 4 dimensions"),
+    (1, WEIGHT[:, :7], r"weight must have shape \[2 O, 8\]"),
+    (1, WEIGHT[:11], "weight must have two rows per output channel"),
+    (1, WEIGHT.double(), "weight must have dtype torch.float32"),
+    (2, ONES[:3], r"scale must have shape \[12\]; got \[3\]"),
+    (3, ZEROS.double(), "shift must have dtype torch.float32"),
+    (6, 3, "groups must divide x's 4 channels; got 3"),
+    (7, "unitary", "norm must be one of ortho"),
+]
+
+
+@pytest.mark.parametrize(("position", "wrong", "text"), OUT_OF_BOUNDS)
+def test_op_checks_bounds(position, wrong, text):
     op, good = torch.ops.inr_kernels.fourier_unit, [X, WEIGHT, ONES, ZEROS, False, 1e-5, 1, "ortho", ""]
     op(*good)
-    for i, wrong in [(0, X[0]), (1, WEIGHT[:, :7]), (1, WEIGHT[:11]), (1, WEIGHT.double()), (2, ONES[:3]), (6, 3)]:
-        with pytest.raises(ValueError, match=r"expected|out of range"):
-            op(*good[:i], wrong, *good[i + 1 :])
-    backward, none = torch.ops.inr_kernels.fourier_unit_backward, torch.empty(0)
-    for grad, mean in [(X, none), (torch.zeros(2, 6, 5, 6), ZEROS)]:
-        with pytest.raises(ValueError, match="expected"):
-            backward(grad, *good[:4], mean, none, *good[4:], True, True, True)
-    convolve, good = torch.ops.inr_kernels.conv3x3, [X, KERNEL, None, None, None, False, "reflect", ""]
-    convolve(*good)
-    for i, wrong in [
-        (1, KERNEL[:, :3]),
-        (1, KERNEL.double()),
-        (2, ONES),
-        (3, X),
-        (4, X),
-        (6, "valid"),
-        (0, X[..., :1]),
-    ]:
-        with pytest.raises(ValueError, match="do not fit"):
-            convolve(*good[:i], wrong, *good[i + 1 :])
+    with pytest.raises(ValueError, match=text):
+        op(*good[:position], wrong, *good[position + 1 :])
+
+
+def test_op_checks_gradient_and_statistics():
+    good, none = [X, WEIGHT, ONES, ZEROS, False, 1e-5, 1, "ortho", ""], torch.empty(0)
+    backward, grad = torch.ops.inr_kernels.fourier_unit_backward, torch.zeros(2, 6, 5, 6)
+    backward(grad, none, none, *good, True, True, True)
+    for tensors, name in [((X, none, none), "grad"), ((grad, ZEROS, none), "mean"), ((grad, none, ZEROS), "var")]:
+        with pytest.raises(ValueError, match=f"{name} must have shape"):
+            backward(*tensors, *good, True, True, True)
+
+
+OUT_OF_BOUNDS_CONVOLUTION = [
+    (0, X[..., :1], "x must have sides of at least 2"),
+    (1, KERNEL[:, :3], r"weight must have shape \[O, 4, 3, 3\]"),
+    (1, KERNEL.double(), "weight must have x's dtype torch.float32"),
+    (2, ONES, r"bias must have shape \[3\]; got \[12\]"),
+    (3, X, r"weight must have shape \[O, 8, 3, 3\]"),
+    (3, X[:1], "other must have x's batch and size"),
+    (4, X, r"add must have shape \[2, 3, 5, 6\]"),
+    (6, "valid", "padding must be one of reflect, zeros; got 'valid'"),
+]
+
+
+@pytest.mark.parametrize(("position", "wrong", "text"), OUT_OF_BOUNDS_CONVOLUTION)
+def test_convolution_checks_bounds(position, wrong, text):
+    op, good = torch.ops.inr_kernels.conv3x3, [X, KERNEL, None, None, None, False, "reflect", ""]
+    op(*good)
+    with pytest.raises(ValueError, match=text):
+        op(*good[:position], wrong, *good[position + 1 :])
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu", "triton"])
@@ -221,7 +246,7 @@ def test_opcheck_backward(training, needs):
     tensors, form = arguments(training)[:4], arguments(training)[4:]
     with torch.no_grad():
         y, mean, var = torch.ops.inr_kernels.fourier_unit(*tensors, *form)
-    args = torch.randn_like(y), *tensors, mean, var, *form, *needs
+    args = torch.randn_like(y), mean, var, *tensors, *form, *needs
     torch.library.opcheck(torch.ops.inr_kernels.fourier_unit_backward.default, args)
 
 
@@ -234,7 +259,7 @@ def test_opcheck_conv3x3(padding, gradients):
 
 
 class Model(torch.nn.Module):
-    """A unit and a convolution beside it."""
+    """A unit followed by a convolution."""
 
     def __init__(self):
         super().__init__()
@@ -267,15 +292,15 @@ def test_export():
     torch.testing.assert_close(torch.export.export(model, (X,)).module()(X), model(X), rtol=1e-4, atol=1e-5)
 
 
-class ByProducts(torch.nn.Module):
-    """A unit in the form that exports anywhere."""
+class WithDft(torch.nn.Module):
+    """A unit in the form that exports to ONNX."""
 
     def forward(self, x):
         return fourier_unit(x, WEIGHT, ONES, ZEROS, ZEROS, ONES, dft=True)
 
 
 def test_dft_has_no_fft_and_no_complex_number_in_its_graph():
-    program = torch.export.export(ByProducts(), (X,))
+    program = torch.export.export(WithDft(), (X,))
     ops = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
     assert ops and not [op for op in ops if "fft" in op or "complex" in op or "inr_kernels" in op]
     values = [node.meta["val"] for node in program.graph.nodes if "val" in node.meta]
@@ -283,7 +308,7 @@ def test_dft_has_no_fft_and_no_complex_number_in_its_graph():
     torch.testing.assert_close(program.module()(X), fourier_unit(*GOOD.values()), rtol=1e-4, atol=1e-5)
 
 
-def test_explain_and_wishes(capsys, monkeypatch):
+def test_explain_and_requested_backend(capsys, monkeypatch):
     text = explain(fourier_unit, X.bfloat16())
     assert capsys.readouterr().out.strip() == text
     assert text.startswith("fourier_unit on cpu, bfloat16\n  cpu        runs  <- default")
@@ -302,18 +327,18 @@ def test_explain_of_the_convolution(capsys):
         conv3x3(X.half(), KERNEL.half())
 
 
-def test_a_wish_in_a_compiled_graph():
+def test_requested_backend_in_a_compiled_graph():
     compiled = torch.compile(lambda x: conv3x3(x, KERNEL + 1, backend="cpu"), fullgraph=True)
     torch.testing.assert_close(compiled(X), conv3x3(X, KERNEL + 1, backend="cpu"))
     with pytest.raises(Exception, match=r"backend must be one of .* for conv3x3; got 'cup'"):
         torch.compile(lambda x: conv3x3(x, KERNEL, backend="cup"), fullgraph=True)(X)
 
 
-def test_factors_are_kept_but_not_of_a_graph_that_is_being_captured(monkeypatch):
+def test_factors_are_cached_except_during_a_graph_capture(monkeypatch):
     capturing, made, gpu = [], [], torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: bool(capturing))
     monkeypatch.setattr(dft_matmul, "_computed", lambda *key: made.append(key) or len(made))
-    monkeypatch.setattr(dft_matmul, "_KEPT", {})
+    monkeypatch.setattr(dft_matmul, "_CACHE", {})
     monkeypatch.setattr(dft_matmul, "_IN_GRAPHS", set())
     capturing.append(True)
     assert [dft_matmul._factors(3, 5, gpu) for _ in range(2)] == [1, 2]
@@ -325,13 +350,13 @@ def test_factors_are_kept_but_not_of_a_graph_that_is_being_captured(monkeypatch)
     capturing.clear()
     for height in range(100):
         dft_matmul._factors(height, 7, gpu)
-    assert len(dft_matmul._KEPT) == dft_matmul.KEPT + 1
+    assert len(dft_matmul._CACHE) == dft_matmul.CACHE_SIZE + 1
     assert dft_matmul._factors(3, 5, gpu) == 3, "a graph reads them"
     assert dft_matmul._factors(3, 6, gpu) > 4
 
 
 @pytest.mark.parametrize("op", [fourier_unit, conv3x3])
-def test_forked_child_computes(op, in_a_fork):
+def test_works_in_a_forked_child(op, in_a_fork):
     unit, kernel = (torch.randn(64, 64), *(torch.ones(64) for _ in range(4))), torch.randn(32, 32, 3, 3)
     x = torch.randn(1, 32, 24, 40)  # torch fills what is larger (poison) with threads that a child lacks
     arguments = unit if op is fourier_unit else (kernel,)

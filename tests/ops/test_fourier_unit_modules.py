@@ -1,4 +1,4 @@
-"""The fused forwards give way where a module's own call does more: hooks, other types, patched methods."""
+"""The fused forwards fall back to calling the modules where these do more: hooks, other types, patched methods."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ X = torch.randn(2, 4, 10, 12), torch.randn(2, 12, 10, 12)
 
 
 def norms(module):
-    """Batch norms that do something in evaluation."""
+    """Gives the batch norms random running statistics."""
     for norm in module.modules():
         if isinstance(norm, nn.BatchNorm2d):
             norm.running_mean.normal_()
@@ -25,7 +25,7 @@ def twice(_, args, out):
 
 
 def patch(module):
-    """A forward of the object's own."""
+    """Replaces the forward of one object."""
     forward = module.forward
     module.forward = lambda *args: 2 * forward(*args)
 
@@ -43,7 +43,7 @@ def pruned(unit):
 
 
 class Doubling(nn.BatchNorm2d):
-    """A norm of another type."""
+    """A batch norm of another class."""
 
     def forward(self, x):
         return 2 * super().forward(x)
@@ -65,14 +65,14 @@ UNITS = {
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("name", UNITS)
-def test_unit_calls_what_is_not_plain(name, training):
+def test_unit_calls_modules_that_cannot_be_fused(name, training):
     unit = norms(FourierUnit(4, 5)).train(training)
     UNITS[name](unit)
     torch.testing.assert_close(unit(X[0]), unit_by_modules(unit, X[0]), rtol=1e-4, atol=1e-5)
 
 
 def test_a_synchronized_norm_is_called(monkeypatch):
-    """What it does in training, among several processes, is its own."""
+    """In training it communicates with other processes."""
     unit, seen, forward = nn.SyncBatchNorm.convert_sync_batchnorm(FourierUnit(4, 5)), [], nn.SyncBatchNorm.forward
     monkeypatch.setattr(nn.SyncBatchNorm, "forward", lambda self, x: seen.append(self) or forward(self, x))
     assert unit(X[0]).shape == (2, 5, 10, 12) and seen == [unit.bn]
@@ -96,14 +96,14 @@ def layer():
 
 
 def by_modules(layer, x):
-    """LaMa's sums."""
+    """The layer by calls of its modules, as in LaMa."""
     ffc, (x_l, x_g) = layer.ffc, x
     out_l, out_g = ffc.convl2l(x_l) + ffc.convg2l(x_g), ffc.convl2g(x_l) + ffc.convg2g(x_g)
     return layer.act_l(layer.bn_l(out_l)), layer.act_g(layer.bn_g(out_g))
 
 
 class Halved(SpectralTransform):
-    """A forward of its own."""
+    """A subclass with another forward."""
 
     def forward(self, x):
         return super().forward(x) / 2
@@ -119,7 +119,7 @@ PARTS = {
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_layer_calls_what_is_not_plain(name):
+def test_layer_calls_modules_that_cannot_be_fused(name):
     ours = layer()
     PARTS[name](ours)
     torch.testing.assert_close(ours(X), by_modules(ours, X), rtol=1e-4, atol=1e-4)
@@ -136,7 +136,7 @@ TRANSFORMS = {
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
-def test_transform_calls_what_is_not_plain(name):
+def test_transform_calls_modules_that_cannot_be_fused(name):
     ours = layer()
     transform = ours.ffc.convg2g
     TRANSFORMS[name](transform)
@@ -148,13 +148,13 @@ def test_transform_calls_what_is_not_plain(name):
 
 
 class Swapped(FFC):
-    """A forward of its own."""
+    """A subclass with another forward."""
 
     def forward(self, x):
         return tuple(-part for part in super().forward(x))
 
 
-def test_another_ffc_is_called():
+def test_a_subclass_of_ffc_is_called():
     ours = layer()
     other = Swapped(16, 16, 3, 0.75, 0.75, padding=1, enable_lfu=False).eval()
     other.load_state_dict(ours.ffc.state_dict())
@@ -165,7 +165,7 @@ def test_another_ffc_is_called():
 
 
 @pytest.mark.parametrize("kind", ["register_full_backward_hook", "register_full_backward_pre_hook"])
-def test_backward_hooks_are_heard(kind):
+def test_backward_hooks_are_called(kind):
     ours, seen = layer(), []
     for module in (ours.ffc.convl2l, ours.ffc.convg2g.fu.conv_layer, ours.ffc.convg2g.conv2):
         getattr(module, kind)(lambda module, *_: seen.append(module) and None)
@@ -173,7 +173,7 @@ def test_backward_hooks_are_heard(kind):
     assert len(seen) == 3
 
 
-def test_hooks_on_all_modules_are_heard():
+def test_global_hooks_are_called():
     ours, seen = layer(), set()
     hook = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.add(module) and None)
     try:

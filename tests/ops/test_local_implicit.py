@@ -1,4 +1,4 @@
-"""local_implicit: its numbers, against LIIF's own and against float64, on every backend that runs here."""
+"""The accuracy of local_implicit, against LIIF's own code and float64, on every backend that runs here."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def liif(arrays, dtype=torch.float32):
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 @pytest.mark.parametrize("name", GOLDEN)
-def test_output_equals_liif(golden, name, backend):
+def test_output_equals_liifs(golden, name, backend):
     arrays = golden(name)
     args, flags = liif(arrays)
     out = local_implicit_decode(*args, **flags, backend=backend)
@@ -61,9 +61,9 @@ def test_gradients_equal_liifs(golden, name, backend):
         assert (grad - theirs).abs().max() <= 1e-5 * theirs.abs().max()
 
 
-def test_gradients_at_a_tie_are_those_of_float64(golden):
-    """In liif_full256 rounding takes one hidden unit of LIIF's float32 over its ReLU's corner, and its gradient
-    with it. Elsewhere we agree to 1e-5; there we must be nearer to float64 than LIIF is."""
+def test_gradients_at_a_relu_corner_are_closer_to_float64_than_liifs(golden):
+    """In liif_full256, rounding in LIIF's float32 changes the sign of one hidden unit and so its gradient. Elsewhere
+    the gradients agree to 1e-5."""
     arrays = golden("liif_full256")
     grads, truths = gradients(arrays, "cpu"), gradients(arrays, "reference", torch.float64)
     theirs = golden_gradients(arrays, len(grads) // 2)
@@ -143,9 +143,9 @@ def test_second_derivative_of_the_kernels_is_refused():
 def test_gradient_of_the_coordinates_comes_from_the_reference():
     case = Case(queries=9)
     feat, coord, cell, weights, biases = case.cast(torch.float32)
-    wanted = [coord.requires_grad_(), cell.requires_grad_()]
+    leaves = [coord.requires_grad_(), cell.requires_grad_()]
     ours, theirs = (
-        torch.autograd.grad(decode(feat, coord, cell, weights, biases).square().sum(), wanted)
+        torch.autograd.grad(decode(feat, coord, cell, weights, biases).square().sum(), leaves)
         for decode in (local_implicit_decode, reference.local_implicit)
     )
     assert all(torch.equal(a, b) and a.abs().sum() > 0 for a, b in zip(ours, theirs, strict=True))
@@ -153,16 +153,16 @@ def test_gradient_of_the_coordinates_comes_from_the_reference():
         local_implicit_decode(feat, coord, cell, weights, biases, backend="cpu")
 
 
-def test_widths_whose_blocks_end_past_the_row_stay_on_the_heap():
-    """float64 on the generic kernels: 32 columns, read in blocks of six (the sanitized build is what notices)."""
+def test_reads_past_a_row_stay_within_the_heap_allocation():
+    """float64 on the generic kernels reads 32 columns in blocks of six; only the sanitized build notices an error."""
     assert_kernel_as_accurate(Case(hidden=(32, 32), queries=200), torch.float64)
 
 
-@pytest.mark.parametrize("wanted", ["feat", "weights"])
-def test_only_the_wanted_gradients_are_computed(wanted):
+@pytest.mark.parametrize("needed", ["feat", "weights"])
+def test_only_the_needed_gradients_are_computed(needed):
     case = Case()
     feat, coord, cell, weights, biases = case.cast(torch.float32)
-    leaves = [feat] if wanted == "feat" else [*weights, *biases]
+    leaves = [feat] if needed == "feat" else [*weights, *biases]
     for leaf in leaves:
         leaf.requires_grad_()
     out = local_implicit_decode(feat, coord, cell, weights, biases, backend="cpu")
@@ -205,9 +205,9 @@ def test_memory_layouts(layout):
 
 @pytest.mark.parametrize("isa", ["generic", "avx2", "avx512", "avx512bf16"])
 def test_every_instruction_set(isa, run_python, expected_isa):
-    """Each build of the kernels that this processor runs; where it lacks one, the generic one answers."""
+    """Every build of the kernels that this processor can run; for the others, the generic one."""
     code = (
-        "import sys, torch; sys.path.insert(0, 'tests'); from local_implicit_cases import *\n"
+        "import torch; from local_implicit_cases import *\n"
         "for kwargs in ({}, {'ensemble_after': 'first'}, {'hidden': (65, 31), 'out': 19}):\n"
         "  for dtype in (torch.float32, torch.bfloat16, torch.float64):\n"
         "    assert_kernel_as_accurate(Case(**kwargs), dtype)\n"
@@ -216,7 +216,7 @@ def test_every_instruction_set(isa, run_python, expected_isa):
     assert run_python(code, INR_KERNELS_ISA=isa).strip() == expected_isa(isa)
 
 
-def test_module_is_the_function():
+def test_module_equals_the_function():
     decoder = LocalImplicitDecoder(4, out_channels=2, hidden=(9, 8), ensemble_after="first")
     feat, coord, cell = torch.randn(2, 4, 5, 6), torch.rand(2, 3, 7, 2), torch.rand(2, 2) / 9
     weights = [layer.weight for layer in decoder.imnet.layers if hasattr(layer, "weight")]
@@ -227,7 +227,7 @@ def test_module_is_the_function():
     assert torch.equal(out, local_implicit_decode(*args, ensemble_after="first"))
 
 
-def test_float32_on_a_gpu_is_hoisted_without_tf32():
+def test_hoisting_by_products_equals_the_convolution():
     for unfold, side in ((True, 3), (False, 1)):
         feat, bias = torch.randn(2, 5, 6, 7, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
         kernel = torch.randn(4, 5, side, side, dtype=torch.float64)
@@ -237,7 +237,7 @@ def test_float32_on_a_gpu_is_hoisted_without_tf32():
         torch.testing.assert_close(products, convolution)
 
 
-def test_forward_mode_and_torch_func_go_through_the_reference():
+def test_forward_mode_and_torch_func_use_the_reference():
     feat, coord, cell, weights, biases = Case(queries=5).cast(torch.float64)
     tangent = torch.randn_like(feat)
 

@@ -1,4 +1,4 @@
-"""local_implicit in CUDA C++: its source in an emulation on the host; what only a GPU can show is marked."""
+"""Tests local_implicit's CUDA kernels in an emulation on the host; tests that need a GPU are marked."""
 
 import shutil
 from dataclasses import replace
@@ -10,9 +10,11 @@ import torch
 from local_implicit_cases import FLAGS, Case, assert_as_accurate
 
 from inr_kernels import LocalImplicitDecoder, local_implicit_decode
-from inr_kernels._core import dispatch, native
+from inr_kernels._core import native
+from inr_kernels._core.dispatch import always
 from inr_kernels.local_implicit import op
 
+pytestmark = pytest.mark.slow  # compiles the emulation
 KERNELS = ["local_implicit.cu", "local_implicit_sm90.cu", "local_implicit_weights.cu"]
 HALVES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 AFTER = pytest.mark.parametrize("after", ["last", "first"])
@@ -42,10 +44,10 @@ def library(tmp_path_factory):
 
 @pytest.fixture
 def on_host(library, monkeypatch):
-    """on_host(): backend="cuda" runs on CPU tensors, in the emulation; on_host(library) in one of its own."""
+    """Makes backend="cuda" run on CPU tensors in the emulation; on_host(library) uses another build of it."""
 
     def use(library=library):
-        monkeypatch.setitem(dispatch.OPS["local_implicit"].backends, "cuda", lambda facts: "")
+        monkeypatch.setitem(op.OP.backends, "cuda", replace(op.cuda_backend(), why_not=always))
         monkeypatch.setattr(native, "load", lambda: (emulated_cuda.Native(library), ""))
 
     use()
@@ -67,8 +69,8 @@ def test_as_accurate_as_eager(case, after, dtype, on_host):
 @HALVES
 @pytest.mark.parametrize("case", ["wide", "wide, once", "wide and odd"])
 @pytest.mark.parametrize("ensemble", [True, False])
-def test_two_tiles_a_warp(ensemble, case, dtype, on_host, library):
-    """Where a block may have 160 KB of shared memory."""
+def test_two_tiles_per_warp(ensemble, case, dtype, on_host, library):
+    """The variant for GPUs where a block may use 160 KB of shared memory."""
     case = Case(**CASES[case] | {"queries": 67 if ensemble else 259}, local_ensemble=ensemble)
     one = case.decode(dtype, "cuda")[0]
     library.set_shared_limit(160 << 10)
@@ -104,8 +106,8 @@ def test_equals_liif(name, dtype, golden, on_host):
 
 
 @HALVES
-def test_index_and_weights_are_those_of_the_reference(dtype, on_host):
-    """Scales at which a single fused multiply-add would take another neighbour or weight."""
+def test_neighbours_and_weights_equal_the_reference(dtype, on_host):
+    """At these scales a single fused multiply-add would change a neighbour or a weight."""
     case = Case(batch=1, size=(7, 13), grid=(31, 17), hidden=(8,), feat_unfold=False, cell_decode=False)
     hoisted = torch.randn(1, 7, 13, 8).relu().to(dtype)
     y, x = (t.unsqueeze(1) for t in case.tensors["coord"].unbind(-1))
@@ -153,7 +155,7 @@ def test_nan_coordinates(after, on_host):
     assert out.isfinite().all(1).sum() == len(out) - 2
 
 
-def test_nan_features_reach_their_queries(on_host):
+def test_nan_features_propagate_to_their_queries(on_host):
     case = Case(batch=1, hidden=(16, 16), feat_unfold=False)
     case.tensors["feat"][0, 2, 1, 1] = float("nan")
     kernel, eager = (case.decode(torch.float16, backend)[0] for backend in ("cuda", "reference"))
@@ -166,16 +168,16 @@ def test_an_empty_output(on_host):
     assert case.decode(torch.float16, "cuda")[0].shape == (2, 0, 3)
 
 
-# What must not happen unnoticed: a file, what is replaced in it and by what, and the emulation's words; or none, where
-# the numbers show it.
+# Faults that the emulation must detect: a file, the text to replace, its replacement, and the expected error; no error
+# means that the results must be wrong.
 FAULTS = {
     "no barrier": ("local_implicit.cu", "__syncthreads();", "", ""),
-    "a wait too short": ("local_implicit.cu", "copies<slots - 2>", "copies<slots - 1>", "ends before its copies"),
-    "a lane left out": (
+    "wait too short": ("local_implicit.cu", "copies<slots - 2>", "copies<slots - 1>", "ends with pending copies"),
+    "missing lane": (
         "local_implicit.cu",
         "mma<type>(sum[m][n], ",
         "if (lane) mma<type>(sum[m][n], ",
-        "waits for ever",
+        "deadlock",
     ),
     "halves swapped": ("local_implicit_layers.cuh", "2 * k + 1], b.z, b.w", "2 * k + 1], b.w, b.z", ""),
     "channels swapped": ("local_implicit.cuh", "tile % 4 * 2", "(tile + 1) % 4 * 2", ""),
@@ -183,16 +185,16 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_the_emulation_notices(fault, on_host, tmp_path):
-    file, old, new, words = FAULTS[fault]
+def test_the_emulation_detects(fault, on_host, tmp_path):
+    file, old, new, error = FAULTS[fault]
     shutil.copytree(emulated_cuda.ROOT / "csrc", tmp_path / "csrc")
     faulty = tmp_path / "csrc" / "cuda" / file
     assert old in faulty.read_text()
     faulty.write_text(faulty.read_text().replace(old, new))
     on_host(emulated_cuda.build(tmp_path, *KERNELS, csrc=tmp_path / "csrc"))
     case = Case(batch=1, hidden=(64, 64), out=40)
-    if words:
-        with pytest.raises(RuntimeError, match=words):
+    if error:
+        with pytest.raises(RuntimeError, match=error):
             case.decode(torch.bfloat16, "cuda")
     else:
         with pytest.raises(AssertionError):
@@ -200,7 +202,7 @@ def test_the_emulation_notices(fault, on_host, tmp_path):
 
 
 GPU = op.Facts(torch.device("cuda"), torch.bfloat16, (256, 256, 3))
-NOT = {
+REASONS = {
     "a CPU": (replace(GPU, device=torch.device("cpu")), "80", (8, 0), "it takes CUDA tensors; these are on cpu"),
     "float32": (replace(GPU, dtype=torch.float32), "80", (8, 0), "it takes bfloat16 and float16; got float32"),
     "no nvcc": (GPU, "", (8, 0), "built without CUDA"),
@@ -212,36 +214,37 @@ NOT = {
 }
 
 
-@pytest.mark.parametrize("case", NOT)
-def test_why_not(case, monkeypatch):
-    facts, archs, capability, reason = NOT[case]
+@pytest.mark.parametrize("case", REASONS)
+def test_reason_why_cuda_cannot_run(case, monkeypatch):
+    facts, archs, capability, reason = REASONS[case]
     monkeypatch.setattr(native, "load", lambda: (SimpleNamespace(cuda_archs=archs, max_depth=64), ""))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert reason in op.why_not_cuda(facts)
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (8, 6), (8, 7), (9, 0), (12, 1)])
-def test_runs_on_later_chips_of_a_major_version(capability, monkeypatch):
+def test_runs_on_later_gpus_of_the_same_major_version(capability, monkeypatch):
     monkeypatch.setattr(native, "load", lambda: (SimpleNamespace(cuda_archs="80,86,89,90,120", max_depth=64), ""))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert op.why_not_cuda(GPU) == ""
     assert op.why_not_cuda(replace(GPU, widths=(8, 8, 300))) == ""  # the last layer may be wider
 
 
-def test_a_launch_without_a_gpu_says_so():
+def test_a_launch_without_a_gpu_raises():
     library = native.load()[0]
     if torch.cuda.is_available() or not library.cuda_archs:
-        return  # nothing to refuse
+        return  # the launch would succeed, or does not exist
     case = Case(batch=1, hidden=(8,))
     hoisted, (y, x) = torch.zeros(1, 6, 7, 8).half(), torch.zeros(2, 1, 1, 3)
     weight, bias = torch.zeros(3, 8).half(), torch.zeros(3).half()
-    problem = op._Problem(hoisted, y, x, None, torch.zeros(8, 2).half(), [weight], [bias], *case.size, True, False)
+    arguments = hoisted, y, x, None, torch.zeros(8, 2).half(), [weight], [bias], *case.size, True, False
+    problem = op._Native(op.Arguments(*arguments))
     with pytest.raises(RuntimeError, match="CUDA: "):
         problem.forward_cuda(torch.empty(1, 1, 3, 3).half(), wgmma=False)
 
 
 def on_gpu(case):
-    """The case with its tensors on the GPU."""
+    """Moves the case's tensors to the GPU."""
     case.tensors = {
         key: [v.cuda() for v in value] if isinstance(value, list) else value if value is None else value.cuda()
         for key, value in case.tensors.items()
@@ -269,11 +272,11 @@ def test_paper_shape_on_a_gpu(after, dtype):
 
 @pytest.mark.gpu
 @HALVES
-def test_gradients_on_a_gpu_are_tritons(dtype):
+def test_gradients_on_a_gpu_equal_triton(dtype):
     case = on_gpu(Case(hidden=(64, 64)))
     _, *ours = case.decode(dtype, "cuda", gradients=True)
-    _, *tritons = case.decode(dtype, "triton", gradients=True)
-    assert all(map(torch.equal, ours, tritons))
+    _, *triton = case.decode(dtype, "triton", gradients=True)
+    assert all(map(torch.equal, ours, triton))
 
 
 @pytest.mark.gpu
@@ -289,7 +292,7 @@ def test_cuda_graph_on_a_gpu():
         captured = decoder(feat, coord, cell, backend="cuda")
     graph.replay()
     torch.cuda.synchronize()
-    close = {"rtol": 0, "atol": 0.01}  # the convolution's library may choose another kernel
+    close = {"rtol": 0, "atol": 0.01}  # cuDNN may choose another convolution kernel
     torch.testing.assert_close(captured, expected, **close)
     feat.neg_()
     graph.replay()

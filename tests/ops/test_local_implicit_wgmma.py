@@ -1,6 +1,7 @@
-"""local_implicit's kernel for sm_90a in the emulation, which reads its weights through wgmma's matrix descriptors."""
+"""Tests local_implicit's kernel for sm_90a in the emulation, which reads weights through wgmma's matrix descriptors."""
 
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import emulated_cuda
@@ -10,8 +11,16 @@ from local_implicit_cases import FLAGS, Case, assert_as_accurate
 from test_local_implicit_cuda import AFTER, CASES, HALVES, KERNELS, assert_forward_as_accurate, on_gpu
 
 from inr_kernels import local_implicit_decode
-from inr_kernels._core import dispatch, native
+from inr_kernels._core import native
+from inr_kernels._core.dispatch import always
 from inr_kernels.local_implicit import op
+
+pytestmark = pytest.mark.slow  # compiles the emulation
+
+
+def use_kernel(monkeypatch, kernel, why_not=always):
+    """Makes backend="cuda" run this kernel."""
+    monkeypatch.setitem(op.OP.backends, "cuda", replace(op.cuda_backend(kernel), why_not=why_not))
 
 
 @pytest.fixture(scope="module")
@@ -21,12 +30,11 @@ def library(tmp_path_factory):
 
 @pytest.fixture
 def on_host(library, monkeypatch):
-    """on_host(): backend="cuda" is the wgmma kernel in the emulation; on_host(library) in one of its own."""
+    """Makes backend="cuda" run the wgmma kernel in the emulation; on_host(library) uses another build of it."""
 
     def use(library=library):
-        monkeypatch.setitem(dispatch.OPS["local_implicit"].backends, "cuda", lambda facts: "")
+        use_kernel(monkeypatch, "wgmma")
         monkeypatch.setattr(native, "load", lambda: (emulated_cuda.Native(library), ""))
-        monkeypatch.setattr(op, "cuda_kernel", "wgmma")
         library.set_shared_limit(227 << 10)
 
     use()
@@ -34,7 +42,7 @@ def on_host(library, monkeypatch):
 
 
 def wide(hidden=(20, 17), **case):
-    """A case with one layer more, wide enough for this kernel."""
+    """A case with an additional layer that is wide enough for this kernel."""
     return Case(**case, hidden=(*hidden, 130))
 
 
@@ -54,16 +62,16 @@ def test_flags(unfold, ensemble, cell, after, on_host):
 
 @pytest.mark.parametrize(("after", "queries"), [("last", 900), ("first", 1800)])
 def test_clusters_that_decode_several_tiles(after, queries, on_host):
-    """Seven or more tiles of 256 rows for the emulation's two clusters: the ring and the turns go round."""
+    """Seven or more tiles of 256 rows for the emulation's two clusters, so that the ring and the turns wrap around."""
     case = Case(batch=1, queries=queries, hidden=(200, 256, 130), ensemble_after=after)
     assert_forward_as_accurate(case, torch.float16)
 
 
-def test_equals_the_other_kernel(on_host, monkeypatch):
-    """The same products in the same order of additions, but for the layers' own."""
+def test_agrees_with_the_mma_kernel(on_host, monkeypatch):
+    """Only the order of additions within a layer differs."""
     case = wide(batch=1)
     wgmma = case.decode(torch.float16, "cuda")[0]
-    monkeypatch.setattr(op, "cuda_kernel", "mma")
+    use_kernel(monkeypatch, "mma")
     assert (wgmma - case.decode(torch.float16, "cuda")[0]).abs().max() <= 2e-3
 
 
@@ -81,30 +89,30 @@ def test_equals_liif(dtype, golden, on_host):
     assert_as_accurate([kernel], [eager], [arrays["out"][:, some].double()])
 
 
-# What must not happen unnoticed: a file, what is replaced in it and by what, and the emulation's words; or none, where
-# the numbers show it.
+# Faults that the emulation must detect: a file, the text to replace, its replacement, and the expected error; no error
+# means that the results must be wrong.
 SM90, WEIGHTS = "local_implicit_sm90.cu", "local_implicit_weights.cu"
 FAULTS = {
     "not swizzled": (WEIGHTS, "(at % 8 ^ n % 8)", "at % 8", ""),
-    "another stride": (SM90, "1024 / 16", "2048 / 16", "outside shared memory"),
-    "a slice given back too early": (SM90, "          wait_for_products<1>();\n", "", ""),
-    "a sum read too early": (SM90, "products<0>", "products<1>", "a register of a product under way was written"),
-    "half the bytes": (SM90, "[at.index], slice_bytes)", "[at.index], slice_bytes / 2)", "waits for ever"),
-    "no barrier at the end": (SM90, "  cluster_barrier();  //", "  //", "the memory of a block that has ended"),
+    "wrong stride": (SM90, "1024 / 16", "2048 / 16", "outside shared memory"),
+    "slice released too early": (SM90, "          wait_for_products<1>();\n", "", ""),
+    "sum read too early": (SM90, "products<0>", "products<1>", "a register of a pending product was written"),
+    "half the bytes": (SM90, "[at.index], slice_bytes)", "[at.index], slice_bytes / 2)", "deadlock"),
+    "no barrier at the end": (SM90, "  cluster_barrier();  //", "  //", "shared memory of a block that has ended"),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_the_emulation_notices(fault, on_host, tmp_path):
-    file, old, new, words = FAULTS[fault]
+def test_the_emulation_detects(fault, on_host, tmp_path):
+    file, old, new, error = FAULTS[fault]
     shutil.copytree(emulated_cuda.ROOT / "csrc", tmp_path / "csrc")
     faulty = tmp_path / "csrc" / "cuda" / file
     assert old in faulty.read_text()
     faulty.write_text(faulty.read_text().replace(old, new))
     on_host(emulated_cuda.build(tmp_path, *KERNELS, csrc=tmp_path / "csrc"))
     case = Case(batch=1, queries=200, hidden=(256, 256, 130))
-    if words:
-        with pytest.raises(RuntimeError, match=words):
+    if error:
+        with pytest.raises(RuntimeError, match=error):
             case.decode(torch.bfloat16, "cuda")
     else:
         with pytest.raises(AssertionError):
@@ -124,16 +132,15 @@ CHOICES = [
 
 
 @pytest.mark.parametrize(("capability", "widths", "wgmma"), CHOICES)
-def test_the_choice_of_the_kernel(capability, widths, wgmma, monkeypatch):
+def test_kernel_choice(capability, widths, wgmma, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     hoisted = SimpleNamespace(shape=(1, 2, 2, widths[0]), is_cuda=True, device="cuda")
-    weights = [torch.empty(n, 1) for n in widths[1:]]
-    assert op.uses_wgmma(hoisted, weights) == wgmma
-    monkeypatch.setattr(op, "cuda_kernel", "mma")
-    assert not op.uses_wgmma(hoisted, weights)
+    arguments = SimpleNamespace(hoisted=hoisted, weights=[torch.empty(n, 1) for n in widths[1:]])
+    assert op.uses_wgmma(arguments) == wgmma
+    assert not op.uses_wgmma(arguments, "mma")
 
 
-def test_a_wish_that_cannot_be_met(on_host):
+def test_wgmma_requested_for_narrow_layers_raises(on_host):
     with pytest.raises(ValueError, match="more than 128 channels"):
         Case(hidden=(16, 128)).decode(torch.float16, "cuda")
 
@@ -145,7 +152,7 @@ def test_a_wish_that_cannot_be_met(on_host):
 def test_on_hopper(case, after, dtype, monkeypatch):
     if torch.cuda.get_device_capability() != (9, 0):
         return  # no wgmma there
-    monkeypatch.setattr(op, "cuda_kernel", "wgmma")
+    use_kernel(monkeypatch, "wgmma", op.why_not_cuda)
     shape = CASES.get(case, {"channels": 64, "size": (48, 48), "queries": 30_000, "hidden": (256,) * 4})
     case = on_gpu(wide(**shape, ensemble_after=after))
     assert_forward_as_accurate(case, dtype)

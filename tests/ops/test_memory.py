@@ -1,4 +1,4 @@
-"""The memory that kernels work in and that gradients are made of: kept for the next call, within bounds."""
+"""Tests the memory pool for the kernels' working memory and for gradients."""
 
 import copy
 import io
@@ -11,22 +11,24 @@ import torch
 from inr_kernels import _C, elementwise_filter, release_memory
 from inr_kernels._core import native
 
+pytestmark = pytest.mark.alone
+
 
 def gradients(seed=0):
-    """Of a problem of its own, in memory of the library."""
+    """Gradients of a problem that depends on the seed, allocated from the pool."""
     generator = torch.Generator().manual_seed(seed)
     x, kernel = (torch.randn(1, c, 40, 40, generator=generator, requires_grad=True) for c in (4, 36))
     out = elementwise_filter(x, kernel, kernel_size=3, backend="cpu")
     return torch.autograd.grad(out.square().sum(), (x, kernel))
 
 
-def test_poison_reaches_it():
-    """The fixture that every other test of an unwritten gradient relies on."""
+def test_pool_memory_is_filled_with_nan():
+    """Tests the fixture that makes unwritten gradients visible in all other tests."""
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
         assert native.empty_like(torch.ones(2, 3, dtype=dtype)).isnan().all()
 
 
-def test_a_gradient_that_lives_keeps_its_memory():
+def test_live_gradients_keep_their_memory():
     first = gradients(0)
     copies = [g.clone() for g in first]
     gradients(1)
@@ -35,7 +37,7 @@ def test_a_gradient_that_lives_keeps_its_memory():
     assert all(torch.equal(g, c) for g, c in zip(first, copies, strict=True))
 
 
-def test_a_gradient_is_a_tensor_like_others():
+def test_gradients_can_be_copied_pickled_and_shared():
     grad = gradients()[0]
     expected, file = grad.clone(), io.BytesIO()
     torch.save(grad, file)
@@ -43,7 +45,7 @@ def test_a_gradient_is_a_tensor_like_others():
     for other in (copy.deepcopy(grad), pickle.loads(pickle.dumps(grad)), torch.load(file), grad.share_memory_()):
         assert torch.equal(other, expected)
     leaf = torch.randn(1, 4, 9, 9, requires_grad=True)
-    for _ in range(2):  # the second is added to the first
+    for _ in range(2):  # accumulates
         elementwise_filter(
             leaf, torch.ones(1, 36, 9, 9), kernel_size=3, normalize="none", backend="cpu"
         ).sum().backward()
@@ -71,7 +73,7 @@ def test_gradients_in_a_forked_child(in_a_fork):
     assert in_a_fork(lambda: gradients()[1], threads=1)
 
 
-def test_what_is_kept_is_bounded_and_can_be_released(run_python):
+def test_cached_memory_is_bounded_and_can_be_released(run_python):
     code = """if True:
         import ctypes, torch
         from pathlib import Path
@@ -86,19 +88,19 @@ def test_what_is_kept_is_bounded_and_can_be_released(run_python):
         start = resident()
         for i in range(300):
             fill(0.1 + i / 40)
-        kept = resident() - start
+        cached = resident() - start
         fill(500)
-        large = resident() - start - kept
+        large = resident() - start - cached
         release_memory()
-        print(kept, large, resident() - start)
+        print(cached, large, resident() - start)
     """
-    kept, large, after = map(float, run_python(code).split())
-    assert 16 < kept < 80, "64 MB, and what the system keeps"
-    assert large < 16, "larger ones are not kept"
+    cached, large, after = map(float, run_python(code).split())
+    assert 16 < cached < 80, "64 MB, and what the system allocator caches"
+    assert large < 16, "larger buffers are not cached"
     assert after < 16
 
 
-def test_no_memory():
+def test_allocation_failure_raises():
     for size in (2**46, 2**63 - 1, 2**64 - 1):
-        with pytest.raises(MemoryError, match=f"no {size} bytes"):
+        with pytest.raises(MemoryError, match=f"cannot allocate {size} bytes"):
             _C.Memory(size)

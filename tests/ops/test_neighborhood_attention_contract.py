@@ -1,5 +1,6 @@
-"""neighborhood_attention: what it promises beside numbers: errors, empty calls, the module, torch's machinery."""
+"""neighborhood_attention apart from its values: errors, empty calls, the module, torch.compile, export, opcheck."""
 
+import dataclasses
 import sys
 import types
 
@@ -15,6 +16,8 @@ from inr_kernels import (
     neighborhood_attention_2d,
     neighborhood_attention_2d_packed,
 )
+from inr_kernels._core.dispatch import OPS, always
+from inr_kernels.neighborhood_attention.arguments import Facts
 
 Q = torch.zeros(2, 6, 7, 2, 4)
 RPB = torch.zeros(2, 5, 5)
@@ -81,23 +84,47 @@ def test_bad_packed_argument():
             neighborhood_attention_2d_packed(wrong, 3)
 
 
-def test_the_op_itself_refuses_what_would_read_foreign_memory():
+# Position in the op's arguments, a wrong value, and what the error must say.
+OUT_OF_BOUNDS = [
+    (0, [Q, Q[:1], Q], "key must have query's shape"),
+    (0, [Q, Q], "qkv must be one packed tensor or three; got 2"),
+    (0, [Q], "qkv must have 6 dimensions"),
+    (0, [Q, Q.half(), Q], "key must have query's dtype torch.float32; got torch.float16"),
+    (1, RPB[:1], r"rpb must have shape \[2, 5, 5\]"),
+    (1, RPB.double(), "rpb must have dtype torch.float32"),
+    (2, [7, 3], r"kernel_size must be at most \(6, 7\)"),
+    (2, [0, 3], "kernel_size must be a positive integer"),
+    (2, [3], "kernel_size must be a positive integer or a pair of them"),
+    (3, [3, 1], "kernel_size must be at most"),
+    (4, [4, 1], r"stride must be at most kernel_size \(3, 3\)"),
+    (4, [0, 1], "stride must be a positive integer"),
+    (5, [True], "is_causal must be a bool or a pair of them"),
+]
+
+
+@pytest.mark.parametrize(("position", "wrong", "text"), OUT_OF_BOUNDS)
+def test_op_checks_bounds(position, wrong, text):
     op = torch.ops.inr_kernels.neighborhood_attention
     good = [[Q, Q, Q], RPB, [3, 3], [1, 1], [1, 1], [False, False], 1.0, ""]
-    out, lse = op(*good)
-    wrong = [(0, [Q, Q[:1], Q]), (0, [Q, Q]), (0, [Q]), (0, [Q, Q.half(), Q]), (1, RPB[:1]), (1, RPB.double())]
-    wrong += [(2, [7, 3]), (2, [0, 3]), (3, [3, 1]), (4, [4, 1]), (4, [0, 1])]
-    for i, value in wrong:
-        with pytest.raises(ValueError, match=r"expected|out of range"):
-            op(*good[:i], value, *good[i + 1 :])
-    backward = torch.ops.inr_kernels.neighborhood_attention_backward
-    needs = [True] * 4
+    op(*good)
+    with pytest.raises(ValueError, match=text):
+        op(*good[:position], wrong, *good[position + 1 :])
+
+
+def test_op_checks_gradients_and_lse():
+    good = [[Q, Q, Q], RPB, [3, 3], [1, 1], [1, 1], [False, False], 1.0, ""]
+    out, lse = torch.ops.inr_kernels.neighborhood_attention(*good)
+    backward, needs = torch.ops.inr_kernels.neighborhood_attention_backward, [True] * 4
     backward(out, lse, lse, *good, needs)
-    for grads in [(out[:1], lse, lse), (out, lse[:1], lse), (out, lse, lse.double())]:
-        with pytest.raises(ValueError, match="gradients and lse of the output's shape"):
-            backward(*grads, *good, needs)
-    with pytest.raises(ValueError, match="a need for each tensor"):
+    wrong = [((out[:1], lse, lse), "grad"), ((out, lse[:1], lse), "grad_lse"), ((out, lse, lse.double()), "lse")]
+    for tensors, name in wrong:
+        with pytest.raises(ValueError, match=f"^{name} must have"):
+            backward(*tensors, *good, needs)
+    with pytest.raises(ValueError, match="needs must have 4 values"):
         backward(out, lse, lse, *good, needs[1:])
+    good[1] = None
+    with pytest.raises(ValueError, match="needs must not ask for the gradient of an rpb of None"):
+        backward(out, lse, lse, *good, needs)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -111,22 +138,22 @@ def test_empty_batch(backend):
     assert torch.equal(grads[1], RPB)
 
 
-@pytest.mark.parametrize("wanted", range(4))
-def test_only_the_wanted_gradient_is_computed(wanted):
+@pytest.mark.parametrize("needed", range(4))
+def test_only_the_needed_gradient_is_computed(needed):
     case = Case(kernel_size=3, bias=True)
     tensors = [t.float() for t in (*case.tensors[0].unbind(3), case.tensors[1])]
 
     def grad_of(leaves, backend):
         out, lse = neighborhood_attention_2d(*leaves[:3], 3, rpb=leaves[3], return_lse=True, backend=backend)
-        return torch.autograd.grad(out.square().sum() + lse.square().sum(), leaves[wanted])[0]
+        return torch.autograd.grad(out.square().sum() + lse.square().sum(), leaves[needed])[0]
 
-    one = [t.clone().requires_grad_(i == wanted) for i, t in enumerate(tensors)]
+    one = [t.clone().requires_grad_(i == needed) for i, t in enumerate(tensors)]
     full = [t.clone().requires_grad_() for t in tensors]
     assert torch.equal(grad_of(one, "cpu"), grad_of(full, "cpu"))
     torch.testing.assert_close(grad_of(one, "cpu"), grad_of(full, "reference"), rtol=1e-4, atol=1e-4)
 
 
-def test_nothing_but_inputs_and_lse_is_saved_and_nothing_is_copied():
+def test_only_inputs_and_lse_are_saved_without_copies():
     qkv = torch.randn(1, 6, 7, 3, 2, 4, requires_grad=True)
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
@@ -136,7 +163,7 @@ def test_nothing_but_inputs_and_lse_is_saved_and_nothing_is_copied():
     assert grad.is_contiguous()
 
 
-def test_a_second_derivative_is_refused():
+def test_second_derivative_raises():
     qkv = torch.randn(1, 4, 4, 3, 1, 2, requires_grad=True)
     out = neighborhood_attention_2d_packed(qkv, 3, backend="cpu")
     (grad,) = torch.autograd.grad(out.sum(), qkv, create_graph=True)
@@ -188,7 +215,7 @@ def test_opcheck_backward(needs):
 
 
 class Block(torch.nn.Module):
-    """The layer as people train it."""
+    """The layer as in training."""
 
     def __init__(self):
         super().__init__()
@@ -224,7 +251,7 @@ def test_export():
     torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), model(x), rtol=1e-5, atol=1e-6)
 
 
-def test_torch_func_and_forward_mode_take_the_reference():
+def test_torch_func_and_forward_mode_use_the_reference():
     qkv, tangent = torch.randn(2, 3, 1, 4, 5, 1, 2, dtype=torch.float64)
     attend = lambda *qkv: neighborhood_attention_2d(*qkv, 3)  # noqa: E731
     _, forward = torch.func.jvp(attend, tuple(qkv), tuple(tangent))
@@ -267,14 +294,14 @@ def test_module_on_small_maps():
     assert torch.equal(padding(large), strict(large))
 
 
-def test_module_refuses():
+def test_module_errors():
     with pytest.raises(ValueError, match="dim must be a multiple of 3 heads; got 8"):
         NeighborhoodAttention2D(8, 3)
     with pytest.raises(ValueError, match=r"x must have shape \[B, H, W, 8\]; got \[1, 9, 9, 4\]"):
         NeighborhoodAttention2D(8, 2)(torch.zeros(1, 9, 9, 4))
 
 
-def test_explain_and_wishes(capsys, monkeypatch):
+def test_explain_and_requested_backend(capsys, monkeypatch):
     text = explain(neighborhood_attention_2d, Q.bfloat16())
     assert capsys.readouterr().out.strip() == text
     assert text.startswith("neighborhood_attention on cpu, bfloat16\n  cpu        runs  <- default")
@@ -286,7 +313,7 @@ def test_explain_and_wishes(capsys, monkeypatch):
 
 
 def fake_natten(monkeypatch, kernels=True):
-    """What a machine with NATTEN would have: its signature, our arithmetic."""
+    """A module natten with NATTEN's signature and our arithmetic."""
 
     def na2d(query, key, value, kernel_size, stride=1, dilation=1, is_causal=False, scale=None, return_lse=False):
         options = {"dilation": dilation, "stride": stride, "is_causal": is_causal, "scale": scale}
@@ -298,7 +325,7 @@ def fake_natten(monkeypatch, kernels=True):
     monkeypatch.setitem(sys.modules, "natten", module)
 
 
-def test_natten_at_a_wish(monkeypatch):
+def test_natten_on_request(monkeypatch):
     tensors = [torch.randn(1, 6, 7, 2, 4, requires_grad=True) for _ in range(3)]
     run = lambda **options: neighborhood_attention_2d(*tensors, 3, dilation=(2, 1), **options)  # noqa: E731
     if "natten" not in sys.modules:
@@ -314,13 +341,12 @@ def test_natten_at_a_wish(monkeypatch):
 
 def test_natten_where_its_kernels_run(monkeypatch):
     fake_natten(monkeypatch)
-    op = dict(inr_kernels._core.dispatch.OPS["neighborhood_attention"].backends)
-    cuda = inr_kernels.neighborhood_attention.op.Facts(torch.device("cuda"), torch.float16)
-    assert op["natten"](cuda) == ""
+    table = OPS["neighborhood_attention"].backends
+    natten = table["natten"]
+    assert natten.why_not(Facts(torch.device("cuda"), torch.float16)) == ""
     for wrong, text in (({"rpb": True}, "no relative position bias"), ({"scale": 0.0}, "a scale of 0 for none")):
-        facts = inr_kernels.neighborhood_attention.op.Facts(torch.device("cuda"), torch.float16, **wrong)
-        assert text in op["natten"](facts)
-    monkeypatch.setitem(inr_kernels._core.dispatch.OPS["neighborhood_attention"].backends, "natten", lambda facts: "")
+        assert text in natten.why_not(Facts(torch.device("cuda"), torch.float16, **wrong))
+    monkeypatch.setitem(table, "natten", dataclasses.replace(natten, why_not=always))
     tensors = [torch.randn(1, 6, 7, 2, 4, requires_grad=True) for _ in range(3)]
     options = {"dilation": (2, 1), "stride": 2, "is_causal": (False, True), "scale": 0.3, "return_lse": True}
     out, lse = neighborhood_attention_2d(*tensors, 3, **options, backend="natten")
@@ -330,6 +356,6 @@ def test_natten_where_its_kernels_run(monkeypatch):
     assert not lse.requires_grad  # NATTEN ignores its gradient
 
 
-def test_forked_child_attends(in_a_fork):
+def test_works_in_a_forked_child(in_a_fork):
     qkv = torch.randn(1, 32, 32, 3, 2, 16)  # torch fills what is larger (poison) with threads that a child lacks
     assert in_a_fork(lambda: neighborhood_attention_2d_packed(qkv, 7, backend="cpu"))

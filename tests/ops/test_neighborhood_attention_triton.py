@@ -1,6 +1,6 @@
-"""neighborhood_attention on Triton: in its interpreter where there is no GPU; what only a GPU can show is marked.
+"""neighborhood_attention in Triton, in its interpreter if there is no GPU; tests that need a GPU are marked.
 
-An interpreted program takes a tenth of a second, so problems are as small as what they are to show.
+An interpreted program takes a tenth of a second, so the problems are as small as possible.
 """
 
 import pytest
@@ -57,24 +57,24 @@ def test_equals_natten_with_bias(golden):
     assert (d_rpb - expected).abs().max() <= 1e-6 * expected.abs().max()
 
 
-def test_the_bias_gradient_adds_up_in_parts(monkeypatch):
+def test_bias_gradient_in_parts_equals_one_sum(monkeypatch):
     case = Case(1, (6, 7), 1, 2, 2, bias=True)
-    whole = case.attend(torch.float32, "triton")
+    whole = case.run(torch.float32, "triton")
     monkeypatch.setattr(triton_kernels, "QUERIES", 16)
     monkeypatch.setattr(triton_kernels, "CHANNELS", 128)
-    for one, other in zip(case.attend(torch.float32, "triton"), whole, strict=True):
+    for one, other in zip(case.run(torch.float32, "triton"), whole, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("wanted", range(4))
-def test_only_the_wanted_gradient(wanted):
+@pytest.mark.parametrize("needed", range(4))
+def test_only_the_needed_gradient(needed):
     case = Case(1, (2, 3), 1, 2, 2, bias=True)
     tensors = [t.float() for t in (*case.tensors[0].unbind(3), case.tensors[1])]
-    leaves = [t.clone().requires_grad_(i == wanted) for i, t in enumerate(tensors)]
+    leaves = [t.clone().requires_grad_(i == needed) for i, t in enumerate(tensors)]
     grads = []
     for backend in ("triton", "reference"):
         out = neighborhood_attention_2d(*leaves[:3], 2, rpb=leaves[3], backend=backend)
-        grads += torch.autograd.grad(out.square().sum(), leaves[wanted])
+        grads += torch.autograd.grad(out.square().sum(), leaves[needed])
     torch.testing.assert_close(*grads)
 
 

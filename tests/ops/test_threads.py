@@ -1,21 +1,24 @@
-"""Whose threads the C++ kernels run on: torch's OpenMP, but in a forked child."""
+"""Tests which threads the C++ kernels use: those of torch's OpenMP, except in a forked child."""
 
 import os
 
+import pytest
 import torch
 
 from inr_kernels import _C
 
+pytestmark = pytest.mark.alone
 
-def test_threads_are_those_of_torch(in_a_fork):
-    """But in a forked child, where those are dead."""
+
+def test_uses_openmp_except_in_a_forked_child(in_a_fork):
+    """OpenMP's threads do not exist in a forked child."""
     parent = os.getpid()
     assert _C.has_openmp()
     assert in_a_fork(lambda: torch.tensor(_C.has_openmp() == (os.getpid() == parent)))
 
 
-def test_forked_child_is_the_first_to_compute(run_python):
-    """Its parent has used torch's threads, but no kernel."""
+def test_first_kernel_call_in_a_forked_child(run_python):
+    """The parent has used torch's threads, but has not called a kernel."""
     code = """if True:
         import os, signal, torch, inr_kernels
         torch.set_num_threads(2)

@@ -1,11 +1,11 @@
-"""unmask_attention: its numbers, against eq. 6-7 as written and against float64, on every backend that runs here."""
+"""The accuracy of unmask_attention, against eq. 6-7 and float64, on every backend that runs here."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from unmask_attention_cases import HOLES, SHAPES, Case, assert_as_accurate, mask_of
+from unmask_attention_cases import HOLES, SHAPES, Case, assert_kernel_as_accurate, mask_of
 
 from inr_kernels import unmask_attention
 
@@ -17,7 +17,7 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("hole", HOLES)
 def test_equals_the_paper(hole, backend):
-    """Eq. 6-7 with the framework's own attention, which masks no keys."""
+    """Eq. 6-7 with torch's own attention, which masks no keys."""
     case = Case((2, 12, 6, 9), hole)
     feat = case.feat.float().requires_grad_()
     tokens = feat.flatten(2).mT
@@ -30,8 +30,8 @@ def test_equals_the_paper(hole, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_masked_keys_take_no_part(backend):
-    """The known pixels alone, as if there were no others; a hole gets their mean."""
+def test_masked_keys_are_excluded(backend):
+    """Known pixels attend to known pixels only; masked pixels get the mean of the known ones."""
     case = Case((1, 6, 5, 7), "some")
     feat, known = case.feat.float(), case.mask.flatten() == 0
     out = unmask_attention(feat, case.mask, mask_keys=True, backend=backend).flatten(2)[0]
@@ -43,7 +43,7 @@ def test_masked_keys_take_no_part(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_literal_numbers(backend):
-    """Two pixels of one channel, 0 and log 3: the second weighs them 1 : e^(log² 3)."""
+    """Two pixels of one channel, 0 and log 3: the second gives them the weights 1 : e^(log² 3)."""
     feat, x = torch.tensor([0.0, 1.0986123]).view(1, 1, 1, 2), 1.0986123
     out = unmask_attention(feat, torch.zeros(1, 1, 1, 2), backend=backend).flatten()
     weight = torch.tensor(x * x).exp()
@@ -58,21 +58,21 @@ def test_literal_numbers(backend):
 @pytest.mark.parametrize("hole", HOLES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_as_accurate_as_eager(dtype, hole, mask_keys):
-    assert_as_accurate(Case((2, 33, 13, 17), hole, mask_keys), dtype, "cpu")
+    assert_kernel_as_accurate(Case((2, 33, 13, 17), hole, mask_keys), dtype, "cpu")
 
 
 @pytest.mark.parametrize("mask_keys", [False, True])
 @pytest.mark.parametrize("hole", HOLES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_as_accurate_as_eager_in_triton(dtype, hole, mask_keys):
-    assert_as_accurate(Case((2, 20, 9, 11), hole, mask_keys), dtype, "triton")
+    assert_kernel_as_accurate(Case((2, 20, 9, 11), hole, mask_keys), dtype, "triton")
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_shapes(name):
     for dtype in (torch.float32, torch.bfloat16):
         for mask_keys in (False, True):
-            assert_as_accurate(Case(SHAPES[name], "some", mask_keys), dtype, "cpu")
+            assert_kernel_as_accurate(Case(SHAPES[name], "some", mask_keys), dtype, "cpu")
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -80,7 +80,7 @@ def test_shapes_in_triton(name):
     batch, channels, *sides = SHAPES[name]
     sides = [min(side, 24) if min(sides) > 24 else side for side in sides]  # the interpreter is slow
     for dtype, widest in ((torch.float32, 64), (torch.float16, 256)):
-        assert_as_accurate(Case((batch, min(channels, widest), *sides), "mixed"), dtype, "triton")
+        assert_kernel_as_accurate(Case((batch, min(channels, widest), *sides), "mixed"), dtype, "triton")
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
@@ -93,7 +93,7 @@ def test_shapes_in_triton(name):
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
 def test_random_problems(shape, hole, mask_keys, scale, size, dtype):
-    assert_as_accurate(Case(shape, hole, mask_keys, scale, size), dtype, "cpu")
+    assert_kernel_as_accurate(Case(shape, hole, mask_keys, scale, size), dtype, "cpu")
 
 
 @pytest.mark.parametrize("mask_keys", [False, True])
@@ -110,8 +110,8 @@ def test_gradgradcheck_through_the_reference():
 
 
 @pytest.mark.parametrize("backend", KERNELS)
-def test_a_hole_is_the_mean_to_the_last_bit(backend):
-    """However far the values lie apart; a sum of float32 would be off."""
+def test_masked_pixels_are_exactly_the_mean(backend):
+    """Also of values of very different size, whose sum in float32 would be inexact."""
     feat = torch.cat((torch.full((1, 1, 8, 8), 1e4), torch.rand(1, 1, 8, 8)), 3)
     feat = feat.double().float()
     mask = torch.ones(1, 1, 8, 16)
@@ -122,7 +122,7 @@ def test_a_hole_is_the_mean_to_the_last_bit(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_large_scores(backend):
-    """Scores of ±1e4: the softmax is a maximum, nothing overflows."""
+    """With scores of ±1e4 the softmax selects the maximum, and nothing overflows."""
     feat = torch.randn(1, 4, 5, 6) * 100
     mask = mask_of("some", 1, 5, 6)
     feat.requires_grad_()
@@ -145,8 +145,8 @@ def test_nan_and_infinity_reach_every_pixel_of_their_image(value, backend):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_an_image_beside_one_of_infinities_has_its_own_gradient(dtype):
-    """One thread packs both; the second has an odd number of pixels outside the hole, which do not fill a vector."""
+def test_infinities_in_one_image_do_not_affect_the_gradient_of_another(dtype):
+    """One thread packs both images; the known pixels of the second do not fill whole vectors."""
     feat, mask, grad = torch.randn(2, 3, 5, 5), torch.zeros(2, 1, 5, 5), torch.randn(2, 3, 5, 5)
     feat[0], mask[1, :, 4], mask[1, 0, 3, 4] = torch.inf, 1, 1
     feat, grad = feat.to(dtype).requires_grad_(), grad.to(dtype)
@@ -155,11 +155,11 @@ def test_an_image_beside_one_of_infinities_has_its_own_gradient(dtype):
     assert torch.equal(both[1], alone[1])
 
 
-def test_gradients_are_the_same_in_every_run_and_for_every_number_of_threads():
+def test_gradients_are_deterministic_for_any_number_of_threads():
     case, before, runs = Case((2, 16, 30, 31), "mixed"), torch.get_num_threads(), []
-    for threads in (1, before, 5, 5):
+    for threads in (1, 2, 5, 5):
         torch.set_num_threads(threads)
-        runs.append(case.attend(torch.float32, "cpu"))
+        runs.append(case.run(torch.float32, "cpu"))
     torch.set_num_threads(before)
     assert all(torch.equal(a, b) for run in runs for a, b in zip(run, runs[0], strict=True))
 
@@ -167,13 +167,13 @@ def test_gradients_are_the_same_in_every_run_and_for_every_number_of_threads():
 @pytest.mark.parametrize("isa", ["generic", "avx2", "avx512", "avx512bf16"])
 def test_every_instruction_set(run_python, expected_isa, isa):
     code = (
-        "import sys; sys.path.insert(0, 'tests'); import torch\n"
+        "import torch\n"
         "from inr_kernels import _C\n"
-        "from unmask_attention_cases import HOLES, Case, assert_as_accurate\n"
+        "from unmask_attention_cases import HOLES, Case, assert_kernel_as_accurate\n"
         "torch.manual_seed(0)\n"
         "for hole in HOLES:\n"
         "    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):\n"
-        "        assert_as_accurate(Case((2, 21, 9, 31), hole), dtype, 'cpu')\n"
+        "        assert_kernel_as_accurate(Case((2, 21, 9, 31), hole), dtype, 'cpu')\n"
         "print(_C.isa())"
     )
     assert run_python(code, INR_KERNELS_ISA=isa).strip() == expected_isa(isa)

@@ -1,4 +1,4 @@
-"""unmask_attention: what it promises beside numbers: errors, empty calls, memory, torch's machinery."""
+"""unmask_attention apart from its values: errors, empty calls, memory, torch.compile, export, opcheck."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ BAD = {
     "scale no number": ({"scale": "1"}, ValueError, "scale must be a finite number or None; got '1'"),
     "scale NaN": ({"scale": float("nan")}, ValueError, "scale must be a finite number or None; got nan"),
     "mask_keys no bool": ({"mask_keys": 1}, ValueError, "mask_keys must be a bool; got 1"),
-    "backend no name": ({"backend": 3}, TypeError, "backend must be the name of one or None; got 3"),
+    "backend no name": ({"backend": 3}, TypeError, "backend must be a name or None; got 3"),
     "no such backend": ({"backend": "fast"}, ValueError, "backend must be one of cpu, reference, triton"),
 }
 
@@ -43,18 +43,26 @@ def test_bad_argument(name):
         unmask_attention(**{"feat": FEAT, "mask": MASK} | changes)
 
 
-def test_the_op_itself_refuses_what_would_read_foreign_memory():
+def test_op_checks_bounds():
     forward, weight = torch.ops.inr_kernels.unmask_attention, torch.ones(2, 30)
     feat = FEAT.flatten(2)
     out, softmax = forward(feat, weight, 0.5, False, "")
     for wrong in (weight[:, 1:], weight[:1], weight.double(), weight.half()):
-        with pytest.raises(ValueError, match="expected"):
+        with pytest.raises(ValueError, match="weight must have"):
             forward(feat, wrong, 0.5, False, "")
+    with pytest.raises(ValueError, match="feat must have 3 dimensions"):
+        forward(FEAT, weight, 0.5, False, "")
     backward = torch.ops.inr_kernels.unmask_attention_backward
-    good = [feat, feat, weight, out, softmax, 0.5, False, ""]
+    good = [feat, out, softmax, feat, weight, 0.5, False, ""]
     backward(*good)
-    for i, wrong in [(0, feat[:, :1]), (0, feat.double()), (3, out[..., 1:]), (4, softmax[:, :1])]:
-        with pytest.raises(ValueError, match="expected"):
+    for i, wrong, name in [
+        (0, feat[:, :1], "grad"),
+        (0, feat.double(), "grad"),
+        (1, out[..., 1:], "out"),
+        (2, softmax[:, :1], "softmax"),
+        (4, weight[:1], "weight"),
+    ]:
+        with pytest.raises(ValueError, match=f"{name} must have"):
             backward(*good[:i], wrong, *good[i + 1 :])
 
 
@@ -72,7 +80,7 @@ def test_masks_of_any_dtype(dtype):
     assert torch.equal(unmask_attention(feat, mask.to(dtype)), unmask_attention(feat, mask))
 
 
-def test_a_mask_beyond_0_and_1_is_clamped():
+def test_mask_is_clamped_to_0_and_1():
     feat, mask = torch.randn(2, 4, 5, 6), mask_of("some", 2, 5, 6)
     assert torch.equal(unmask_attention(feat, 255 * mask), unmask_attention(feat, mask))
 
@@ -91,7 +99,7 @@ def test_any_strides(layout):
     assert out.is_contiguous()
 
 
-def test_a_gradient_of_any_strides():
+def test_gradient_with_any_strides():
     feat, mask = torch.randn(2, 4, 5, 6, requires_grad=True), mask_of("some", 2, 5, 6)
     grads = [
         torch.autograd.grad(unmask_attention(feat, mask), feat, grad)[0]
@@ -100,7 +108,7 @@ def test_a_gradient_of_any_strides():
     assert torch.equal(*grads)
 
 
-def test_what_is_saved_is_linear_in_the_pixels():
+def test_saved_memory_is_linear_in_the_pixels():
     feat, mask = torch.randn(1, 8, 40, 40, requires_grad=True), mask_of("some", 1, 40, 40)
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
@@ -108,8 +116,9 @@ def test_what_is_saved_is_linear_in_the_pixels():
     assert sum(t.numel() for t in saved) == 1600 * (8 + 8 + 1 + 2)
 
 
+@pytest.mark.alone
 def test_many_small_images_take_little_memory(run_python):
-    """Less than one of the blocks, in which large images are cut, for each."""
+    """Each takes less than one of the blocks into which large images are divided."""
     code = """if True:
         import resource, torch
         from inr_kernels import unmask_attention
@@ -120,10 +129,10 @@ def test_many_small_images_take_little_memory(run_python):
         attend(3)
         print(-attend(3) + attend(20000))
     """
-    assert int(run_python(code)) < 20000 * 16, "KB, as many as"
+    assert int(run_python(code)) < 20000 * 16, "KB"
 
 
-def test_the_masks_gradient_and_transforms_come_from_the_reference():
+def test_mask_gradient_and_transforms_use_the_reference():
     feat, mask = torch.randn(1, 3, 3, 4, dtype=torch.float64), torch.rand(1, 1, 3, 4, dtype=torch.float64)
     for mask_keys in (False, True):
         attend = lambda f, m, k=mask_keys: unmask_attention(f, m, mask_keys=k)  # noqa: E731
@@ -169,12 +178,12 @@ def test_opcheck_forward(mask_keys, gradients):
 def test_opcheck_backward():
     feat, weight, *form = arguments()
     out, softmax = torch.ops.inr_kernels.unmask_attention(feat, weight, *form)
-    args = torch.randn_like(feat), feat, weight, out, softmax, *form
+    args = torch.randn_like(feat), out, softmax, feat, weight, *form
     torch.library.opcheck(torch.ops.inr_kernels.unmask_attention_backward.default, args)
 
 
 class Model(torch.nn.Module):
-    """Features, and the attention on them, as people train them."""
+    """Features, and the attention on them, as in training."""
 
     def __init__(self):
         super().__init__()
@@ -218,7 +227,7 @@ def test_layer_holds_its_options():
     assert torch.equal(layer(feat, mask), unmask_attention(feat, mask, scale=0.5, mask_keys=True))
 
 
-def test_explain_and_wishes(capsys, monkeypatch):
+def test_explain_and_requested_backend(capsys, monkeypatch):
     text = explain(unmask_attention, FEAT.bfloat16(), MASK)
     assert capsys.readouterr().out.strip() == text
     assert text.startswith("unmask_attention on cpu, bfloat16\n  cpu        runs  <- default")
@@ -232,17 +241,17 @@ def test_explain_and_wishes(capsys, monkeypatch):
 
 
 def test_the_reference_runs_in_parts(monkeypatch):
-    """A backend in bounded memory, too: here some rows at a time."""
+    """The reference also runs in bounded memory: here some rows at a time."""
     case = Case((2, 5, 6, 7), "mixed")
-    whole = case.attend(torch.float64, "reference")
+    whole = case.run(torch.float64, "reference")
     monkeypatch.setattr(op, "_REFERENCE_SCORES", 1000)
-    with inr_kernels.backend("reference"):  # through the op, as where there is no other
+    with inr_kernels.backend("reference"):  # through the op, as where no other backend can run
         feat, weight = case.feat.flatten(2).requires_grad_(), 1 - case.mask.double().flatten(1)
         out, _ = torch.ops.inr_kernels.unmask_attention(feat, weight, 5**-0.5, False, "")
         (grad,) = torch.autograd.grad(out, feat, case.grad.flatten(2))
     torch.testing.assert_close((out, grad), tuple(t.flatten(2) for t in whole))
 
 
-def test_forked_child_attends(in_a_fork):
+def test_works_in_a_forked_child(in_a_fork):
     feat, mask = torch.randn(1, 16, 40, 40), mask_of("some", 1, 40, 40)
     assert in_a_fork(lambda: unmask_attention(feat, mask, backend="cpu"))

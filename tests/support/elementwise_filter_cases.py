@@ -1,11 +1,16 @@
-"""Problems for the tests of elementwise_filter, and the rule for how close is close."""
+"""Random problems for the tests of elementwise_filter, their tolerances, and the Triton launches to compile."""
 
+import itertools
 import math
 from dataclasses import dataclass, field
 
 import torch
 
 from inr_kernels import elementwise_filter
+from inr_kernels.elementwise_filter import triton_kernels
+
+# Tests that reach every loop and border of the C++: test_sanitizers.py runs them.
+SANITIZED = ["test_shapes", "gradcheck", "needed_gradient", "checks_bounds", "extreme", "nan_stays", "empty"]
 
 DELTA, LITERAL, PLAIN = (2.0, 0.0, -1.0), (1.0, 1.0, -1.0), (0.0, 0.0, 1.0)  # alpha, beta, gamma
 
@@ -42,7 +47,7 @@ SHAPES = {
 
 @dataclass
 class Case:
-    """A filtering problem in float64, to be cast to what is tested."""
+    """A filtering problem in float64, cast to the dtype under test."""
 
     batch: int = 2
     channels: int = 6
@@ -101,10 +106,10 @@ class Case:
             return kernel.repeat_interleave(2, 3)[..., ::2]
         return kernel
 
-    def filter(self, dtype, backend, rounded=torch.float64):
+    def run(self, dtype, backend, rounded=torch.float64):
         """The output and the gradients of (output * a fixed random tensor).sum() with respect to x and kernel.
 
-        rounded: the dtype that the inputs went through before; a truth starts from what was tested.
+        rounded: the dtype to round the inputs to first, so that float64 starts from the values under test.
         """
         x, kernel = (t.to(rounded).to(dtype) for t in self.tensors[:2])
         x = x.contiguous(memory_format=torch.channels_last) if self.layout == "channels_last" else x
@@ -117,14 +122,14 @@ class Case:
 
 
 def assert_kernel_as_accurate(case, dtype, backend):
-    """Each error against float64 is at most twice eager's in the same dtype, or a few roundings.
+    """Asserts that each error against float64 is at most twice eager's in the same dtype, or a few roundings.
 
-    In the largest element and in relative norm. The scale is the truth's, but at least that of its summands (about
-    one): where all taps read the same pixel the logits' gradient is exactly zero, and its sum cancels.
+    Measured in the largest element and in relative norm. The scale is that of the exact result, but at least that of
+    its summands (about one): where all taps read the same pixel, the logits' gradient is exactly zero by cancellation.
     """
-    truth = case.filter(torch.float64, "reference", rounded=dtype)
-    eager = case.filter(dtype, "reference")
-    for i, (result, other, exact) in enumerate(zip(case.filter(dtype, backend), eager, truth, strict=True)):
+    truth = case.run(torch.float64, "reference", rounded=dtype)
+    eager = case.run(dtype, "reference")
+    for i, (result, other, exact) in enumerate(zip(case.run(dtype, backend), eager, truth, strict=True)):
         assert result.shape == exact.shape
         assert result.dtype == other.dtype == dtype
         few = 1e-6 if i == 0 else 4e-6
@@ -134,3 +139,40 @@ def assert_kernel_as_accurate(case, dtype, backend):
             scale = max(norm(exact), math.sqrt(exact.numel()) if name == "norm" else 1.0)
             error, allowed = norm(result.double() - exact) / scale, 2 * norm(other.double() - exact) / scale + few
             assert error <= allowed, f"tensor {i}, {name}: error {error:.1e}, allowed {allowed:.1e}"
+
+
+def gpu_problems(dtype):
+    """(name, options of Case) for the tests on a GPU."""
+    yield "DEAR's", {"channels": 64, "groups": 64, "size": (20, 33), "normalize": "taps", "coefficients": DELTA}
+    kinds = list(triton_kernels.NORMALIZATIONS)
+    for padding, normalize in itertools.product(triton_kernels.PADDINGS, kinds):
+        options = {"padding": padding, "normalize": normalize, "window": normalize != "none", "groups": 3}
+        yield f"{padding}, {normalize}", options | {"coefficients": (0.5, 0.25, 2.0)}
+    for (name, shape), normalize in zip(SHAPES.items(), itertools.cycle(kinds), strict=False):
+        padding = "zeros" if isinstance(shape.get("dilation"), tuple) else "reflect"
+        yield name, shape | {"padding": padding, "normalize": normalize, "coefficients": LITERAL}
+
+
+COMPILED = {  # as they appear in the papers of these names
+    "DEAR": {"normalize": "taps", "alpha": 2.0, "gamma": -1.0},
+    "STFAN": {"kernel_size": (5, 5), "padding": "replicate"},
+    "PASA": {"groups": 2, "stride": 2, "padding": "reflect", "normalize": "all"},
+    "CARAFE": {"kernel_size": (9, 9), "groups": 1, "upscale": 2, "normalize": "taps", "log_window": torch.empty(9, 9)},
+}
+
+
+def compilations(dtype, arch):
+    """Launches each filter of COMPILED, forward and backward; yields its name before."""
+    for name, options in COMPILED.items():
+        if dtype == torch.float32 and name in ("STFAN", "PASA"):
+            continue  # float32 differs in the loads and stores only, which the other two cover
+        yield name
+        defaults = {"kernel_size": (3, 3), "groups": 64, "dilation": (1,), "stride": 1, "upscale": 1}
+        defaults |= {"padding": "zeros", "normalize": "none", "alpha": 0.0, "beta": 0.0, "gamma": 1.0}
+        options = {**defaults, "log_window": None, **options}
+        taps, side = math.prod(options["kernel_size"]), 64 * options["upscale"] // options["stride"]
+        x = torch.empty(2, 64, 64, 64, dtype=dtype)
+        kernel = torch.empty(2, options["groups"] * taps, side, side, dtype=dtype)
+        triton_kernels.forward(x, kernel, *options.values())
+        grad = torch.empty(1, 2, 64, side, side, dtype=dtype)
+        triton_kernels.backward(grad, x, kernel, *options.values(), needs_x=True, needs_kernel=True)

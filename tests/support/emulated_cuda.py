@@ -1,6 +1,7 @@
-"""The CUDA kernels on the host: sources compiled by g++ against tests/support/cuda_on_host, and a `_C` to reach them.
+"""Builds the CUDA kernels for the host, and replaces `_C` by the result.
 
-What the emulation follows, and what it notices, stands in tests/support/cuda_on_host/machine.h.
+The sources are compiled by g++ with the headers of tests/support/cuda_on_host, whose machine.h describes what the
+emulation reproduces and which errors it detects.
 """
 
 import ctypes
@@ -13,7 +14,7 @@ Integer, Address = ctypes.c_int64, ctypes.c_void_p
 
 
 def build(folder, *kernels, csrc=ROOT / "csrc"):
-    """The library of these files of csrc/cuda, compiled into the folder."""
+    """Compiles these files of csrc/cuda into a library in the folder, and loads it."""
     library = Path(folder) / "cuda_on_host.so"
     options = ["-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-U_FORTIFY_SOURCE"]
     options += ["-Wall", "-Wextra", "-Wno-unknown-pragmas", f"-I{HOST}", f"-I{csrc}", "-x", "c++"]
@@ -26,13 +27,13 @@ def build(folder, *kernels, csrc=ROOT / "csrc"):
 
 
 class Plane(ctypes.Structure):
-    """csrc/inr.h's, as the next one."""
+    """inr::Plane of csrc/inr.h."""
 
     _fields_ = [("data", Address), ("batch", Integer), ("row", Integer), ("col", Integer)]
 
 
 class Problem(ctypes.Structure):
-    """inr::LocalImplicit"""
+    """inr::LocalImplicit of csrc/inr.h."""
 
     _fields_ = [
         *[(name, Integer) for name in ["batch", "rows", "cols", "height", "width", "band_start", "band_rows"]],
@@ -49,7 +50,7 @@ class Problem(ctypes.Structure):
 
 
 class Native:
-    """`_C` for op.py, with the one class that it asks for."""
+    """Replaces `_C` in local_implicit/op.py, with the attributes that it uses."""
 
     cuda_archs, max_depth = "80", 64
 
@@ -57,12 +58,12 @@ class Native:
         self.library = library
 
     def LocalImplicit(self, **arguments):
-        """As `_C.LocalImplicit`, whose keywords these are."""
+        """Takes the keyword arguments of `_C.LocalImplicit`."""
         return LocalImplicit(self.library, **arguments)
 
 
 class LocalImplicit:
-    """`_C.LocalImplicit` with its CUDA entries alone."""
+    """`_C.LocalImplicit` with only its CUDA methods."""
 
     def __init__(self, library, *, type, queries, size, band, widths, y, x, cell, weights, biases, **rest):
         self.library, self.type = library, type

@@ -1,10 +1,15 @@
-"""Random problems for fourier_unit, and what "as accurate as eager" means."""
+"""Random problems for the tests of fourier_unit, their tolerances, and the Triton launches to compile."""
 
+import itertools
 from dataclasses import dataclass, field
 
 import torch
 
 from inr_kernels import fourier_unit
+from inr_kernels.fourier_unit import triton_kernels
+
+# Tests that reach every loop and border of the C++: test_sanitizers.py runs them.
+SANITIZED = ["winograd", "halves_of", "test_shapes"]
 
 SHAPES = {
     "two tiles of frequencies": {"size": (13, 16)},
@@ -20,7 +25,7 @@ SHAPES = {
 
 @dataclass
 class Case:
-    """A problem in float64, to be cast to what is tested: x, weight, bn_weight, bn_bias, and the running statistics."""
+    """A problem in float64, cast to the dtype under test: x, weight, bn_weight, bn_bias, and the running statistics."""
 
     batch: int = 2
     channels: int = 4
@@ -44,8 +49,8 @@ class Case:
     def run(self, dtype, backend, rounded=torch.float64, **options):
         """The output, the gradients of (output * a fixed random tensor).sum(), and the statistics afterwards.
 
-        rounded: the dtype that x went through before; a truth starts from what was tested. Parameters stay in float32
-        beside a half-precision x.
+        rounded: the dtype to round x to first, so that float64 starts from the values under test. Parameters stay in
+        float32 beside a half-precision x.
         """
         parameters = torch.promote_types(dtype, torch.float32)
         kept = torch.promote_types(rounded, torch.float32)
@@ -64,16 +69,37 @@ class Case:
         return [out.detach(), *grads, *statistics]
 
 
-def assert_as_accurate(case, dtype, backend, **options):
-    """Each error against float64 is at most twice eager's in the same dtype, or a few roundings, in two norms."""
+def assert_kernel_as_accurate(case, dtype, backend, **options):
+    """Asserts that each error against float64 is at most twice eager's, or a few roundings, in two norms."""
     truth = case.run(torch.float64, "reference", rounded=dtype)
     eager = case.run(dtype, "reference")
     for i, (result, other, exact) in enumerate(zip(case.run(dtype, backend, **options), eager, truth, strict=True)):
         assert result.shape == exact.shape
         assert result.dtype == other.dtype
-        few = 4 * torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+        few = 8 if case.training else 4  # statistics of a few values amplify rounding
+        few *= torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
         few += torch.finfo(dtype).eps if result.dtype.itemsize == 2 else 0  # the result's own rounding
         for norm in (lambda t: t.abs().max().item(), lambda t: torch.linalg.vector_norm(t).item()):
             scale = max(norm(exact), 1e-300)
             error, allowed = norm(result.double() - exact) / scale, 2 * norm(other.double() - exact) / scale + few
             assert error <= allowed, f"tensor {i}: error {error:.1e}, allowed {allowed:.1e}"
+
+
+def gpu_problems(dtype):
+    """(name, options of Case) for the tests on a GPU."""
+    yield "LaMa's", {"channels": 192, "outputs": 192, "size": (64, 64)}
+    yield "larger than the matrix-product DFT", {"size": (70, 66)}
+    for (name, shape), training in zip(SHAPES.items(), itertools.cycle([False, True]), strict=False):
+        yield name, shape | {"training": training}
+
+
+def compilations(dtype, arch):
+    """Launches the product on Big-LaMa's spectrum at 512², and the DFT of its columns; yields the precision before.
+
+    The spectrum is always float32; dtype bfloat16 selects TF32, on the tensor cores.
+    """
+    torch.set_float32_matmul_precision("highest" if dtype == torch.float32 else "high")
+    yield "ieee" if dtype == torch.float32 else "tf32"
+    spectrum, weight = torch.empty(1, 192, 64, 33, dtype=torch.complex64), torch.empty(384, 384)
+    triton_kernels.product(spectrum, weight, torch.empty(384), True, 1)
+    triton_kernels.product(spectrum.view(192, 64, 1, 33), torch.empty(128, 128), None, False, 1)

@@ -1,11 +1,18 @@
-"""Problems for the tests of local_implicit, and the one rule for how close is close."""
+"""Random problems for the tests of local_implicit, their tolerances, and the Triton launches to compile."""
 
+import itertools
 from dataclasses import dataclass, field
+from functools import partial
+from unittest import mock
 
 import torch
 
 from inr_kernels import local_implicit_decode
+from inr_kernels.local_implicit import triton_kernels
 from inr_kernels.local_implicit.reference import pixel_centres
+
+# Tests that reach every loop and border of the C++: test_sanitizers.py runs them.
+SANITIZED = ["shapes_and_scales", "layouts", "needed_gradient", "checks_bounds", "non_finite", "gradcheck", "heap"]
 
 FLAGS = [(u, e, c) for u in (False, True) for e in (False, True) for c in (False, True)]
 
@@ -51,7 +58,7 @@ SHAPES = {
 
 @dataclass
 class Case:
-    """A decoding problem in float64, to be cast to what is tested."""
+    """A decoding problem in float64, cast to the dtype under test."""
 
     batch: int = 2
     channels: int = 5
@@ -65,6 +72,7 @@ class Case:
     ensemble_after: str = "last"
     grid: tuple = ()  # the queries are this grid's pixels
     spread: float = 1.2  # else random in [-spread, spread]
+    relu_margin: bool = False  # every hidden unit is far from its ReLU's corner, which rounding would cross at random
     tensors: dict = field(default_factory=dict)
 
     def __post_init__(self):
@@ -91,6 +99,10 @@ class Case:
             "weights": weights,
             "biases": biases,
         }
+        if self.relu_margin:
+            for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+                weight *= 0.3
+                bias += torch.where(torch.arange(len(bias)) % 3 > 0, 4.0, -4.0)
 
     def cast(self, dtype):
         """feat, coord, cell, weights, biases in dtype; coordinates stay float32."""
@@ -100,9 +112,9 @@ class Case:
         return cast[0], t["coord"], t["cell"], cast[1 : 1 + n], cast[1 + n :]
 
     def decode(self, dtype, backend, gradients=False, rounded=torch.float64):
-        """The output and, if asked, the gradients of (output * a fixed random tensor).sum().
+        """The output and, if requested, the gradients of (output * a fixed random tensor).sum().
 
-        rounded: the dtype that the inputs went through before; a truth starts from what was tested.
+        rounded: the dtype to round the inputs to first, so that float64 starts from the values under test.
         """
         feat, coord, cell, weights, biases = self.cast(rounded)
         leaves = [t.to(dtype).requires_grad_(gradients) for t in (feat, *weights, *biases)]
@@ -124,28 +136,22 @@ class Case:
         grad = torch.randn(out.shape, dtype=torch.float64, device=out.device, generator=generator).to(rounded).to(dtype)
         return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
 
-
-def far_from_corners(case):
-    """The case with every hidden unit far from its ReLU's corner: rounding would take some over it at random."""
-    for weight in case.tensors["weights"][:-1]:
-        weight *= 0.3
-    for bias in case.tensors["biases"][:-1]:
-        bias.copy_(torch.where(torch.arange(len(bias)) % 3 > 0, 4.0, -4.0) + bias)
-    return case
+    def run(self, dtype, backend, rounded=torch.float64):
+        """`decode` with gradients."""
+        return self.decode(dtype, backend, gradients=True, rounded=rounded)
 
 
 def assert_kernel_as_accurate(case, dtype, backend="cpu"):
-    """Output and gradients of a backend, judged by `assert_as_accurate`."""
-    truth = case.decode(torch.float64, "reference", True, rounded=dtype)
-    eager = case.decode(dtype, "reference", True)
-    assert_as_accurate(case.decode(dtype, backend, True), eager, truth)
+    """Applies `assert_as_accurate` to the output and the gradients of a backend."""
+    truth = case.run(torch.float64, "reference", rounded=dtype)
+    assert_as_accurate(case.run(dtype, backend), case.run(dtype, "reference"), truth)
 
 
 def assert_as_accurate(results, eager, truth):
-    """Each error against float64 is at most twice eager's in the same dtype, or a few roundings.
+    """Asserts that each error against float64 is at most twice eager's in the same dtype, or a few roundings.
 
-    The first tensor is the output, to 1e-6; the others are gradients, sums that may cancel, to 1e-5.
-    Both in the largest element, relative to the truth's largest, and in relative norm.
+    The first tensor is the output, to 1e-6; the others are gradients, sums that may cancel, to 1e-5. Both in the
+    largest element, relative to the largest of the exact result, and in relative norm.
     """
     for i, (result, other, exact) in enumerate(zip(results, eager, truth, strict=True)):
         assert result.shape == exact.shape
@@ -158,3 +164,31 @@ def assert_as_accurate(results, eager, truth):
             error = norm(result.double() - exact) / scale
             allowed = 2 * norm(other.double() - exact) / scale + few
             assert error <= allowed, f"tensor {i}: error {error:.1e}, allowed {allowed:.1e}"
+
+
+def gpu_problems(dtype):
+    """(name, options of Case) for the tests on a GPU."""
+    half = {"relu_margin": dtype != torch.float32}
+    yield "LIIF's decoder", {"hidden": (256,) * 4, "channels": 64, "queries": 500} | half
+    for name, shape in (CASES | SHAPES).items():
+        yield name, shape | half
+    for (unfold, ensemble, cell), after in itertools.product(FLAGS, ("last", "first")):
+        flags = {"feat_unfold": unfold, "local_ensemble": ensemble, "cell_decode": cell, "ensemble_after": after}
+        yield f"u{unfold:d}e{ensemble:d}c{cell:d}-{after}", flags | half
+
+
+def compilations(dtype, arch):
+    """Launches LIIF's decoder, 256 x 4 to 3 channels, on one 48 x 48 patch; yields the ensemble's place before."""
+    for after in ("last", "first"):
+        yield after
+        first, empty = after == "first", partial(torch.empty, dtype=dtype)
+        widths = [256, 256, 256, 256, 3]
+        inputs = [258 if first else 256, *widths[1:-1]]  # the cell's two columns join the blend
+        weights = [empty(n, k) for n, k in zip(widths[1:], inputs, strict=True)]
+        arguments = {"hoisted": empty(1, 48, 48, 256), "y": torch.empty(1, 64, 64), "x": torch.empty(1, 64, 64)}
+        arguments |= {"cell": torch.empty(1, 64, 64, 2), "position_weight": empty(256, 2 if first else 4)}
+        arguments |= {"weights": weights, "biases": [empty(n) for n in widths[1:]], "height": 48, "band_start": 0}
+        arguments |= {"local_ensemble": True, "ensemble_first": first}
+        with mock.patch.object(triton_kernels, "capability", return_value=divmod(arch, 10)):
+            triton_kernels.forward(*arguments.values())
+            triton_kernels.backward(empty(1, 64, 64, 3), *arguments.values(), needs_hoisted=True, needs_weights=True)

@@ -1,11 +1,16 @@
-"""Problems for the tests of neighborhood_attention, and the rule for how close is close."""
+"""Random problems for the tests of neighborhood_attention, their tolerances, and the Triton launches to compile."""
 
+import itertools
 import math
 from dataclasses import dataclass, field
 
 import torch
 
 from inr_kernels import neighborhood_attention_2d, neighborhood_attention_2d_packed
+from inr_kernels.neighborhood_attention import triton_kernels
+
+# Tests that reach every loop and border of the C++: test_sanitizers.py runs them.
+SANITIZED = ["test_as_accurate", "gradcheck_through", "checks_bounds", "extreme", "nan_and", "empty", "needed_gradient"]
 
 SHAPES = {
     "one pixel": {"size": (1, 1), "kernel_size": 1},
@@ -24,7 +29,7 @@ SHAPES = {
     "K 1 x 1": {"kernel_size": 1},
     "dilation 2 x 3": {"dilation": (2, 3), "size": (9, 23)},
     "dilation 9": {"dilation": 9, "kernel_size": 2, "size": (19, 22)},
-    "dilation as large as it may": {"dilation": (3, 6), "size": (9, 20)},
+    "largest dilation": {"dilation": (3, 6), "size": (9, 20)},
     "stride 2": {"kernel_size": 5, "stride": 2},
     "stride 3 x 2": {"kernel_size": (5, 4), "stride": (3, 2), "dilation": (1, 2)},
     "stride K": {"kernel_size": (3, 6), "stride": (3, 6)},
@@ -33,7 +38,7 @@ SHAPES = {
     "causal columns": {"is_causal": (False, True), "kernel_size": (3, 7), "stride": (1, 4)},
     "scale": {"scale": 2.5},
     "scale 0": {"scale": 0.0},
-    "scale below 0": {"scale": -0.3},
+    "negative scale": {"scale": -0.3},
     "heads first": {"layout": "heads first"},
     "dim first": {"layout": "dim first", "dim": 5},
     "packed": {"layout": "packed", "kernel_size": 5},
@@ -42,7 +47,7 @@ SHAPES = {
 
 @dataclass
 class Case:
-    """An attention problem in float64, to be cast to what is tested."""
+    """An attention problem in float64, cast to the dtype under test."""
 
     batch: int = 2
     size: tuple = (9, 20)
@@ -75,11 +80,11 @@ class Case:
             return tensor.permute(0, 4, 1, 2, 3).contiguous().permute(0, 2, 3, 4, 1)
         return tensor.contiguous()
 
-    def attend(self, dtype, backend, rounded=torch.float64):
+    def run(self, dtype, backend, rounded=torch.float64):
         """out, lse and the gradients of (out * g).sum() + (lse * h).sum(), with fixed random g, h.
 
-        With respect to query, key, value and, if there is one, rpb. rounded: the dtype that the inputs went through
-        before; a truth starts from what was tested.
+        With respect to query, key, value and, if there is one, rpb. rounded: the dtype to round the inputs to first,
+        so that float64 starts from the values under test.
         """
         qkv, rpb = self.tensors
         leaves = [self.laid_out(t.to(rounded).to(dtype)).requires_grad_() for t in qkv.unbind(3)]
@@ -87,8 +92,8 @@ class Case:
             leaves = [qkv.to(rounded).to(dtype).requires_grad_()]
         if rpb is not None:
             rpb = rpb.float().to(dtype).requires_grad_()
-        run = neighborhood_attention_2d_packed if self.layout == "packed" else neighborhood_attention_2d
-        out, lse = run(*leaves, self.kernel_size, rpb=rpb, **self.options(), return_lse=True, backend=backend)
+        attend = neighborhood_attention_2d_packed if self.layout == "packed" else neighborhood_attention_2d
+        out, lse = attend(*leaves, self.kernel_size, rpb=rpb, **self.options(), return_lse=True, backend=backend)
         generator = torch.Generator(out.device).manual_seed(1)
         grads = [
             torch.randn(t.shape, dtype=torch.float64, device=t.device, generator=generator).to(rounded)
@@ -104,14 +109,14 @@ class Case:
 
 
 def assert_kernel_as_accurate(case, dtype, backend):
-    """Each error against float64 is at most twice eager's in the same dtype, or a few roundings.
+    """Asserts that each error against float64 is at most twice eager's in the same dtype, or a few roundings.
 
-    In the largest element and in relative norm. The scale is the truth's, but at least one, that of its summands: a
-    gradient of a query whose window is one pixel is exactly zero, and its sum cancels.
+    Measured in the largest element and in relative norm. The scale is that of the exact result, but at least one, that
+    of its summands: the gradient of a query whose window is one pixel is exactly zero by cancellation.
     """
-    truth = case.attend(torch.float64, "reference", rounded=dtype)
-    eager = case.attend(dtype, "reference")
-    for i, (result, other, exact) in enumerate(zip(case.attend(dtype, backend), eager, truth, strict=True)):
+    truth = case.run(torch.float64, "reference", rounded=dtype)
+    eager = case.run(dtype, "reference")
+    for i, (result, other, exact) in enumerate(zip(case.run(dtype, backend), eager, truth, strict=True)):
         assert result.shape == exact.shape
         assert result.dtype == other.dtype
         few = 1e-6 if i < 2 else 4e-6
@@ -121,3 +126,20 @@ def assert_kernel_as_accurate(case, dtype, backend):
             scale = max(norm(exact), math.sqrt(exact.numel()) if name == "norm" else 1.0)
             error, allowed = norm(result.double() - exact) / scale, 2 * norm(other.double() - exact) / scale + few
             assert error <= allowed, f"tensor {i}, {name}: error {error:.1e}, allowed {allowed:.1e}"
+
+
+def gpu_problems(dtype):
+    """(name, options of Case) for the tests on a GPU."""
+    yield "IN²'s", {"size": (20, 33), "heads": 8, "dim": 32, "kernel_size": 7, "bias": True, "layout": "packed"}
+    for (name, shape), bias in zip(SHAPES.items(), itertools.cycle([False, True]), strict=False):
+        yield name, shape | {"bias": bias}
+
+
+def compilations(dtype, arch):
+    """Launches IN²'s attention, packed, with a bias, forward and backward; yields the head's width before."""
+    for dim in (32, 128):
+        yield f"dim {dim}"
+        qkv, rpb = torch.empty(1, 64, 64, 3, 8, dim, dtype=dtype), torch.empty(8, 13, 13)
+        arguments = [qkv], rpb, (7, 7), (1, 2), (1, 1), (False, False), dim**-0.5
+        out, lse = triton_kernels.forward(*arguments)
+        triton_kernels.backward(out, lse, lse, *arguments, needs=[True, True])

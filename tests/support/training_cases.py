@@ -1,4 +1,4 @@
-"""What the tests of training share: a run that is interrupted and resumed, the weights of a VGG-19."""
+"""Helpers of the training tests: a run that is interrupted and resumed, the weights of a VGG-19."""
 
 import pytest
 import torch
@@ -7,20 +7,22 @@ from inr_kernels.models.in2.losses import VGG19
 
 
 def same(a, b):
-    """Two networks with equal parameters and buffers."""
+    """Whether two networks have equal parameters and buffers."""
     a, b = a.state_dict(), b.state_dict()
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def resumed(recipe, network, folder, monkeypatch, *words):
-    """The network of four steps of a recipe whose fourth failed, resumed after the second; checked as all are.
+    """Runs a recipe whose fourth step fails, resumes it after the second, compares with an uninterrupted run, and
+    returns the network.
 
     Args:
-        recipe: the module, with `main`, `batch`, `measured` and SAVE_EVERY.
+        recipe: the module, with `main`, `NAME_batch`, `measured` and SAVE_EVERY.
         network: the class.
         folder: for the files.
         words: of the command line.
     """
+    draw = recipe.__name__.split(".")[-1] + "_batch"
 
     def run(name, *more):
         out = folder / f"{name}.safetensors"
@@ -31,16 +33,16 @@ def resumed(recipe, network, folder, monkeypatch, *words):
 
     monkeypatch.setattr(recipe, "SAVE_EVERY", 2)
     monkeypatch.setattr(recipe, "measured", lambda model: {})
-    whole, batch, left = run("whole"), recipe.batch, [1, 1, 1]
+    whole, batch, left = run("whole"), getattr(recipe, draw), [1, 1, 1]
 
     def failing(*args):
         left.pop()
         return batch(*args)
 
-    monkeypatch.setattr(recipe, "batch", failing)
+    monkeypatch.setattr(recipe, draw, failing)
     with pytest.raises(IndexError):
         run("parts")
-    monkeypatch.setattr(recipe, "batch", batch)
+    monkeypatch.setattr(recipe, draw, batch)
     parts = run("parts", "--resume")
     assert same(parts, whole)
     assert not same(whole, run("fresh", "--steps", "0"))
@@ -49,7 +51,7 @@ def resumed(recipe, network, folder, monkeypatch, *words):
 
 
 def vgg19_state():
-    """A state dict of torchvision's layout; the first layers by hand, the classifier as something that is there."""
+    """A random state dict in torchvision's layout, with an entry of the classifier."""
     state, inputs, index = {"classifier.0.weight": torch.zeros(1)}, 3, 0
     for width in VGG19:
         if width != "M":

@@ -1,10 +1,15 @@
-"""Problems for the tests of unmask_attention, and the rule for how close is close."""
+"""Random problems for the tests of unmask_attention, their tolerances, and the Triton launches to compile."""
 
+import itertools
 import math
 
 import torch
 
 from inr_kernels import unmask_attention
+from inr_kernels.unmask_attention import triton_kernels
+
+# Tests that reach every loop and border of the C++: test_sanitizers.py runs them.
+SANITIZED = ["test_shapes", "gradcheck", "checks_bounds", "large_scores", "nan_and", "empty", "strides"]
 
 HOLES = ["some", "none", "all", "one left", "soft", "mixed", "by image"]
 
@@ -39,28 +44,49 @@ def mask_of(kind, batch, height, width):
 
 
 class Case:
-    """A problem in float64, to be cast to what is tested."""
+    """A problem in float64, cast to the dtype under test."""
 
     def __init__(self, shape=(2, 8, 5, 7), hole="some", mask_keys=False, scale=None, size=1.0):
         self.feat, self.grad = (size * torch.randn(shape, dtype=torch.float64) for _ in range(2))
         self.mask = mask_of(hole, shape[0], *shape[2:])
         self.options = {"mask_keys": mask_keys, "scale": scale}
 
-    def attend(self, dtype, backend, rounded=torch.float64):
-        """The output and the gradient of (output * grad).sum(); `rounded`: what the inputs went through before."""
+    def run(self, dtype, backend, rounded=torch.float64):
+        """The output and the gradient of (output * grad).sum(); rounded: the dtype to round the inputs to first."""
         feat, grad = (t.to(rounded).to(dtype, copy=True) for t in (self.feat, self.grad))
         out = unmask_attention(feat.requires_grad_(), self.mask, **self.options, backend=backend)
         return out.detach(), *torch.autograd.grad(out, feat, grad)
 
 
-def assert_as_accurate(case, dtype, backend):
-    """The error against float64, in relative norm, is at most twice eager's in the same dtype, or a few roundings."""
-    truth, eager = case.attend(torch.float64, "reference", rounded=dtype), case.attend(dtype, "reference")
-    few = 1e-14 if dtype == torch.float64 else 1e-6
+def assert_kernel_as_accurate(case, dtype, backend):
+    """Asserts that the error against float64, in relative norm, is at most twice eager's, or a few roundings."""
+    truth, eager = case.run(torch.float64, "reference", rounded=dtype), case.run(dtype, "reference")
+    few = 5e-14 if dtype == torch.float64 else 1e-6  # e^score has a relative error of |score| roundings
     few += torch.finfo(dtype).eps if dtype.itemsize == 2 else 0  # the result's own rounding
-    for i, (result, other, exact) in enumerate(zip(case.attend(dtype, backend), eager, truth, strict=True)):
+    for i, (result, other, exact) in enumerate(zip(case.run(dtype, backend), eager, truth, strict=True)):
         assert result.shape == exact.shape
         assert result.dtype == other.dtype == dtype
         scale = max(exact.norm().item(), 0.1 * math.sqrt(exact.numel()))
         error, allowed = ((t.double() - exact).norm().item() / scale for t in (result, other))
         assert error <= 2 * allowed + few, f"tensor {i}: error {error:.1e}, eager's {allowed:.1e}"
+
+
+def gpu_problems(dtype):
+    """(name, options of Case) for the tests on a GPU."""
+    yield "DEAR's", {"shape": (2, 64, 32, 32)}
+    for mask_keys, hole in itertools.product((False, True), HOLES):
+        yield f"{hole}{', keys' if mask_keys else ''}", {"shape": (2, 33, 13, 17), "hole": hole, "mask_keys": mask_keys}
+    for name, (batch, channels, *sides) in SHAPES.items():
+        yield name, {"shape": (batch, min(channels, 64), *sides), "hole": "mixed"}
+
+
+def compilations(dtype, arch):
+    """Launches the attention, forward and backward; yields the channels, and whether keys are masked, before."""
+    for channels, mask_keys in ((64, False), (64, True), (128, False), (256, False)):
+        if channels > triton_kernels.max_channels(dtype):
+            continue
+        yield f"{channels}{' keys' if mask_keys else ''}"
+        arguments = {"feat": torch.empty(2, channels, 4096, dtype=dtype), "weight": torch.ones(2, 4096)}
+        arguments |= {"scale": 0.125, "mask_keys": mask_keys}
+        out, softmax = triton_kernels.forward(**arguments)
+        triton_kernels.backward(grad=out, out=out, softmax=softmax, **arguments)

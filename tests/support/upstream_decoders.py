@@ -1,4 +1,4 @@
-"""Decoders as other projects write them, and such as only look like LIIF's."""
+"""LIIF decoders as other projects write them, and similar decoders that are not LIIF's."""
 
 import contextlib
 import copy
@@ -15,7 +15,7 @@ from inr_kernels.local_implicit.reference import pixel_centres
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """On so small problems, several would wait for each other."""
+    """One thread: on problems this small, several would mostly wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -28,15 +28,15 @@ def problem(batch=2, size=(6, 5), queries=40):
 
 @contextlib.contextmanager
 def without_cuda():
-    """The foreign code on a CPU."""
+    """Runs upstream code, which calls .cuda(), on a CPU."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, "cuda", lambda tensor: tensor)
         yield
 
 
 def original(model, *args, **kwargs):
-    """What the foreign code itself computes."""
-    memo = {id(vars(model).get("feat")): None}  # what the last call left there is no leaf, which deepcopy refuses
+    """The output of the original method."""
+    memo = {id(vars(model).get("feat")): None}  # set by the last call; deepcopy refuses tensors that are not leaves
     with without_cuda():
         return restore(copy.deepcopy(model, memo))(*args, **kwargs)
 
@@ -47,7 +47,7 @@ def assert_close(ours, theirs, tolerance=1e-5):
     assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max()
 
 
-def is_fused(model, *args):
+def is_accelerated(model, *args):
     """Whether a call runs on our op."""
     with without_cuda(), pytest.MonkeyPatch.context() as patch:
         calls = []
@@ -58,7 +58,7 @@ def is_fused(model, *args):
 
 
 class Mlp(nn.Module):
-    """imnet: LIIF's, unless told otherwise."""
+    """imnet: LIIF's by default."""
 
     def __init__(self, inputs, outputs, hidden=(16, 12), activation=nn.ReLU, bias=True, extra=None):
         super().__init__()
@@ -78,7 +78,7 @@ class Residual(Mlp):
 
 
 class Decoder(nn.Module):
-    """LIIF's arithmetic; what its subclasses do otherwise are these attributes."""
+    """LIIF's decoder. Subclasses that compute something else change these attributes."""
 
     eps, area_eps, limit, kernel, mirror, device = 1e-6, 1e-9, 1 - 1e-6, 3, True, "cuda"
 
@@ -120,7 +120,7 @@ class Decoder(nn.Module):
 
 
 class Kept(Decoder):
-    """yinboc/liif's surface."""
+    """The interface of yinboc/liif."""
 
     def gen_feat(self, inp):
         self.feat = self.encoder(inp)
@@ -135,9 +135,9 @@ class Kept(Decoder):
 
 
 class Given(Decoder):
-    """mmagic's surface: no attribute `encoder`, chunks of eval_bsize."""
+    """The interface of mmagic: no attribute `encoder`, chunks of eval_bsize."""
 
-    device = "its own"
+    device = "input"
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -178,7 +178,7 @@ class PlusInputIfAny(PlusInput):
 
 
 class PlusInputFromForward(Kept):
-    """Only its forward keeps the input."""
+    """Only forward stores the input."""
 
     inp = None
 
@@ -192,7 +192,7 @@ class PlusInputFromForward(Kept):
 
 
 class PlusGate(Kept):
-    """A term that is zero until it is trained."""
+    """Adds a parameter that is initialised to zero."""
 
     def __init__(self):
         super().__init__()
@@ -245,7 +245,7 @@ class Options(Kept):
 
 
 class SmallCells(Kept):
-    """As LIIF up to a scale of 4."""
+    """Same as LIIF up to a scale of 4."""
 
     def query_rgb(self, coord, cell=None):
         return super().query_rgb(coord, cell.clamp(min=0.1))
@@ -308,26 +308,26 @@ def with_patched_query():
     return model
 
 
-NUMBERS, LAYERS, PATCHED = "another output on random", "not Linear, ReLU", "hook or a patched forward"
+OUTPUT, LAYERS, PATCHED = "its output differs on random", "must be Linear, ReLU", "hook or a patched forward"
 
-# What builds a decoder that must be left alone, and a part of the reason.
-MUTANTS = {
-    "adds its input": (PlusInput, NUMBERS),
-    "adds its input, if any": (PlusInputIfAny, NUMBERS),
-    "adds what forward kept": (PlusInputFromForward, NUMBERS),
-    "adds a parameter": (PlusGate, NUMBERS),
-    "adds noise in training": (PlusNoise, NUMBERS),
-    "no gradient to the features": (Detached, "other gradients"),
-    "no eps": (NoEps, NUMBERS),
-    "larger eps in areas": (LargeAreaEps, NUMBERS),
-    "keeps its output": (KeepsOutput, "sets attributes"),
-    "no clamp": (NoClamp, NUMBERS),
-    "areas not mirrored": (NotMirrored, NUMBERS),
+# Name: (how to build a decoder that must not be accelerated, part of the logged reason).
+UNSUPPORTED = {
+    "adds its input": (PlusInput, OUTPUT),
+    "adds its input, if any": (PlusInputIfAny, OUTPUT),
+    "adds what forward stored": (PlusInputFromForward, OUTPUT),
+    "adds a parameter": (PlusGate, OUTPUT),
+    "adds noise in training": (PlusNoise, OUTPUT),
+    "no gradient to the features": (Detached, "its gradients differ"),
+    "no eps": (NoEps, OUTPUT),
+    "larger eps in areas": (LargeAreaEps, OUTPUT),
+    "stores its output": (KeepsOutput, "sets attributes"),
+    "no clamp": (NoClamp, OUTPUT),
+    "areas not mirrored": (NotMirrored, OUTPUT),
     "5 x 5": (Unfold5, "are not features, offset and cell"),
     "5 x 5, whose inputs would fit": (lambda: Unfold5(channels=9), "RuntimeError: mat1 and mat2 shapes cannot"),
-    "clamps the cell": (SmallCells, NUMBERS),
-    "another MLP": (lambda: Kept(mlp=Residual), NUMBERS),
-    "more arguments": (Options, "takes neither"),
+    "clamps the cell": (SmallCells, OUTPUT),
+    "another MLP": (lambda: Kept(mlp=Residual), OUTPUT),
+    "more arguments": (Options, "query_rgb does not take (coord, cell) or (feature, coord, cell)"),
     "dropout": (lambda: Kept(extra=lambda _: nn.Dropout()), LAYERS),
     "batch norm": (lambda: Kept(extra=nn.BatchNorm1d), LAYERS),
     "GELU": (lambda: Kept(activation=nn.GELU), LAYERS),
@@ -338,7 +338,7 @@ MUTANTS = {
     "patched forward": (with_patched_forward, PATCHED),
     "patched query_rgb": (with_patched_query, "patched on the object"),
     "mixed dtypes": (with_mixed_dtypes, "differ in dtype"),
-    "packed weights": (with_packed_weights, "no plain tensors"),
+    "packed weights": (with_packed_weights, "of a tensor subclass"),
     "no imnet": (without_imnet, "it has no imnet"),
-    "no flags": (NoFlags, "no LIIF, it has no local_ensemble"),
+    "no flags": (NoFlags, "it has no attribute local_ensemble"),
 }

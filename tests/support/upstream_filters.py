@@ -1,4 +1,4 @@
-"""Element-wise filters as other projects write them, and such as only look like theirs."""
+"""Element-wise filters as other projects write them, and similar modules that compute something else."""
 
 import functools
 
@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd import Function
 
-kernelconv2d_cuda = None  # an extension that this machine cannot build
+kernelconv2d_cuda = None  # a CUDA extension, not installed here
 
 
 class KernelConv(nn.Module):
-    """MISF's; what its subclasses do otherwise are these methods."""
+    """MISF's. Subclasses that compute something else override these methods."""
 
     mode = "constant"
 
@@ -36,7 +36,7 @@ class KernelConv(nn.Module):
 
 
 class NoRate(KernelConv):
-    """JPGNet's other one: every axis of length one goes."""
+    """JPGNet's second one: drops every axis of length one."""
 
     def forward(self, frames, core, white_level=1.0):
         return self.apply_taps(frames, core, 1).squeeze() / white_level
@@ -87,7 +87,7 @@ class InPlace(KernelConv):
         return out
 
 
-class Keeps(KernelConv):
+class StoresOutput(KernelConv):
     def forward(self, frames, core, white_level=1.0, rate=1):
         self.last = super().forward(frames, core, white_level, rate)
         return self.last
@@ -115,7 +115,7 @@ class OtherDefault(KernelConv):
 
 
 class Gated(KernelConv):
-    """A factor that is one until it is trained."""
+    """Multiplies by a parameter that is initialised to one."""
 
     def __init__(self):
         super().__init__()
@@ -125,8 +125,8 @@ class Gated(KernelConv):
         return super().forward(frames, core, white_level, rate) * self.gate
 
 
-class OnCudaAlone(Function):
-    """An extension's door: it refuses a CPU."""
+class CudaOnly(Function):
+    """Calls the extension, and raises on a CPU."""
 
     @staticmethod
     def forward(ctx, input, kernel, kernel_size):
@@ -151,11 +151,11 @@ class KernelConv2D(nn.Module):
         return out
 
     def forward(self, input, kernel):
-        return self.after(OnCudaAlone.apply(self.before(input), kernel, self.kernel_size), input)
+        return self.after(CudaOnly.apply(self.before(input), kernel, self.kernel_size), input)
 
 
 class Ported(KernelConv2D):
-    """On any device: all but the extension, which another wrote anew."""
+    """A port that replaces the extension by PyTorch code for any device."""
 
     def forward(self, input, kernel):
         batch, channels, *size = input.shape
@@ -188,7 +188,7 @@ class AnotherExtension(KernelConv2D):
 
 
 class Raft(nn.Module):
-    """RAFT's convex upsampling, among other things; what its subclasses do otherwise are these methods."""
+    """RAFT's convex upsampling. Subclasses that compute something else override these methods."""
 
     channels = 2
 
@@ -224,7 +224,7 @@ class Stereo(Raft):
 
 
 class AnyFactor(Raft):
-    """The mask says how much larger."""
+    """Derives the factor from the mask."""
 
     def factor_of(self, mask):
         return round((mask.shape[1] // 9) ** 0.5)
@@ -268,12 +268,12 @@ class FlowInPlace(Raft):
         return out
 
 
-class OfItsNet(Raft):
+class UsesItsNetwork(Raft):
     def upsample_flow(self, flow, mask):
         return self.net(super().upsample_flow(flow, mask))
 
 
-class OfFeatures(Raft):
+class TakesFeatures(Raft):
     def upsample_flow(self, flow, feature, bilinear=False):
         return super().upsample_flow(flow, feature)
 
@@ -290,45 +290,45 @@ def hooked():
     return model
 
 
-NUMBERS, GRADIENTS, EDITS = "another output on random", "other gradients", "it changes its arguments"
+OUTPUT, GRADIENTS, IN_PLACE = "its output differs on random", "its gradients differ", "modifies its arguments in place"
 
-# What builds a module that must be left alone, and a part of the reason.
-MUTANTS = {
-    "replicates the border": (Replicated, NUMBERS),
-    "softmax of the core": (Softmax, NUMBERS),
-    "colours before taps": (ColoursFirst, NUMBERS),
-    "adds the frames": (PlusFrames, NUMBERS),
-    "white_level twice": (WhiteTwice, NUMBERS),
-    "ignores the rate": (RateIgnored, NUMBERS),
-    "edits the core": (InPlace, EDITS),
-    "keeps its output": (Keeps, "it sets attributes"),
+# Name: (how to build a module that must not be accelerated, part of the logged reason).
+UNSUPPORTED = {
+    "replicates the border": (Replicated, OUTPUT),
+    "softmax of the core": (Softmax, OUTPUT),
+    "colours before taps": (ColoursFirst, OUTPUT),
+    "adds the frames": (PlusFrames, OUTPUT),
+    "white_level twice": (WhiteTwice, OUTPUT),
+    "ignores the rate": (RateIgnored, OUTPUT),
+    "modifies the core in place": (InPlace, IN_PLACE),
+    "stores its output": (StoresOutput, "it sets attributes"),
     "no gradient to the frames": (Detached, GRADIENTS),
-    "noise in training": (Noisy, NUMBERS),
+    "noise in training": (Noisy, OUTPUT),
     "more arguments": (MoreArguments, "forward does not take (frames, core"),
     "another default": (OtherDefault, "forward does not take (frames, core"),
-    "a gate": (Gated, "trying it raised AttributeError"),
-    "separable": (lambda: KernelConv(sep_conv=True), "its cores are separable"),
-    "a bias": (lambda: KernelConv(core_bias=True), "its cores have a bias"),
-    "two sizes": (lambda: KernelConv((3, 5)), "kernel_size is not one odd number but [3, 5]"),
-    "an even size": (lambda: KernelConv((4,)), "kernel_size is not one odd number but [4]"),
+    "a gate": (Gated, "running it raised AttributeError"),
+    "separable": (lambda: KernelConv(sep_conv=True), "its kernels are separable"),
+    "a bias": (lambda: KernelConv(core_bias=True), "its kernels have a bias"),
+    "two sizes": (lambda: KernelConv((3, 5)), "kernel_size must be a list of one odd number; got [3, 5]"),
+    "an even size": (lambda: KernelConv((4,)), "kernel_size must be a list of one odd number; got [4]"),
     "patched KernelConv": (lambda: patched(KernelConv, "forward"), "forward is patched on the object"),
-    "zero padding": (ZeroPadded, "pad is no ReplicationPad2d(1)"),
-    "adds its input": (PlusInput, NUMBERS),
-    "crops first": (PaddedTwice, "trying it raised"),
-    "of the absolute values": (SignLost, NUMBERS),
-    "an extension of another name": (AnotherExtension, "trying it raised NotImplementedError"),
-    "even K": (lambda: KernelConv2D(4), "kernel_size is not an odd number but 4"),
+    "zero padding": (ZeroPadded, "pad is not ReplicationPad2d(1)"),
+    "adds its input": (PlusInput, OUTPUT),
+    "crops first": (PaddedTwice, "running it raised"),
+    "of the absolute values": (SignLost, OUTPUT),
+    "an extension of another name": (AnotherExtension, "running it raised NotImplementedError"),
+    "even K": (lambda: KernelConv2D(4), "kernel_size must be an odd number; got 4"),
     "a hook on pad": (hooked, "pad has a hook"),
     "patched KernelConv2D": (lambda: patched(KernelConv2D, "forward"), "forward is patched on the object"),
-    "no softmax": (NoSoftmax, NUMBERS),
-    "a temperature": (Tempered, NUMBERS),
-    "the factor twice": (FactorTwice, NUMBERS),
-    "no factor": (NoFactor, NUMBERS),
-    "replicates the flow": (ReplicatedFlow, NUMBERS),
-    "adds bilinear flow": (PlusBilinear, NUMBERS),
-    "edits the flow": (FlowInPlace, EDITS),
-    "a network of its own": (OfItsNet, "has no attribute 'net'"),
+    "no softmax": (NoSoftmax, OUTPUT),
+    "a temperature": (Tempered, OUTPUT),
+    "the factor twice": (FactorTwice, OUTPUT),
+    "no factor": (NoFactor, OUTPUT),
+    "replicates the flow": (ReplicatedFlow, OUTPUT),
+    "adds bilinear flow": (PlusBilinear, OUTPUT),
+    "modifies the flow in place": (FlowInPlace, IN_PLACE),
+    "a network of its own": (UsesItsNetwork, "has no attribute 'net'"),
     "a factor too large": (lambda: Raft(17), "it raised RuntimeError"),
-    "features": (OfFeatures, "upsample_flow does not take (flow, mask)"),
+    "features": (TakesFeatures, "upsample_flow does not take (flow, mask)"),
     "patched upsample_flow": (lambda: patched(Raft, "upsample_flow"), "upsample_flow is patched on the object"),
 }

@@ -1,4 +1,4 @@
-"""Layers with the attributes of LaMa's, of their own making, and some that differ where it matters."""
+"""LaMa's layers as its code defines them, and similar layers that compute something else."""
 
 import torch
 import torch.nn.functional as F
@@ -102,14 +102,14 @@ class Leaky(FourierUnit):
 
 
 class Shifted(FourierUnit):
-    """Something added to the output."""
+    """Adds one to the output."""
 
     def forward(self, x):
         return super().forward(x) + 1
 
 
 class Encoding(FourierUnit):
-    """Positions among the channels."""
+    """Encodes positions in additional channels."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -123,10 +123,10 @@ class Failing(FourierUnit):
         raise RuntimeError("no GPU here")
 
 
-# Units that must be left alone, and why.
+# Units that must not be accelerated, and the logged reason.
 DIFFERENT = {
     Leaky: "its layers are not Conv2d, BatchNorm2d and ReLU",
-    Shifted: "it computes something else in evaluation",
-    Encoding: "it encodes positions, transforms channels or squeezes",
-    Failing: "trying it raised RuntimeError: no GPU here",
+    Shifted: "its results differ on random inputs in evaluation",
+    Encoding: "it encodes positions, transforms the channels too or uses squeeze-and-excitation",
+    Failing: "running it raised RuntimeError: no GPU here",
 }

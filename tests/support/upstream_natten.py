@@ -1,4 +1,4 @@
-"""Neighborhood attention as NATTEN's versions and transformers write it, and such as only looks like theirs."""
+"""Neighborhood attention as in NATTEN's versions and transformers, and similar modules that compute something else."""
 
 import math
 
@@ -12,7 +12,7 @@ RUNS = True  # whether this machine has the kernels
 
 
 class NotInstalled(BaseException):
-    """No Exception, as in transformers."""
+    """Not an Exception, as in transformers."""
 
 
 def pair(value):
@@ -20,7 +20,7 @@ def pair(value):
 
 
 def windows(size, kernel_size, dilation, is_causal=False, stride=1):
-    """Rows, columns and which of them are seen, as indices into [H, W, Kh, Kw]."""
+    """Rows and columns [H, W, Kh, Kw] of the keys in each window, and which of them are not masked."""
     if not RUNS:
         raise NotInstalled("NATTEN has no kernel here")
     axes = list(zip(size, *map(pair, (kernel_size, dilation, stride, is_causal)), strict=True))
@@ -79,7 +79,7 @@ def is_fna_enabled():
 
 
 class Packed(nn.Module):
-    """What all of NATTEN's versions have."""
+    """Shared by all of NATTEN's versions."""
 
     def __init__(self, dim, num_heads, qkv_bias=True, qk_scale=None, proj_drop=0.0):
         super().__init__()
@@ -91,16 +91,16 @@ class Packed(nn.Module):
     def heads_first(self, x):
         return self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).permute(3, 0, 4, 1, 2, 5)
 
-    def give_bias(self, wanted):
+    def add_bias(self, enabled):
         shape = self.num_heads, *(2 * k - 1 for k in pair(self.kernel_size))
-        self.register_parameter("rpb", nn.Parameter(0.5 * torch.randn(shape)) if wanted else None)
+        self.register_parameter("rpb", nn.Parameter(0.5 * torch.randn(shape)) if enabled else None)
 
     def finish(self, out):
         return self.proj_drop(self.proj(out.permute(0, 2, 3, 1, 4).flatten(3)))
 
 
 class Version21(Packed):
-    """Windows of 1, 2 or 3 dimensions; nothing but a fused function."""
+    """Windows of 1, 2 or 3 dimensions; only fused functions."""
 
     def __init__(self, embed_dim, num_heads, kernel_size, stride=1, dilation=1, is_causal=False, **options):
         super().__init__(embed_dim, num_heads, **options)
@@ -116,14 +116,14 @@ class Version21(Packed):
 
 
 class Version17(Packed):
-    """Fused or in two halves, by a switch for all modules."""
+    """Fused or in two halves, chosen by a global switch."""
 
     def __init__(
         self, dim, num_heads, kernel_size, dilation=1, is_causal=False, rel_pos_bias=False, attn_drop=0.0, **options
     ):
         super().__init__(dim, num_heads, **options)
         self.kernel_size, self.dilation, self.is_causal = pair(kernel_size), pair(dilation), pair(is_causal)
-        self.give_bias(rel_pos_bias)
+        self.add_bias(rel_pos_bias)
         self.attn_drop_rate, self.attn_drop = attn_drop, nn.Dropout(attn_drop)
 
     def forward(self, x):
@@ -137,12 +137,12 @@ class Version17(Packed):
 
 
 class Version15(Packed):
-    """Small maps are padded."""
+    """Pads small maps."""
 
     def __init__(self, dim, num_heads, kernel_size, dilation=1, bias=True, attn_drop=0.0, **options):
         super().__init__(dim, num_heads, **options)
         self.kernel_size, self.dilation, self.window_size = kernel_size, dilation, kernel_size * dilation
-        self.give_bias(bias)
+        self.add_bias(bias)
         self.attn_drop = nn.Dropout(attn_drop)
 
     def padded(self, x):
@@ -165,7 +165,7 @@ class Version146(Version15):
 
 
 class Version142(Version15):
-    """The functions know the window from what they get."""
+    """The functions derive the window size from their arguments."""
 
     def forward(self, x):
         q, k, v = self.heads_first(self.padded(x))
@@ -175,7 +175,7 @@ class Version142(Version15):
 
 
 class Dinat(nn.Module):
-    """That of transformers."""
+    """The attention of transformers."""
 
     def __init__(self, dim, num_heads, kernel_size, dilation=1, qkv_bias=True, drop=0.0):
         super().__init__()
@@ -231,7 +231,7 @@ class Network(nn.Module):
         return self.head(x.mean((1, 2)))
 
 
-# ---- what must be left alone ----
+# ---- modules that must not be accelerated ----
 
 
 class Grouped(Version21):
@@ -264,7 +264,7 @@ class WithGate(Version15):
 
 
 class Replicated(Version15):
-    """A small map is enlarged by copies, not zeros."""
+    """Pads a small map by replication, not by zeros."""
 
     def padded(self, x):
         below, right = (max(0, self.window_size - n) for n in x.shape[1:3])
@@ -287,7 +287,7 @@ class Undilated(Version17):
 
 
 class SmallerSum(Version17):
-    """It scores more keys than it sums values."""
+    """Uses a smaller window for the values than for the keys."""
 
     def forward(self, x):
         q, k, v = self.heads_first(x)
@@ -295,7 +295,7 @@ class SmallerSum(Version17):
         return self.finish(na2d_av(attn, v, kernel_size=self.kernel_size[0] - 2))
 
 
-class OtherSwitched(Version17):
+class OtherWhenFused(Version17):
     def forward(self, x):
         return self.proj(x) if is_fna_enabled() else Version17.forward(self, x)
 
@@ -308,20 +308,20 @@ class Detached(Version21):
         return self.proj_drop(self.proj(neighborhood_attention_generic(*qkv, **form).flatten(-2)))
 
 
-class Keeps(Version15):
-    """For a picture of what it looks at."""
+class StoresInput(Version15):
+    """Stores its padded input."""
 
     def padded(self, x):
         self.last = super().padded(x)
         return self.last
 
 
-class DropsNothing(Version15):
+class NoOutputDropout(Version15):
     def finish(self, out):
         return self.proj(out.permute(0, 2, 3, 1, 4).flatten(3))
 
 
-class InPair(Version15):
+class ReturnsPair(Version15):
     def finish(self, out):
         return super().finish(out), None
 
@@ -331,8 +331,8 @@ class WithMask(Version15):
         return super().forward(x)
 
 
-class InHelper(Version15):
-    """The functions are called where no stand-in is seen."""
+class CallsInHelper(Version15):
+    """Calls NATTEN's functions outside of forward, where the shims do not replace them."""
 
     def forward(self, x):
         return self.attend(x)
@@ -342,13 +342,13 @@ class InHelper(Version15):
 
 
 class Transposed(Dinat):
-    """As transformers has it since 4.54: rows and heads are not where the functions look for them."""
+    """As in transformers since 4.54: rows and heads are in another order than the functions expect."""
 
     def heads(self, x):
         return x.unflatten(-1, (self.num_attention_heads, self.attention_head_size)).transpose(1, 2)
 
 
-class Bare(Dinat):
+class ReturnsTensor(Dinat):
     def forward(self, hidden_states, output_attentions=False):
         q, k, v = (self.heads(layer(hidden_states)) for layer in (self.query, self.key, self.value))
         attn = natten2dqkrpb(q / math.sqrt(self.attention_head_size), k, self.rpb, self.kernel_size, self.dilation)
@@ -357,7 +357,7 @@ class Bare(Dinat):
 
 
 class OtherDropout(nn.Dropout):
-    """Of tokens, say."""
+    """For example dropout of whole tokens."""
 
 
 def changed(module, **attributes):
@@ -366,32 +366,32 @@ def changed(module, **attributes):
     return module
 
 
-UNKNOWN = "forward is not neighborhood attention as we know it: "
-# How to build what must be left alone, and why it is.
-MUTANTS = {
+DIFFERENT = "forward is not neighborhood attention: "
+# Name: (how to build a module that must not be accelerated, part of the logged reason).
+UNSUPPORTED = {
     "one dimension": (lambda: changed(Version21(8, 2, 3), kernel_size=(3,)), "kernel_size must be a positive integer"),
     "three dimensions": (lambda: changed(Version21(8, 2, 3), kernel_size=(3, 3, 3)), "kernel_size must be a positive"),
     "dilation of the map": (lambda: changed(Version142(8, 2, 3), dilation=None), "dilation must be a positive integer"),
-    "grouped heads": (Grouped, "qkv is no Linear from 8 to 24, heads x width"),
-    "scale learned": (LearnedScale, "scale is no number"),
+    "grouped heads": (Grouped, "qkv is not a Linear from 8 (heads x width) to 24"),
+    "scale learned": (LearnedScale, "scale is not a number"),
     "another bias": (lambda: changed(Version15(8, 2, 3), rpb=nn.Parameter(torch.zeros(2, 3, 3))), "rpb does not have"),
-    "dropout of its own": (lambda: changed(Version15(8, 2, 3), attn_drop=OtherDropout()), "attn_drop is no Dropout"),
-    "plus input": (lambda: PlusInput(8, 2, 3), UNKNOWN + "another output"),
-    "gate": (WithGate, "trying it raised AttributeError: 'WithGate' object has no attribute 'gate'"),
-    "padding": (lambda: Replicated(8, 2, 3), UNKNOWN + "another output"),
-    "sharper": (lambda: Sharper(8, 2, 3), UNKNOWN + "another output"),
-    "undilated": (lambda: Undilated(8, 2, 3, dilation=3), UNKNOWN + "another output"),
-    "smaller sum": (lambda: SmallerSum(8, 2, 5), UNKNOWN + "another output"),
-    "switch": (lambda: OtherSwitched(8, 2, 3), UNKNOWN + "another output"),
-    "detached": (lambda: Detached(8, 2, 3), UNKNOWN + "other gradients"),
-    "keeps": (lambda: Keeps(8, 2, 3), UNKNOWN + "it sets attributes"),
-    "drops nothing": (lambda: DropsNothing(8, 2, 3), UNKNOWN + "another output"),
-    "pair": (lambda: InPair(8, 2, 3), "forward returns no Tensor but tuple"),
-    "bare": (lambda: Bare(8, 2, 3), "forward returns no tuple but Tensor"),
+    "dropout of its own": (lambda: changed(Version15(8, 2, 3), attn_drop=OtherDropout()), "attn_drop is not a Dropout"),
+    "plus input": (lambda: PlusInput(8, 2, 3), DIFFERENT + "its output differs"),
+    "gate": (WithGate, "running it raised AttributeError: 'WithGate' object has no attribute 'gate'"),
+    "padding": (lambda: Replicated(8, 2, 3), DIFFERENT + "its output differs"),
+    "sharper": (lambda: Sharper(8, 2, 3), DIFFERENT + "its output differs"),
+    "undilated": (lambda: Undilated(8, 2, 3, dilation=3), DIFFERENT + "its output differs"),
+    "smaller sum": (lambda: SmallerSum(8, 2, 5), DIFFERENT + "its output differs"),
+    "another when fused": (lambda: OtherWhenFused(8, 2, 3), DIFFERENT + "its output differs"),
+    "detached": (lambda: Detached(8, 2, 3), DIFFERENT + "its gradients differ"),
+    "stores input": (lambda: StoresInput(8, 2, 3), DIFFERENT + "it sets attributes"),
+    "no output dropout": (lambda: NoOutputDropout(8, 2, 3), DIFFERENT + "its output differs"),
+    "returns a pair": (lambda: ReturnsPair(8, 2, 3), "forward must return a Tensor; got tuple"),
+    "returns a tensor": (lambda: ReturnsTensor(8, 2, 3), "forward must return a tuple; got Tensor"),
     "mask": (lambda: WithMask(8, 2, 3), "forward does not take (x)"),
     "patched": (lambda: changed(Version21(8, 2, 3), forward=lambda x: x), "forward is patched on the object"),
     "transposed": (
         lambda: Transposed(8, 2, 3),
-        "trying it raised ValueError: NATTEN's function gets 6 heads and a bias for 2",
+        "running it raised ValueError: NATTEN's function got 6 heads and a bias for 2",
     ),
 }

@@ -1,36 +1,37 @@
-"""The Fourier unit: the contract, the checks, autocast. conv3x3, the convolution beside it, has a file of its own."""
+"""The public functions of the Fourier unit: documentation, argument checks, autocast. conv3x3 has its own file."""
+
+from collections.abc import Callable
 
 import torch
 
 from inr_kernels._core import dispatch
-from inr_kernels._core.backends import Facts
-from inr_kernels._core.checks import require, require_tensor, result_dtype, shape
+from inr_kernels._core.checks import is_positive_int, require, require_tensor, result_dtype, shape
 
 from .. import op, reference
+from ..arguments import Arguments, check_norm, check_weight, check_x, compute_dtype
 from .conv3x3 import conv3x3
 
 __all__ = ["conv3x3", "fourier_unit", "through_spectrum"]
 
-NORMS = ("ortho", "backward", "forward")
 
-
+@op.OP.public()
 def fourier_unit(
-    x,
-    weight,
-    bn_weight,
-    bn_bias,
-    running_mean=None,
-    running_var=None,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bn_weight: torch.Tensor,
+    bn_bias: torch.Tensor,
+    running_mean: torch.Tensor | None = None,
+    running_var: torch.Tensor | None = None,
     *,
-    training=False,
-    momentum=0.1,
-    eps=1e-5,
-    groups=1,
-    norm="ortho",
-    dft=False,
-    backend=None,
-):
-    """Mixes an image's channels frequency by frequency.
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    groups: int = 1,
+    norm: str = "ortho",
+    dft: bool = False,
+    backend: str | None = None,
+) -> torch.Tensor:
+    """Applies a 1 x 1 convolution, batch norm and a ReLU to the Fourier transform of an image.
 
         z = rfft2(x)                                       complex, [B, C, H, W // 2 + 1]
         p = weight [re z_0; im z_0; re z_1; im z_1; ...]   a convolution 1 x 1 of 2 C channels to 2 O
@@ -38,13 +39,13 @@ def fourier_unit(
         y = irfft2([p_0 + i p_1; p_2 + i p_3; ...])
 
     The spectrum p is not Hermitian. irfft2 is numpy's, on every backend: of the first column and, at an even width, of
-    the last it takes the part that a real image can have. H and W are any, the spectrum is float32 at least: half
-    precision neither needs powers of two nor overflows.
+    the last it uses only the part that a real image can have. Any H and W; the spectrum is at least float32, so half
+    precision neither requires powers of two nor overflows.
 
     Args:
         x: [B, C, H, W], float32, float64, bfloat16 or float16.
         weight: [2 O, 2 C / groups] or [2 O, 2 C / groups, 1, 1], any floating-point dtype, like all parameters; they
-            are taken to float32, with float64 x to float64.
+            are cast to float32, or to float64 for a float64 x.
         bn_weight, bn_bias: [2 O], of the batch norm.
         running_mean, running_var: [2 O], its statistics. Without `training` the norm uses them; with it, they are
             None or get updated in place, as by torch.nn.functional.batch_norm.
@@ -53,23 +54,23 @@ def fourier_unit(
         eps: added to the variance.
         groups: of the convolution.
         norm: of both transforms: "ortho", "backward" or "forward".
-        dft: whether to compute by matrix products with cosines and sines, in plain PyTorch without a Fourier transform
-            or an op of this package in the graph: what exports to ONNX. O(H + W) per value instead of O(log H W). No
-            backend but the reference has it.
+        dft: whether to compute by matrix products with cosines and sines, in plain PyTorch, without a Fourier transform
+            or an op of this package in the graph, for the export to ONNX. O(H + W) per value instead of O(log H W).
+            Only the reference supports it.
         backend: "reference", "cpu", "triton"; None: the fastest that can run (see `inr_kernels.explain`).
 
     Returns:
         [B, O, H, W] in x's dtype (autocast's, under autocast).
 
-    Gradients reach x, weight, bn_weight and bn_bias, through the batch's statistics too; nothing but the inputs and
-    the statistics is kept for them. A second derivative, forward mode and torch.func come through
-    `backend="reference"`, the latter two by themselves.
+    Gradients reach x, weight, bn_weight and bn_bias, through the batch's statistics too; only the inputs and the
+    statistics are saved for them. Second derivatives need `backend="reference"`; forward-mode differentiation and
+    torch.func use it.
 
     Raises:
         TypeError: an argument is no floating-point tensor.
         ValueError: a shape, device or option that does not fit, or a single value per channel to normalize in training;
             the message names the argument.
-        RuntimeError: the wished backend cannot run here, and why.
+        RuntimeError: the requested backend cannot run here; the message gives the reason.
 
     Source: Chi, Jiang and Mu, Fast Fourier Convolution, NeurIPS 2020; Suvorov et al., Resolution-robust Large Mask
     Inpainting with Fourier Convolutions (LaMa), WACV 2022.
@@ -80,33 +81,36 @@ def fourier_unit(
         >>> fourier_unit(x, weight, ones, zeros, running_mean=zeros, running_var=ones).shape
         torch.Size([1, 4, 5, 7])
     """
-    require_tensor(x, "x", dims=(4,))
-    require(min(x.shape[1:]) > 0, "x", "have at least one channel and one pixel, [B, C, H, W]", shape(x))
-    require(norm in NORMS, "norm", f"be one of {', '.join(NORMS)}", repr(norm))
+    check_x(x)
+    check_norm(norm)
+    require(is_positive_int(groups), "groups", f"divide x's {x.shape[1]} channels", groups)
     weight = check_weight(weight, x, groups)
-    vectors = {"bn_weight": bn_weight, "bn_bias": bn_bias, "running_mean": running_mean, "running_var": running_var}
-    for name, value in vectors.items():
-        if value is None and name.startswith("running"):
+    _check_vector(bn_weight, "bn_weight", weight)
+    _check_vector(bn_bias, "bn_bias", weight)
+    for value, name in ((running_mean, "running_mean"), (running_var, "running_var")):
+        if value is not None:
+            _check_vector(value, name, weight)
+        else:
             require(training, name, "be a tensor unless training", None)
-            continue
-        require_tensor(value, name, dims=(1,), like=x)
-        require(len(value) == len(weight), name, f"have weight's {len(weight)} rows", shape(value))
     count = len(x) * x.shape[2] * (x.shape[3] // 2 + 1)
     require(not training or count > 1, "x", "have more than one frequency in all to train batch norm on", shape(x))
 
-    wish, dtype = dispatch.settle_wish(dispatch.wished(backend), x, weight, bn_weight, bn_bias), result_dtype(x)
-    require(not dft or wish in ("", "reference"), "backend", "be None or 'reference' with dft", repr(wish))
-    with torch.autocast(x.device.type, enabled=False):  # the dtypes are settled
+    requested = dispatch.requested_backend(backend)
+    requested = dispatch.reference_if_transformed(requested, x, weight, bn_weight, bn_bias)
+    require(not dft or requested in ("", "reference"), "backend", "be None or 'reference' with dft", repr(requested))
+    dtype = result_dtype(x)
+    with torch.autocast(x.device.type, enabled=False):  # applied here
         x = x.to(dtype)
-        weight, scale, shift = (t.to(reference.compute_dtype(dtype)) for t in (weight, bn_weight, bn_bias))
+        weight, scale, shift = (t.to(compute_dtype(x.dtype)) for t in (weight, bn_weight, bn_bias))
         if not training:
+            assert running_mean is not None and running_var is not None  # checked above
             scale = scale * torch.rsqrt(running_var.to(scale.dtype) + eps)
             shift = shift - running_mean.to(scale.dtype) * scale
-        problem = x, weight, scale, shift, bool(training), float(eps), groups, norm
-        if dft or wish == "reference":
-            y, mean, var = reference.fourier_unit(*problem, dft)
+        arguments = Arguments(x, weight, scale, shift, bool(training), float(eps), groups, norm)
+        if dft or requested == "reference":
+            y, mean, var = reference.fourier_unit(*arguments, dft)
         else:
-            y, mean, var = op.fourier_unit(*problem, wish)
+            y, mean, var = op.fourier_unit(*arguments, requested)
         if training:
             with torch.no_grad():
                 for running, new in ((running_mean, mean), (running_var, var * (count / (count - 1)))):
@@ -115,13 +119,13 @@ def fourier_unit(
     return y
 
 
-def through_spectrum(x, mix, norm="ortho"):
-    """`fourier_unit` with another mixture in its middle, in plain PyTorch.
+def through_spectrum(x: torch.Tensor, mix: Callable[[torch.Tensor], torch.Tensor], norm: str = "ortho") -> torch.Tensor:
+    """Applies `mix` to the Fourier transform of an image, in plain PyTorch: `fourier_unit` with another middle part.
 
     Args:
         x: [B, C, H, W].
-        mix: called with the spectrum [B, 2 C, H, W // 2 + 1], real and imaginary parts in turn, in float32 or float64;
-            returns [B, 2 O, H, W // 2 + 1].
+        mix: called with the spectrum [B, 2 C, H, W // 2 + 1], real and imaginary parts interleaved, in float32 or
+            float64; returns [B, 2 O, H, W // 2 + 1].
         norm: of both transforms.
 
     Returns:
@@ -132,38 +136,12 @@ def through_spectrum(x, mix, norm="ortho"):
         >>> through_spectrum(torch.randn(1, 4, 5, 7), torch.relu).shape
         torch.Size([1, 4, 5, 7])
     """
-    dtype = reference.compute_dtype(x.dtype)
+    dtype = compute_dtype(x.dtype)
     z = mix(reference.fft_spectrum(x.to(dtype), norm)).to(dtype)
     return reference.fft_image(z, x.shape[2:], norm).to(result_dtype(x))
 
 
-def check_weight(weight, x, groups):
-    """weight as [2 O, 2 C / groups]."""
-    require_tensor(weight, "weight", dims=(2, 4), like=x)
-    channels = x.shape[1]
-    fits = isinstance(groups, int) and not isinstance(groups, bool) and groups > 0 and channels % groups == 0
-    require(fits, "groups", f"divide x's {channels} channels", groups)
-    rule = f"have shape [2 O, {2 * channels // groups}] or that with [1, 1], for x's {channels} channels"
-    fits = weight.shape[1] == 2 * channels // groups and set(weight.shape[2:]) <= {1}
-    require(fits, "weight", rule, shape(weight))
-    rule = f"have two rows per output channel, in {groups} groups"
-    require(len(weight) > 0 and len(weight) % (2 * groups) == 0, "weight", rule, shape(weight))
-    return weight.flatten(1)
-
-
-def _facts(x=None, *args, **kwargs):
-    """What `explain` needs to know of a call."""
-    if x is None:
-        return Facts(torch.device("cpu"), torch.float32)
-    return Facts(x.device, result_dtype(x))
-
-
-dispatch.register(
-    dispatch.Op(
-        name="fourier_unit",
-        function=fourier_unit,
-        facts=_facts,
-        # Triton only at a wish, until the test suite has passed on a GPU.
-        backends={"cpu": op.why_not_cpu, "reference": lambda facts: "", "triton": op.why_not_triton},
-    )
-)
+def _check_vector(value, name, weight):
+    """Raises unless the value is a vector with one element per row of weight."""
+    require_tensor(value, name, dims=(1,), like=weight)
+    require(len(value) == len(weight), name, f"have weight's {len(weight)} rows", shape(value))

@@ -1,7 +1,10 @@
-"""FourierUnit and the fast Fourier convolutions around it: LaMa's names, arguments, keys and tuples.
+"""FourierUnit and the fast Fourier convolutions built on it, with LaMa's names, arguments, state-dict keys and tuples.
 
-A feature map is a pair (local, global) of [B, C, H, W]; a part that is absent is the integer 0. All forwards read only
-attributes that LaMa's own modules have, so that they serve those too (inr_kernels/integrations/lama.py).
+A feature map is a pair (local, global) of tensors [B, C, H, W]; an absent part is the integer 0. All forwards read only
+attributes that LaMa's own modules have, so that they also run those (inr_kernels/integrations/lama.py).
+
+Source: Suvorov et al., Resolution-robust Large Mask Inpainting with Fourier Convolutions, WACV 2022; Chi, Jiang and Mu,
+Fast Fourier Convolution, NeurIPS 2020.
 """
 
 from .ffc import FFC, FFC_BN_ACT, FFCResnetBlock

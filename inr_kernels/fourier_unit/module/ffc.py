@@ -1,4 +1,7 @@
-"""FFC and what is made of it: FFC_BN_ACT, FFCResnetBlock."""
+"""The fast Fourier convolution FFC, with norm and activation (FFC_BN_ACT), and as a residual block (FFCResnetBlock)."""
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,19 +13,22 @@ from ..functional import conv3x3
 from .folding import affine, computes, folds, scaled
 from .spectral import SpectralTransform, spectral
 
+Part = torch.Tensor | int  # [B, C, H, W]; 0 where a part has no channels
+Parts = tuple[Part, Part]  # local, global
+
 
 class FFC(nn.Module):
-    """A fast Fourier convolution: (local, global) -> (local, global), or one tensor, which is the local part.
+    """Applies a fast Fourier convolution to (local, global) or to one tensor, the local part.
 
         local'  = convl2l(local) + convg2l(global)
         global' = convl2g(local) + convg2g(global)            convg2g: a SpectralTransform
 
     Args:
-        in_channels, out_channels: of both parts together; int(channels * ratio) of them are global.
-        kernel_size, stride, padding, dilation, groups, bias, padding_type: of the three convolutions.
+        in_channels, out_channels: channels of both parts together; int(channels * ratio) of them are global.
+        kernel_size, stride, padding, dilation, groups, bias, padding_type: options of the three convolutions.
         ratio_gin, ratio_gout: shares of the global part. A part without channels is absent.
-        enable_lfu, spectral_kwargs: of `SpectralTransform`.
-        gated: whether a sigmoid of all channels weighs what crosses from part to part.
+        enable_lfu, spectral_kwargs: options of `SpectralTransform`.
+        gated: whether a sigmoid gate, computed from all channels, multiplies convg2l and convl2g.
 
     Example:
         >>> ffc = FFC(8, 8, 3, 0.5, 0.75, padding=1, enable_lfu=False)
@@ -32,20 +38,20 @@ class FFC(nn.Module):
 
     def __init__(
         self,
-        in_channels,
-        out_channels,
-        kernel_size,
-        ratio_gin,
-        ratio_gout,
-        stride=1,
-        padding=0,
-        dilation=1,
-        groups=1,
-        bias=False,
-        enable_lfu=True,
-        padding_type="reflect",
-        gated=False,
-        **spectral_kwargs,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        ratio_gin: float,
+        ratio_gout: float,
+        stride: int = 1,
+        padding: int = 0,
+        dilation: int = 1,
+        groups: int = 1,
+        bias: bool = False,
+        enable_lfu: bool = True,
+        padding_type: str = "reflect",
+        gated: bool = False,
+        **spectral_kwargs: Any,
     ):
         super().__init__()
         if stride not in (1, 2):
@@ -61,25 +67,25 @@ class FFC(nn.Module):
             return nn.Identity() if absent else nn.Conv2d(inputs, outputs, kernel_size, stride, padding, **options)
 
         self.convl2l, self.convl2g, self.convg2l = conv(in_l, out_l), conv(in_l, out_g), conv(in_g, out_l)
-        self.convg2g = nn.Identity()
+        self.convg2g: nn.Module = nn.Identity()
         if in_g and out_g:
             spectral_groups = 1 if groups == 1 else groups // 2
             self.convg2g = SpectralTransform(in_g, out_g, stride, spectral_groups, enable_lfu, **spectral_kwargs)
         self.gate = nn.Conv2d(in_channels, 2, 1) if gated and in_g and out_l else nn.Identity()
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor | Parts) -> Parts:
         """(local, global) or local -> (local, global)."""
         return _convolve(self, x)
 
 
 class FFC_BN_ACT(nn.Module):
-    """`FFC`, then a norm and an activation of each part.
+    """Applies `FFC`, then a norm and an activation to each part.
 
-    In evaluation a batch norm is folded into the convolutions, and it, the sum and a ReLU are one pass with them.
+    In evaluation, batch norms are folded into the convolutions, which also add the parts and apply a ReLU.
 
     Args:
-        norm_layer, activation_layer: called with the channels and with inplace=True.
-        All others: of `FFC`.
+        norm_layer: called with the number of channels. activation_layer: called with inplace=True.
+        All others: options of `FFC`.
 
     Example:
         >>> layer = FFC_BN_ACT(8, 8, 3, 0.75, 0.75, padding=1, activation_layer=nn.ReLU, enable_lfu=False)
@@ -89,25 +95,25 @@ class FFC_BN_ACT(nn.Module):
 
     def __init__(
         self,
-        in_channels,
-        out_channels,
-        kernel_size,
-        ratio_gin,
-        ratio_gout,
-        stride=1,
-        padding=0,
-        dilation=1,
-        groups=1,
-        bias=False,
-        norm_layer=nn.BatchNorm2d,
-        activation_layer=nn.Identity,
-        padding_type="reflect",
-        enable_lfu=True,
-        **kwargs,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        ratio_gin: float,
+        ratio_gout: float,
+        stride: int = 1,
+        padding: int = 0,
+        dilation: int = 1,
+        groups: int = 1,
+        bias: bool = False,
+        norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
+        activation_layer: Callable[..., nn.Module] = nn.Identity,
+        padding_type: str = "reflect",
+        enable_lfu: bool = True,
+        **kwargs: Any,
     ):
         super().__init__()
-        place = in_channels, out_channels, kernel_size, ratio_gin, ratio_gout, stride, padding, dilation, groups, bias
-        self.ffc = FFC(*place, enable_lfu=enable_lfu, padding_type=padding_type, **kwargs)
+        args = in_channels, out_channels, kernel_size, ratio_gin, ratio_gout, stride, padding, dilation, groups, bias
+        self.ffc = FFC(*args, enable_lfu=enable_lfu, padding_type=padding_type, **kwargs)
         out_g = int(out_channels * ratio_gout)
         has_l, has_g = ratio_gout != 1, ratio_gout != 0
         self.bn_l = norm_layer(out_channels - out_g) if has_l else nn.Identity()
@@ -115,7 +121,7 @@ class FFC_BN_ACT(nn.Module):
         self.act_l = activation_layer(inplace=True) if has_l else nn.Identity()
         self.act_g = activation_layer(inplace=True) if has_g else nn.Identity()
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor | Parts) -> Parts:
         """(local, global) or local -> (local, global)."""
         parts = (self.bn_l, self.act_l), (self.bn_g, self.act_g)
         if all(folds(*part) for part in parts) and computes(self.ffc, FFC) and _is_plain(self.ffc):
@@ -125,13 +131,13 @@ class FFC_BN_ACT(nn.Module):
 
 
 class FFCResnetBlock(nn.Module):
-    """Two `FFC_BN_ACT` and the identity.
+    """Applies two `FFC_BN_ACT` and adds the input.
 
     Args:
         dim: channels of both parts together.
-        padding_type, norm_layer, activation_layer, dilation, conv_kwargs: of `FFC_BN_ACT`.
-        spatial_transform_kwargs: LaMa's rotations of features, which none of its published models uses; None.
-        inline: whether both parts come and go as one tensor, local channels first.
+        padding_type, norm_layer, activation_layer, dilation, conv_kwargs: options of `FFC_BN_ACT`.
+        spatial_transform_kwargs: must be None; LaMa's rotations of features, which none of its published models uses.
+        inline: whether input and output are one tensor of both parts, local channels first.
 
     Example:
         >>> block = FFCResnetBlock(8, "reflect", nn.BatchNorm2d, ratio_gin=0.75, ratio_gout=0.75, enable_lfu=False)
@@ -141,14 +147,14 @@ class FFCResnetBlock(nn.Module):
 
     def __init__(
         self,
-        dim,
-        padding_type,
-        norm_layer,
-        activation_layer=nn.ReLU,
-        dilation=1,
-        spatial_transform_kwargs=None,
-        inline=False,
-        **conv_kwargs,
+        dim: int,
+        padding_type: str,
+        norm_layer: Callable[..., nn.Module],
+        activation_layer: Callable[..., nn.Module] = nn.ReLU,
+        dilation: int = 1,
+        spatial_transform_kwargs: None = None,
+        inline: bool = False,
+        **conv_kwargs: Any,
     ):
         super().__init__()
         if spatial_transform_kwargs is not None:
@@ -159,10 +165,11 @@ class FFCResnetBlock(nn.Module):
         self.conv2 = FFC_BN_ACT(dim, dim, kernel_size=3, **conv_kwargs)
         self.inline = inline
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor | Parts) -> torch.Tensor | Parts:
         """(local, global) or local -> (local, global); inline: [B, C, H, W] -> [B, C, H, W]."""
         if self.inline:
             channels = self.conv1.ffc.global_in_num
+            assert isinstance(x, torch.Tensor)
             x = x.split((x.shape[1] - channels, channels), 1)
         identity = _parts(x)
         out = tuple(a + b for a, b in zip(identity, self.conv2(self.conv1(identity)), strict=True))
@@ -170,17 +177,17 @@ class FFCResnetBlock(nn.Module):
 
 
 def _parts(x):
-    """(local, global); what is absent, in LaMa an integer or a scalar, is 0."""
+    """(local, global); an absent part, in LaMa an integer or a scalar, is 0."""
     parts = x if isinstance(x, tuple) else (x, 0)
-    return tuple(part if _there(part) else 0 for part in parts)
+    return tuple(part if _is_present(part) else 0 for part in parts)
 
 
-def _there(part):
+def _is_present(part):
     return isinstance(part, torch.Tensor) and part.dim() > 0
 
 
 def _is_plain(ffc):
-    """Whether the sums of convolutions are convolutions of both parts' channels together."""
+    """Whether each sum of convolutions can be computed as one convolution of both parts' channels."""
     convs = [conv for conv in (ffc.convl2l, ffc.convg2l, ffc.convl2g) if type(conv) is not nn.Identity]
     plain = all(type(conv) is nn.Conv2d and conv.groups == 1 for conv in convs) and not ffc.gated
     known = type(ffc.convg2g) is nn.Identity or computes(ffc.convg2g, SpectralTransform)
@@ -188,24 +195,24 @@ def _is_plain(ffc):
 
 
 def _convolve(ffc, x, after=((None, False), (None, False))):
-    """Both parts of an FFC; after: for each, (scale, shift) or None, and whether a ReLU follows."""
+    """Computes both parts of an FFC; after: for each part, (scale, shift) or None, and whether a ReLU follows."""
     x_l, x_g = _parts(x)
     if not _is_plain(ffc):
-        return _convolve_apart(ffc, x_l, x_g)
+        return _call_modules(ffc, x_l, x_g)
     across = 0
-    if type(ffc.convg2g) is not nn.Identity and _there(x_g):
+    if type(ffc.convg2g) is not nn.Identity and _is_present(x_g):
         across = spectral(ffc.convg2g, x_g, None if after[1][0] is None else after[1][0][0])
     return (
-        _convolve_together([(ffc.convl2l, x_l), (ffc.convg2l, x_g)], 0, *after[0]),
-        _convolve_together([(ffc.convl2g, x_l)], across, *after[1]),
+        _fused_convolution([(ffc.convl2l, x_l), (ffc.convg2l, x_g)], 0, *after[0]),
+        _fused_convolution([(ffc.convl2g, x_l)], across, *after[1]),
     )
 
 
-def _convolve_together(pairs, add, affine, relu):
-    """relu(scale (sum of conv(x)) + shift + add), as one convolution."""
-    pairs = [(conv, x) for conv, x in pairs if type(conv) is not nn.Identity and _there(x)]
+def _fused_convolution(pairs, add, affine, relu):
+    """Computes relu(scale (sum of conv(x)) + shift + add) as one convolution."""
+    pairs = [(conv, x) for conv, x in pairs if type(conv) is not nn.Identity and _is_present(x)]
     if not pairs:
-        if not _there(add):
+        if not _is_present(add):
             return 0
         add = add if affine is None else add + affine[1].to(add.dtype).view(-1, 1, 1)
         return add.relu() if relu else add
@@ -216,9 +223,9 @@ def _convolve_together(pairs, add, affine, relu):
         scale, shift = affine
         weight = scaled(weight, scale)
         bias = (shift if bias is None else shift + bias * scale).to(weight.dtype)
-    inputs, add = [x for _, x in pairs], add if _there(add) else None
-    form = conv.kernel_size, conv.stride, conv.dilation, conv.padding
-    if form == ((3, 3), (1, 1), (1, 1), (1, 1)) and conv.padding_mode in ("zeros", "reflect"):
+    inputs, add = [x for _, x in pairs], add if _is_present(add) else None
+    geometry = conv.kernel_size, conv.stride, conv.dilation, conv.padding
+    if geometry == ((3, 3), (1, 1), (1, 1), (1, 1)) and conv.padding_mode in ("zeros", "reflect"):
         other = inputs[1] if len(inputs) > 1 else None
         return conv3x3(inputs[0], weight, bias, other=other, add=add, relu=relu, padding=conv.padding_mode)
     x, padding = inputs[0] if len(inputs) == 1 else torch.cat(inputs, 1), conv.padding
@@ -229,11 +236,11 @@ def _convolve_together(pairs, add, affine, relu):
     return out.relu_() if relu else out
 
 
-def _convolve_apart(ffc, x_l, x_g):
-    """The definition: every module called, gates included."""
+def _call_modules(ffc, x_l, x_g):
+    """Computes both parts by calling every module, including the gate."""
     g2l = l2g = 1
     if ffc.gated:
-        gates = torch.sigmoid(ffc.gate(torch.cat([part for part in (x_l, x_g) if _there(part)], 1)))
+        gates = torch.sigmoid(ffc.gate(torch.cat([part for part in (x_l, x_g) if _is_present(part)], 1)))
         g2l, l2g = gates.chunk(2, 1)
     out_l = out_g = 0
     if ffc.ratio_gout != 1:

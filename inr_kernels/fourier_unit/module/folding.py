@@ -1,4 +1,6 @@
-"""When modules need not be called, and what their numbers are then."""
+"""Folds norms into convolutions: which modules need not be called, and their coefficients."""
+
+from typing import Any
 
 import torch
 from torch import nn
@@ -6,27 +8,27 @@ from torch import nn
 from inr_kernels._core.hooks import is_untouched
 
 
-def computes(module, cls):
-    """Whether a call is nothing but the forward of cls, one of ours; integrations/lama.py proves it of others."""
+def computes(module: nn.Module, cls: type[nn.Module]) -> bool:
+    """Whether calling the module only runs the forward of cls, its class or the `_inr_kind` set by accelerate()."""
     kind = type(module)
     return getattr(kind, "_inr_kind", kind).forward is cls.forward and is_untouched(module)
 
 
-def is_pointwise(conv):
-    """Whether a module is nothing but the product of its weight [O, C / groups, 1, 1] with every pixel."""
+def is_pointwise(conv: nn.Module) -> bool:
+    """Whether calling the module only multiplies every pixel by its weight [O, C / groups, 1, 1]."""
     plain = type(conv) is nn.Conv2d and conv.bias is None and conv.kernel_size == (1, 1) == conv.stride
     return plain and conv.padding == (0, 0) and is_untouched(conv)
 
 
-def folds(norm, activation):
-    """Whether a norm is an affine map now, and what follows a ReLU or nothing."""
+def folds(norm: nn.Module, activation: nn.Module) -> bool:
+    """Whether the norm currently is an affine map, and the activation a ReLU or the identity."""
     batch_norm = type(norm) is nn.BatchNorm2d and norm.affine and norm.running_mean is not None and not norm.training
     simple = type(norm) is nn.Identity or batch_norm
     return simple and type(activation) in (nn.ReLU, nn.Identity) and is_untouched(norm, activation)
 
 
-def affine(norm):
-    """(scale, shift) of a batch norm in evaluation, in float32 at least; None for what does nothing."""
+def affine(norm: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """(scale, shift) of a batch norm in evaluation, at least in float32; None for the identity."""
     if isinstance(norm, nn.Identity):
         return None
     wide = torch.promote_types(norm.weight.dtype, torch.float32)
@@ -35,6 +37,6 @@ def affine(norm):
     return scale, bias - mean * scale
 
 
-def scaled(weight, scale):
-    """A convolution's weight with its outputs scaled, in its own dtype."""
+def scaled(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """A convolution's weight [O, C, k, k] with its outputs scaled by [O], in the weight's dtype."""
     return (weight * scale.view(-1, 1, 1, 1)).to(weight.dtype)

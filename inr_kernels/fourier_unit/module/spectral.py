@@ -1,4 +1,6 @@
-"""The global half: FourierUnit, SpectralTransform."""
+"""The modules of the global part: FourierUnit, SpectralTransform."""
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,14 +13,17 @@ from .folding import affine, folds, is_pointwise, scaled
 
 
 class FourierUnit(nn.Module):
-    """`fourier_unit` as a layer. Formula, dtypes and errors stand there.
+    """Applies `fourier_unit`: y = irfft2(relu(bn(conv1x1(rfft2(x))))).
+
+    The formula in full, dtypes and errors are those of the function.
 
     Args:
-        in_channels, out_channels, groups: of the convolution on the spectrum, which has twice as many channels.
-        spatial_scale_factor, spatial_scale_mode: shrink x before, and y back to x's size after, by F.interpolate.
+        in_channels, out_channels: channels of x and y; the convolution on the spectrum has twice as many.
+        groups: of that convolution.
+        spatial_scale_factor, spatial_scale_mode: resize x before, and y back to x's size after, by F.interpolate.
         fft_norm: "ortho", "backward" or "forward".
-        spectral_pos_encoding, use_se, se_kwargs, ffc3d: LaMa's experiments, which none of its published models uses;
-            they must stay off.
+        spectral_pos_encoding, use_se, se_kwargs, ffc3d: must stay off; LaMa's experiments, which none of its published
+            models uses.
 
     Example:
         >>> FourierUnit(4, 6)(torch.randn(1, 4, 5, 7)).shape
@@ -27,16 +32,16 @@ class FourierUnit(nn.Module):
 
     def __init__(
         self,
-        in_channels,
-        out_channels,
-        groups=1,
-        spatial_scale_factor=None,
-        spatial_scale_mode="bilinear",
-        spectral_pos_encoding=False,
-        use_se=False,
-        se_kwargs=None,
-        ffc3d=False,
-        fft_norm="ortho",
+        in_channels: int,
+        out_channels: int,
+        groups: int = 1,
+        spatial_scale_factor: float | None = None,
+        spatial_scale_mode: str = "bilinear",
+        spectral_pos_encoding: bool = False,
+        use_se: bool = False,
+        se_kwargs: dict[str, Any] | None = None,
+        ffc3d: bool = False,
+        fft_norm: str = "ortho",
     ):
         super().__init__()
         if spectral_pos_encoding or use_se or ffc3d:
@@ -48,7 +53,7 @@ class FourierUnit(nn.Module):
         self.spatial_scale_factor, self.spatial_scale_mode = spatial_scale_factor, spatial_scale_mode
         self.fft_norm = fft_norm
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, C, H, W] -> [B, O, H, W]."""
         if self.spatial_scale_factor is None:
             return _unit(self, x)
@@ -57,21 +62,29 @@ class FourierUnit(nn.Module):
 
 
 class SpectralTransform(nn.Module):
-    """out = conv2(x' + fu(x') + lfu(x')), x' = relu(bn(conv1(x))): the global half of a fast Fourier convolution.
+    """Computes conv2(x' + fu(x') + lfu(x')), x' = relu(bn(conv1(x))): the global part of a fast Fourier convolution.
 
     Args:
-        in_channels, out_channels: of [B, C, H, W]; between them half of out_channels.
-        stride: 1, or 2: averages 2 x 2 pixels first.
+        in_channels, out_channels: channels of x and of the output; x' has out_channels // 2.
+        stride: 1, or 2, which first averages 2 x 2 pixels.
         groups: of both convolutions and of the units.
-        enable_lfu: whether a second unit sees the four quarters of the map, which then must be square and even.
-        fu_kwargs: of `FourierUnit`.
+        enable_lfu: whether a second unit transforms the four quarters of the map, which then must be square and even.
+        fu_kwargs: options of `FourierUnit`.
 
     Example:
         >>> SpectralTransform(4, 8, enable_lfu=False)(torch.randn(1, 4, 5, 7)).shape
         torch.Size([1, 8, 5, 7])
     """
 
-    def __init__(self, in_channels, out_channels, stride=1, groups=1, enable_lfu=True, **fu_kwargs):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int = 1,
+        groups: int = 1,
+        enable_lfu: bool = True,
+        **fu_kwargs: Any,
+    ):
         super().__init__()
         half = out_channels // 2
         self.enable_lfu, self.stride = enable_lfu, stride
@@ -84,13 +97,13 @@ class SpectralTransform(nn.Module):
             self.lfu = FourierUnit(half, half, groups)
         self.conv2 = nn.Conv2d(half, out_channels, 1, groups=groups, bias=False)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, C, H, W] -> [B, O, H / stride, W / stride]."""
         return spectral(self, x)
 
 
 def _unit(unit, x):
-    """A FourierUnit at x's size."""
+    """Computes a FourierUnit without resizing."""
     conv, bn = unit.conv_layer, unit.bn
     if not (is_pointwise(conv) and type(bn) is nn.BatchNorm2d and bn.affine and is_untouched(bn)):
         return through_spectrum(x, lambda z: bn(conv(z.to(getattr(conv, "weight", z).dtype))).relu(), unit.fft_norm)
@@ -115,16 +128,16 @@ def _resize(x, mode, **to):
 
 
 def _momentum(bn):
-    """The share of a batch norm's next update, which it counts."""
+    """The momentum of a batch norm's next update; counts the update, as the norm does."""
     if bn.num_batches_tracked is None:
         return 0.0 if bn.momentum is None else bn.momentum
     bn.num_batches_tracked.add_(1)
     return 1.0 / bn.num_batches_tracked if bn.momentum is None else bn.momentum
 
 
-def spectral(transform, x, scale=None):
-    """A SpectralTransform; scale: of its output, for what is folded into the last convolution."""
-    x = _before(transform.conv1, transform.downsample(x))
+def spectral(transform: Any, x: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
+    """Computes a SpectralTransform, its output multiplied by scale [O], which is folded into the last convolution."""
+    x = _first_layers(transform.conv1, transform.downsample(x))
     out = x + transform.fu(x)
     if transform.enable_lfu:
         out = out + _quarters(transform.lfu, x)
@@ -135,8 +148,8 @@ def spectral(transform, x, scale=None):
     return F.conv2d(out, scaled(last.weight, scale), groups=last.groups)
 
 
-def _before(layers, x):
-    """conv1 of a SpectralTransform, as one convolution where it can be."""
+def _first_layers(layers, x):
+    """Computes conv1 of a SpectralTransform, with the norm folded into the convolution where possible."""
     parts = tuple(layers) if type(layers) is nn.Sequential and is_untouched(layers) else ()
     if [type(part) for part in parts] != [nn.Conv2d, nn.BatchNorm2d, nn.ReLU]:
         return layers(x)
@@ -148,7 +161,7 @@ def _before(layers, x):
 
 
 def _quarters(lfu, x):
-    """A unit on the four quarters of a map, as channels; the result repeated over the map."""
+    """Applies a unit to the four quarters of a map, stacked as channels, and repeats the result over the map."""
     height, width = x.shape[2:]
     if height != width or height % 2:
         raise ValueError(f"x must be square and even for enable_lfu; got {list(x.shape)}")

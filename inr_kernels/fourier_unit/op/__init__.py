@@ -1,35 +1,36 @@
-"""How torch knows fourier_unit: schemas, fakes, autograd, and the choice of the backend. conv3x3 has a file of its own.
+"""The op fourier_unit in torch: schemas, fakes, autograd, and the table of backends. conv3x3 has its own file.
 
-A unit is a transform, a product on the spectrum, statistics, a ReLU and a transform back. A backend brings the two
-transforms and the product (`spectral_pipeline.Backend`); the reference does all at once.
+A unit is a transform, a product on the spectrum, statistics, a ReLU and a transform back. A backend provides the two
+transforms and the product (`spectral_pipeline.Steps`); the reference computes all at once.
 
 x [B, C, H, W], weight [2 O, 2 C / groups], scale, shift [2 O]  ->  y [B, O, H, W], mean, variance [2 O] or empty
 """
 
 import functools
+import importlib
 
 import torch
 
-from inr_kernels._core import backends, dispatch, native
-from inr_kernels._core.registration import LIBRARY, define, forbid_second_derivative
+from inr_kernels._core import backends, native
+from inr_kernels._core.dispatch import Backend, Op, always
+from inr_kernels._core.registration import (
+    define,
+    fake_gradients,
+    forbid_second_derivative,
+    only_needed,
+    register_autograd,
+    schema_results,
+)
 
 from .. import reference
+from ..arguments import Arguments
 from . import dft_matmul, spectral_pipeline
-from .conv3x3 import conv3x3, is_for_native, why_not_winograd
+from .conv3x3 import CONV3X3, conv3x3, is_for_native
 
-__all__ = ["conv3x3", "fourier_unit", "is_for_native", "why_not_cpu", "why_not_triton", "why_not_winograd"]
+__all__ = ["CONV3X3", "OP", "conv3x3", "fourier_unit", "is_for_native"]
 
-_FORM = "bool training, float eps, SymInt groups, str norm, str backend"
-
-
-def _triton_kernels():
-    from .. import triton_kernels
-
-    return triton_kernels
-
-
-why_not_cpu = backends.why_not_cpu
-why_not_triton = functools.partial(backends.why_not_triton, _triton_kernels)
+_OPTIONS = "bool training, float eps, SymInt groups, str norm, str backend"
+_TRITON = "inr_kernels.fourier_unit.triton_kernels"
 
 
 def _fft(x, norm):
@@ -52,106 +53,86 @@ def _native_product(z, weight, shift, relu, groups):
     return out
 
 
-def _by_cpu():
-    return spectral_pipeline.Backend(_fft, _native_product, reference.inverse)
+def _cpu_steps():
+    return spectral_pipeline.Steps(_fft, _native_product, reference.inverse)
 
 
-def _by_triton():
-    product = _triton_kernels().product
+def _triton_steps():
+    product = importlib.import_module(_TRITON).product
     transform, inverse = (functools.partial(f, product) for f in (dft_matmul.transform, dft_matmul.inverse))
-    return spectral_pipeline.Backend(transform, product, inverse)
+    return spectral_pipeline.Steps(transform, product, inverse)
 
 
-_STEPS = {"cpu": _by_cpu, "triton": _by_triton}
+def _reference_forward(a):
+    return reference.fourier_unit(*a)
 
 
-def _reference_backward(grad, x, weight, scale, shift, *form):
-    # Below autograd, where ops run, only torch.func still differentiates.
-    leaves = x, weight, scale, shift
-    return torch.func.vjp(lambda *leaves: reference.fourier_unit(*leaves, *form)[0], *leaves)[1](grad)
+def _reference_backward(grad, mean, var, a, *, needs):
+    def run(x, weight, scale, shift):
+        return _reference_forward(a._replace(x=x, weight=weight, scale=scale, shift=shift))[0]
+
+    return only_needed(backends.vjp(run, grad, a.x, a.weight, a.scale, a.shift), needs)
 
 
-def _choose(x, backend):
-    return dispatch.OPS["fourier_unit"].choose(dispatch.wished(backend), backends.Facts(x.device, x.dtype))
+OP = Op(
+    "fourier_unit",
+    Arguments,
+    {
+        "cpu": spectral_pipeline.backend(backends.why_not_cpu, _cpu_steps),
+        "reference": Backend(always, _reference_forward, _reference_backward),
+        # After the reference, so opt-in, until the test suite has passed on a GPU.
+        "triton": spectral_pipeline.backend(functools.partial(backends.why_not_triton, _TRITON), _triton_steps),
+    },
+)
 
 
-def _check(x, weight, scale, shift, training, eps, groups, norm):
-    """What the kernels rely on for their memory's sake; the functional's errors are the ones that explain."""
-    if x.dim() != 4 or min(x.shape[1:]) < 1 or groups < 1 or norm not in spectral_pipeline.ADJOINT:
-        raise ValueError(f"options out of range: x {list(x.shape)}, {groups} groups, norm {norm!r}")
-    rows = len(weight)
-    if rows < 1 or x.shape[1] % groups or rows % (2 * groups) or list(weight.shape[1:]) != [2 * x.shape[1] // groups]:
-        raise ValueError(f"expected a weight [2 O, 2 C / groups] for x {list(x.shape)}; got {list(weight.shape)}")
-    if any(list(t.shape) != [rows] for t in (scale, shift)):
-        raise ValueError(f"expected scale and shift [{rows}]; got {list(scale.shape)} and {list(shift.shape)}")
-    dtype = reference.compute_dtype(x.dtype)
-    if any((t.dtype, t.device) != (dtype, x.device) for t in (weight, scale, shift)):
-        raise ValueError(f"expected parameters in {dtype} on {x.device} for x in {x.dtype}")
+def _forward_fake(*args):
+    a = Arguments(*args[:-1])
+    a.check()
+    mean, var = (a.weight.new_empty(len(a.weight) if a.training else 0) for _ in range(2))
+    return a.x.new_empty(a.out_shape()), mean, var
 
 
-def _forward(*args):
-    *problem, backend = args
-    _check(*problem)
-    name = _choose(problem[0], backend)
-    if name == "reference":
-        return reference.fourier_unit(*problem)
-    return spectral_pipeline.forward(_STEPS[name](), *problem)
+def _backward(grad, mean, var, *args):
+    *args, needs_x, needs_weight, needs_affine = args
+    a, backend = OP.select(*args)
+    a.check_saved(grad, mean, var)
+    needs = needs_x, needs_weight, needs_affine, needs_affine
+    return schema_results(backend.backward(grad, mean, var, a, needs=needs), like=a.weight)
 
 
-def _forward_fake(x, weight, scale, shift, training, *_):
-    statistics = (weight.new_empty(len(weight) if training else 0) for _ in range(2))
-    return x.new_empty(len(x), len(weight) // 2, *x.shape[2:]), *statistics
-
-
-def _backward(grad, x, weight, scale, shift, mean, var, *rest):
-    *form, backend, needs_x, needs_weight, needs_affine = rest
-    _check(x, weight, scale, shift, *form)
-    if grad.shape != (len(x), len(weight) // 2, *x.shape[2:]) or grad.dtype != x.dtype:
-        raise ValueError(f"expected a gradient of the output's shape and dtype; got {list(grad.shape)}, {grad.dtype}")
-    if any(list(t.shape) != ([len(weight)] if form[0] else [0]) for t in (mean, var)):
-        raise ValueError(f"expected the forward's statistics; got {list(mean.shape)} and {list(var.shape)}")
-    name, needs = _choose(x, backend), (needs_x, needs_weight, needs_affine, needs_affine)
-    if name == "reference":
-        grads = _reference_backward(grad, x, weight, scale, shift, *form)
-    else:
-        grads = spectral_pipeline.backward(_STEPS[name](), grad, x, weight, scale, shift, mean, var, *form, needs)
-    # A schema has no optional results.
-    return tuple(g.contiguous() if needed else weight.new_empty(0) for g, needed in zip(grads, needs, strict=True))
-
-
-def _backward_fake(grad, x, weight, scale, shift, mean, var, *rest):
+def _backward_fake(grad, mean, var, x, weight, scale, shift, *rest):
     *_, needs_x, needs_weight, needs_affine = rest
-    leaves, needs = (x, weight, scale, shift), (needs_x, needs_weight, needs_affine, needs_affine)
-    return tuple(
-        t.new_empty(t.shape) if needed else weight.new_empty(0) for t, needed in zip(leaves, needs, strict=True)
-    )
+    needs = needs_x, needs_weight, needs_affine, needs_affine
+    return fake_gradients((x, weight, scale, shift), needs, like=weight)
 
 
 fourier_unit = define(
-    f"fourier_unit(Tensor x, Tensor weight, Tensor scale, Tensor shift, {_FORM}) -> (Tensor, Tensor, Tensor)",
-    _forward,
+    f"fourier_unit(Tensor x, Tensor weight, Tensor scale, Tensor shift, {_OPTIONS}) -> (Tensor, Tensor, Tensor)",
+    OP.forward,
     _forward_fake,
 )
 fourier_unit_backward = define(
-    "fourier_unit_backward(Tensor grad, Tensor x, Tensor weight, Tensor scale, Tensor shift, Tensor mean, Tensor var,"
-    f" {_FORM}, bool needs_x, bool needs_weight, bool needs_affine) -> (Tensor, Tensor, Tensor, Tensor)",
+    "fourier_unit_backward(Tensor grad, Tensor mean, Tensor var, Tensor x, Tensor weight, Tensor scale, Tensor shift,"
+    f" {_OPTIONS}, bool needs_x, bool needs_weight, bool needs_affine) -> (Tensor, Tensor, Tensor, Tensor)",
     _backward,
     _backward_fake,
 )
 
 
 def _setup_context(ctx, inputs, output):
-    *tensors, ctx.training, ctx.eps, ctx.groups, ctx.norm, ctx.backend = inputs
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(*tensors, *output[1:])
+    x, weight, scale, shift, *ctx.options = inputs
+    _, mean, var = output
+    ctx.mark_non_differentiable(mean, var)
+    ctx.save_for_backward(mean, var, x, weight, scale, shift)
 
 
 def _autograd(ctx, grad, *_):
-    needs = ctx.needs_input_grad[:4]
-    form = ctx.training, ctx.eps, ctx.groups, ctx.norm, ctx.backend, needs[0], needs[1], needs[2] or needs[3]
-    grads = fourier_unit_backward(grad, *ctx.saved_tensors, *form)
-    return *(g if needed else None for g, needed in zip(grads, needs, strict=True)), *[None] * 5
+    needs = needs_x, needs_weight, needs_scale, needs_shift = ctx.needs_input_grad[:4]
+    flags = needs_x, needs_weight, needs_scale or needs_shift
+    grads = fourier_unit_backward(grad, *ctx.saved_tensors, *ctx.options, *flags)
+    return *only_needed(grads, needs), *[None] * len(ctx.options)
 
 
-torch.library.register_autograd("inr_kernels::fourier_unit", _autograd, setup_context=_setup_context, lib=LIBRARY)
+register_autograd("fourier_unit", _setup_context, _autograd)
 forbid_second_derivative("fourier_unit")

@@ -1,8 +1,11 @@
-"""Transforms for a GPU: those of small maps as matrix products, where any size is as good as a power of two.
+"""Transforms for a GPU: those of small maps are matrix products, for which a size need not be a power of two.
 
-The rows' transform is one product of torch's. The columns' is a unit's product on the spectrum, with the rows of one
-channel's map as "channels", and cosines and sines as the weight. Larger maps take torch's FFT, in float32.
+The transform of the rows is one matrix product by torch. That of the columns is a unit's product on the spectrum, with
+the rows of one channel's map as "channels", and cosines and sines as the weight. Larger maps use torch's FFT, in
+float32.
 """
+
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -11,21 +14,22 @@ from inr_kernels._core import backends
 from .. import reference
 
 LONGEST = 64  # sides up to which the transform is a product; not measured
-_KEPT, _IN_GRAPHS = {}, set()  # the factors of KEPT sizes, the last ones; and those that CUDA graphs read, for ever
-KEPT = 32
+CACHE_SIZE = 32
+_CACHE: dict[tuple, tuple[torch.Tensor, ...]] = {}  # the factors of the last sizes
+_IN_GRAPHS: set[tuple] = set()  # the sizes that CUDA graphs read, which stay cached
 
 
 def _factors(height, width, device):
-    """`_computed`, kept; but not what a CUDA graph's capture computes: its memory holds nothing before a replay."""
+    """`_computed`, cached, except in the capture of a CUDA graph: its memory holds no values before a replay."""
     key = height, width, device
     capturing = backends.is_capturing(device)
-    if capturing and key in _KEPT:
+    if capturing and key in _CACHE:
         _IN_GRAPHS.add(key)
-    factors = _KEPT.pop(key, None) or _computed(*key)
+    factors = _CACHE.pop(key, None) or _computed(*key)
     if not capturing or key in _IN_GRAPHS:
-        _KEPT[key] = factors
-    for old in [old for old in _KEPT if old not in _IN_GRAPHS][:-KEPT]:
-        _KEPT.pop(old, None)  # another thread may have been here
+        _CACHE[key] = factors
+    for old in [old for old in _CACHE if old not in _IN_GRAPHS][:-CACHE_SIZE]:
+        _CACHE.pop(old, None)  # another thread may have removed it
     return factors
 
 
@@ -44,7 +48,7 @@ def _computed(height, width, device):
     return tuple(t.float().contiguous() for t in (rows, rows_back, columns, columns.T))
 
 
-def transform(product, x, norm):
+def transform(product: Callable[..., torch.Tensor], x: torch.Tensor, norm: str) -> torch.Tensor:
     """x [B, C, H, W] float32 -> its half spectrum [B, C, H, W // 2 + 1], complex."""
     height, width = x.shape[2:]
     if max(height, width) > LONGEST:
@@ -54,8 +58,8 @@ def transform(product, x, norm):
     return product(z.flatten(0, 1).unsqueeze(2), columns, None, False, 1).view(z.shape)
 
 
-def inverse(product, z, size, norm):
-    """The image [B, C, H, W] of a half spectrum that need not be Hermitian, as numpy's irfft2."""
+def inverse(product: Callable[..., torch.Tensor], z: torch.Tensor, size: Sequence[int], norm: str) -> torch.Tensor:
+    """The image [B, C, H, W] of a half spectrum that need not be Hermitian, with numpy's irfft2."""
     height, width = size
     if max(height, width) > LONGEST:
         return reference.inverse(z, size, norm)

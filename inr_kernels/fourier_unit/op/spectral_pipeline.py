@@ -1,57 +1,75 @@
-"""A Fourier unit from a backend's transforms and its product: what they have in common, forward and backward.
+"""The computation of a Fourier unit, forward and backward, from a backend's transforms and its product.
 
-The columns of a half spectrum that stand for two, all but the first and at an even width the last, count twice in the
-adjoint of the transform back and half in that of the transform. The statistics count every column once, as LaMa's do.
-A spectrum is complex [B, C, H, W']; its real view is [B, C, H, 2 W'], without a copy.
+A half spectrum does not store the conjugate mirrors of its columns; only the first and, at an even width, the last
+column have none. So all other columns count twice in the adjoint of the inverse transform, and half in that of the
+transform. The statistics count every stored column once, as LaMa's do. A spectrum is complex [B, C, H, W']; its real
+view is [B, C, H, 2 W'], without a copy.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
+
+from inr_kernels._core.dispatch import Backend
+from inr_kernels._core.registration import only_needed
 
 # The norm whose inverse transform is a transform's adjoint.
 ADJOINT = {"ortho": "ortho", "backward": "forward", "forward": "backward"}
 
 
-class Backend(NamedTuple):
+class Steps(NamedTuple):
     """transform(x, norm) -> z, product(z, weight, shift, relu, groups) -> z, inverse(z, size, norm) -> x.
 
     weight [2 O, 2 C / groups] multiplies the real and imaginary parts; shift [2 O] or None is added; then the ReLU.
     """
 
-    transform: object
-    product: object
-    inverse: object
+    transform: Callable[..., torch.Tensor]
+    product: Callable[..., torch.Tensor]
+    inverse: Callable[..., torch.Tensor]
 
 
-def forward(backend, x, weight, scale, shift, training, eps, groups, norm):
+def backend(why_not: Callable[[Any], str], steps: Callable[[], Steps]) -> Backend:
+    """The backend that computes a unit from the steps that `steps()` returns."""
+
+    def run_forward(a):
+        return _forward(steps(), *a)
+
+    def run_backward(grad, mean, var, a, *, needs):
+        return _backward(steps(), grad, mean, var, *a, needs)
+
+    return Backend(why_not, run_forward, run_backward)
+
+
+def _forward(steps, x, weight, scale, shift, training, eps, groups, norm):
     """The op's outputs."""
     mean = var = weight.new_empty(0)
     if not x.numel():
         return x.new_empty(len(x), len(weight) // 2, *x.shape[2:]), mean, weight.new_empty(0)
-    z = backend.transform(x.to(weight.dtype), norm)
+    z = steps.transform(x.to(weight.dtype), norm)
     if training:
-        z = backend.product(z, weight, None, False, groups)
+        z = steps.product(z, weight, None, False, groups)
         var, mean = (t.flatten() for t in torch.var_mean(torch.view_as_real(z), (0, 2, 3), correction=0))
         factor, summand = _affine(scale, shift, mean, var, eps, training)
         p = _real(z)
         p.mul_(_rows(factor, p)).add_(_rows(summand, p)).relu_()
     else:
-        z = backend.product(z, weight * scale[:, None], shift, True, groups)
-    return backend.inverse(z, x.shape[2:], norm).to(x.dtype), mean, var if training else weight.new_empty(0)
+        z = steps.product(z, weight * scale[:, None], shift, True, groups)
+    return steps.inverse(z, x.shape[2:], norm).to(x.dtype), mean, var if training else weight.new_empty(0)
 
 
-def backward(backend, grad, x, weight, scale, shift, mean, var, training, eps, groups, norm, needs):
-    """Gradients of x, weight, scale and shift; None for what is not needed."""
+def _backward(steps, grad, mean, var, x, weight, scale, shift, training, eps, groups, norm, needs):
+    """Gradients of x, weight, scale and shift; None for those that are not needed."""
+    needs_x, needs_weight, needs_affine, _ = needs
     if not x.numel():
-        return x.new_empty(x.shape), *(torch.zeros_like(t) for t in (weight, scale, shift))
+        return only_needed((x.new_empty(x.shape), *map(torch.zeros_like, (weight, scale, shift))), needs)
     size, width = x.shape[2:], x.shape[3]
-    z = backend.transform(x.to(weight.dtype), norm)
-    g = _real(_scale_pairs(backend.transform(grad.to(weight.dtype), ADJOINT[norm]), width, 2))
+    z = steps.transform(x.to(weight.dtype), norm)
+    g = _real(_scale_pairs(steps.transform(grad.to(weight.dtype), ADJOINT[norm]), width, 2))
     factor, summand = _affine(scale, shift, mean, var, eps, training)
     d_scale = d_shift = None
-    if training or needs[2]:
-        p = _real(backend.product(z, weight, None, False, groups))
+    if training or needs_affine:
+        p = _real(steps.product(z, weight, None, False, groups))
         g = torch.ops.aten.threshold_backward(g, torch.addcmul(_rows(summand, p), p, _rows(factor, p)), 0)
         if training:
             p.sub_(_rows(mean, p)).mul_(_rows(torch.rsqrt(var + eps), p))
@@ -61,16 +79,16 @@ def backward(backend, grad, x, weight, scale, shift, mean, var, training, eps, g
             g = g - torch.addcmul(_rows(d_shift / count, p), p, _rows(d_scale / count, p))
     else:
         g = torch.ops.aten.threshold_backward(
-            g, _real(backend.product(z, weight * factor[:, None], summand, True, groups)), 0
+            g, _real(steps.product(z, weight * factor[:, None], summand, True, groups)), 0
         )
     g, weight = torch.view_as_complex(g.unflatten(3, (-1, 2))), weight * factor[:, None]
-    d_weight = _outer(g, z, groups) * factor[:, None] if needs[1] else None
+    d_weight = _outer(g, z, groups) * factor[:, None] if needs_weight else None
     d_x = None
-    if needs[0]:
+    if needs_x:
         transposed = weight.unflatten(0, (groups, -1)).mT.flatten(0, 1)
-        d_z = _scale_pairs(backend.product(g, transposed, None, False, groups), width, 0.5)
-        d_x = backend.inverse(d_z, size, ADJOINT[norm]).to(x.dtype)
-    return d_x, d_weight, d_scale, d_shift
+        d_z = _scale_pairs(steps.product(g, transposed, None, False, groups), width, 0.5)
+        d_x = steps.inverse(d_z, size, ADJOINT[norm]).to(x.dtype)
+    return only_needed((d_x, d_weight, d_scale, d_shift), needs)
 
 
 def _affine(scale, shift, mean, var, eps, training):
@@ -91,12 +109,12 @@ def _rows(values, p):
 
 
 def _sums(p):
-    """A real view's sums over all but the parts of its channels, [2 O]."""
+    """The sums of a real view over images and frequencies, [2 O]."""
     return p.unflatten(3, (-1, 2)).sum((0, 2, 3)).flatten()
 
 
 def _scale_pairs(z, width, factor):
-    """Multiplies, in place, the columns of z that stand for two."""
+    """Multiplies, in place, the columns of z whose conjugate mirror is not stored."""
     z[..., 1 : (width + 1) // 2] *= factor
     return z
 

@@ -1,6 +1,8 @@
-"""Local implicit decoding: the contract, and the bands of `render`."""
+"""The public functions of local implicit decoding: documentation, argument checks, autocast, the bands of `render`."""
 
 import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
@@ -8,24 +10,32 @@ from inr_kernels._core import dispatch
 from inr_kernels._core.checks import require, require_tensor, result_dtype, shape
 
 from .. import op, reference
-from .checks import check_decoder, check_queries, check_size, settle_dtypes
+from ..arguments import Facts
+from .checks import cast_parameters, check_decoder, check_queries, check_size
 from .hoist import Form, feature_columns, hoist_features
 
 WORKSPACE = 256 << 20
 
 
+def _facts(
+    feat: torch.Tensor, coord: Any = None, cell: Any = None, weights: Sequence[torch.Tensor] = (), *_: Any, **__: Any
+) -> Facts:
+    return Facts(feat.device, result_dtype(feat), tuple(map(len, weights)))
+
+
+@op.OP.public(_facts)
 def local_implicit_decode(
-    feat,
-    coord,
-    cell,
-    weights,
-    biases,
+    feat: torch.Tensor,
+    coord: torch.Tensor,
+    cell: torch.Tensor | None,
+    weights: Sequence[torch.Tensor],
+    biases: Sequence[torch.Tensor],
     *,
-    feat_unfold=True,
-    local_ensemble=True,
-    ensemble_after="last",
-    backend=None,
-):
+    feat_unfold: bool = True,
+    local_ensemble: bool = True,
+    ensemble_after: str = "last",
+    backend: str | None = None,
+) -> torch.Tensor:
     """Decodes an implicit image at any coordinates (LIIF).
 
     For a query at `coord` with the four pixels t around it (one, without `local_ensemble`):
@@ -34,17 +44,17 @@ def local_implicit_decode(
         out = sum_t w_t MLP(ReLU(h_t)),   w_t = area of the rectangle to the opposite pixel / their sum
 
     W1 is applied to `feat` once per pixel of the feature map (exactly: the layer is linear), and the last Linear
-    after the ensemble. The unfolded features never exist in memory, the hidden states of the queries at most in a
-    bounded workspace.
+    after the ensemble. The unfolded features are never stored, the hidden states of the queries at most in a bounded
+    workspace.
 
     Args:
         feat: features [B, C, h, w], float32, float64, bfloat16 or float16; their pixels span [-1, 1].
         coord: query centres (y, x) [B, Q, 2] or [B, H, W, 2], float32 (float64 is rounded to it) in any range:
-            outside [-1, 1] the border pixels extrapolate. Coordinates are float32 under autocast, too.
+            outside [-1, 1] the border pixels extrapolate. Coordinates are float32 under autocast too.
         cell: query extents (y, x) in the units of coord, [B, 2] or coord's shape; None: a decoder without cell.
         weights: Linear weights: [N1, C*9 + 2 (+ 2 with cell)] (C instead of C*9 without `feat_unfold`), [N2, N1],
             ..., [out_channels, Nk], k >= 1, in feat's dtype. With `ensemble_after="first"` the cell's two columns
-            stand last in the second weight instead.
+            are the last of the second weight instead.
         biases: [N1], [N2], ..., [out_channels].
         feat_unfold: the first layer reads a 3 x 3 neighbourhood, channel index c * 9 + ky * 3 + kx.
         local_ensemble: blend four neighbours, or take the nearest one.
@@ -56,17 +66,16 @@ def local_implicit_decode(
     Returns:
         [B, Q, out_channels] or [B, H, W, out_channels] in feat's dtype (autocast's, under autocast).
 
-    Gradients reach feat, weights and biases on every backend; on a CPU the same bits in every run with the same
-    number of threads. coord and cell get theirs
-    through the reference, which then computes the whole call, as it does under torch.func and forward-mode
-    differentiation. Second derivatives are the reference's (`backend="reference"`); the kernels raise.
+    Gradients reach feat, weights and biases on every backend; on a CPU they are bitwise reproducible for a given number
+    of threads. If coord or cell requires a gradient, the reference computes the whole call, as it does under torch.func
+    and forward-mode differentiation. Second derivatives need `backend="reference"`; the kernels raise.
 
     In float64 the blending weights, functions of float32 coordinates, are float32: they sum to 1 within 1e-7.
 
     Raises:
         TypeError: an argument is no floating-point tensor; coord or cell in half precision.
         ValueError: a shape, dtype or device that does not fit; the message names the argument.
-        RuntimeError: the wished backend cannot run here, and why.
+        RuntimeError: the requested backend cannot run here; the message gives the reason.
 
     Source: Chen, Liu and Wang, Learning Continuous Image Representation with Local Implicit Image Function,
     CVPR 2021, eq. 1-5; the arithmetic of the coordinates is that of its published code.
@@ -90,37 +99,48 @@ def local_implicit_decode(
     )
 
 
-def decode_queries(feat, coord, cell, weights, biases, form, *, backend=None, hoist=None):
-    """`local_implicit_decode`; the caller may bring a function that hoists the first layer (from a cache, say)."""
+def decode_queries(
+    feat: torch.Tensor,
+    coord: torch.Tensor,
+    cell: torch.Tensor | None,
+    weights: Sequence[torch.Tensor],
+    biases: Sequence[torch.Tensor],
+    form: Form,
+    *,
+    backend: str | None = None,
+    hoist: Callable[..., torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """`local_implicit_decode`, where `hoist` may replace `hoist_features`, e.g. by a cache."""
     hoist = hoist or hoist_features
     check_decoder(feat, weights, biases, form, cell_decode=cell is not None)
     coord, cell = check_queries(feat, coord, cell)
-    wish = dispatch.wished(backend)
-    weights, biases, dtype = settle_dtypes(wish, feat, weights, biases)
+    requested = dispatch.requested_backend(backend)
+    weights, biases, dtype = cast_parameters(requested, feat, weights, biases)
     planes = coord.unsqueeze(1) if coord.dim() == 3 else coord
     if cell is not None:
         cell = cell[:, None, None] if cell.dim() == 2 else cell.view(planes.shape)
         cell = cell.expand(planes.shape)
-    out = decode_grid(feat, *planes.unbind(-1), cell, weights, biases, form, wish, hoist)
+    y, x = planes.unbind(-1)
+    out = decode_grid(feat, y, x, cell, weights, biases, form, requested, hoist)
     return out.view(*coord.shape[:-1], out.shape[-1]).to(dtype)
 
 
 def render(
-    feat,
-    size,
-    weights,
-    biases,
-    form,
+    feat: torch.Tensor,
+    size: Sequence[int],
+    weights: Sequence[torch.Tensor],
+    biases: Sequence[torch.Tensor],
+    form: Form,
     *,
-    cell_decode=True,
-    cell=None,
-    workspace=WORKSPACE,
-    backend=None,
-    progress=None,
-):
-    """The image of `size` (H, W): the decoder on the grid of its pixels, in bands of rows.
+    cell_decode: bool = True,
+    cell: torch.Tensor | None = None,
+    workspace: int = WORKSPACE,
+    backend: str | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> torch.Tensor:
+    """Decodes the image of `size` (H, W): the decoder on the grid of its pixels, in bands of rows.
 
-    Beside input and output it needs at most `workspace` bytes, at any size. (With gradients enabled, what the
+    In addition to input and output it needs at most `workspace` bytes, at any size. (With gradients enabled, what the
     backward needs is kept in addition; `backend="reference"` holds unfolded features, the Triton kernels for
     float32 up to 64 MB of hidden states.)
 
@@ -141,18 +161,13 @@ def render(
     require(cell is None or cell_decode, "cell", "be None for a decoder without cell", "a tensor")
     if cell is not None:
         require_tensor(cell, "cell", dims=(2,), like=feat)
-        require(
-            shape(cell) == [len(feat), 2],
-            "cell",
-            f"have shape [B, 2] with B = {len(feat)}",
-            shape(cell),
-        )
+        require(shape(cell) == [len(feat), 2], "cell", f"have shape [B, 2] with B = {len(feat)}", shape(cell))
     elif cell_decode:
         sides = (torch.full((len(feat),), 2 / n, device=feat.device) for n in (height, width))
         cell = torch.stack(tuple(sides), -1)
     y, x = op.centres(height, feat.device), op.centres(width, feat.device)
-    wish = dispatch.wished(backend)
-    weights, biases, dtype = settle_dtypes(wish, feat, weights, biases)
+    requested = dispatch.requested_backend(backend)
+    weights, biases, dtype = cast_parameters(requested, feat, weights, biases)
     out = feat.new_empty(len(feat), len(weights[-1]), height, width, dtype=dtype)
     for images, top, bottom, rows in plan_bands(
         tuple(feat.shape),
@@ -172,7 +187,7 @@ def render(
             weights,
             biases,
             form,
-            wish,
+            requested,
             functools.partial(hoist_features, rows=rows),
             rows[0],
         )
@@ -182,22 +197,32 @@ def render(
     return out
 
 
-def decode_grid(feat, y, x, cell, weights, biases, form, wish, hoist, band_start=0):
+def decode_grid(
+    feat: torch.Tensor,
+    y: torch.Tensor,
+    x: torch.Tensor,
+    cell: torch.Tensor | None,
+    weights: Sequence[torch.Tensor],
+    biases: Sequence[torch.Tensor],
+    form: Form,
+    requested: str,
+    hoist: Callable[..., torch.Tensor],
+    band_start: int = 0,
+) -> torch.Tensor:
     """y, x [B, R, S], cell [B, R, S, 2] -> [B, R, S, out_channels]; `hoist` may cover a band of feature rows."""
-    with torch.autocast(feat.device.type, enabled=False):  # the dtypes are settled
-        return _decode_grid(feat, y, x, cell, weights, biases, form, wish, hoist, band_start)
+    with torch.autocast(feat.device.type, enabled=False):  # already applied
+        return _decode_grid(feat, y, x, cell, weights, biases, form, requested, hoist, band_start)
 
 
-def _decode_grid(feat, y, x, cell, weights, biases, form, wish, hoist, band_start):
+def _decode_grid(feat, y, x, cell, weights, biases, form, requested, hoist, band_start):
     coordinates = [y, x] if cell is None else [y, x, cell]
     needs_coordinates = torch.is_grad_enabled() and any(t.requires_grad for t in coordinates)
-    wish = dispatch.settle_wish(wish, feat, *coordinates, *weights, *biases)
-    if needs_coordinates and wish not in ("", "reference"):
-        raise RuntimeError(f"backend {wish!r} has no gradient for coord and cell; the reference has")
-    if needs_coordinates or wish == "reference":
+    requested = dispatch.reference_if_transformed(requested, feat, *coordinates, *weights, *biases)
+    if needs_coordinates and requested not in ("", "reference"):
+        raise RuntimeError(f"backend {requested!r} has no gradient for coord and cell; the reference has")
+    if needs_coordinates or requested == "reference":
         feat, coord = feat.to(weights[0].dtype), torch.stack((y, x), -1)
         return reference.local_implicit(feat, coord, cell, weights, biases, **form._asdict())
-    first = form.ensemble_after == "first"
     columns = feature_columns(feat.shape[1], form)
     return op.local_implicit(
         hoist(feat, weights[0], biases[0], form),
@@ -210,14 +235,30 @@ def _decode_grid(feat, y, x, cell, weights, biases, form, wish, hoist, band_star
         feat.shape[2],
         band_start,
         form.local_ensemble,
-        first,
-        wish,
+        form.ensemble_after == "first",
+        requested,
     )
 
 
+class Band(NamedTuple):
+    """A band of `render`: images, output rows [top, bottom), and the feature rows [begin, end) that it reads."""
+
+    images: slice
+    top: int
+    bottom: int
+    rows: tuple[int, int]
+
+
 @torch.compiler.assume_constant_result
-def plan_bands(feat_shape, element_size, size, widths, form, workspace):
-    """The bands of `render`: (slice of images, first and last + 1 output row, (first, last + 1) feature row)."""
+def plan_bands(
+    feat_shape: Sequence[int],
+    element_size: int,
+    size: tuple[int, int],
+    widths: Sequence[int],
+    form: Form,
+    workspace: int,
+) -> list[Band]:
+    """The bands of `render` for features [B, C, h, w] and layers of these widths, within `workspace` bytes."""
     batch, channels, height, width = feat_shape
     # The padded features, the convolution's own buffer (at worst its unfolded input) and its output, in the
     # working precision and, for half precision on a CPU, once more in float32.
@@ -230,43 +271,15 @@ def plan_bands(feat_shape, element_size, size, widths, form, workspace):
     def cost(top, bottom):
         return (last[bottom - 1] + 3 - first[top]) * row_bytes + (bottom - top) * query_bytes
 
-    dearest = max(cost(row, row + 1) for row in range(size[0]))
-    require(
-        workspace >= dearest,
-        "workspace",
-        f"be at least {dearest} bytes for these shapes",
-        workspace,
-    )
-    images = max(1, min(batch, workspace // dearest))
+    least = max(cost(row, row + 1) for row in range(size[0]))
+    require(workspace >= least, "workspace", f"be at least {least} bytes for these shapes", workspace)
+    images = max(1, min(batch, workspace // least))
     bands = []
     for image in range(0, batch, images):
         top = 0
         for bottom in range(1, size[0] + 1):
             if bottom == size[0] or images * cost(top, bottom + 1) > workspace:
-                bands.append((slice(image, image + images), top, bottom, (first[top], last[bottom - 1] + 1)))
+                rows = first[top], last[bottom - 1] + 1
+                bands.append(Band(slice(image, image + images), top, bottom, rows))
                 top = bottom
     return bands
-
-
-def _facts(feat=None, *args, weights=None, **kwargs):
-    """What `explain` needs to know of a call."""
-    if feat is None:
-        return op.Facts(torch.device("cpu"), torch.float32)
-    weights = weights if weights is not None else args[2] if len(args) > 2 else []
-    return op.Facts(feat.device, result_dtype(feat), tuple(map(len, weights)))
-
-
-dispatch.register(
-    dispatch.Op(
-        name="local_implicit",
-        function=local_implicit_decode,
-        facts=_facts,
-        backends={
-            "cpu": op.why_not_cpu,
-            "reference": lambda facts: "",
-            # Only at a wish, until the test suite has passed on a GPU.
-            "triton": op.why_not_triton,
-            "cuda": op.why_not_cuda,
-        },
-    )
-)

@@ -1,64 +1,56 @@
-"""What local_implicit accepts, and the dtype that it computes in."""
+"""Checks of local_implicit's public arguments, and the dtype that it computes in."""
+
+from collections.abc import Sequence
 
 import torch
 
 from inr_kernels._core.checks import require, require_tensor, result_dtype, shape
 
 from .. import op
-from .hoist import feature_columns
+from ..arguments import check_count, check_dtypes, check_layer
+from .hoist import Form, feature_columns
 
 
-def settle_dtypes(wish, feat, weights, biases):
-    """Weights and biases in the dtype to compute in, and the dtype of the result; features follow by rows.
+def cast_parameters(
+    requested: str, feat: torch.Tensor, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor]
+) -> tuple[list[torch.Tensor], list[torch.Tensor], torch.dtype]:
+    """Weights and biases in the dtype to compute in, and the dtype of the result.
 
-    The result has feat's dtype, or autocast's. Half precision on a CPU is computed in float32, but for bfloat16
-    inference where the processor multiplies it. Coordinates never take part.
+    The result has feat's dtype, or autocast's. Half precision on a CPU is computed in float32, except for bfloat16
+    inference where the processor multiplies it. The features are cast later, band by band; coordinates never are.
     """
     dtype = result_dtype(feat)
-    if dtype == feat.dtype and not torch.is_autocast_enabled(feat.device.type):
+    if not torch.is_autocast_enabled(feat.device.type):
         for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-            for value, name in ((weight, f"weights[{i}]"), (bias, f"biases[{i}]")):
-                require(value.dtype == dtype, name, f"have feat's dtype {dtype}", value.dtype)
+            check_dtypes(i, weight, bias, "feat", dtype)
     working = dtype
-    if feat.device.type == "cpu" and wish in ("", "cpu") and dtype.itemsize == 2:
+    if feat.device.type == "cpu" and requested in ("", "cpu") and dtype.itemsize == 2:
         tracked = torch.is_grad_enabled() and any(t.requires_grad for t in (feat, *weights, *biases))
         if tracked or dtype == torch.float16 or not op.cpu_has_bfloat16():
             working = torch.float32
     return [w.to(working) for w in weights], [b.to(working) for b in biases], dtype
 
 
-def check_decoder(feat, weights, biases, form, *, cell_decode):
-    """Features and weights that fit each other and the form."""
+def check_decoder(
+    feat: torch.Tensor,
+    weights: Sequence[torch.Tensor],
+    biases: Sequence[torch.Tensor],
+    form: Form,
+    *,
+    cell_decode: bool,
+) -> None:
+    """Raises unless features and weights fit each other and the form."""
     require_tensor(feat, "feat", dims=(4,))
-    require(
-        min(feat.shape[1:]) > 0,
-        "feat",
-        "have at least one channel and one pixel, [B, C, h, w]",
-        shape(feat),
-    )
+    require(min(feat.shape[1:]) > 0, "feat", "have at least one channel and one pixel, [B, C, h, w]", shape(feat))
     after = form.ensemble_after
     require(after in ("last", "first"), "ensemble_after", 'be "last" or "first"', repr(after))
     require(len(weights) >= 2, "weights", "hold at least two Linear weights", len(weights))
-    require(
-        len(biases) == len(weights),
-        "biases",
-        f"be as many as the {len(weights)} weights",
-        len(biases),
-    )
+    check_count(weights, biases)
     inputs = feature_columns(feat.shape[1], form) + 2 + (2 if cell_decode and after == "last" else 0)
     for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-        for value, name, dims in ((weight, f"weights[{i}]", 2), (bias, f"biases[{i}]", 1)):
-            require_tensor(value, name, dims=(dims,), like=feat)
         if i == 1 and cell_decode and after == "first":
             inputs += 2
-        why = f" ({_first_columns(feat, form, cell_decode)})" if i == 0 else ""
-        require(
-            weight.shape[1] == inputs and len(weight) > 0,
-            f"weights[{i}]",
-            f"have shape [N, {inputs}]{why}, N > 0",
-            shape(weight),
-        )
-        require(len(bias) == len(weight), f"biases[{i}]", f"have shape [{len(weight)}]", shape(bias))
+        check_layer(i, weight, bias, inputs, feat, f" ({_first_columns(feat, form, cell_decode)})" if i == 0 else "")
         inputs = len(weight)
 
 
@@ -67,8 +59,10 @@ def _first_columns(feat, form, cell_decode):
     return f"{features} + 2 offsets" + (" + 2 cell" if cell_decode and form.ensemble_after == "last" else "")
 
 
-def check_queries(feat, coord, cell):
-    """coord and cell in float32 and in shape."""
+def check_queries(
+    feat: torch.Tensor, coord: torch.Tensor, cell: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """coord and cell in float32; raises unless they fit feat."""
     require_tensor(coord, "coord", dims=(3, 4), like=feat)
     batch = len(feat)
     rule = f"have shape [B, Q, 2] or [B, H, W, 2] with B = feat's {batch}"
@@ -83,11 +77,12 @@ def check_queries(feat, coord, cell):
     return coord.float(), None if cell is None else cell.float()
 
 
-def check_size(size):
-    """(H, W), both positive."""
+def check_size(size: Sequence[int]) -> tuple[int, int]:
+    """(H, W), both positive integers."""
     try:
         fits = [int(n) == n and n > 0 for n in size] == [True, True]
     except (TypeError, ValueError, OverflowError):
         fits = False
     require(fits, "size", "be two positive integers (H, W)", size)
-    return tuple(map(int, size))
+    height, width = map(int, size)
+    return height, width

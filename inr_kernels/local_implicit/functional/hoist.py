@@ -7,33 +7,36 @@ import torch.nn.functional as F
 
 
 class Form(NamedTuple):
-    """The form of a decoder: LIIF's flags and where its ensemble stands."""
+    """The form of a decoder: LIIF's flags, and the layer after which the ensemble is formed."""
 
     feat_unfold: bool = True
     local_ensemble: bool = True
     ensemble_after: str = "last"
 
 
-def feature_columns(channels, form):
-    """How many columns of the first weight stand for features."""
+def feature_columns(channels: int, form: Form) -> int:
+    """How many columns of the first weight multiply features."""
     return channels * 9 if form.feat_unfold else channels
 
 
-def hoist_features(feat, weight, bias, form, rows=None):
-    """The first layer's share of the features, once per pixel: [B, rows, w, N1], contiguous, in weight's dtype.
+def hoist_features(
+    feat: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, form: Form, rows: tuple[int, int] | None = None
+) -> torch.Tensor:
+    """Applies the first layer to the features, once per pixel: [B, rows, w, N1], contiguous, in weight's dtype.
 
     rows: the rows (begin, end) of the map to compute; None: all.
     """
     channels, height = feat.shape[1], feat.shape[2]
     kernel = weight[:, : feature_columns(channels, form)]
     begin, end = rows or (0, height)
+    padding: int | tuple[int, int] = 0
     if form.feat_unfold:
         kernel = kernel.reshape(-1, channels, 3, 3)
         above, below = max(begin - 1, 0), min(end + 1, height)
         feat = F.pad(feat[:, :, above:below], (0, 0, above - begin + 1, end + 1 - below))
         padding = (0, 1)
     else:
-        feat, kernel, padding = feat[:, :, begin:end], kernel[:, :, None, None], 0
+        feat, kernel = feat[:, :, begin:end], kernel[:, :, None, None]
     if feat.device.type == "cuda" and weight.dtype.itemsize > 2:
         return convolve_by_products(feat.to(weight.dtype), kernel, bias)
     last = torch.channels_last
@@ -46,8 +49,8 @@ def hoist_features(feat, weight, bias, form, rows=None):
     return hoisted.permute(0, 2, 3, 1).contiguous()
 
 
-def convolve_by_products(feat, kernel, bias):
-    """The same for float32 on a GPU: cuDNN would take TF32 there, whatever the precision of products is set to.
+def convolve_by_products(feat: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Convolves by matrix products, for float32 on a GPU: cuDNN would use TF32 whatever the matmul precision is.
 
     feat [B, C, rows (+ 2), w], kernel [N1, C, K, K] with K = 3 or 1 -> [B, rows, w, N1].
     """

@@ -1,14 +1,14 @@
-"""The Triton backend of local_implicit: whether it can run, its launches and its block sizes.
+"""The Triton backend of local_implicit: its limits, launches and block sizes.
 
 In half precision, up to a width of 256, one kernel takes a query from its coordinates to its colours and the hidden
-state never leaves the chip. In float32, or wider, the state does not fit the registers: runs of queries pass
-through a bounded workspace, their hidden layers through torch's own matrix products.
+state stays in registers. In float32, or wider, the state does not fit the registers: runs of queries pass through a
+bounded workspace, and their hidden layers through torch's own matrix products.
 
-Proven in Triton's interpreter and compiled ahead of time (tests/test_compile_only.py); not run on a GPU.
+Tested in Triton's interpreter and compiled ahead of time (tests/build/test_compile_only.py); not run on a GPU.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -18,9 +18,9 @@ from inr_kernels._core import backends
 from . import kernels
 from .first_layer import Axis, Queries
 
-WIDEST = 256  # hidden layers that stay on chip; wider ones, and float32's, pass through the workspace
+WIDEST = 256  # maximum width of hidden layers in registers; wider ones, and float32's, pass through the workspace
 WORKSPACE = 64 << 20  # bytes of hidden states and their gradients that the backward keeps at a time
-SPLITS = 8  # partial sums of a weight's gradient: fixed, so that every device adds in the same order
+SPLITS = 8  # partial sums of a weight's gradient: fixed, so that the order of summation is the same on every device
 why_not = backends.why_not_dot
 
 
@@ -43,12 +43,12 @@ def config(widest: int, itemsize: int, capability: tuple[int, int], first: bool)
 
 
 def fused(widest: int, itemsize: int) -> bool:
-    """Whether the hidden state fits the registers: in float32, or wider, the compiler spills it by the kilobyte."""
+    """Whether the hidden state fits the registers; in float32, or wider, the compiler spills kilobytes of it."""
     return itemsize == 2 and widest <= WIDEST
 
 
 class _Problem:
-    """A call's tensors in the form that the kernels read."""
+    """A call's tensors in the layouts that the kernels read, and its launches."""
 
     def __init__(
         self, hoisted, y, x, cell, position_weight, weights, biases, height, band_start, local_ensemble, first
@@ -61,7 +61,7 @@ class _Problem:
         self.per_query = 1 if first else self.neighbours
         self.out, self.depth = len(weights[-1]), len(weights) - 1
         widths = [self.channels, *map(len, weights[:-1])]
-        self.config = config(max(widths), hoisted.element_size(), _capability(hoisted.device), first)
+        self.config = config(max(widths), hoisted.element_size(), capability(hoisted.device), first)
         self.fused = fused(max(widths), hoisted.element_size())
         self.W = triton.cdiv(max(widths), self.config.chunk) * self.config.chunk
         self.BO = min(64, max(16, triton.next_power_of_2(self.out)))
@@ -72,7 +72,7 @@ class _Problem:
         self._pack(position_weight, weights, biases)
 
     def _pack(self, position_weight, weights, biases):
-        """Zero-padded copies: two buffers, two calls."""
+        """Copies all parameters, zero-padded, into two buffers with two calls."""
         W, L, P = self.W, self.depth, max(self.W, self.OP)
         self.P = P
         matrices = self.hoisted.new_zeros(L * W + self.OP, W)
@@ -111,15 +111,15 @@ class _Problem:
         )
 
     def _axis(self, n):
-        # A Python sum is double precision; the kernel's argument rounds it once, as PyTorch rounds its scalars.
+        # Computed in double precision and rounded once, as a kernel's argument, as PyTorch rounds its scalars.
         radius, eps = 2 / n / 2, 1e-6
         low, high = (-radius + eps, radius + eps) if self.ensemble else (0.0, 0.0)
         return Axis(n, low, high, -1 + 2 / (2 * n), 2 * (2 / (2 * n)))
 
     def longest_run(self, states):
-        """As many queries as the workspace holds, with so many states of each row, in whole blocks of any kernel."""
+        """The number of queries that fit the workspace with `states` states of each row, a multiple of every block."""
         row = (states * self.W + self.OP + 16) * self.hoisted.element_size()
-        sample = ((self.W + 16) * self.hoisted.element_size() if self.first else 0) + 40  # and the sorting
+        sample = ((self.W + 16) * self.hoisted.element_size() if self.first else 0) + 40  # 40: the sort
         return max(1, WORKSPACE // (self.per_query * row + self.neighbours * sample) // 128) * 128
 
     def _launch(self, kernel, begin, end, *args, **forms):
@@ -150,7 +150,7 @@ class _Problem:
         self._launch(kernels.decode, begin, end, out, final, states, *tensors, N1=self.channels, P=self.P)
 
     def decode(self, out, begin, end):
-        """The picture of the queries [begin, end)."""
+        """Writes the colours of the queries [begin, end)."""
         if self.fused:
             return self._decode(out, None, None, begin, end)
         shape = (end - begin) * self.per_query, self.W
@@ -162,7 +162,7 @@ class _Problem:
         self._decode(out, a, None, begin, end)
 
     def states(self, states, begin, end):
-        """The inputs of all Linears after the first: [L + 1, rows, W]."""
+        """Writes the inputs of all Linears after the first: [L + 1, rows, W]."""
         self._decode(None, None, states, begin, end)
         for layer in range(0 if self.fused else self.depth):
             self._hidden_layer(layer, states[layer], states[layer + 1], begin, end)
@@ -194,10 +194,10 @@ class _Problem:
         )
         for layer in reversed(range(0 if self.fused else self.depth)):
             torch.mm(run.gradients[layer + 1], self.hidden[layer], out=run.gradients[layer])
-            if layer or not self.first:  # with the ensemble first, no ReLU made the blend
+            if layer or not self.first:  # with the ensemble first, the blend has no ReLU
                 run.gradients[layer].masked_fill_(run.states[layer] <= 0, 0)
         if self.first:
-            kernels.spread[(triton.cdiv(end - begin, 64),)](
+            kernels.blend_backward[(triton.cdiv(end - begin, 64),)](
                 run.sample_gradients,
                 run.sample_extras,
                 run.pixels,
@@ -217,7 +217,7 @@ class _Problem:
 
 
 class _Run:
-    """What the backward of a run of queries writes and its sums read, in the kernels' shapes."""
+    """The buffers between the backward of a run of queries and the sums of its gradients."""
 
     def __init__(self, p, queries):
         rows, samples, L, W = queries * p.per_query, queries * p.neighbours, p.depth, p.W
@@ -229,7 +229,7 @@ class _Run:
         self.pixels = empty(samples, dtype=torch.int32)
 
     def by_sample(self):
-        """Gradients of the first layer's output and its other inputs, for every query and neighbour."""
+        """The gradients of the first layer's output, and its other inputs, for every query and neighbour."""
         if self.sample_gradients is None:
             return self.gradients[0], self.extras
         return self.sample_gradients, self.sample_extras
@@ -298,8 +298,8 @@ def _add_to_map(d_map, run, p):
     )
 
 
-def forward(*args):
-    """[B, R, S, out_channels] of the op's arguments."""
+def forward(*args: Any) -> torch.Tensor:
+    """Takes the op's arguments (op.py), returns [B, R, S, out_channels]."""
     p = _Problem(*args)
     out = p.hoisted.new_empty(*p.y.shape, p.out)
     if out.numel():
@@ -310,10 +310,13 @@ def forward(*args):
     return out
 
 
-def backward(grad, *args, needs_hoisted, needs_weights):
-    """(d_hoisted or None, d_position_weight or None, [d_weights], [d_biases]) of the op's arguments.
+def backward(
+    grad: torch.Tensor, *args: Any, needs_hoisted: bool, needs_weights: bool
+) -> tuple[torch.Tensor | None, torch.Tensor | None, list[torch.Tensor], list[torch.Tensor]]:
+    """Takes the output's gradient and the op's arguments (op.py).
 
-    Runs of queries, as many at a time as WORKSPACE holds: recompute the states, go back through them, add up.
+    Returns (d_hoisted or None, d_position_weight or None, [d_weights], [d_biases]). Runs of queries, as many at a time
+    as fit WORKSPACE, recompute their states, propagate the gradient back, and add to the sums.
     """
     p = _Problem(*args)
     grad = grad.contiguous()
@@ -335,5 +338,6 @@ def backward(grad, *args, needs_hoisted, needs_weights):
         return d_hoisted, *(sums.results() if needs_weights else (None, [], []))
 
 
-def _capability(device):
+def capability(device: torch.device) -> tuple[int, int]:
+    """The GPU's compute capability; that of sm_80 in the interpreter."""
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else (8, 0)

@@ -1,4 +1,4 @@
-"""Where queries lie on the map, and the first layer there: what all kernels of local_implicit begin with."""
+"""The position of queries on the map, and the first layer there: the start of all Triton kernels of local_implicit."""
 
 from typing import NamedTuple
 
@@ -10,14 +10,14 @@ class Axis(NamedTuple):
     """One axis of the map; the floats are computed in double precision and rounded once."""
 
     size: int
-    low: float  # what moves a coordinate towards the lower neighbour
-    high: float  # and towards the upper
+    low: float  # added to a coordinate to find its lower neighbour
+    high: float  # and its upper neighbour
     centre: float  # of the first pixel
     step: float  # between centres
 
 
 class Queries(NamedTuple):
-    """The queries [begin, end) in the order of [B, R, S], and the band of the map that they read."""
+    """The queries [begin, end) of [B, R, S], flattened, and the band of the map that they read."""
 
     y: object  # [B, R, S] float32, strides y_strides
     x: object  # [B, R, S] float32, strides x_strides
@@ -37,7 +37,7 @@ class Queries(NamedTuple):
 
 @triton.jit
 def nearest(coord, shift, axis):
-    """The pixel nearest to coord + shift (ties to even, NaN to 0), and the distance to it in half pixels."""
+    """The pixel nearest to coord + shift (ties to even, NaN to 0), and coord's offset from it in half pixels."""
     moved = coord + shift
     moved = tl.where(moved < -1 + 1e-6, -1 + 1e-6, moved)
     moved = tl.where(moved > 1 - 1e-6, 1 - 1e-6, moved)
@@ -54,10 +54,11 @@ def nearest(coord, shift, axis):
 
 @triton.jit
 def locate(first, i, queries, ENSEMBLE: tl.constexpr, CELL: tl.constexpr):
-    """Of queries first (int64) + i [M]: the lower and the upper neighbour and their distances on each axis, the cell.
+    """The neighbours and the cell of the queries first (int64) + i [M].
 
-    Returns (first pixel of the image, 4 values of y, 4 of x, cell_y, cell_x). A row outside the band is moved into
-    it, so that no read leaves the map.
+    Returns (the band's first row in the batch, ys, xs, cell_y, cell_x), where ys and xs are the lower neighbour, the
+    offset from it, the upper neighbour and the offset from it. Rows outside the band are clamped to it, which keeps
+    reads in bounds.
     """
     col = (first % queries.cols).to(tl.int32) + i
     row = (first // queries.cols % queries.rows).to(tl.int32) + col // queries.cols
@@ -76,7 +77,7 @@ def locate(first, i, queries, ENSEMBLE: tl.constexpr, CELL: tl.constexpr):
         y_high, rel_y_high = nearest(y, queries.vertical.high, queries.vertical)
         x_high, rel_x_high = nearest(x, queries.horizontal.high, queries.horizontal)
         y_high = tl.minimum(tl.maximum(y_high - queries.band_start, 0), bottom)
-    cell_y, cell_x = rel_y_low, rel_x_low  # where there is no cell, nobody reads them
+    cell_y, cell_x = rel_y_low, rel_x_low  # placeholders, unused without CELL
     if CELL:
         at = queries.cell_strides
         cell = queries.cell + batch * at[0] + row * at[1] + col * at[2]
@@ -88,38 +89,43 @@ def locate(first, i, queries, ENSEMBLE: tl.constexpr, CELL: tl.constexpr):
 
 
 @triton.jit
-def neighbour(t, place, queries, ENSEMBLE: tl.constexpr):
-    """Of `locate`'s place, neighbour t [M]: pixel, rel_y, rel_x, ensemble weight."""
-    image, ys, xs, _, _ = place
+def neighbour(t, image, ys, xs, queries, ENSEMBLE: tl.constexpr):
+    """Neighbour t [M] of the queries that `locate` found: pixel, rel_y, rel_x, ensemble weight."""
+    y_low, rel_y_low, y_high, rel_y_high = ys
+    x_low, rel_x_low, x_high, rel_x_high = xs
     below = t >= 2
     right = t % 2 == 1
-    row = tl.where(below, ys[2], ys[0])
-    col = tl.where(right, xs[2], xs[0])
-    rel_y = tl.where(below, ys[3], ys[1])
-    rel_x = tl.where(right, xs[3], xs[1])
+    row = tl.where(below, y_high, y_low)
+    col = tl.where(right, x_high, x_low)
+    rel_y = tl.where(below, rel_y_high, rel_y_low)
+    rel_x = tl.where(right, rel_x_high, rel_x_low)
     opposite = tl.abs(rel_y * rel_x) + 1e-9
     total = opposite
     if ENSEMBLE:
-        total = tl.abs(ys[1] * xs[1]) + 1e-9
-        total += tl.abs(ys[1] * xs[3]) + 1e-9
-        total += tl.abs(ys[3] * xs[1]) + 1e-9
-        total += tl.abs(ys[3] * xs[3]) + 1e-9
-        opposite = tl.abs(tl.where(below, ys[1], ys[3]) * tl.where(right, xs[1], xs[3])) + 1e-9
+        total = tl.abs(rel_y_low * rel_x_low) + 1e-9
+        total += tl.abs(rel_y_low * rel_x_high) + 1e-9
+        total += tl.abs(rel_y_high * rel_x_low) + 1e-9
+        total += tl.abs(rel_y_high * rel_x_high) + 1e-9
+        far_y, far_x = tl.where(below, rel_y_low, rel_y_high), tl.where(right, rel_x_low, rel_x_high)
+        opposite = tl.abs(far_y * far_x) + 1e-9
     pixel = (image + row) * queries.horizontal.size + col
     return pixel, rel_y, rel_x, opposite / total
 
 
 @triton.jit
 def plus_outer(total, column, row):
-    """total [M, C] + column [M] x row [C], fused."""
+    """total [M, C] + column [M] x row [C], with fused multiply-adds."""
     column, row = tl.broadcast(column[:, None], row[None, :])
     return tl.fma(column, row, total)
 
 
 @triton.jit
-def first_layer(hoisted, position, sample, cell_y, cell_x, n, N1: tl.constexpr, W: tl.constexpr, COLUMNS: tl.constexpr):
+def first_layer(
+    hoisted,  # [pixels, N1]
+    position,  # [4, W] float32: columns of the position weight
+    pixel, rel_y, rel_x, cell_y, cell_x, n, N1: tl.constexpr, W: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
     """ReLU(hoisted[pixel] + position weight [rel; cell]) of samples [M] and channels n [C], float32."""
-    pixel, rel_y, rel_x, _ = sample
     row = hoisted + pixel.to(tl.int64) * N1
     v = tl.load(row[:, None] + n[None, :], mask=n[None, :] < N1, other=0.0).to(tl.float32)
     v = plus_outer(v, rel_y, tl.load(position + n))
@@ -127,4 +133,4 @@ def first_layer(hoisted, position, sample, cell_y, cell_x, n, N1: tl.constexpr, 
     if COLUMNS == 4:
         v = plus_outer(v, cell_y, tl.load(position + 2 * W + n))
         v = plus_outer(v, cell_x, tl.load(position + 3 * W + n))
-    return tl.where(v < 0, 0.0, v)  # hands NaN on
+    return tl.where(v < 0, 0.0, v)  # keeps NaN

@@ -1,12 +1,12 @@
-"""The Triton kernels of local_implicit: decode, its gradient layer by layer, and the sums that follow.
+"""The Triton kernels of local_implicit: the decoder, its gradient layer by layer, and the sums of both gradients.
 
 A row is one evaluation of the MLP: a query and a neighbour (row T q + t, T = 4 or 1), or, with the ensemble
 first, a query alone. A sample is a query and a neighbour in either case. A program takes M rows through all
-layers; their hidden state is a tuple of chunks [M, C] that cover the padded width W. L layers stand between
+layers; their hidden state is a tuple of chunks [M, C] that cover the padded width W. There are L layers between
 the first and the last. No kernel uses atomics.
 
-All are launched without floating-point fusion: the arithmetic of the coordinates is LIIF's, rounding by rounding.
-Where a fused multiply-add is wanted, it is written.
+All are launched without floating-point fusion: the coordinates are rounded at each step exactly as LIIF rounds them.
+Fused multiply-adds are explicit.
 """
 
 # ruff: noqa: RUF005 (Triton concatenates tuples, it does not unpack them)
@@ -18,25 +18,28 @@ from .first_layer import first_layer, locate, neighbour, plus_outer
 
 
 @triton.jit
-def bias_rows(affine, n, place, P: tl.constexpr, M: tl.constexpr, C: tl.constexpr, LATE_CELL: tl.constexpr):
-    """What a Linear adds to its product, [M, C]: the bias, and with LATE_CELL the cell's two columns."""
+def bias_rows(
+    affine,  # [3, P] float32: bias, the cell's columns
+    n, cell_y, cell_x, P: tl.constexpr, M: tl.constexpr, C: tl.constexpr, LATE_CELL: tl.constexpr,
+):  # fmt: skip
+    """The summand of a Linear's product, [M, C]: the bias, and with LATE_CELL the contribution of the cell."""
     v = tl.broadcast_to(tl.load(affine + n)[None, :], [M, C])
     if LATE_CELL:
-        v = plus_outer(v, place[3], tl.load(affine + P + n))
-        v = plus_outer(v, place[4], tl.load(affine + 2 * P + n))
+        v = plus_outer(v, cell_y, tl.load(affine + P + n))
+        v = plus_outer(v, cell_x, tl.load(affine + 2 * P + n))
     return v
 
 
 @triton.jit(do_not_specialize=["queries", "depth"])
 def decode(
     out,  # [queries.end, N_OUT] contiguous; or None
-    final,  # [rows, W] contiguous: the last Linear's input where it was computed elsewhere; or None
-    states,  # [L + 1, rows, W] contiguous, the inputs of all Linears that follow (not FUSED: the first); or None
+    final,  # [rows, W] contiguous: the last Linear's input if it is computed elsewhere; or None
+    states,  # [L + 1, rows, W] contiguous: the inputs of all following Linears (not FUSED: of the first only); or None
     hoisted,  # [B, band_rows, w, N1] contiguous
     position,  # [4, W] float32: columns of the position weight
     hidden,  # [L, W, W]: weights [out, in]
     last,  # [P_OUT, W]: the last weight; P_OUT is N_OUT in whole blocks of BO
-    affine,  # [L + 1, 3, P] float32: bias, the cell's columns where they are LATE
+    affine,  # [L + 1, 3, P] float32: bias, the cell's columns with LATE_CELL
     queries,
     depth,  # L
     N1: tl.constexpr,
@@ -53,7 +56,7 @@ def decode(
     FUSED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """M rows from the coordinates to the picture."""
+    """Decodes M rows, from the coordinates to the image."""
     DTYPE: tl.constexpr = hoisted.dtype.element_ty
     CHUNKS: tl.constexpr = W // C
     T: tl.constexpr = 4 if ENSEMBLE else 1
@@ -62,8 +65,10 @@ def decode(
     n = tl.arange(0, C)
     first = tl.program_id(0).to(tl.int64) * (M // PER_QUERY) + queries.begin
     left = tl.minimum(queries.end - first, M).to(tl.int32)  # queries
-    place = locate(first, tl.minimum(i // PER_QUERY, left - 1), queries, ENSEMBLE, COLUMNS == 4 or LATE_CELL)
-    sample = neighbour(i % PER_QUERY, place, queries, ENSEMBLE)
+    image, ys, xs, cell_y, cell_x = locate(
+        first, tl.minimum(i // PER_QUERY, left - 1), queries, ENSEMBLE, COLUMNS == 4 or LATE_CELL
+    )
+    pixel, rel_y, rel_x, weight = neighbour(i % PER_QUERY, image, ys, xs, queries, ENSEMBLE)
 
     h = ()
     for j in tl.static_range(CHUNKS):
@@ -74,11 +79,13 @@ def decode(
         elif FIRST:
             v = tl.zeros([M, C], tl.float32)
             for t in tl.static_range(T):
-                one = neighbour(t + i * 0, place, queries, ENSEMBLE)
-                pred = first_layer(hoisted, position, one, place[3], place[4], j * C + n, N1, W, COLUMNS)
-                v = tl.fma(pred, tl.broadcast_to(one[3][:, None], [M, C]), v)
+                pixel_t, rel_y_t, rel_x_t, weight_t = neighbour(t + i * 0, image, ys, xs, queries, ENSEMBLE)
+                pred = first_layer(
+                    hoisted, position, pixel_t, rel_y_t, rel_x_t, cell_y, cell_x, j * C + n, N1, W, COLUMNS
+                )
+                v = tl.fma(pred, tl.broadcast_to(weight_t[:, None], [M, C]), v)
         else:
-            v = first_layer(hoisted, position, sample, place[3], place[4], j * C + n, N1, W, COLUMNS)
+            v = first_layer(hoisted, position, pixel, rel_y, rel_x, cell_y, cell_x, j * C + n, N1, W, COLUMNS)
         h = h + (v.to(DTYPE),)
     if states is not None:
         rows = ((queries.end - queries.begin) * PER_QUERY).to(tl.int32)
@@ -88,12 +95,12 @@ def decode(
 
     if FUSED:
         for layer in range(depth):
-            weight = hidden + layer * W * W + n[None, :] * W + n[:, None]  # [in, out]
+            matrix = hidden + layer * W * W + n[None, :] * W + n[:, None]  # [in, out]
             g = ()
             for j in tl.static_range(CHUNKS):
-                v = bias_rows(affine + layer * 3 * P, j * C + n, place, P, M, C, LATE_CELL)
+                v = bias_rows(affine + layer * 3 * P, j * C + n, cell_y, cell_x, P, M, C, LATE_CELL)
                 for k in tl.static_range(CHUNKS):
-                    v = tl.dot(h[k], tl.load(weight + (j * W + k) * C), v, input_precision=PRECISION)
+                    v = tl.dot(h[k], tl.load(matrix + (j * W + k) * C), v, input_precision=PRECISION)
                 g = g + (tl.where(v < 0, 0.0, v).to(DTYPE),)
             h = g
             if states is not None:
@@ -108,7 +115,7 @@ def decode(
         for start in range(0, N_OUT, BO):
             y = tl.zeros([M, BO], tl.float32)
             if FIRST:
-                y = bias_rows(affine + depth * 3 * P, start + o, place, P, M, BO, LATE_CELL)
+                y = bias_rows(affine + depth * 3 * P, start + o, cell_y, cell_x, P, M, BO, LATE_CELL)
             for k in tl.static_range(CHUNKS):
                 tile = tl.load(last + (start + o)[None, :] * W + (k * C + n)[:, None])
                 y = tl.dot(h[k], tile, y, input_precision=PRECISION)
@@ -117,19 +124,23 @@ def decode(
             if FIRST:
                 tl.store(at, y.to(DTYPE), mask=mask)
             else:  # the last Linear commutes with the ensemble
-                blend = tl.sum(tl.reshape(y * sample[3][:, None], [M // T, T, BO]), 1)
+                blend = tl.sum(tl.reshape(y * weight[:, None], [M // T, T, BO]), 1)
                 blend += tl.load(affine + depth * 3 * P + start + o)[None, :]
                 tl.store(at, blend.to(DTYPE), mask=mask)
 
 
 @triton.jit
-def gate(v, states, row, rows, level, n, W: tl.constexpr, FIRST: tl.constexpr):
-    """v [M, C] where the ReLU that made this state was open. With the ensemble FIRST none made state 0."""
+def gate(
+    v,
+    states,  # [L + 1, rows, W]
+    row, rows, level, n, W: tl.constexpr, FIRST: tl.constexpr,
+):  # fmt: skip
+    """v [M, C] where the ReLU that produced this state was positive, else 0. With FIRST, state 0 has no ReLU."""
     state = tl.load(states + (level * rows + row)[:, None] * W + n[None, :], mask=(row < rows)[:, None], other=0.0)
-    shut = state <= 0
+    closed = state <= 0
     if FIRST:
-        shut = shut & (level > 0)
-    return tl.where(shut, 0.0, v).to(state.dtype)
+        closed = closed & (level > 0)
+    return tl.where(closed, 0.0, v).to(state.dtype)
 
 
 @triton.jit(do_not_specialize=["queries", "depth"])
@@ -137,7 +148,7 @@ def backpropagate(
     last_gradients,  # [rows, P_OUT]: gradients of the last Linear's output
     gradients,  # [L + 1, rows, W]: of the first layer's output (FIRST: of the blend) and the hidden ones'
     extras,  # [rows, 16]: rel_y, rel_x, cell_y, cell_x, 1, 0, ...
-    pixels,  # [rows] int32: where in the band's map; not FIRST, see `spread`
+    pixels,  # [rows] int32: index in the band's map; not with FIRST, see `blend_backward`
     grad,  # [queries.end, N_OUT] contiguous
     states,  # [L + 1, rows, W], of `decode`
     hidden,  # [L, W, W]: weights [out, in]
@@ -156,9 +167,9 @@ def backpropagate(
     FUSED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """M rows back from the picture's gradient to the hoisted map's; writes what the sums over rows need.
+    """Propagates M rows of the image's gradient back to the hoisted map; stores the factors of the weights' gradients.
 
-    All buffers but `grad` hold this run of queries alone, contiguous.
+    All buffers but `grad` hold only this run of queries, contiguous.
     """
     DTYPE: tl.constexpr = hidden.dtype.element_ty
     CHUNKS: tl.constexpr = W // C
@@ -174,11 +185,11 @@ def backpropagate(
     rows = ((queries.end - queries.begin) * PER_QUERY).to(tl.int32)
     row = tl.program_id(0) * M + i
     inside = row < rows
-    place = locate(first, tl.minimum(i // PER_QUERY, left - 1), queries, ENSEMBLE, CELL)
-    sample = neighbour(i % PER_QUERY, place, queries, ENSEMBLE)
-    write_extras(extras, row, inside, sample, place, DTYPE, CELL, M)
+    image, ys, xs, cell_y, cell_x = locate(first, tl.minimum(i // PER_QUERY, left - 1), queries, ENSEMBLE, CELL)
+    pixel, rel_y, rel_x, weight = neighbour(i % PER_QUERY, image, ys, xs, queries, ENSEMBLE)
+    write_extras(extras, row, inside, rel_y, rel_x, cell_y, cell_x, DTYPE, CELL, M)
     if not FIRST:
-        tl.store(pixels + row, sample[0], mask=inside)
+        tl.store(pixels + row, pixel, mask=inside)
 
     g = ()
     for j in tl.static_range(CHUNKS):
@@ -188,7 +199,7 @@ def backpropagate(
             at = grad + first * N_OUT + (i // PER_QUERY)[:, None] * N_OUT + (start + o)[None, :]
             above = tl.load(at, mask=mask, other=0.0).to(tl.float32)
             if not FIRST:
-                above = tl.where(mask, above * sample[3][:, None], 0.0)
+                above = tl.where(mask, above * weight[:, None], 0.0)
             above = above.to(DTYPE)
             if j == 0:
                 at = last_gradients + row[:, None] * P_OUT + (start + o)[None, :]
@@ -202,12 +213,12 @@ def backpropagate(
     if FUSED:
         for back in range(depth):
             layer = depth - 1 - back
-            weight = hidden + layer * W * W + n[:, None] * W + n[None, :]  # [out, in]
+            matrix = hidden + layer * W * W + n[:, None] * W + n[None, :]  # [out, in]
             d = ()
             for j in tl.static_range(CHUNKS):
                 v = tl.zeros([M, C], tl.float32)
                 for k in tl.static_range(CHUNKS):
-                    v = tl.dot(g[k], tl.load(weight + (k * W + j) * C), v, input_precision=PRECISION)
+                    v = tl.dot(g[k], tl.load(matrix + (k * W + j) * C), v, input_precision=PRECISION)
                 target = gradients + (layer * rows + row)[:, None] * W + (j * C + n)[None, :]
                 d = d + (gate(v, states, row, rows, layer, j * C + n, W, FIRST),)
                 tl.store(target, d[j], mask=inside[:, None])
@@ -215,10 +226,10 @@ def backpropagate(
 
 
 @triton.jit(do_not_specialize=["queries"])
-def spread(
+def blend_backward(
     sample_gradients,  # [samples, W] contiguous: of the first layer's output for each neighbour
     sample_extras,  # [samples, 16]
-    pixels,  # [samples] int32: where in the band's map
+    pixels,  # [samples] int32: index in the band's map
     gradients,  # [queries, W] contiguous: of the blend
     hoisted,  # [B, band_rows, w, N1] contiguous
     position,  # [4, W] float32
@@ -230,7 +241,7 @@ def spread(
     LATE_CELL: tl.constexpr,
     ENSEMBLE: tl.constexpr,
 ):
-    """With the ensemble first: the blend's gradient to its neighbours, through their ReLUs."""
+    """With the ensemble first: propagates the blend's gradient to its neighbours, through their ReLUs."""
     DTYPE: tl.constexpr = hoisted.dtype.element_ty
     T: tl.constexpr = 4 if ENSEMBLE else 1
     i = tl.arange(0, M)
@@ -238,30 +249,33 @@ def spread(
     left = tl.minimum(queries.end - first, M).to(tl.int32)
     row = tl.program_id(0) * M + i
     inside = i < left
-    place = locate(first, tl.minimum(i, left - 1), queries, ENSEMBLE, LATE_CELL)
+    image, ys, xs, cell_y, cell_x = locate(first, tl.minimum(i, left - 1), queries, ENSEMBLE, LATE_CELL)
     for t in range(T):
-        sample = neighbour(t + i * 0, place, queries, ENSEMBLE)
+        pixel, rel_y, rel_x, weight = neighbour(t + i * 0, image, ys, xs, queries, ENSEMBLE)
         at = row * T + t
-        tl.store(pixels + at, sample[0], mask=inside)
-        write_extras(sample_extras, at, inside, sample, place, DTYPE, False, M)
+        tl.store(pixels + at, pixel, mask=inside)
+        write_extras(sample_extras, at, inside, rel_y, rel_x, cell_y, cell_x, DTYPE, False, M)
         for start in range(0, W, C):
             n = start + tl.arange(0, C)
-            pred = first_layer(hoisted, position, sample, place[3], place[4], n, N1, W, 2)
+            pred = first_layer(hoisted, position, pixel, rel_y, rel_x, cell_y, cell_x, n, N1, W, 2)
             g = tl.load(gradients + row[:, None] * W + n[None, :], mask=inside[:, None], other=0.0)
-            v = tl.where(pred <= 0, 0.0, g.to(tl.float32) * sample[3][:, None]).to(DTYPE)
+            v = tl.where(pred <= 0, 0.0, g.to(tl.float32) * weight[:, None]).to(DTYPE)
             tl.store(sample_gradients + at[:, None] * W + n[None, :], v, mask=inside[:, None])
 
 
 @triton.jit
-def write_extras(extras, row, inside, sample, place, DTYPE: tl.constexpr, CELL: tl.constexpr, M: tl.constexpr):
-    """The inputs of the Linears beside their states, and a one for the bias: [M, 16]."""
+def write_extras(
+    extras,  # [rows, 16]
+    row, inside, rel_y, rel_x, cell_y, cell_x, DTYPE: tl.constexpr, CELL: tl.constexpr, M: tl.constexpr,
+):  # fmt: skip
+    """Stores the inputs of the Linears other than their states, and a one for the bias: [M, 16]."""
     i = tl.broadcast_to(tl.arange(0, 16)[None, :], [M, 16])
     v = tl.where(i == 4, 1.0, 0.0)
-    v = tl.where(i == 0, sample[1][:, None], v)
-    v = tl.where(i == 1, sample[2][:, None], v)
+    v = tl.where(i == 0, rel_y[:, None], v)
+    v = tl.where(i == 1, rel_x[:, None], v)
     if CELL:
-        v = tl.where(i == 2, place[3][:, None], v)
-        v = tl.where(i == 3, place[4][:, None], v)
+        v = tl.where(i == 2, cell_y[:, None], v)
+        v = tl.where(i == 3, cell_x[:, None], v)
     tl.store(extras + row[:, None] * 16 + i, v.to(DTYPE), mask=inside[:, None])
 
 
@@ -305,15 +319,15 @@ def add_segments(
     gradients,  # [samples, W] contiguous
     pixels,  # [samples] int32, ascending
     order,  # [samples] int64: the sample of each entry; stably sorted
-    ends,  # [samples] int64: where the entries of the same pixel end
+    ends,  # [samples] int64: the end of the entries of the same pixel
     N1: tl.constexpr,
     W: tl.constexpr,
     BN: tl.constexpr,
     BR: tl.constexpr,
 ):
-    """d_hoisted[pixel] += the gradients of its samples in their order, BN channels of it.
+    """d_hoisted[pixel] += the gradients of its samples, in their order, in BN channels.
 
-    One program an entry; the first of a pixel does the pixel's work.
+    There is a program for each entry; that of a pixel's first entry does the work of the pixel.
     """
     entry = tl.program_id(0)
     pixel = tl.load(pixels + entry).to(tl.int64)

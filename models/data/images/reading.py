@@ -106,7 +106,7 @@ def _read(data: bytes, max_pixels: float) -> Picture:
         raw = image.tile[0].args if image.format == "PNG" and image.tile else ""  # before anything loads the pixels
         frames = _frames(image, extra)
         if frames > 1:
-            picture.notes.append(f"takes the first of {frames} frames")
+            picture.notes.append(f"has {frames} frames; using the first")
         _read_metadata(image, extra, picture)
         samples = _samples(image, data, raw, picture)
     top = 2**picture.depth - 1

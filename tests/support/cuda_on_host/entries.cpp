@@ -1,4 +1,4 @@
-// What Python calls: each entry returns why it failed, or nullptr.
+// Entry points for Python; each returns an error message, or nullptr.
 #include <exception>
 #include <string>
 
@@ -12,7 +12,7 @@ const char* attempt(Call call) {
   static std::string reason;
   try {
     if (call() == inr::Status::ok) return nullptr;
-    reason = "the entry did not return ok";
+    reason = "the entry point did not return ok";
   } catch (const std::exception& error) {
     reason = error.what();
   }

@@ -13,7 +13,7 @@ dim3 blockDim, gridDim;
 
 namespace machine {
 
-const char* (*last_check)() = nullptr;
+const char* (*final_check)() = nullptr;
 int shared_limit = 99 << 10;
 
 namespace {
@@ -33,12 +33,12 @@ struct Thread {
   std::deque<std::vector<Copy>> groups;
 };
 
-struct Meeting {
-  unsigned come = 0;
+struct SyncPoint {
+  unsigned arrived = 0;
   unsigned long round = 0;
 };
 
-struct Warp : Meeting {
+struct Warp : SyncPoint {
   const char* instruction = nullptr;
   void* lanes[warp];
 };
@@ -47,9 +47,9 @@ constexpr std::size_t stack_bytes = 256 << 10;
 
 std::vector<Thread> threads;  // of all blocks of the cluster
 std::vector<Warp> warps;
-Meeting cluster;
+SyncPoint cluster;
 unsigned long number;
-std::vector<Meeting> blocks;
+std::vector<SyncPoint> blocks;
 std::vector<std::vector<char>> memories;  // of each block
 std::size_t memory_bytes;
 const std::function<void()>* body;
@@ -60,16 +60,16 @@ std::string failure;
 
 Thread& self() { return threads[running]; }
 
-// A fiber's stack is kept; only registers change, so no system call is made.
-__attribute__((noinline)) void leave() {
+// Switches to the scheduler. setjmp and longjmp only exchange registers, without a system call.
+__attribute__((noinline)) void yield() {
   if (!_setjmp(self().here)) _longjmp(scheduler, 1);
 }
 
 void begin() {
   (*body)();
   for (const auto& group : self().groups)
-    if (!group.empty()) fail("a thread ends before its copies");
-  if (!self().open.empty()) fail("a thread ends before its copies");
+    if (!group.empty()) fail("a thread ends with pending copies");
+  if (!self().open.empty()) fail("a thread ends with pending copies");
   self().done = true;
   _longjmp(scheduler, 1);
 }
@@ -84,8 +84,8 @@ __attribute__((noinline)) void resume(unsigned i) {
   swapcontext(&entry, &self().start);
 }
 
-// Lets each warp run until it can no more, in every other cluster the last one first. Whether all threads are done in
-// the end.
+// Runs each warp until it has to wait, repeatedly, in reverse order in every other cluster. Returns whether all threads
+// have ended.
 bool run_cluster() {
   for (bool moved = true; moved;) {
     moved = false;
@@ -109,16 +109,16 @@ bool run_cluster() {
   return true;
 }
 
-// True for the last of `size` to come, who then calls `leave_together`.
-bool come(Meeting& meeting, unsigned size) {
-  if (++meeting.come == size) return true;
-  wait([&meeting, round = meeting.round] { return meeting.round != round; });
+// Waits until `size` threads have arrived; returns true for the last one, which must call `release`.
+bool arrive(SyncPoint& point, unsigned size) {
+  if (++point.arrived == size) return true;
+  wait([&point, round = point.round] { return point.round != round; });
   return false;
 }
 
-void leave_together(Meeting& meeting) {
-  meeting.come = 0;
-  ++meeting.round;
+void release(SyncPoint& point) {
+  point.arrived = 0;
+  ++point.round;
 }
 
 }  // namespace
@@ -130,26 +130,26 @@ void fail(const char* why) {
 
 void wait(const std::function<bool()>& ready) {
   self().ready = ready;
-  leave();
+  yield();
 }
 
 void block_barrier() {
-  Meeting& block = blocks[cluster_rank()];
-  if (come(block, blockDim.x)) leave_together(block);
+  SyncPoint& block = blocks[cluster_rank()];
+  if (arrive(block, blockDim.x)) release(block);
 }
 
 void cluster_barrier() {
-  if (come(cluster, unsigned(threads.size()))) leave_together(cluster);
+  if (arrive(cluster, unsigned(threads.size()))) release(cluster);
 }
 
-void warp_meets(const char* instruction, void* mine, void (*work)(Lanes&)) {
+void warp_synchronize(const char* instruction, void* mine, void (*work)(Lanes&)) {
   Warp& w = warps[running / warp];
-  if (w.come && w.instruction != instruction) fail("the lanes of a warp meet in different instructions");
+  if (w.arrived && w.instruction != instruction) fail("the lanes of a warp execute different collective instructions");
   w.instruction = instruction;
   w.lanes[running % warp] = mine;
-  if (come(w, warp)) {
+  if (arrive(w, warp)) {
     work(w.lanes);
-    leave_together(w);
+    release(w);
   }
 }
 
@@ -168,14 +168,14 @@ unsigned cluster_rank() { return running / blockDim.x; }
 char* shared_memory(unsigned rank) {
   bool ended = true;
   for (unsigned i = rank * blockDim.x; i < (rank + 1) * blockDim.x; ++i) ended = ended && threads[i].done;
-  if (ended) fail("the memory of a block that has ended");
+  if (ended) fail("access to the shared memory of a block that has ended");
   return base(rank);
 }
 char* shared_memory() { return base(cluster_rank()); }
 
 void check_shared(const void* address, std::size_t bytes) {
   const char* begin = static_cast<const char*>(address);
-  if (begin < shared_memory() || begin + bytes > shared_memory() + memory_bytes) fail("outside shared memory");
+  if (begin < shared_memory() || begin + bytes > shared_memory() + memory_bytes) fail("access outside shared memory");
 }
 
 void copy_async(void* to, const void* from, std::size_t bytes) {
@@ -197,12 +197,12 @@ void wait_for_copies(std::size_t groups_left) {
 
 namespace {
 
-// The threads of a cluster before their first instruction, and fresh shared memory.
-__attribute__((noinline)) void prepare(std::vector<std::unique_ptr<char[]>>& stacks, unsigned in_cluster) {
-  memories.assign(in_cluster, std::vector<char>(memory_bytes + 1024, char(0xff)));
+// Initialises the threads and the shared memory of a cluster.
+__attribute__((noinline)) void prepare(std::vector<std::unique_ptr<char[]>>& stacks, unsigned cluster_size) {
+  memories.assign(cluster_size, std::vector<char>(memory_bytes + 1024, char(0xff)));
   threads = std::vector<Thread>(stacks.size());
   warps.assign(stacks.size() / warp, {});
-  blocks.assign(in_cluster, {});
+  blocks.assign(cluster_size, {});
   cluster = {};
   ++number;
   failure.clear();
@@ -216,19 +216,20 @@ __attribute__((noinline)) void prepare(std::vector<std::unique_ptr<char[]>>& sta
 
 }  // namespace
 
-void launch(dim3 grid, dim3 size, std::size_t shared_bytes, const std::function<void()>& kernel, unsigned in_cluster) {
-  if (size.x % warp || size.y * size.z != 1) throw std::runtime_error("blocks are whole warps, along x");
-  if (grid.x % in_cluster) throw std::runtime_error("the grid is not whole clusters");
+void launch(dim3 grid, dim3 size, std::size_t shared_bytes, const std::function<void()>& kernel,
+            unsigned cluster_size) {
+  if (size.x % warp || size.y * size.z != 1) throw std::runtime_error("blocks must be whole warps along x");
+  if (grid.x % cluster_size) throw std::runtime_error("the grid must be whole clusters");
   gridDim = grid, blockDim = size;
   body = &kernel;
   memory_bytes = shared_bytes;
-  std::vector<std::unique_ptr<char[]>> stacks(size.x * in_cluster);
+  std::vector<std::unique_ptr<char[]>> stacks(size.x * cluster_size);
   for (auto& stack : stacks) stack.reset(new char[stack_bytes]);
-  for (unsigned b = 0; b < grid.x * grid.y * grid.z; b += in_cluster) {
+  for (unsigned b = 0; b < grid.x * grid.y * grid.z; b += cluster_size) {
     blockIdx = {b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y};
-    prepare(stacks, in_cluster);
-    if (!run_cluster()) throw std::runtime_error(failure.empty() ? "the block waits for ever" : failure);
-    if (const char* wrong = last_check ? last_check() : nullptr) throw std::runtime_error(wrong);
+    prepare(stacks, cluster_size);
+    if (!run_cluster()) throw std::runtime_error(failure.empty() ? "deadlock: the block waits forever" : failure);
+    if (const char* wrong = final_check ? final_check() : nullptr) throw std::runtime_error(wrong);
   }
 }
 

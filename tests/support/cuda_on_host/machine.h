@@ -1,9 +1,9 @@
-// A GPU for tests: runs a kernel's own source, compiled by the host's compiler, block by block.
+// A GPU emulation for tests: runs the source of a kernel, compiled by the host's compiler, block by block.
 //
-// The threads of a block, or of a cluster, are fibers. Warps run ahead as far as they can, one after the other and every
-// other time from the last on, so that a missing barrier shows; shared memory starts as NaN, and what an asynchronous
-// copy will overwrite is NaN from its start to its wait. A block that cannot go on, or whose lanes meet in different
-// instructions, fails the launch.
+// The threads of a block or cluster are fibers. Each warp runs until it has to wait, one warp after the other, in
+// reverse order in every other cluster, so that missing barriers lead to wrong results. Shared memory is initialised
+// with NaN, and the destination of an asynchronous copy is NaN until the copy is waited for. A launch fails if a block
+// deadlocks or the lanes of a warp execute different collective instructions.
 #pragma once
 
 #include <math.h>
@@ -32,7 +32,7 @@ struct dim3 {
   dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 
-// Of the fiber that runs.
+// Of the running fiber.
 extern uint3 threadIdx, blockIdx;
 extern dim3 blockDim, gridDim;
 
@@ -40,31 +40,32 @@ namespace machine {
 
 constexpr unsigned warp = 32;
 
-// Runs the grid, whose blocks go in clusters of so many along x; throws std::runtime_error.
+// Runs a grid in clusters of `cluster` blocks along x; throws std::runtime_error if it fails.
 void launch(dim3 grid, dim3 block, std::size_t shared_bytes, const std::function<void()>& kernel,
             unsigned cluster = 1);
 
-extern int shared_limit;  // bytes a block may have
+extern int shared_limit;  // bytes that a block may use
 
-extern const char* (*last_check)();  // asked when a cluster has ended: what is wrong, or nullptr
-[[noreturn]] void fail(const char* why);  // ends the launch that runs
-void wait(const std::function<bool()>& ready);  // lets others run until then
+extern const char* (*final_check)();  // called after each cluster; returns an error or nullptr
+[[noreturn]] void fail(const char* reason);     // ends the current launch
+void wait(const std::function<bool()>& ready);  // runs other fibers until ready() is true
 
-unsigned long cluster_number();  // how many went before
-unsigned thread();               // of the cluster's thread_count()
-unsigned thread_count();
+unsigned long cluster_number();  // counts clusters over all launches
+unsigned thread();               // index in the cluster
+unsigned thread_count();         // of the cluster
 unsigned cluster_rank();         // of this block
 char* shared_memory();
-char* shared_memory(unsigned rank);  // another block's of the cluster, which has not ended
-void check_shared(const void* address, std::size_t bytes);  // within this block's
+char* shared_memory(unsigned rank);  // of another block of the cluster, which must not have ended
+void check_shared(const void* address, std::size_t bytes);  // fails if not within this block's shared memory
 void block_barrier();
 void cluster_barrier();
 
-// All lanes of a warp meet in one instruction; the last to come does the work of all.
+// A collective instruction of a warp: waits for all lanes, then the last one to arrive does the work of all.
+// lanes: [warp] the `mine` of each lane
 using Lanes = void* const[warp];
-void warp_meets(const char* instruction, void* mine, void (*work)(Lanes&));
+void warp_synchronize(const char* instruction, void* mine, void (*work)(Lanes&));
 
-// An asynchronous copy arrives when its thread waits for it.
+// Asynchronous copies; the data arrives when the thread waits for it.
 void copy_async(void* to, const void* from, std::size_t bytes);
 void commit_copies();
 void wait_for_copies(std::size_t groups_left);
@@ -73,7 +74,7 @@ void wait_for_copies(std::size_t groups_left);
 
 inline void __syncthreads() { machine::block_barrier(); }
 inline void __syncwarp(unsigned = ~0u) {
-  machine::warp_meets("syncwarp", nullptr, [](machine::Lanes&) {});
+  machine::warp_synchronize("syncwarp", nullptr, [](machine::Lanes&) {});
 }
 
 namespace machine {
@@ -93,7 +94,7 @@ struct Shuffle {
 template <class V>
 V __shfl_sync(unsigned, V value, int source) {
   machine::Shuffle<V> s{value, V(), unsigned(source)};
-  machine::warp_meets("shfl", &s, machine::Shuffle<V>::work);
+  machine::warp_synchronize("shfl", &s, machine::Shuffle<V>::work);
   return s.result;
 }
 template <class V>

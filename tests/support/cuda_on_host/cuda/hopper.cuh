@@ -1,4 +1,4 @@
-// What csrc/cuda/hopper.cuh is on the host: each instruction by its definition in the PTX manual.
+// Replaces csrc/cuda/hopper.cuh on the host: each instruction as the PTX manual defines it.
 #pragma once
 
 #include "cuda/ptx.cuh"
@@ -6,13 +6,13 @@
 namespace inr {
 namespace cuda {
 
-// A barrier's state, in the 64 bits that it has.
+// The state of a barrier, in 64 bits.
 struct Barrier {
   std::uint64_t arrivals : 20, missing : 20, parity : 1;
-  std::int64_t bytes : 23;  // that are expected and have not come
+  std::int64_t bytes : 23;  // expected bytes that have not arrived
 };
 
-// Shared memory begins at an address of its own.
+// The address of the beginning of shared memory in the shared address space.
 constexpr unsigned window = 1024;
 inline unsigned shared_address(const void* shared) {
   return unsigned(static_cast<const char*>(shared) - machine::shared_memory()) + window;
@@ -22,20 +22,20 @@ inline unsigned cluster_rank() { return machine::cluster_rank(); }
 inline void cluster_barrier() { machine::cluster_barrier(); }
 
 void initialize(Barrier&, unsigned arrivals);
-inline void publish_barriers() {}
+inline void fence_barrier_init() {}
 void arrive(Barrier&);
 void arrive_expecting(Barrier&, unsigned bytes);
-void arrive_at(Barrier&, unsigned rank);
+void arrive_remote(Barrier&, unsigned rank);
 void wait(Barrier&, unsigned parity);
-// The bytes come when somebody waits for their barrier; until then their place is NaN.
+// The bytes arrive when a thread waits for their barrier; until then the destination is NaN.
 void copy_to_blocks(void* shared, const void* global, unsigned bytes, Barrier&, unsigned short mask);
 
 template <int registers>
-void take_registers() {}
+void increase_registers() {}
 template <int registers>
-void leave_registers() {}
+void decrease_registers() {}
 
-// A product reads its matrices, and its sum is there, only when its group is waited for; until then the sum is NaN.
+// A product reads its matrices and writes its sum when its group is waited for; until then the sum is NaN.
 using ToFloat = float (*)(unsigned);
 void begin_product(float (&d)[32][4], const unsigned (&a)[4], std::uint64_t b, ToFloat);
 template <Type type>

@@ -1,4 +1,4 @@
-// What csrc/cuda/launch.cuh is on the host.
+// Replaces csrc/cuda/launch.cuh on the host.
 #pragma once
 
 #include "inr.h"

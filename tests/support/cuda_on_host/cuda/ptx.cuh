@@ -1,4 +1,4 @@
-// What csrc/cuda/ptx.cuh is on the host: each instruction by its definition in the PTX manual.
+// Replaces csrc/cuda/ptx.cuh on the host: each instruction as the PTX manual defines it.
 #pragma once
 
 #include "inr.h"
@@ -90,7 +90,7 @@ struct Mma {
 template <Type type>
 void mma(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
   Mma m{d, a, {b0, b1}};
-  machine::warp_meets("mma", &m, Mma::work<type>);
+  machine::warp_synchronize("mma", &m, Mma::work<type>);
 }
 
 inline void copy_async(void* shared, const void* global) { machine::copy_async(shared, global, 16); }

@@ -1,0 +1,135 @@
+// C = A B on row-major tiles that stay in the caches.
+//
+// The micro-kernel holds block_rows x 2 vectors of C in registers and loops over the inner dimension; on Zen 4 it runs
+// at the peak rate of the multiply-add units. A is broadcast element by element; B is loaded as vectors, either from
+// packed panels (weights) or from plain rows (activations).
+#pragma once
+
+#include "buffer.h"
+
+namespace inr {
+namespace INR_ISA {
+
+template <class T>
+constexpr int panel = 2 * lanes<T>;  // columns of C per full panel
+
+// Row stride of an activation tile of `n` columns: whole panels, plus a vector so that consecutive rows fall into
+// different cache sets and a block of block_rows columns may start at any of the n.
+template <class T>
+INR_INLINE std::int64_t row_stride(std::int64_t n) {
+  constexpr int vector = vector_bytes / int(sizeof(T));
+  return round_up(n, panel<T> * Element<T>::per_step) + (vector < block_rows ? block_rows : vector);
+}
+
+// One multiply-add acc += a * b over per_step inner elements. a: [per_step] of one row of A; b: [lanes][per_step]
+template <class T>
+struct MultiplyAdd {
+  INR_INLINE Vec<T> vector(const T* b) { return load(b); }
+  INR_INLINE void add(Vec<T>& acc, const T* a, Vec<T> b) { acc += *a * b; }
+};
+#if defined(__AVX512BF16__)
+template <>
+struct MultiplyAdd<bf16> {
+  INR_INLINE __m512bh vector(const bf16* b) { return (__m512bh)_mm512_loadu_si512(b); }
+  INR_INLINE void add(Vec<bf16>& acc, const bf16* a, __m512bh b) {
+    int pair;
+    std::memcpy(&pair, a, sizeof pair);
+    acc = (Vec<bf16>)_mm512_dpbf16_ps((__m512)acc, (__m512bh)_mm512_set1_epi32(pair), b);
+  }
+};
+#endif
+
+// acc[i][v] = sum over k < steps of a[i * row + k * col] * vector v of b[k * b_row].
+// a: [block_rows, steps] with strides row, col; b: [steps, NV vectors] with row stride b_row; each step is per_step
+// inner elements.
+template <class T, int NV>
+INR_INLINE void micro_kernel(std::int64_t steps, const T* a, std::int64_t row, std::int64_t col, const T* b,
+                             std::int64_t b_row, Vec<T> (&acc)[block_rows][NV]) {
+  static_assert(block_rows % 3 == 0 && block_rows <= 12, "four row pointers, three rows each");
+#pragma GCC unroll 12
+  for (int i = 0; i < block_rows; ++i)
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; ++v) acc[i][v] = Vec<T>{};
+  // x86 addresses reach p, p + r and p + 2r from two registers: four pointers serve twelve rows.
+  const T *a0 = a, *a1 = a + 3 * row, *a2 = a + 6 * row, *a3 = a + 9 * row;
+  for (std::int64_t k = 0; k < steps; ++k) {
+    decltype(MultiplyAdd<T>::vector(b)) bv[NV];
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; ++v) bv[v] = MultiplyAdd<T>::vector(b + v * lanes<T> * Element<T>::per_step);
+#pragma GCC unroll 12
+    for (int i = 0; i < block_rows; ++i) {
+      const T* a_i = (i < 3 ? a0 : i < 6 ? a1 : i < 9 ? a2 : a3) + (i % 3) * row;
+#pragma GCC unroll 2
+      for (int v = 0; v < NV; ++v) MultiplyAdd<T>::add(acc[i][v], a_i, bv[v]);
+    }
+    a0 += col, a1 += col, a2 += col, a3 += col;
+    b += b_row;
+  }
+}
+
+// Calls emit(i, j, vector) for the elements C[i][j ... j + lanes) of C = A B, for i < round_up(rows, block_rows) and
+// j < round_up(cols, lanes). a: [round_up(rows, block_rows), steps] with strides a_row, a_col; b: panels of columns,
+// b_panel apart, each [steps, panel] with row stride b_row.
+template <class T, class Emit>
+INR_INLINE void gemm(std::int64_t rows, std::int64_t cols, std::int64_t steps, const T* a, std::int64_t a_row,
+                     std::int64_t a_col, const T* b, std::int64_t b_row, std::int64_t b_panel, Emit emit) {
+  for (std::int64_t i = 0; i < rows; i += block_rows) {
+    for (std::int64_t j = 0; j < cols; j += panel<T>) {
+      const T *a_block = a + i * a_row, *b_block = b + j / panel<T> * b_panel;
+      if (cols - j > lanes<T>) {
+        Vec<T> acc[block_rows][2];
+        micro_kernel<T, 2>(steps, a_block, a_row, a_col, b_block, b_row, acc);
+#pragma GCC unroll 12
+        for (int r = 0; r < block_rows; ++r) {
+          emit(i + r, j, acc[r][0]);
+          emit(i + r, j + lanes<T>, acc[r][1]);
+        }
+      } else {
+        Vec<T> acc[block_rows][1];
+        micro_kernel<T, 1>(steps, a_block, a_row, a_col, b_block, b_row, acc);
+#pragma GCC unroll 12
+        for (int r = 0; r < block_rows; ++r) emit(i + r, j, acc[r][0]);
+      }
+    }
+  }
+}
+
+// A weight matrix in panels of columns, [inner / per_step][panel][per_step] each, zero-padded.
+template <class T>
+class PackedMatrix {
+ public:
+  // source: B [inner, outer] with strides inner_stride, outer_stride.
+  bool pack(const T* source, std::int64_t outer, std::int64_t inner, std::int64_t outer_stride,
+            std::int64_t inner_stride) {
+    constexpr int per = Element<T>::per_step;
+    outer_ = outer;
+    steps_ = (inner + per - 1) / per;
+    if (!data_.resize(round_up(outer, panel<T>) * steps_ * per)) return false;
+    for (std::int64_t j = 0; j < outer; j += panel<T>) {
+      const std::int64_t width = outer - j < panel<T> ? outer - j : panel<T>;
+      for (std::int64_t k = 0; k < inner; ++k) {
+        const T* from = source + j * outer_stride + k * inner_stride;
+        T* to = data_ + j / panel<T> * panel_size() + k / per * panel<T> * per + k % per;
+        if (outer_stride == 1 && width == panel<T>)  // the compiler vectorizes this loop
+          for (int i = 0; i < panel<T>; ++i) to[i * per] = from[i];
+        else
+          for (std::int64_t i = 0; i < width; ++i) to[i * per] = from[i * outer_stride];
+      }
+    }
+    return true;
+  }
+  // Calls emit(i, j, vector) for a w. a: [round_up(rows, block_rows), inner] with row stride a_row
+  template <class Emit>
+  INR_INLINE void multiply(const PackedMatrix& w, const T* a, std::int64_t rows, std::int64_t a_row, Emit emit) {
+    constexpr int per = Element<T>::per_step;
+    gemm<T>(rows, w.outer_, w.steps_, a, a_row, per, w.data_, panel<T> * per, w.panel_size(), emit);
+  }
+
+ private:
+  std::int64_t panel_size() const { return steps_ * panel<T> * Element<T>::per_step; }
+  Buffer<T> data_;
+  std::int64_t outer_ = 0, steps_ = 0;
+};
+
+}  // namespace INR_ISA
+}  // namespace inr

@@ -1,0 +1,52 @@
+// Transposes square tiles in registers; loads and stores partial vectors.
+#pragma once
+
+#include <utility>
+
+#include "buffer.h"
+
+namespace inr {
+namespace INR_ISA {
+
+// One of the two rows of a transposition step, which swaps blocks of Half lanes.
+template <int Half, int High, class V, std::size_t... L>
+INR_INLINE V exchange(V a, V b, std::index_sequence<L...>) {
+  constexpr int n = sizeof...(L);
+#if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
+  return __builtin_shufflevector(a, b,
+                                 (int(L) & Half ? n + int(L) - (High ? 0 : Half) : int(L) + (High ? Half : 0))...);
+#else
+  return V{(int(L) & Half ? b[int(L) - (High ? 0 : Half)] : a[int(L) + (High ? Half : 0)])...};
+#endif
+}
+// Transposes a square tile. tile: [lanes]
+template <class T, int Half = lanes<T> / 2>
+INR_INLINE void transpose(Vec<T>* tile) {
+  constexpr auto all = std::make_index_sequence<std::size_t(lanes<T>)>{};
+  for (int i = 0; i < lanes<T>; ++i) {
+    if (i & Half) continue;
+    const Vec<T> low = exchange<Half, 0>(tile[i], tile[i + Half], all);
+    tile[i + Half] = exchange<Half, 1>(tile[i], tile[i + Half], all);
+    tile[i] = low;
+  }
+  if constexpr (Half > 1) transpose<T, Half / 2>(tile);
+}
+
+// The first min(n, lanes) elements; load_up_to sets the other lanes to zero. from, to: [n]
+template <class T>
+INR_INLINE Vec<T> load_up_to(const T* from, std::int64_t n) {
+  if (n >= lanes<T>) return load(from);
+  Real<T> values[lanes<T>]{};
+  for (int i = 0; i < n; ++i) values[i] = to_real(from[i]);
+  return load(values);
+}
+template <class T>
+INR_INLINE void store_up_to(Vec<T> v, std::int64_t n, T* to) {
+  if (n >= lanes<T>) return store(to, v);
+  Real<T> values[lanes<T>];
+  store(values, v);
+  for (int i = 0; i < n; ++i) from_real(values[i], to + i);
+}
+
+}  // namespace INR_ISA
+}  // namespace inr

@@ -1,0 +1,248 @@
+// A 3 x 3 convolution by Winograd's F(2 x 2, 3 x 3), which takes 16 multiplications for 4 outputs instead of 36.
+//
+//   tile of outputs = A^T [ (G g G^T) * (B^T d B) ] A,   d: 4 x 4 inputs, g: the kernel, * summed over channels
+//
+//   B^T = 1  0 -1  0      G = 1    0    0       A^T = 1  1  1  0
+//         0  1  1  0          1/2  1/2  1/2           0  1 -1 -1
+//         0 -1  1  0          1/2 -1/2  1/2
+//         0  1  0 -1          0    0    1
+//
+// A task is some rows of tiles. Its inputs are transformed channel by channel, with vectors across tiles; then for each
+// of the 16 points the register micro-kernel multiplies [outputs, channels] by [channels, tiles].
+#include "../entries.h"
+#include "../common/row_panels.h"
+#include "../common/tasks.h"
+
+namespace inr {
+namespace INR_ISA {
+namespace {
+
+constexpr int points = 16;
+constexpr std::int64_t max_tiles = 64;  // tiles of a task, so that its transformed inputs stay in the caches
+
+INR_INLINE std::int64_t divide_up(std::int64_t n, std::int64_t by) { return (n + by - 1) / by; }
+
+// Replaces (v0, v1, v2, v3) by B^T v.
+template <class V>
+INR_INLINE void transform_inputs(V& v0, V& v1, V& v2, V& v3) {
+  const V a = v0 - v2, b = v1 + v2, c = v2 - v1, d = v1 - v3;
+  v0 = a, v1 = b, v2 = c, v3 = d;
+}
+
+// G g of (g0, g1, g2), for a block of rows. to: 4 blocks, `step` apart
+template <class T>
+INR_INLINE void transform_kernel(const T (&g0)[block_rows], const T (&g1)[block_rows], const T (&g2)[block_rows],
+                                 T (*to)[block_rows], int step) {
+  for (int r = 0; r < block_rows; ++r) {
+    const T sum = (g0[r] + g2[r]) / 2, middle = g1[r] / 2;
+    to[0][r] = g0[r];
+    to[step][r] = sum + middle;
+    to[2 * step][r] = sum - middle;
+    to[3 * step][r] = g2[r];
+  }
+}
+
+template <class T>
+class Winograd {
+ public:
+  explicit Winograd(const Conv3x3& p) : p_(p), channels_(p.channels[0] + p.channels[1]) {
+    const std::int64_t tile_rows = divide_up(p.height, 2), tile_columns = divide_up(p.width, 2);
+    columns_ = divide_up(tile_columns, divide_up(tile_columns, max_tiles));
+    column_tasks_ = divide_up(tile_columns, columns_);
+    // The number of rows whose tiles fill whole panels best.
+    rows_ = 1;
+    for (std::int64_t r = 2; r * columns_ <= max_tiles && r <= tile_rows; ++r)
+      if (r * columns_ * padded_tiles(rows_) >= rows_ * columns_ * padded_tiles(r)) rows_ = r;
+    row_tasks_ = divide_up(tile_rows, rows_);
+    // One more vector: consecutive rows fall into different cache sets, and the last vector may exceed the row.
+    tiles_ = padded_tiles(rows_) + lanes<T>;
+    line_ = round_up(2 * columns_, 2 * lanes<T>) + 2 + 2 * lanes<T>;
+  }
+
+  bool prepare() {
+    for (int point = 0; point < points; ++point)
+      if (!weight_[point].resize(p_.outputs, channels_, point * lanes<T>)) return false;
+    return true;
+  }
+  // Transforms the kernels of the outputs [i, i + block_rows) to the 16 points.
+  void transform_weights(std::int64_t i) {
+    using Block = T[block_rows];
+    const std::int64_t rows = p_.outputs - i < block_rows ? p_.outputs - i : block_rows;
+    Block g[9] = {}, half[12];
+    for (std::int64_t c = 0; c < channels_; ++c) {
+      const T* w = static_cast<const T*>(p_.weight) + (i * channels_ + c) * 9;
+      for (std::int64_t r = 0; r < rows; ++r, w += channels_ * 9)
+        for (int j = 0; j < 9; ++j) g[j][r] = w[j];
+      for (int j = 0; j < 3; ++j) transform_kernel(g[j], g[3 + j], g[6 + j], half + j, 3);
+      for (int j = 0; j < 4; ++j) {
+        Block transformed[4];
+        transform_kernel(half[3 * j], half[3 * j + 1], half[3 * j + 2], transformed, 1);
+        for (int k = 0; k < 4; ++k) std::memcpy(weight_[4 * j + k].block(i, c), transformed[k], sizeof(Block));
+      }
+    }
+  }
+
+  std::int64_t tasks() const { return p_.batch * row_tasks_ * column_tasks_; }
+  std::int64_t stage_size() const { return (2 * rows_ + 2) * line_; }
+  std::int64_t inputs_size() const { return points * point_stride(channels_ * tiles_); }
+  std::int64_t products_size() const { return points * point_stride(round_up(p_.outputs, block_rows) * tiles_); }
+
+  // stage: [2 rows_ + 2][line_]; inputs: [16][channels_][tiles_] and products: [16][outputs][tiles_], both with the
+  // stride point_stride() between points; out: [batch, outputs, height, width]
+  void run(std::int64_t task, T* stage, T* inputs, T* products, T* out) const {
+    const std::int64_t image = task / (row_tasks_ * column_tasks_);
+    const std::int64_t y = task / column_tasks_ % row_tasks_ * 2 * rows_, x = task % column_tasks_ * 2 * columns_;
+    for (std::int64_t c = 0; c < channels_; ++c) {
+      const int part = c >= p_.channels[0];
+      const std::int64_t channel = part ? c - p_.channels[0] : c;
+      const T* plane =
+          static_cast<const T*>(p_.x[part]) + image * p_.batch_stride[part] + channel * p_.height * p_.width;
+      load_rows(plane, y, x, stage);
+      for (std::int64_t r = 0; r < rows_; ++r)
+        for (std::int64_t t = 0; t < columns_; t += lanes<T>)  // values past the row are overwritten by the next
+          transform(stage + 2 * r * line_ + 2 * t, inputs + c * tiles_ + r * columns_ + t);
+    }
+    const std::int64_t count = rows_ * columns_, step = point_stride(round_up(p_.outputs, block_rows) * tiles_);
+    for (int point = 0; point < points; ++point)
+      for (std::int64_t i = 0; i < p_.outputs; i += block_rows)
+        RowPanels<T>::multiply(weight_[point], i, inputs + point * point_stride(channels_ * tiles_), tiles_, count,
+                               [&](std::int64_t j, const auto& sums) {
+                                 T* to = products + point * step + i * tiles_ + j;
+#pragma GCC unroll 12
+                                 for (int r = 0; r < block_rows; ++r)
+                                   for (int v = 0; v < 2; ++v) store(to + r * tiles_ + v * lanes<T>, sums[r][v]);
+                               });
+    for (std::int64_t o = 0; o < p_.outputs; ++o)
+      for (std::int64_t r = 0; r < rows_; ++r) {
+        const std::int64_t row = y + 2 * r;
+        if (row >= p_.height) break;
+        for (std::int64_t t = 0; t < columns_ && x + 2 * t < p_.width; t += lanes<T>)
+          transform_outputs(image, o, row, x + 2 * t, products + o * tiles_ + r * columns_ + t, step, columns_ - t,
+                            out);
+      }
+  }
+
+ private:
+  // A stride of at least n, for which 16 points fall into different cache sets.
+  static std::int64_t point_stride(std::int64_t n) { return round_up(n, 64 * lanes<T>) + lanes<T>; }
+  std::int64_t padded_tiles(std::int64_t rows) const { return round_up(rows * columns_, panel<T>); }
+
+  // The index in [0, n) whose value the padding puts at index v; -1 for zero.
+  std::int64_t source_index(std::int64_t v, std::int64_t n) const {
+    if (v >= 0 && v < n) return v;
+    if (p_.padding == Padding::zeros || v > n) return -1;  // values past n are not used
+    return v < 0 ? -v : 2 * (n - 1) - v;
+  }
+
+  // Loads the padded plane from row y - 1 and column x - 1 on. plane: [height, width]; stage: [2 rows_ + 2][line_]
+  void load_rows(const T* plane, std::int64_t y, std::int64_t x, T* stage) const {
+    const std::int64_t columns = 2 * columns_ + 2, left = x == 0;
+    const std::int64_t inside = p_.width - x + 1 < columns ? p_.width - x + 1 : columns;
+    for (std::int64_t i = 0; i < 2 * rows_ + 2; ++i, stage += line_) {
+      const std::int64_t row = source_index(y + i - 1, p_.height);
+      if (row < 0) {
+        std::memset(static_cast<void*>(stage), 0, std::size_t(columns) * sizeof(T));
+        continue;
+      }
+      const T* from = plane + row * p_.width;
+      std::memcpy(stage + left, from + x - 1 + left, std::size_t(inside - left) * sizeof(T));
+      const auto pad = [&](std::int64_t j) {
+        const std::int64_t col = source_index(x + j - 1, p_.width);
+        stage[j] = col < 0 ? T(0) : from[col];
+      };
+      if (left) pad(0);
+      for (std::int64_t j = inside; j < columns; ++j) pad(j);
+    }
+  }
+
+  // Transforms the inputs of a vector of tiles. stage: [4][line_]; to: [16][lanes] with the stride point_stride()
+  void transform(const T* stage, T* to) const {
+    Vec<T> d[4][4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      load_pairs(stage + i * line_, d[i][0], d[i][1]);
+      load_pairs(stage + i * line_ + 2, d[i][2], d[i][3]);
+      transform_inputs(d[i][0], d[i][1], d[i][2], d[i][3]);
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      transform_inputs(d[0][j], d[1][j], d[2][j], d[3][j]);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) store(to + (4 * i + j) * point_stride(channels_ * tiles_), d[i][j]);
+    }
+  }
+
+  // Transforms a vector of at most `tiles` tiles to two rows of output o, adds bias and `add`, and applies the ReLU.
+  // from: [16][lanes] with the stride `step`; out: [batch, outputs, height, width]
+  void transform_outputs(std::int64_t image, std::int64_t o, std::int64_t y, std::int64_t x, const T* from,
+                         std::int64_t step, std::int64_t tiles, T* out) const {
+    const T bias = p_.bias ? static_cast<const T*>(p_.bias)[o] : T(0);
+    Vec<T> m[2][4];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      const Vec<T> a = load(from + j * step), b = load(from + (4 + j) * step), c = load(from + (8 + j) * step);
+      m[0][j] = a + b + c;
+      m[1][j] = b - c - load(from + (12 + j) * step);
+    }
+    const std::int64_t left = p_.width - x, max_count = 2 * (tiles < lanes<T> ? tiles : lanes<T>);
+    const std::int64_t count = left < max_count ? left : max_count;
+    const std::int64_t at = ((image * p_.outputs + o) * p_.height + y) * p_.width + x;
+    for (int i = 0; i < 2 && y + i < p_.height; ++i) {
+      T row[2 * lanes<T>];
+      store_pairs(row, m[i][0] + m[i][1] + m[i][2] + bias, m[i][1] - m[i][2] - m[i][3] + bias);
+      const T* add = p_.add ? static_cast<const T*>(p_.add) + at + i * p_.width : nullptr;
+      T* to = out + at + i * p_.width;
+      for (std::int64_t j = 0; j < count; ++j) {
+        const T v = add ? row[j] + add[j] : row[j];
+        to[j] = p_.relu && v < 0 ? T(0) : v;
+      }
+    }
+  }
+
+  const Conv3x3& p_;
+  std::int64_t channels_;
+  std::int64_t columns_, column_tasks_, rows_, row_tasks_;  // tiles of a task, and tasks, along each axis
+  std::int64_t tiles_, line_;                               // row strides of points and of the stage
+  RowPanels<T> weight_[points];                             // [outputs, channels_]
+};
+
+// out: [batch, outputs, height, width]
+template <class T>
+Status convolve(const Conv3x3& p, T* out) {
+  Winograd<T> winograd(p);
+  if (!winograd.prepare()) return Status::out_of_memory;
+  const double flops = 8.0 * double((p.channels[0] + p.channels[1]) * p.outputs) * double(p.batch * p.height * p.width);
+  const int threads = useful_threads(flops, p.threads);
+  struct Worker {
+    explicit Worker(const Winograd<T>& w)
+        : stage(w.stage_size()), inputs(w.inputs_size()), products(w.products_size()) {}
+    explicit operator bool() const { return stage && inputs && products; }
+    Buffer<T> stage, inputs, products;
+  };
+  const Status status = for_each_task(
+      threads, divide_up(p.outputs, block_rows), [] { return true; },
+      [&](bool, std::int64_t task) {
+        winograd.transform_weights(task * block_rows);
+        return Status::ok;
+      });
+  if (status != Status::ok) return status;
+  return for_each_task(
+      threads, winograd.tasks(), [&] { return Worker(winograd); },
+      [&](Worker& worker, std::int64_t task) {
+        winograd.run(task, worker.stage, worker.inputs, worker.products, out);
+        return Status::ok;
+      });
+}
+
+}  // namespace
+
+Status conv3x3(Type type, const Conv3x3& p, void* out) {
+  switch (type) {
+    case Type::float32: return convolve(p, static_cast<float*>(out));
+    case Type::float64: return convolve(p, static_cast<double*>(out));
+    default: return Status::unsupported_type;
+  }
+}
+
+}  // namespace INR_ISA
+}  // namespace inr

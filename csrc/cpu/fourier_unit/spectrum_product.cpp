@@ -1,0 +1,114 @@
+// The matrix product of fourier_unit on the spectrum. The interleaved real and imaginary parts are separated when a
+// tile is loaded, and interleaved again when results are stored from registers.
+#include "../entries.h"
+#include "../common/row_panels.h"
+#include "../common/tasks.h"
+
+namespace inr {
+namespace INR_ISA {
+namespace {
+
+template <class T>
+class SpectrumMultiplier {
+ public:
+  static constexpr std::int64_t tile = 2 * panel<T>;         // positions of a task
+  static constexpr std::int64_t tile_row = tile + lanes<T>;  // its row stride: rows fall into different cache sets
+
+  explicit SpectrumMultiplier(const SpectrumProduct& p)
+      : p_(p), tiles_((p.positions + tile - 1) / tile), rows_(round_up(2 * p.outputs, block_rows)) {}
+
+  bool prepare() {
+    const std::int64_t steps = 2 * p_.inputs;
+    const T* w = static_cast<const T*>(p_.weight);
+    const T* shift = static_cast<const T*>(p_.shift);
+    if (!weight_.resize(p_.groups * rows_, steps) || !shift_.resize(p_.groups * rows_)) return false;
+    for (std::int64_t g = 0; g < p_.groups; ++g, w += 2 * p_.outputs * steps)
+      for (std::int64_t i = 0; i < rows_; i += block_rows)
+        for (std::int64_t r = 0; r < block_rows && i + r < 2 * p_.outputs; ++r) {
+          for (std::int64_t k = 0; k < steps; ++k) weight_.block(g * rows_ + i, k)[r] = w[(i + r) * steps + k];
+          if (shift) shift_[g * rows_ + i + r] = shift[g * 2 * p_.outputs + i + r];
+        }
+    return true;
+  }
+
+  std::int64_t tasks() const { return p_.batch * p_.groups * tiles_; }
+
+  // b: [2 inputs][tile_row], a work buffer; out: [batch, groups * outputs, positions], complex
+  void run(std::int64_t task, T* b, T* out) const {
+    const std::int64_t unit = task / tiles_, first = task % tiles_ * tile, group = unit % p_.groups;
+    const std::int64_t count = p_.positions - first < tile ? p_.positions - first : tile;
+    const T* x = static_cast<const T*>(p_.x) + (unit * p_.inputs * p_.positions + first) * 2;
+    for (std::int64_t c = 0; c < p_.inputs; ++c, x += 2 * p_.positions)
+      deinterleave_row(x, count, b + 2 * c * tile_row);
+    out += (unit * p_.outputs * p_.positions + first) * 2;
+    for (std::int64_t i = 0; i < 2 * p_.outputs; i += block_rows)
+      RowPanels<T>::multiply(weight_, group * rows_ + i, b, tile_row, count, [&](std::int64_t j, const auto& sums) {
+        const T* shift = shift_ + group * rows_ + i;
+        for (int r = 0; r < block_rows && i + r < 2 * p_.outputs; r += 2)
+          for (int v = 0; v < 2; ++v) {
+            Vec<T> re = sums[r][v] + shift[r], im = sums[r + 1][v] + shift[r + 1];
+            if (p_.relu) re = relu(re), im = relu(im);
+            const std::int64_t at = j + v * lanes<T>;
+            store_interleaved(re, im, count - at, out + ((i + r) / 2 * p_.positions + at) * 2);
+          }
+      });
+  }
+
+ private:
+  // Separates the real and imaginary parts. x: [count], complex; rows: [2][tile_row]
+  static void deinterleave_row(const T* x, std::int64_t count, T* rows) {
+    for (std::int64_t n = 0; n < count; n += lanes<T>) {
+      Vec<T> re, im;
+      if (n + lanes<T> <= count) {
+        load_pairs(x + 2 * n, re, im);
+      } else {
+        T tail[2 * lanes<T>] = {};
+        std::memcpy(tail, x + 2 * n, std::size_t(count - n) * 2 * sizeof(T));
+        load_pairs(tail, re, im);
+      }
+      store(rows + n, re);
+      store(rows + tile_row + n, im);
+    }
+  }
+
+  // out: [count], complex
+  static void store_interleaved(Vec<T> re, Vec<T> im, std::int64_t count, T* out) {
+    if (count >= lanes<T>) return store_pairs(out, re, im);
+    T tail[2 * lanes<T>];
+    store_pairs(tail, re, im);
+    if (count > 0) std::memcpy(out, tail, std::size_t(count) * 2 * sizeof(T));
+  }
+
+  const SpectrumProduct& p_;
+  std::int64_t tiles_, rows_;
+  RowPanels<T> weight_;  // [groups * rows_, 2 inputs]
+  Buffer<T> shift_;      // [groups * rows_]
+};
+
+// out: [batch, groups * outputs, positions], complex
+template <class T>
+Status product(const SpectrumProduct& p, T* out) {
+  SpectrumMultiplier<T> multiplier(p);
+  if (!multiplier.prepare()) return Status::out_of_memory;
+  const double flops = 8.0 * double(p.inputs) * double(p.outputs * p.groups) * double(p.positions * p.batch);
+  return for_each_task(
+      useful_threads(flops, p.threads), multiplier.tasks(),
+      [&] { return Buffer<T>(2 * p.inputs * SpectrumMultiplier<T>::tile_row); },
+      [&](Buffer<T>& b, std::int64_t task) {
+        multiplier.run(task, b, out);
+        return Status::ok;
+      });
+}
+
+}  // namespace
+
+Status spectrum_product(Type type, const SpectrumProduct& p, void* out) {
+  switch (type) {
+    case Type::float32: return product(p, static_cast<float*>(out));
+    case Type::float64: return product(p, static_cast<double*>(out));
+    default: return Status::unsupported_type;
+  }
+}
+
+}  // namespace INR_ISA
+}  // namespace inr

@@ -1,0 +1,310 @@
+// Shared by the forward and the backward of neighborhood_attention: staged rows and two micro-kernels.
+//
+// A task is a band of rows of one residue class (rows that are a dilation apart) of one head of one image. Rows of
+// tokens are staged transposed, [dim][columns], so that a vector holds neighbouring columns. The offset of a key from
+// its query, in steps of the dilation, is the same distance in every lane. The keys of a vector of queries are
+// therefore one unaligned load per offset, and only the lanes outside their windows are masked.
+#pragma once
+
+#include <type_traits>
+
+#include "../common/tasks.h"
+#include "../common/transpose.h"
+#include "../entries.h"
+#include "window.h"
+
+namespace inr {
+namespace INR_ISA {
+namespace {
+
+constexpr int max_rows = 4;                           // rows of queries that share the loaded keys
+constexpr int max_wide = vector_bytes == 64 ? 4 : 2;  // offsets, or channels, of a block in registers
+
+template <class T>
+INR_INLINE Vec<T> masked(Vec<T> v, Mask<T> mask) {
+  return (Vec<T>)((Mask<T>)v & mask);
+}
+
+// values: [n]
+template <class V>
+INR_INLINE void clear(V* values, std::int64_t n) {
+  std::memset(static_cast<void*>(values), 0, std::size_t(n) * sizeof(V));
+}
+
+struct NeighborhoodTask {
+  std::int64_t image, head, residue, begin, end;  // positions in the class of rows
+};
+
+// How the problem is divided into tasks, and the sizes of staged rows.
+template <class T>
+struct NeighborhoodPlan {
+  explicit NeighborhoodPlan(const NeighborhoodAttention& problem) : p(problem), key_partners(p.x, false) {
+    vectors = round_up(p.x.length, lanes<T>) / lanes<T>;
+    row_length = ((vectors + 2) | 1) * lanes<T>;  // odd, so that channels fall into different cache sets
+    offsets = 2 * p.x.kernel - 1;
+    const std::int64_t units = p.batch * p.heads * p.y.dilation, longest = class_size(p.y, 0);
+    const double work = double(units) * double(longest * p.x.length) * double(p.y.kernel * p.x.kernel * p.dim);
+    threads = int(clamp(std::int64_t(work / 1e6) + 1, 1, p.threads));
+    const std::int64_t min_bands = threads > 1 ? (4 * threads + units - 1) / units : 1;
+    band_rows = clamp(round_up((longest + min_bands - 1) / min_bands, max_rows), max_rows, round_up(longest, max_rows));
+    bands = (longest + band_rows - 1) / band_rows;
+  }
+
+  std::int64_t tasks() const { return p.batch * p.y.dilation * bands * p.heads; }
+  // Heads are adjacent in memory, so consecutive tasks are different heads of the same rows.
+  NeighborhoodTask task(std::int64_t i) const {
+    const std::int64_t begin = i / p.heads % bands * band_rows, residue = i / p.heads / bands % p.y.dilation;
+    const std::int64_t n = class_size(p.y, residue);
+    return {i / p.heads / bands / p.y.dilation, i % p.heads, residue, clamp(begin, 0, n),
+            clamp(begin + band_rows, 0, n)};
+  }
+
+  // The largest number of positions that range(axis, i, n) covers for max_rows consecutive positions i.
+  template <class F>
+  std::int64_t max_span(F range) const {
+    std::int64_t result = 0;
+    for (const std::int64_t size : {class_size(p.y, 0), class_size(p.y, p.y.dilation - 1)})
+      for (std::int64_t i = 0; i < size; ++i) {
+        const std::int64_t last = clamp(i + max_rows, 0, size) - 1;
+        const std::int64_t span = range(p.y, last, size).end - range(p.y, i, size).begin;
+        result = span > result ? span : result;
+      }
+    return result;
+  }
+
+  const NeighborhoodAttention& p;
+  ColumnPartners<Real<T>> key_partners;
+  std::int64_t vectors;           // of the columns of a row
+  std::int64_t row_length;        // of a staged row of one channel: a vector as margin, the columns, a margin
+  std::int64_t offsets;           // 1 - kernel ... kernel - 1
+  std::int64_t band_rows, bands;  // positions of a task, tasks of a residue class
+  int threads;
+};
+
+// Calls f with n, 1 ... Max, as a compile-time constant.
+template <int Max, class F>
+INR_INLINE void with_constant(std::int64_t n, F&& f) {
+  if constexpr (Max > 0) {
+    if (n == Max)
+      f(std::integral_constant<int, Max>{});
+    else
+      with_constant<Max - 1>(n, f);
+  }
+}
+
+// Scores of R rows of queries at C offsets, for a vector of columns: to[r][c] = sum_d a[r][d] b[d][c].
+// a: [R] pointers to [dim][row]; b: [dim][row], C vectors b_step apart; to: [R] pointers to C vectors to_step apart
+template <int R, int C, class T>
+INR_NOINLINE void multiply(const T* const* a, const T* b, std::int64_t b_step, std::int64_t dim, std::int64_t row,
+                       T* const* to, std::int64_t to_step) {
+  Vec<T> sum[R][C]{};
+  for (std::int64_t d = 0; d < dim * row; d += row) {
+    Vec<T> key[C];
+    for (int c = 0; c < C; ++c) key[c] = load(b + d + c * b_step);
+    for (int r = 0; r < R; ++r) {
+      const Vec<T> query = load(a[r] + d);
+      for (int c = 0; c < C; ++c) sum[r][c] += query * key[c];
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int c = 0; c < C; ++c) store(to[r] + c * to_step, sum[r][c]);
+}
+
+// Weighted sums of R rows and D channels, for a vector of columns: sums[r][d] += sum_o weights[r][o] b[d][o].
+// weights: [R] pointers to [partners.count] vectors weight_step apart; b: [D][row], vectors b_step apart;
+// sums: [R] pointers to [D][lanes]
+template <int R, int D, class T>
+INR_NOINLINE void combine(const T* const* weights, std::int64_t weight_step, const T* b, std::int64_t b_step,
+                      std::int64_t row, const Partners<T>& partners, T* const* sums) {
+  Vec<T> sum[R][D];
+  for (int r = 0; r < R; ++r)
+    for (int d = 0; d < D; ++d) sum[r][d] = load(sums[r] + d * lanes<T>);
+  for (std::int64_t o = 0; o < partners.count; ++o) {
+    const Mask<T> mask = partners.masks[o];
+    Vec<T> value[D];
+    for (int d = 0; d < D; ++d) value[d] = masked<T>(load(b + d * row + o * b_step), mask);
+    for (int r = 0; r < R; ++r) {
+      const Vec<T> weight = masked<T>(load(weights[r] + o * weight_step), mask);
+      for (int d = 0; d < D; ++d) sum[r][d] += weight * value[d];
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int d = 0; d < D; ++d) store(sums[r] + d * lanes<T>, sum[r][d]);
+}
+
+// A ring buffer of rows of `size` elements, indexed by their position in the residue class.
+template <class R>
+class Ring {
+ public:
+  Ring(std::int64_t slots, std::int64_t size) : slots_(slots), size_(size), data_(slots * size) {}
+  explicit operator bool() const { return bool(data_); }
+  R* operator[](std::int64_t i) const { return data_ + i % slots_ * size_; }
+
+ private:
+  std::int64_t slots_, size_;
+  Buffer<R> data_;
+};
+
+// The strides of the scores of a query row: [key row][offset][lanes], or with a whole row of columns for the lanes.
+struct ScoreLayout {
+  std::int64_t key, offset;
+};
+
+// The staged rows of one thread.
+template <class T>
+class NeighborhoodRows {
+ public:
+  using R = Real<T>;
+
+  explicit NeighborhoodRows(const NeighborhoodPlan<T>& plan)
+      : plan(plan), p(plan.p), n(0), keys(plan.max_span(window), p.dim * plan.row_length),
+        values(plan.max_span(window), p.dim * plan.row_length), sums(max_rows * p.dim * lanes<T>) {}
+  explicit operator bool() const { return keys && values && sums; }
+
+  void begin(const NeighborhoodTask& t) {
+    task = t;
+    n = class_size(p.y, t.residue);
+    staged = window(p.y, t.begin, n).begin;
+  }
+
+  std::int64_t y(std::int64_t i) const { return task.residue + i * p.y.dilation; }
+
+  // Stages row i of some tokens: scales and transposes it; columns past the last are zero. to: [dim][row_length]
+  INR_NOINLINE void stage(const Tokens& tokens, std::int64_t i, R scale, R* to) const {
+    const std::int64_t* s = tokens.strides;
+    const T* from = static_cast<const T*>(tokens.data) + task.image * s[0] + y(i) * s[1] + task.head * s[3];
+    to += lanes<T>;
+    for (std::int64_t x = 0; x < p.x.length; x += lanes<T>)
+      for (std::int64_t d = 0; d < p.dim; d += lanes<T>) {
+        Vec<T> tile[lanes<T>]{};
+        for (std::int64_t k = 0; k < clamp(p.x.length - x, 0, lanes<T>); ++k)
+          tile[k] = load_up_to<T>(from + (x + k) * s[2] + d, p.dim - d) * scale;
+        transpose<T>(tile);
+        for (std::int64_t k = 0; k < clamp(p.dim - d, 0, lanes<T>); ++k)
+          store(to + (d + k) * plan.row_length + x, tile[k]);
+      }
+  }
+
+  // Writes sums, each lane times `scale`, to vector v of the columns of row i. from: [dim][lanes]
+  INR_NOINLINE void unstage(const R* from, Vec<T> scale, const Tokens& tokens, std::int64_t i, std::int64_t v) const {
+    const std::int64_t *s = tokens.strides, x = v * lanes<T>;
+    T* to = static_cast<T*>(const_cast<void*>(tokens.data)) + task.image * s[0] + y(i) * s[1] + task.head * s[3];
+    for (std::int64_t d = 0; d < p.dim; d += lanes<T>) {
+      Vec<T> tile[lanes<T>]{};
+      for (std::int64_t k = 0; k < clamp(p.dim - d, 0, lanes<T>); ++k)
+        tile[k] = load(from + (d + k) * lanes<T>) * scale;
+      transpose<T>(tile);
+      for (std::int64_t k = 0; k < clamp(p.x.length - x, 0, lanes<T>); ++k)
+        store_up_to<T>(tile[k], p.dim - d, to + (x + k) * s[2] + d);
+    }
+  }
+
+  // Stages the rows of keys and values up to position `end`.
+  void stage_keys(std::int64_t end) {
+    for (; staged < end; ++staged) {
+      stage(p.key, staged, R(1), keys[staged]);
+      stage(p.value, staged, R(1), values[staged]);
+    }
+  }
+
+  // scores[r] = queries[r] . keys of its window, for `count` rows and the columns of vector v.
+  // windows: [count]; queries: [count] pointers to [dim][row_length]; ring: the keys; scores: [count] pointers to
+  // `layout`. Queries and keys may be any two kinds of staged tokens.
+  INR_NOINLINE void multiply_windows(int count, const Window* windows, const R* const* queries, const Ring<R>& ring,
+                                     const Partners<R>& partners, std::int64_t v, R* const* scores,
+                                     ScoreLayout layout) const {
+    for_each_row(count, windows, [&](std::int64_t t, int first, int rows) {
+      const R* a[max_rows];
+      R* to[max_rows];
+      for (int r = 0; r < rows; ++r) {
+        a[r] = queries[first + r] + (v + 1) * lanes<T>;
+        to[r] = scores[first + r] + (t - windows[first + r].begin) * layout.key;
+      }
+      const R* b = ring[t] + (v + 1) * lanes<T> + partners.first * p.x.dilation;
+      std::int64_t blocks = (partners.count + max_wide - 1) / max_wide;
+      for (std::int64_t o = 0, wide; o < partners.count; o += wide, --blocks) {
+        wide = (partners.count - o + blocks - 1) / blocks;
+        with_constant<max_rows>(rows, [&](auto RowCount) {
+          with_constant<max_wide>(wide, [&](auto C) {
+            multiply<RowCount, C>(a, b + o * p.x.dilation, p.x.dilation, p.dim, plan.row_length, to, layout.offset);
+          });
+        });
+        for (int r = 0; r < rows; ++r) to[r] += wide * layout.offset;
+      }
+    });
+  }
+
+  // sums[r] += scores[r] . values of its window. Arguments as in multiply_windows; ring: the values.
+  INR_NOINLINE void combine_windows(int count, const Window* windows, R* const* scores, ScoreLayout layout,
+                                    const Ring<R>& ring, const Partners<R>& partners, std::int64_t v) {
+    for_each_row(count, windows, [&](std::int64_t t, int first, int rows) {
+      const R* weights[max_rows];
+      for (int r = 0; r < rows; ++r) weights[r] = scores[first + r] + (t - windows[first + r].begin) * layout.key;
+      const R* b = ring[t] + (v + 1) * lanes<T> + partners.first * p.x.dilation;
+      combine_rows(first, rows, weights, layout.offset, b, p.x.dilation, partners);
+    });
+  }
+
+  // Adds the weighted sums of rows [first, first + rows), all channels in blocks. Arguments as in `combine`.
+  INR_NOINLINE void combine_rows(int first, int rows, const R* const* weights, std::int64_t weight_step, const R* b,
+                                 std::int64_t b_step, const Partners<R>& partners) {
+    for (std::int64_t d = 0; d < p.dim; d += max_wide) {
+      R* to[max_rows];
+      for (int r = 0; r < rows; ++r) to[r] = sum(first + r) + d * lanes<T>;
+      with_constant<max_rows>(rows, [&](auto RowCount) {
+        with_constant<max_wide>(clamp(p.dim - d, 0, max_wide), [&](auto D) {
+          combine<RowCount, D>(weights, weight_step, b + d * plan.row_length, b_step, plan.row_length, partners, to);
+        });
+      });
+    }
+  }
+
+  // [dim][lanes]
+  R* sum(int r) const { return sums + r * p.dim * lanes<T>; }
+  void clear_sums() { clear(static_cast<R*>(sums), max_rows * p.dim * lanes<T>); }
+
+  // The bias of the scores of query row i and key row t, from the first offset on: [partners.count], or nullptr.
+  const R* bias(std::int64_t i, std::int64_t t, const Partners<R>& partners) const {
+    if (!p.bias) return nullptr;
+    return static_cast<const R*>(p.bias) +
+           (task.head * (2 * p.y.kernel - 1) + t - i + p.y.kernel - 1) * plan.offsets + partners.first + p.x.kernel - 1;
+  }
+
+  const NeighborhoodPlan<T>& plan;
+  const NeighborhoodAttention& p;
+  NeighborhoodTask task;
+  std::int64_t n;           // positions of the task's residue class of rows
+  std::int64_t staged = 0;  // the first position that is not staged yet
+  Ring<R> keys, values;     // rows of [dim][row_length]
+  Buffer<R> sums;  // [max_rows][dim][lanes]
+
+ private:
+  // Calls work(t, first, rows) for every key row t and the query rows [first, first + rows) whose windows contain it.
+  template <class F>
+  void for_each_row(int count, const Window* windows, F&& work) const {
+    for (std::int64_t t = windows[0].begin; t < windows[count - 1].end; ++t) {
+      int first = 0, last;
+      while (windows[first].end <= t) ++first;
+      for (last = first; last < count && windows[last].begin <= t;) ++last;
+      if (last > first) work(t, first, last - first);
+    }
+  }
+};
+
+// Calls work(worker) for every task, after worker.begin(task); each thread has its own worker.
+template <class Worker, class T, class F>
+Status for_each_band(const NeighborhoodPlan<T>& plan, F&& work) {
+  return for_each_task(
+      plan.threads, plan.tasks(), [&] { return Worker(plan); },
+      [&](Worker& worker, std::int64_t i) {
+        const NeighborhoodTask task = plan.task(i);
+        if (task.begin == task.end) return Status::ok;
+        worker.begin(task);
+        work(worker);
+        return Status::ok;
+      });
+}
+
+}  // namespace
+}  // namespace INR_ISA
+}  // namespace inr

@@ -1,0 +1,109 @@
+"""The arguments of the op local_implicit: their bounds checks, and what decides on the backend."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from inr_kernels._core import dispatch
+from inr_kernels._core.checks import require, require_match, require_tensor, shape
+
+
+@dataclass(frozen=True)
+class Facts(dispatch.Facts):
+    """Device, dtype and the widths of the layers, from the hoisted one on."""
+
+    widths: tuple[int, ...] = ()
+
+
+class Arguments(NamedTuple):
+    """The op's arguments before `backend`, as its schema orders them (op.py)."""
+
+    hoisted: torch.Tensor  # [B, rows, w, N1]
+    y: torch.Tensor  # [B, R, S] float32, any strides
+    x: torch.Tensor  # [B, R, S] float32, any strides
+    cell: torch.Tensor | None  # [B, R, S, 2] float32, any strides
+    position_weight: torch.Tensor  # [N1, 2 or 4]
+    weights: Sequence[torch.Tensor]  # weights[i]: [N(i + 2), N(i + 1)]
+    biases: Sequence[torch.Tensor]  # biases[i]: [N(i + 2)]
+    height: int  # of the whole map
+    band_start: int  # its row that is the first of hoisted
+    local_ensemble: bool
+    ensemble_first: bool
+
+    def facts(self) -> Facts:
+        """What decides on the backend."""
+        return Facts(self.hoisted.device, self.hoisted.dtype, (self.hoisted.shape[-1], *map(len, self.weights)))
+
+    def out_shape(self) -> tuple[int, ...]:
+        """[B, R, S, out_channels]."""
+        return *self.y.shape, self.weights[-1].shape[0]
+
+    def to(self, dtype: torch.dtype) -> "Arguments":
+        """With the map and the parameters in `dtype`; the coordinates stay float32."""
+        return self._replace(
+            hoisted=self.hoisted.to(dtype),
+            position_weight=self.position_weight.to(dtype),
+            weights=[w.to(dtype) for w in self.weights],
+            biases=[b.to(dtype) for b in self.biases],
+        )
+
+    def check(self) -> None:
+        """Raises unless the tensors fit each other and the map, which keeps kernels in bounds."""
+        hoisted, cell, weights, biases = self.hoisted, self.cell, self.weights, self.biases
+        require_tensor(hoisted, "hoisted", dims=(4,))
+        batch, rows, width, channels = hoisted.shape
+        dtype, device = hoisted.dtype, hoisted.device
+        require(rows and width, "hoisted", "have at least one pixel, [B, rows, w, N1]", shape(hoisted))
+        fits = 0 <= self.band_start <= self.height - rows
+        require(fits, "band_start", f"place {rows} rows within the map's height {self.height}", self.band_start)
+        require(self.y.dim() == 3, "y", "have shape [B, R, S]", shape(self.y))
+        queries = (batch, *self.y.shape[1:])
+        require_match(self.y, "y", queries, torch.float32, device)
+        require_match(self.x, "x", queries, torch.float32, device)
+        cell_columns = 0
+        if cell is not None:
+            require_match(cell, "cell", (*queries, 2), torch.float32, device)
+            cell_columns = 2
+        columns = 2 if self.ensemble_first else 2 + cell_columns
+        require_match(self.position_weight, "position_weight", (channels, columns), dtype, device)
+        require(weights, "weights", "hold at least one Linear weight", len(weights))
+        check_count(weights, biases)
+        inputs = channels + (cell_columns if self.ensemble_first else 0)
+        for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+            check_layer(i, weight, bias, inputs, hoisted)
+            check_dtypes(i, weight, bias, "hoisted", dtype)
+            inputs = len(weight)
+
+    def check_gradient(self, grad: torch.Tensor) -> None:
+        """Raises unless `grad` is like the output."""
+        require_match(grad, "grad", self.out_shape(), self.hoisted.dtype, self.hoisted.device)
+
+
+def check_count(weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor]) -> None:
+    """Raises unless there is one bias per weight."""
+    if len(biases) != len(weights):
+        require(False, "biases", f"be as many as the {len(weights)} weights", len(biases))
+
+
+def check_layer(
+    index: int, weight: torch.Tensor, bias: torch.Tensor, inputs: int, like: torch.Tensor, note: str = ""
+) -> None:
+    """Raises unless weights[index] takes `inputs` channels, on like's device, and biases[index] fits it.
+
+    note: explains `inputs` in the error.
+    """
+    for value, name, dims in ((weight, "weights", 2), (bias, "biases", 1)):
+        require_tensor(value, f"{name}[{index}]", dims=(dims,), like=like)
+    if weight.shape[1] != inputs or len(weight) < 1:
+        require(False, f"weights[{index}]", f"have shape [N, {inputs}]{note}, N > 0", shape(weight))
+    if len(bias) != len(weight):
+        require(False, f"biases[{index}]", f"have shape [{len(weight)}]", shape(bias))
+
+
+def check_dtypes(index: int, weight: torch.Tensor, bias: torch.Tensor, owner: str, dtype: torch.dtype) -> None:
+    """Raises unless weights[index] and biases[index] have `dtype`, that of the argument `owner`."""
+    for value, name in ((weight, "weights"), (bias, "biases")):
+        if value.dtype != dtype:
+            require(False, f"{name}[{index}]", f"have {owner}'s dtype {dtype}", value.dtype)

@@ -1,0 +1,224 @@
+"""What networks share: config and checkpoint (`Network`), and the interface of those that inpaint (`Inpainter`).
+
+An inpainting network implements `encode` and `decode`; `predict`, `forward`, `inpaint` and `graphed` follow.
+"""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar, TypeAlias, TypeVar
+
+import torch
+from torch import nn
+
+from inr_kernels.local_implicit.functional import WORKSPACE
+
+from . import checkpoints
+from .graphs import Graphed, graphed_pair
+from .masking import blend, check_mask, output_size
+
+WEIGHTS = Path(__file__).parents[1] / "weights"
+
+N = TypeVar("N", bound="Network")
+Features: TypeAlias = torch.Tensor | tuple[Any, ...]
+Progress: TypeAlias = Callable[[int, int], object] | None
+
+
+class Network:
+    """A network with a config (a dataclass) that is stored in one file. A mixin for nn.Module.
+
+    Class attributes of a network:
+        NETWORK: its name in checkpoints and error messages.
+        CONFIG: the class of its config.
+        KEY: a state-dict key that no other network has; it identifies files without a name.
+        PRETRAINED: the checkpoint that ships with the package, or None.
+
+    Attributes:
+        config: what fixes its structure.
+        notes: any JSON value that a checkpoint stores with the parameters, such as the training recipe.
+    """
+
+    NETWORK: ClassVar[str]
+    CONFIG: ClassVar[Callable[..., Any]]
+    KEY: ClassVar[str]
+    PRETRAINED: ClassVar[Path | None] = None
+
+    config: Any
+    notes: Any
+
+    def save(self, path: checkpoints.FilePath, notes: Any = None, dtype: torch.dtype | None = None) -> None:
+        """Writes a safetensors file with the parameters, the network's name, config and notes, atomically.
+
+        Args:
+            path: of the file; an existing one is replaced.
+            notes: any JSON value; None: the network's own.
+            dtype: of the parameters in the file; None: their own.
+        """
+        checkpoints.save(self, path, notes or self.notes, dtype)
+
+    @classmethod
+    def from_checkpoint(cls: type[N], path: checkpoints.FilePath, **options: Any) -> N:
+        """Opens what `save` wrote, in eval mode, with parameters in the default dtype.
+
+        Args:
+            path: of the file.
+            options: of the constructor, other than config: `eager` of DEAR and IN2.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: it is damaged, or is not a checkpoint of this network; the message gives the reason.
+        """
+        inspect.signature(cls).bind(None, **options)  # an unknown option is the caller's error, not the file's
+        make: Callable[..., Any] = cls
+        return checkpoints.load(path, cls.NETWORK, cls._read, lambda config: make(cls.CONFIG(**config), **options))
+
+    @classmethod
+    def pretrained(cls: type[N], **options: Any) -> N:
+        """Opens the small network that ships with the package, in eval mode; options: as `from_checkpoint`.
+
+        Raises:
+            ValueError: none ships for this network.
+        """
+        if cls.PRETRAINED is None:
+            raise ValueError(f"no {cls.NETWORK} checkpoint ships with the package; from_checkpoint opens your own")
+        return cls.from_checkpoint(cls.PRETRAINED, **options)
+
+    @classmethod
+    def _read(cls, path: checkpoints.FilePath) -> checkpoints.Checkpoint:
+        """Reads a file for `from_checkpoint`; a network with further formats extends this."""
+        return checkpoints.read(path, cls.NETWORK)
+
+
+class Inpainter(Network, nn.Module):
+    """The interface of a network that fills the missing pixels of an image. The same in DEAR, IN2 and LaMa:
+
+        encode(image, mask) -> features       decode(features, size) -> prediction
+        predict = decode(encode(image, mask), size), for all pixels, differentiable
+        forward = predict, with the known pixels of the input where the output has the input's size
+        inpaint = forward in [0, 1], without gradients
+
+    image is [B, 3, H, W], floating point, in [0, 1]; mask [B, 1, H, W] or [B, H, W], bool, integer or floating point,
+    1 = missing. `common.masking.check_mask` has the details, and raises the errors. A new network defines `encode`,
+    `decode`, `bytes_per_pixel` and, if a pixel of the output needs memory, `bytes_per_output_pixel`.
+    """
+
+    bytes_per_output_pixel: int = 0  # working memory of `inpaint` for a pixel of the output
+
+    def encode(self, image: torch.Tensor, mask: torch.Tensor) -> Features:
+        """Returns what `decode` reads: a tensor or a tuple, whose tensors may be changed (feature refinement).
+
+        Args:
+            image: [B, 3, H, W], floating point, in [0, 1]; values under the mask are ignored, NaNs too.
+            mask: [B, 1, H, W] or [B, H, W], bool, integer or floating point, 1 = missing.
+
+        Raises:
+            TypeError: image or mask is not a tensor of these dtypes.
+            ValueError: a shape or device that does not fit, or a side that is too short.
+        """
+        raise NotImplementedError
+
+    def decode(
+        self, features: Any, size: tuple[int, int], *, workspace: int = WORKSPACE, progress: Progress = None
+    ) -> torch.Tensor:
+        """Renders the features: [B, 3, H', W'] in the network's dtype (autocast's under autocast), not clamped.
+
+        Args:
+            features: of `encode`.
+            size: (H', W').
+            workspace: bytes of working memory that the rendering in bands of rows may use.
+            progress: called as progress(rows done, rows in all).
+        """
+        raise NotImplementedError
+
+    def predict(
+        self,
+        image: torch.Tensor,
+        mask: torch.Tensor,
+        size: tuple[int, int] | None = None,
+        *,
+        scale: float | None = None,
+        **options: Any,
+    ) -> torch.Tensor:
+        """Returns the network's raw output for all pixels, known ones too; what a loss is computed on.
+
+        Args:
+            image, mask: as `encode`.
+            size: (H', W') of the output; None: the image's.
+            scale: instead of size, H' = round(scale H) and W' = round(scale W).
+            options: of `decode`.
+
+        Returns:
+            [B, 3, H', W'] in the network's dtype (autocast's under autocast), not clamped.
+
+        Raises:
+            TypeError, ValueError: as `encode`; ValueError also for a size or scale that is not positive and finite.
+        """
+        size = output_size(image, size, scale)
+        return self.decode(self.encode(image, mask), size, **options)
+
+    def forward(
+        self,
+        image: torch.Tensor,
+        mask: torch.Tensor,
+        size: tuple[int, int] | None = None,
+        *,
+        scale: float | None = None,
+        **options: Any,
+    ) -> torch.Tensor:
+        """Returns `predict` [B, 3, H', W'] in the image's dtype, with the known pixels copied from the image.
+
+        They are copied if the output has the image's size: it is then M prediction + (1 - M) image, and where M = 0
+        the image bit for bit. At another size every pixel is the network's. Arguments and errors: as `predict`.
+        """
+        return self._blended(image, mask, self.predict(image, mask, size, scale=scale, **options))
+
+    @torch.no_grad()
+    def inpaint(
+        self,
+        image: torch.Tensor,
+        mask: torch.Tensor,
+        size: tuple[int, int] | None = None,
+        *,
+        scale: float | None = None,
+        **options: Any,
+    ) -> torch.Tensor:
+        """Returns `forward` without gradients, with the prediction clamped to [0, 1], in bounded working memory.
+
+        Arguments and errors: as `predict`.
+        """
+        return self._blended(image, mask, self.predict(image, mask, size, scale=scale, **options).clamp_(0, 1))
+
+    def _blended(self, image: torch.Tensor, mask: torch.Tensor, prediction: torch.Tensor) -> torch.Tensor:
+        prediction = prediction.to(image.dtype)
+        if prediction.shape != image.shape:
+            return prediction
+        return blend(image, self._mask(image, mask).to(image.dtype), prediction)
+
+    def _mask(self, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Checks both and returns the mask as [B, 1, H, W] in [0, 1]; a network with other limits extends this."""
+        return check_mask(image, mask, next(self.parameters()).device)
+
+    def graphed(
+        self, shape: tuple[int, ...], size: tuple[int, int] | None = None, *, scale: float | None = None, **options: Any
+    ) -> Graphed:
+        """Returns `forward` for images of one shape as a CUDA graph, to be called as (image, mask).
+
+        `Graphed` describes when the graph is captured, and when the plain forward runs instead (on a CPU, always).
+
+        Args:
+            shape: [B, 3, H, W] of the image; the mask has [B, 1, H, W].
+            size, scale, options: of `forward`.
+
+        Example:
+            >>> from inr_kernels.models import IN2, IN2Config
+            >>> model = IN2(IN2Config(channels=(16, 16, 32), blocks=1, hidden=(32, 32))).eval()
+            >>> fast = model.graphed((1, 3, 32, 48))
+            >>> with torch.no_grad():
+            ...     fast(torch.rand(1, 3, 32, 48), torch.zeros(1, 1, 32, 48)).shape
+            torch.Size([1, 3, 32, 48])
+        """
+        return graphed_pair(self, shape, size=size, scale=scale, **options)
+
+    def bytes_per_pixel(self) -> int:
+        """Estimates the memory that `inpaint` needs for a pixel of the input, in addition to workspace and output."""
+        raise NotImplementedError

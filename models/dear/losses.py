@@ -1,0 +1,36 @@
+"""DEAR's training loss and its queries."""
+
+import torch
+from torch.nn import functional as F
+
+
+def dear_loss(
+    rgb: torch.Tensor, target: torch.Tensor, reconstruction: torch.Tensor, image: torch.Tensor
+) -> torch.Tensor:
+    """L1 of the queried colours + 0.01 L1 of the reconstructed input (eq. 10).
+
+    Args:
+        rgb, target: colours of the queries, or images, of one shape.
+        reconstruction: [B, 3, H, W], of `DEAR.reconstruct`.
+        image: [B, 3, H, W], the input without missing pixels.
+
+    Source: Zhang, Guo et al., SuperInpaint: Learning Detail-Enhanced Attentional Implicit Representation for
+    Super-resolutional Image Inpainting, 2023.
+    """
+    return F.l1_loss(rgb, target) + 0.01 * F.l1_loss(reconstruction, image)
+
+
+def sample_queries(
+    image: torch.Tensor, count: int, generator: torch.Generator | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Draws random pixels of an image [B, 3, H, W] as queries.
+
+    Returns:
+        coord [B, count, 2], (y, x) in [-1, 1]; cell [B, 2], the size of a pixel; rgb [B, count, 3], their colours.
+    """
+    batch, _, height, width = image.shape
+    size = torch.tensor([height, width])
+    pixels = (torch.rand(batch, count, 2, generator=generator) * size).long().to(image.device)
+    rgb = image[torch.arange(batch, device=image.device)[:, None], :, pixels[..., 0], pixels[..., 1]]
+    size = size.to(image.device)
+    return (2 * pixels + 1) / size - 1, (2 / size).expand(batch, 2), rgb

@@ -1,0 +1,184 @@
+"""The documentation: its code blocks run, its links and commands exist, the site builds."""
+
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from itertools import takewhile
+from pathlib import Path
+
+import numpy
+import pytest
+import yaml
+from PIL import Image
+from sybil import Document
+from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
+
+import inr_kernels
+from inr_kernels import cli
+from inr_kernels.integrations.class_swap import LOG
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+PAGES += sorted([*ROOT.glob("docs/**/*.md"), *ROOT.glob("bench/*.md")])
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+MAKEFILE = (ROOT / "Makefile").read_text()
+PROJECT = (ROOT / "pyproject.toml").read_text()
+EXTRAS = set(re.findall(r"^(\w+) = \[", PROJECT.split("[project.optional-dependencies]")[1], re.MULTILINE))
+# A block in one of these languages runs or its commands are checked; a `text` block is not code.
+LANGUAGES = {"python", "sh", "text"}
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The working directory of the code blocks, with the files that they read; their log level does not stay."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(LOG, "level", LOG.level)
+    photo = numpy.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=numpy.uint8)
+    Image.fromarray(photo).save("photo.jpg")
+    mask = numpy.zeros((20, 24), numpy.uint8)
+    mask[5:9, 3:20] = 255
+    Image.fromarray(mask).save("mask.png")
+    return tmp_path
+
+
+def check_make(args):
+    """Targets and variables are the Makefile's."""
+    for arg in args:
+        name, is_variable, _ = arg.partition("=")
+        assert re.search(rf"\$\({name}\)" if is_variable else rf"^{name}:", MAKEFILE, re.MULTILINE), f"make {arg}"
+
+
+def check_pip(args):
+    """Extras of this package are the project's."""
+    for arg in args:
+        extras = re.fullmatch(r"\.\[(.+)\]", arg)
+        assert not extras or set(extras[1].split(",")) <= EXTRAS, arg
+
+
+def check_module(args, monkeypatch, capsys):
+    """`-m MODULE`: it knows the options."""
+    _, module, *args = args
+    if module == "pip":
+        return check_pip(args)
+    monkeypatch.setattr(sys, "argv", [module, "--help"])
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        runpy.run_module(module, run_name="__main__")
+    text = capsys.readouterr().out
+    assert not [arg for arg in args if arg.startswith("--") and arg not in text], module
+
+
+def check_paths(args):
+    """Arguments that look like paths are in the repository; so are options of a script."""
+    assert not [arg for arg in args if "/" in arg and not (ROOT / arg).exists()]
+
+
+@pytest.fixture
+def commands(folder, monkeypatch, capsys):
+    """The evaluator of `sh` blocks: inr-kernels runs, the arguments of other programs are checked."""
+
+    def check(example):
+        for line in example.parsed.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            variables = list(takewhile(lambda word: re.match(r"[A-Z_]+=", word), words))
+            program, *args = words[len(variables) :] or [":"]
+            with monkeypatch.context() as patch:
+                for variable in variables:
+                    patch.setenv(*variable.split("=", 1))
+                match Path(program).name:
+                    case "inr-kernels":
+                        cli.main(args)  # exits if the command fails
+                    case "make":
+                        check_make(args)
+                    case "pip":
+                        check_pip(args)
+                    case "python":
+                        check_module(args, patch, capsys)
+                    case "pytest":
+                        check_paths(args)
+                    case "gpu_record.sh":
+                        assert os.access(ROOT / program, os.X_OK)
+                        text = (ROOT / program).read_text()
+                        assert not [arg for arg in args if arg.startswith("--") and arg not in text]
+                    case name:
+                        assert name in (":", "cd", "git", "pre-commit", "source"), f"unchecked: {line}"
+
+    return check
+
+
+@each_page
+def test_code_blocks(page, commands):
+    for example in Document.parse(str(page), PythonCodeBlockParser(), CodeBlockParser("sh", commands)):
+        example.evaluate()
+
+
+def prose(text):
+    """A page without its code blocks, the hidden ones too."""
+    return re.sub(r"^```.*?^```$|^<!---.*?^--->$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+@each_page
+def test_every_code_block_has_a_checked_language(page):
+    text = page.read_text()
+    fences = re.findall(r"^```(.*)$", text, re.MULTILINE)
+    assert set(fences[::2]) <= LANGUAGES
+    assert set(fences[1::2]) <= {""}
+    assert "```" not in prose(text)
+    assert not re.findall(r"^\n {4}.+", prose(text), re.MULTILINE), "an indented block has no language"
+
+
+@each_page
+def test_links(page):
+    links = re.findall(r"\]\(([^)#\s]+)", prose(page.read_text()))
+    outside = [link for link in links if not link.startswith("https://")]
+    assert not [link for link in outside if not (page.parent / link).exists()]
+
+
+def test_site_builds(tmp_path):
+    """mkdocs finds every page, link and documented object."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)],
+        cwd=ROOT,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    html = {path: path.read_text() for path in tmp_path.rglob("*.html")}
+    assert len(html) > len(list(ROOT.glob("docs/**/*.md")))
+    loaded = r"""<(?:script|img|link rel="stylesheet")[^>]*(?:src|href)="?https?:"""
+    assert not [path for path, text in html.items() if re.search(loaded, text)], "the site loads only its own files"
+
+
+def test_edits_for_a_new_op():
+    """CONTRIBUTING.md lists at most 8 files, and in each the present ops have an entry."""
+    section = re.search(r"edits beside them:\n\n(.+?)\n\n", CONTRIBUTING, re.DOTALL)[1]
+    listed = re.findall(r"^\| `(.+?)` \|", section, re.MULTILINE)
+    assert 0 < len(listed) <= 8
+    for name in listed:
+        text = (ROOT / name).read_text().replace("_", "").lower()
+        assert all(op in text for op in ("localimplicit", "elementwisefilter", "unmaskattention")), name
+
+
+def test_citation():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0"
+    assert str(citation["version"]) == inr_kernels.__version__
+    assert f'license = "{citation["license"]}"' in PROJECT
+    for paper in citation["references"]:
+        assert paper.keys() >= {"type", "title", "authors", "year"}
+
+
+def test_pre_commit_runs_the_linters_of_make_lint():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert [repository["repo"] for repository in hooks] == ["local"], "hooks need no network"
+    entries = {hook["entry"] for hook in hooks[0]["hooks"]}
+    targets, recipe = re.search(r"^lint: \S+(.*)\n((?:\t.+\n)+)", MAKEFILE, re.MULTILINE).groups()
+    commands = {line.strip().replace("$(BIN)", ".venv/bin") for line in recipe.splitlines()}
+    assert entries == commands | {f"make {target}" for target in targets.split()}

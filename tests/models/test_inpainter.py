@@ -1,0 +1,189 @@
+"""The interface of the networks that inpaint: the same meaning in DEAR, IN2 and LaMa."""
+
+import pytest
+import torch
+
+from inr_kernels.models import DEAR, IN2, DEARConfig, IN2Config, LaMa, LaMaConfig
+from inr_kernels.models.common.masking import blend, check_mask, known, output_size
+
+NETWORKS = {
+    "DEAR": lambda: DEAR(DEARConfig(channels=8, features=4, blocks=1, filter_blocks=1, hidden=(8, 8))),
+    "DEAR, smooth": lambda: DEAR(
+        DEARConfig(channels=8, features=4, blocks=1, filter_blocks=1, hidden=(8, 8), fill="smooth")
+    ),
+    "IN2": lambda: IN2(IN2Config(channels=(16, 16), groups=1, blocks=1, hidden=(8, 8))),
+    "LaMa": lambda: LaMa(LaMaConfig(features=8, blocks=1)),
+}
+every_network = pytest.mark.parametrize("name", NETWORKS)
+
+
+@torch.no_grad()
+def network(name):
+    """A network in eval mode whose output is not constant."""
+    model = NETWORKS[name]().eval()
+    for parameter in model.parameters():
+        parameter.add_(torch.randn_like(parameter) * 0.05)
+    return model
+
+
+def example(batch=2, height=21, width=26):
+    mask = torch.rand(batch, 1, height, width) < 0.4
+    mask[..., 0, 0], mask[..., 0, 1] = False, True
+    return torch.rand(batch, 3, height, width), mask
+
+
+@every_network
+def test_methods_follow_from_encode_and_decode(name):
+    model, (image, mask) = network(name), example()
+    raw = model.predict(image, mask)
+    assert torch.equal(model.decode(model.encode(image, mask), (21, 26)), raw) and raw.requires_grad
+    assert raw.shape == image.shape and raw.std() > 1e-4
+    wide = mask.expand_as(image)
+    assert torch.equal(model(image, mask), torch.where(wide, raw, image))
+    assert torch.equal(model(image, mask, (21, 26)), model(image, mask))
+    out = model.inpaint(image, mask)
+    assert torch.equal(out, torch.where(wide, raw.clamp(0, 1), image)) and not out.requires_grad
+
+
+@pytest.mark.parametrize("name", ["DEAR", "DEAR, smooth", "IN2"])
+def test_at_another_size_every_pixel_is_predicted(name):
+    model, (image, mask) = network(name), example()
+    for options in ({"size": (30, 27)}, {"scale": 1.5}):
+        raw = model.predict(image, mask, **options)
+        assert raw.shape[2:] == options.get("size", (32, 39))
+        assert torch.equal(model(image, mask, **options), raw)
+        assert torch.equal(model.inpaint(image, mask, **options), raw.clamp(0, 1))
+
+
+@every_network
+def test_mask_dtypes_and_shapes(name):
+    model, (image, mask) = network(name), example()
+    expected = model.inpaint(image, mask)
+    for other in (mask[:, 0], mask.byte(), mask.byte() * 255, mask.long(), mask.float(), mask.half(), mask.double()):
+        assert torch.equal(model.inpaint(image, other), expected)
+    assert torch.equal(model.inpaint(image, mask.float() * 7 - 1), expected)  # clamped
+    assert torch.equal(model.inpaint(image, mask.float().masked_fill(mask, torch.nan)), expected)  # NaN: missing
+
+
+@every_network
+def test_values_under_the_mask_are_ignored(name):
+    model, (image, mask) = network(name), example()
+    expected = model.inpaint(image, mask)
+    for value in (torch.nan, torch.inf, 7.0):
+        assert torch.equal(model.inpaint(image.masked_fill(mask, value), mask), expected)
+
+
+@every_network
+def test_soft_masks_blend(name):
+    model, (image, mask) = network(name), example()
+    soft = mask * torch.rand_like(image[:, :1])
+    expected = soft * model.predict(image, soft) + (1 - soft) * image
+    torch.testing.assert_close(model(image, soft), expected)
+    assert torch.equal(model(image, soft)[(soft == 0).expand_as(image)], image[(soft == 0).expand_as(image)])
+
+
+@every_network
+def test_dtypes(name):
+    """The prediction has the network's dtype, the result the image's; known pixels keep all their digits."""
+    model, (image, mask) = network(name).double(), example()
+    assert model.predict(image, mask).dtype == torch.double and model(image, mask).dtype == torch.float
+    model, image = model.float(), image.double() / 3
+    out, kept = model.inpaint(image, mask), ~mask.expand_as(image)
+    assert model.predict(image, mask).dtype == torch.float
+    assert out.dtype == torch.double and torch.equal(out[kept], image[kept])
+
+
+@every_network
+def test_progress_ends_with_all_rows(name):
+    model, (image, mask), rows = network(name), example(), []
+    model.inpaint(image, mask, workspace=1 << 22, progress=lambda *done: rows.append(done))
+    assert rows[-1] == (2 * 21, 2 * 21)
+
+
+@every_network
+def test_memory_estimates_are_positive(name):
+    model = NETWORKS[name]()
+    assert isinstance(model.bytes_per_pixel(), int) and model.bytes_per_pixel() > 0
+    assert model.bytes_per_output_pixel >= 0
+
+
+IMAGE, MASK = torch.rand(2, 3, 20, 24), torch.zeros(2, 1, 20, 24)
+
+
+@every_network
+@pytest.mark.parametrize(
+    ("image", "mask", "error", "message"),
+    [
+        (IMAGE.byte(), MASK, TypeError, "image must have a floating-point dtype; got torch.uint8"),
+        (IMAGE.numpy(), MASK, TypeError, "image must be a torch.Tensor; got ndarray"),
+        (IMAGE, None, TypeError, "mask must be a torch.Tensor; got NoneType"),
+        (
+            IMAGE,
+            MASK.cfloat(),
+            TypeError,
+            "mask must have a bool, integer or floating-point dtype; got torch.complex64",
+        ),
+        (IMAGE[0], MASK, ValueError, "image must have 4 dimensions"),
+        (IMAGE[:, :2], MASK, ValueError, r"image must have shape \[B, 3, H, W\] with sides of at least \d"),
+        (IMAGE[..., :0], MASK[..., :0], ValueError, r"image must have shape .*; got \[2, 3, 20, 0\]"),
+        (IMAGE, MASK[:1], ValueError, r"mask must have shape \[B, 1, H, W\] = \[2, 1, 20, 24\] or \[B, H, W\] = "),
+        (IMAGE, MASK[0, 0], ValueError, r"mask must have shape .*; got \[20, 24\]"),
+        (IMAGE, IMAGE, ValueError, r"mask must have shape .*; got \[2, 3, 20, 24\]"),
+        (IMAGE.to("meta"), MASK, ValueError, "image must be on the network's device cpu; got meta"),
+        (IMAGE, MASK.to("meta"), ValueError, "mask must be on cpu, like image; got meta"),
+    ],
+)
+def test_errors(name, image, mask, error, message):
+    model = NETWORKS[name]().eval()
+    for method in (model.encode, model.predict, model, model.inpaint):
+        with pytest.raises(error, match=message):
+            method(image, mask)
+
+
+@every_network
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": (9, 9), "scale": 2}, r"size must be None if scale is given; got \(9, 9\) and 2"),
+        ({"size": (0, 9)}, "size must be two positive integers"),
+        ({"scale": float("nan")}, "scale must be positive and finite; got nan"),
+        ({"scale": -1}, "scale must be positive and finite; got -1"),
+    ],
+)
+def test_size_errors(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        NETWORKS[name]()(IMAGE, MASK, **options)
+
+
+def test_empty_batches_and_single_pixels():
+    for name in NETWORKS:
+        assert NETWORKS[name]().eval().inpaint(IMAGE[:0], MASK[:0]).shape == (0, 3, 20, 24)
+    assert NETWORKS["DEAR"]().inpaint(IMAGE[..., :1, :1], MASK[..., :1, :1]).shape == (2, 3, 1, 1)
+
+
+def test_compiles_at_several_sizes():
+    """Networks share the compiled code of `forward`, so one of them must not make sizes dynamic for the next."""
+    torch._dynamo.reset()
+    with torch.no_grad():
+        for name in ("IN2", "DEAR", "LaMa"):
+            model = network(name)
+            compiled = torch.compile(model, fullgraph=True, backend="eager")
+            for size in ((21, 26), (13, 18)):
+                image, mask = example(1, *size)
+                torch.testing.assert_close(compiled(image, mask), model(image, mask))
+    torch._dynamo.reset()
+
+
+def test_known_and_blend():
+    image = torch.tensor([0.5, torch.nan, 0.25, torch.nan]).view(1, 1, 2, 2).expand(1, 3, 2, 2)
+    mask = torch.tensor([0.0, 1.0, 0.5, 1.0]).view(1, 1, 2, 2)
+    assert known(image, mask)[0, 0].tolist() == [[0.5, 0], [0.125, 0]]
+    assert blend(image, mask, torch.ones_like(image))[0, 0].tolist() == [[0.5, 1], [0.625, 1]]
+    assert output_size(image, None, 0.1) == (1, 1) and output_size(image, (5, 6), None) == (5, 6)
+
+
+def test_mask_keeps_a_floating_point_dtype():
+    cpu = torch.device("cpu")
+    assert check_mask(IMAGE, MASK.double(), cpu).dtype == torch.double
+    assert check_mask(IMAGE.half(), MASK.int(), cpu).dtype == torch.half
+    assert check_mask(IMAGE, MASK[:, 0], cpu).shape == MASK.shape

@@ -1,0 +1,72 @@
+"""The choice of the backend, with local_implicit as the op: precedence, errors, `explain`, the fallback's warning."""
+
+import dataclasses
+
+import pytest
+import torch
+from local_implicit_cases import Case
+
+import inr_kernels
+from inr_kernels import LocalImplicitDecoder, explain, local_implicit_decode
+from inr_kernels._core import dispatch, native
+from inr_kernels.local_implicit import op, reference
+
+
+def arguments():
+    """The arguments of a valid call."""
+    feat, coord, cell, weights, biases = Case().cast(torch.float32)
+    return {"feat": feat, "coord": coord, "cell": cell, "weights": weights, "biases": biases}
+
+
+def test_backend_precedence(monkeypatch):
+    args = arguments()
+    seen = []
+    for name in ("cpu", "reference"):
+        entry = op.OP.backends[name]
+        spy = lambda a, name=name, entry=entry: (seen.append(name), entry.forward(a))[1]  # noqa: E731
+        monkeypatch.setitem(op.OP.backends, name, dataclasses.replace(entry, forward=spy))
+    literal = reference.local_implicit
+    monkeypatch.setattr(reference, "local_implicit", lambda *a, **k: (seen.append("reference"), literal(*a, **k))[1])
+    monkeypatch.setenv("INR_KERNELS_BACKEND", "reference")
+    local_implicit_decode(**args)
+    with inr_kernels.backend("cpu"):
+        local_implicit_decode(**args)
+        local_implicit_decode(**args, backend="reference")
+    monkeypatch.delenv("INR_KERNELS_BACKEND")
+    local_implicit_decode(**args)
+    assert seen == ["reference", "cpu", "reference", "cpu"]
+    with pytest.raises(ValueError, match="name must be one of"), inr_kernels.backend("cuda9"):
+        pass
+
+
+def test_requested_backend_that_cannot_run_raises(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(RuntimeError, match="backend 'triton' cannot run local_implicit: it takes CUDA tensors"):
+        local_implicit_decode(**arguments(), backend="triton")
+
+
+def test_explain(capsys):
+    args = arguments()
+    text = explain(local_implicit_decode, *args.values())
+    assert capsys.readouterr().out.strip() == text
+    assert "cpu        runs  <- default" in text
+    assert text == explain("local_implicit", **args)
+    with pytest.raises(ValueError, match="op must be one of"):
+        explain(print)
+
+
+def test_slow_fallback_warns_once(monkeypatch):
+    monkeypatch.setattr(dispatch, "_warned", set())
+    monkeypatch.setattr(native, "load", lambda: (None, "not built"))
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    args = arguments()
+    with pytest.warns(UserWarning, match="slow PyTorch reference.*not built"):
+        out = local_implicit_decode(**args)
+    assert torch.equal(out, local_implicit_decode(**args))  # no second warning: they are errors here
+    decoder, feat = LocalImplicitDecoder(5, hidden=(9, 8)), args["feat"]
+    runs = []
+    for backend in (None, "reference"):  # the op's fallback, and the reference called directly
+        loss = decoder(feat, args["coord"], args["cell"], backend=backend).square().sum()
+        runs.append(torch.autograd.grad(loss, list(decoder.parameters())))
+    for fallback, literal in zip(*runs, strict=True):
+        torch.testing.assert_close(fallback, literal, rtol=1e-4, atol=1e-5)
