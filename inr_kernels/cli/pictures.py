@@ -139,8 +139,9 @@ def check_output(
 
 
 def write(path: Path, picture: images.Picture, colour: torch.Tensor) -> None:
-    """Writes the output, grey if the input was, with the input's transparency, bit depth and metadata, as far as the format
-    can hold them; says on stderr what it cannot.
+    """Writes the output, grey if the input was, with the input's transparency, bit depth and metadata.
+
+    What the format cannot hold is named on stderr.
 
     colour: [1, 3, H, W] in [0, 1].
     """

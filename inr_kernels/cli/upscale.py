@@ -3,9 +3,9 @@
   inr-kernels upscale in.png --scale 3.7 -o out.png
 
 Reads PNG, JPEG, WebP, TIFF, BMP, GIF, AVIF, JPEG 2000, PPM, TGA and ICO (and HEIC with pillow-heif); writes PNG, JPEG,
-WebP, TIFF or BMP, as the suffix of the output says. Greyscale, transparency (upscaled bicubically), 16 bits (in PNG, and
-in TIFF without colour), colour profiles, resolution, EXIF, XMP and text are kept where the format can hold them; a line
-on stderr names what it cannot. Images are rotated as their EXIF orientation says.
+WebP, TIFF or BMP, as the suffix of the output says. Greyscale, transparency (upscaled bicubically), 16 bits (in PNG,
+and in TIFF without colour), colour profiles, resolution, EXIF, XMP and text are kept where the format can hold them;
+a line on stderr names what it cannot. Images are rotated as their EXIF orientation says.
 """
 
 from argparse import ArgumentParser, Namespace
