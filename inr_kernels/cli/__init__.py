@@ -5,9 +5,11 @@ reason.
 """
 
 import argparse
+import contextlib
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 
 from . import demo, info, inpaint, upscale
@@ -36,16 +38,33 @@ def main(argv: Sequence[str] | None = None) -> None:
         command.add_arguments(sub)
         sub.set_defaults(run=command.run)
     args = parser.parse_args(argv)
-    # Raise SystemExit on SIGTERM too, so that a half-written file is removed.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        args.run(args)
+        with _ending_on_signals():
+            args.run(args)
     except UsageError as error:
         parser.error(str(error))
     except KeyboardInterrupt:
         parser.exit(128 + signal.SIGINT, "inr-kernels: interrupted\n")
     except (OSError, ValueError, RuntimeError, MemoryError, ImportError) as error:
         parser.exit(1, f"inr-kernels: {_one_line(error)}\n")
+
+
+@contextlib.contextmanager
+def _ending_on_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise SystemExit in the block, so that temporary files are removed.
+
+    Only a process's main thread can set handlers; in another thread nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {name: signal.signal(getattr(signal, name), lambda number, _: sys.exit(128 + number)) for name in names}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(getattr(signal, name), handler)
 
 
 def _one_line(error: Exception) -> str:

@@ -5,6 +5,7 @@ shows all outputs side by side. The shipped model was not trained on this photog
 """
 
 import argparse
+import io
 import math
 import multiprocessing
 import statistics
@@ -16,7 +17,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from inr_kernels.models import LIIF
-from inr_kernels.models.common.files import atomic_write
+from inr_kernels.models.common.files import replace_file
 from inr_kernels.models.data import images
 from inr_kernels.models.data.photographs import HELD_OUT, photographs
 from inr_kernels.models.evaluation.metrics import psnr
@@ -82,8 +83,9 @@ def run(args: argparse.Namespace) -> None:
     report(args, small, shown, bicubic, runs)
     sheet = draw(small, shown, bicubic, runs, args.scale)
     kind = images.FORMATS[args.output.suffix.lower()]
-    with atomic_write(args.output) as temporary:
-        sheet.save(temporary, kind, **images.SAVE.get(kind, {}))
+    file = io.BytesIO()
+    sheet.save(file, kind, **images.SAVE.get(kind, {}))
+    replace_file(args.output, file.getvalue())
     print(f"\nAll pictures side by side: {args.output}")
 
 

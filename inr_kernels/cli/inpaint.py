@@ -76,7 +76,7 @@ def run(args: Namespace) -> None:
     backend = dispatch.backend(args.backend) if args.backend else contextlib.nullcontext()
     with backend, tqdm(total=size[0], unit="row", disable=args.quiet) as bar:
         colour = model.to(args.device).inpaint(
-            picture.colour.expand(-1, 3, -1, -1).to(args.device),
+            pictures.network_input(picture).to(args.device),
             mask.to(args.device),
             size,
             workspace=args.workspace,
@@ -102,9 +102,18 @@ def load(name: str) -> Inpainter:
 
 
 def read_mask(args: Namespace, picture: Picture) -> torch.Tensor:
-    """Reads the mask as [1, 1, h, w] of zeros and ones, in the image's dtype."""
-    mask = pictures.read(args.mask, args).colour.mean(1, keepdim=True)
+    """Reads the mask, brightness times opacity, as [1, 1, h, w] of zeros and ones, in the image's dtype."""
+    drawn = pictures.read(args.mask, args)
+    mask = drawn.colour.mean(1, keepdim=True)
+    if drawn.alpha is not None:  # strokes on a transparent layer
+        mask = mask * drawn.alpha
     found, expected = ("x".join(map(str, p.shape[2:])) for p in (mask, picture.colour))
     if found != expected:
         raise ValueError(f"{args.mask}: the mask must have the input's size {expected}; got {found}")
-    return (mask >= 0.5).to(picture.colour.dtype)
+    holes = (mask >= 0.5).to(picture.colour.dtype)
+    top = 2**drawn.depth - 1
+    if not holes.any():
+        pictures.say(args.mask, f"the mask has no hole: its largest value is {mask.max() * top:.0f} of {top}")
+    elif holes.all():
+        pictures.say(args.mask, f"the mask is all hole: its smallest value is {mask.min() * top:.0f} of {top}")
+    return holes

@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from inr_kernels._core.dispatch import OPS
+from inr_kernels.models.common.files import check_writable
 from inr_kernels.models.data import images
+from inr_kernels.models.dear.blocks import smooth_fill
 
 from .machine import free_memory
 from .parsing import UsageError, megabytes, positive, size
@@ -63,10 +65,9 @@ def prepare(args: argparse.Namespace, *inputs: Path) -> None:
     for path in inputs:
         if args.output.exists() and path.exists() and os.path.samefile(path, args.output):
             raise UsageError(f"output must be another file than the input; got {args.output}")
-    if args.output.is_dir():
-        raise ValueError(f"{args.output} is a folder; the output must be a file")
-    if not args.output.parent.is_dir():
-        raise ValueError(f"{args.output.parent}: the folder of the output does not exist")
+    check_writable(args.output)
+    if sys.stderr is None:  # closed: a progress bar cannot be shown
+        args.quiet = True
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: PyTorch finds no GPU")
     if args.threads:
@@ -75,12 +76,30 @@ def prepare(args: argparse.Namespace, *inputs: Path) -> None:
         torch.set_num_threads(args.threads)
 
 
+def say(path: Path, message: str) -> None:
+    """Prints one line about a file on stderr, if it is open."""
+    if sys.stderr is not None:
+        print(f"inr-kernels: {path}: {message}", file=sys.stderr)
+
+
 def read(path: Path, args: argparse.Namespace) -> images.Picture:
-    """Reads a picture; says on stderr if the file has more than one frame."""
+    """Reads a picture; says on stderr what reading changed or dropped."""
     picture = images.read(path, args.max_megapixels * 1e6)
-    if picture.frames > 1:
-        print(f"inr-kernels: {path} has {picture.frames} frames; using the first", file=sys.stderr)
+    for note in picture.notes:
+        say(path, note)
     return picture
+
+
+def network_input(picture: images.Picture) -> torch.Tensor:
+    """The picture as a network takes it, [1, 3, h, w].
+
+    Transparent pixels get a smooth continuation of the visible colours, as an enlarged edge mixes both.
+    """
+    colour = picture.colour.expand(-1, 3, -1, -1)
+    if picture.alpha is None:
+        return colour
+    hidden = (picture.alpha == 0).float()
+    return torch.where(hidden > 0, smooth_fill(colour * (1 - hidden), hidden), colour)
 
 
 def output_size(picture: images.Picture, args: argparse.Namespace) -> tuple[int, int]:
@@ -103,7 +122,7 @@ def check_output(
     """
     height, width = size
     kind = images.FORMATS[Path(path).suffix.lower()]
-    longest = images.LONGEST.get(kind, math.inf)
+    longest = images.MAX_SIDE.get(kind, math.inf)
     if max(height, width) > longest:
         raise ValueError(f"{kind} holds at most {longest} pixels a side; got {height}x{width}")
     if picture.alpha is not None and kind in images.OPAQUE and picture.alpha.min() < 1:
@@ -120,13 +139,19 @@ def check_output(
 
 
 def write(path: Path, picture: images.Picture, colour: torch.Tensor) -> None:
-    """Writes the output, grey if the input was, with the input's transparency, bit depth and colour profile.
+    """Writes the output, grey if the input was, with the input's transparency, bit depth and metadata.
+
+    What the format cannot hold is named on stderr.
 
     colour: [1, 3, H, W] in [0, 1].
     """
     if picture.colour.shape[1] == 1:
         colour = colour.mean(1, keepdim=True)
     alpha = picture.alpha
+    if alpha is not None and alpha.shape[2:] == colour.shape[2:]:  # transparent pixels keep their colours, too
+        colour = torch.where(alpha == 0, picture.colour, colour.float().cpu())
     if alpha is not None and alpha.shape[2:] != colour.shape[2:]:
         alpha = F.interpolate(alpha, colour.shape[2:], mode="bicubic").clamp_(0, 1)
-    images.write(path, images.Picture(colour.float().cpu(), alpha, picture.depth, picture.icc))
+    output = images.Picture(colour.float().cpu(), alpha, picture.depth, picture.metadata)
+    for note in images.write(path, output):
+        say(path, note)

@@ -2,9 +2,10 @@
 
   inr-kernels upscale in.png --scale 3.7 -o out.png
 
-Reads the formats that Pillow reads, writes PNG, JPEG, WebP, TIFF or BMP, as the suffix of the output says. Greyscale,
-transparency (upscaled bicubically), 16 bits (in PNG, and in TIFF without colour) and colour profiles are kept; images
-are rotated as their EXIF orientation says.
+Reads PNG, JPEG, WebP, TIFF, BMP, GIF, AVIF, JPEG 2000, PPM, TGA and ICO (and HEIC with pillow-heif); writes PNG, JPEG,
+WebP, TIFF or BMP, as the suffix of the output says. Greyscale, transparency (upscaled bicubically), 16 bits (in PNG,
+and in TIFF without colour), colour profiles, resolution, EXIF, XMP and text are kept where the format can hold them;
+a line on stderr names what it cannot. Images are rotated as their EXIF orientation says.
 """
 
 from argparse import ArgumentParser, Namespace
@@ -35,7 +36,7 @@ def run(args: Namespace) -> None:
     pictures.check_output(picture, size, args.output, args.workspace, 4 * (model.config.features + 6))
     with tqdm(total=size[0], unit="row", disable=args.quiet) as bar:
         colour = model.to(args.device).upscale(
-            picture.colour.expand(-1, 3, -1, -1),
+            pictures.network_input(picture),
             size=size,
             workspace=args.workspace,
             backend=args.backend,

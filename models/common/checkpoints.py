@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 
-from .files import atomic_write
+from .files import replace_file
 
 VERSION = 1
 # Raised by torch, safetensors and files of an unexpected structure.
@@ -49,8 +49,7 @@ def save(model: Any, path: FilePath, notes: Any, dtype: torch.dtype | None = Non
         name: value.to(dtype if dtype and value.is_floating_point() else value.dtype).contiguous()
         for name, value in model.state_dict().items()
     }
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(serialize(state, metadata))
+    replace_file(path, serialize(state, metadata))
 
 
 def is_safetensors(path: FilePath) -> bool:

@@ -1,23 +1,87 @@
-"""Atomic writing of files."""
+"""Files that are replaced as a whole or not at all."""
 
 import contextlib
+import errno
 import os
+import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+# Raised where a file can be written but not replaced: a bind mount, a read-only folder around a writable file.
+_NOT_REPLACEABLE = {errno.EBUSY, errno.EXDEV, errno.EPERM, errno.EACCES, errno.EROFS}
 
-@contextlib.contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a temporary path beside `path`, whose file replaces `path` when the block ends without an exception.
 
-    After an exception the temporary file is removed, and an existing file is unchanged. If `path` is a symbolic link,
-    its target is replaced.
+def replace_file(path: str | os.PathLike, data: bytes) -> None:
+    """Writes `data` to `path` through a temporary file beside it, so that an interruption leaves an older file intact.
+
+    The file keeps its permissions. Symbolic links are followed. What cannot be replaced (a device, a named pipe, a
+    bind mount, a file in a read-only folder) is written in place.
+
+    Raises:
+        OSError: the file cannot be written; its filename is `path`.
     """
-    path = Path(os.path.realpath(path))
-    # Not derived from the name, which may already have the file system's maximum length.
-    temporary = path.with_name(f".inr-kernels-{os.getpid()}{path.suffix}")
+    with _named(path):
+        target = Path(os.path.realpath(path))
+        try:
+            if not _is_special(target):
+                _replace(target, data)
+                return
+        except OSError as error:
+            if error.errno not in _NOT_REPLACEABLE or not target.exists():
+                raise
+        target.write_bytes(data)
+
+
+def check_writable(path: str | os.PathLike) -> None:
+    """Raises the error that `replace_file` would raise for a missing folder or permission; changes nothing.
+
+    Raises:
+        OSError: see `replace_file`.
+    """
+    with _named(path):
+        target = Path(os.path.realpath(path))
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "is a folder; the output must be a file")
+        if not target.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "the folder of the output does not exist")
+        if _is_special(target) or (target.exists() and os.access(target, os.W_OK)):
+            return
+        handle, temporary = _create(target)
+        os.close(handle)
+        temporary.unlink()
+
+
+def _is_special(target: Path) -> bool:
+    return target.exists() and not stat.S_ISREG(target.stat().st_mode)
+
+
+def _replace(target: Path, data: bytes) -> None:
+    handle, temporary = _create(target)
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with open(handle, "wb") as file:
+            file.write(data)
+        if target.exists():
+            temporary.chmod(stat.S_IMODE(target.stat().st_mode))
+        os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _create(target: Path) -> tuple[int, Path]:
+    """A new file in the target's folder, opened for writing.
+
+    A random name and exclusive creation keep it apart from other threads' files and from links that others planted.
+    """
+    temporary = target.with_name(f".inr-kernels-{secrets.token_hex(8)}")
+    mode = 0o600 if target.exists() else 0o666  # private until it has the old file's permissions
+    return os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_CLOEXEC", 0), mode), temporary
+
+
+@contextlib.contextmanager
+def _named(path: str | os.PathLike) -> Iterator[None]:
+    """Errors name the file that the caller named."""
+    try:
+        yield
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, os.fspath(path)) from error

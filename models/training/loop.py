@@ -1,5 +1,6 @@
 """The command line and the training loop that the recipes share; a run can be resumed."""
 
+import io
 import math
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from tqdm import tqdm
 
 from inr_kernels._core.checks import require
 
-from ..common.files import atomic_write
+from ..common.files import replace_file
 from ..data.photographs import HELD_OUT, TRAINED_ON
 
 
@@ -107,8 +108,9 @@ def optimize(
         bar.set_postfix(loss=f"{average:.4f}", refresh=False)
         if (step + 1) % save_every == 0 or step + 1 == args.steps:
             saved = {name: part.state_dict() for name, part in parts.items()}
-            with atomic_write(state) as temporary:
-                torch.save({**saved, "step": step + 1}, temporary)
+            file = io.BytesIO()
+            torch.save({**saved, "step": step + 1}, file)
+            replace_file(state, file.getvalue())
         if (step + 1) % 1000 == 0:
             bar.write(f"step {step + 1}: PSNR and baselines: {measured(model.eval())}")
             model.train()

@@ -197,8 +197,8 @@ def test_wrong_command_lines(capsys, words, message):
         (("RGB.png", "--mask", "small.png"), "small.png: the mask must have the input's size 9x14; got 9x13"),
         (("RGB.png", "--mask", "none.png"), "none.png: No such file or directory"),
         (("none.png", "--mask", "mask.png"), "none.png: No such file or directory"),
-        (("text.png", "--mask", "mask.png"), "text.png: not an image format that Pillow reads"),
-        (("RGB.png", "--mask", "text.png"), "text.png: not an image format that Pillow reads"),
+        (("text.png", "--mask", "mask.png"), "text.png: not a picture in a format that is read: PNG, JPEG"),
+        (("RGB.png", "--mask", "text.png"), "text.png: not a picture in a format that is read: PNG, JPEG"),
         (("cut.png", "--mask", "mask.png"), "cut.png: .*(truncated|broken)"),
         (("RGB.png", "--mask", "cut.png"), "cut.png: .*(truncated|broken)"),
         (("RGB.png", "--mask", "mask.png", "--max-megapixels", "1e-5"), "14 x 9 .* limit of 1e-05 .*--max-megapixels"),
@@ -219,7 +219,7 @@ def test_wrong_command_lines(capsys, words, message):
         ),
         (("RGB.png", "--mask", "mask.png", "--scale", "1e6"), "needs about .* GB of memory, .* are free"),
         (("RGBA.png", "--mask", "mask.png", "-o", "out.jpg"), "JPEG holds no transparency"),
-        (("RGB.png", "--mask", "mask.png", "-o", "no/out.png"), "no: the folder of the output does not exist"),
+        (("RGB.png", "--mask", "mask.png", "-o", "no/out.png"), "no/out.png: the folder of the output does not exist"),
     ],
 )
 def test_errors(capsys, folder, words, message):
@@ -236,11 +236,10 @@ def test_errors(capsys, folder, words, message):
 
 
 def test_a_failed_write_leaves_nothing(capsys, folder, monkeypatch):
-    def save(self, path, *args, **kwargs):
-        path.write_text("half a picture")
-        raise OSError(28, "No space left on device")
+    def replace(source, target):
+        raise OSError(28, "No space left on device", source, target)
 
     (folder / "out.png").write_text("older")
-    monkeypatch.setattr(Image.Image, "save", save)
-    refused(capsys, 1, "No space left", "RGB.png", "--mask", "mask.png", "-o", "out.png")
+    monkeypatch.setattr(os, "replace", replace)
+    refused(capsys, 1, "out.png: No space left", "RGB.png", "--mask", "mask.png", "-o", "out.png")
     assert (folder / "out.png").read_text() == "older"

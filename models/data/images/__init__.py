@@ -1,0 +1,44 @@
+"""Reading and writing image files, with what they hold beside their samples."""
+
+import math
+
+import numpy
+import torch
+from PIL import Image
+
+from .picture import FORMATS, KEEPS, MAX_SIDE, OPAQUE, SAVE, Picture
+from .reading import READS, read
+from .writing import encode, write
+
+__all__ = [
+    "FORMATS",
+    "KEEPS",
+    "MAX_SIDE",
+    "OPAQUE",
+    "READS",
+    "SAVE",
+    "Picture",
+    "encode",
+    "read",
+    "shrink",
+    "to_image",
+    "to_tensor",
+    "write",
+]
+
+
+def to_tensor(image: Image.Image) -> torch.Tensor:
+    """An 8-bit RGB image of Pillow -> [1, 3, h, w], float32 in [0, 1]."""
+    return torch.from_numpy(numpy.array(image)).permute(2, 0, 1)[None] / 255
+
+
+def to_image(tensor: torch.Tensor) -> Image.Image:
+    """[1, 3, h, w] in [0, 1] -> an 8-bit RGB image of Pillow."""
+    return Image.fromarray((tensor[0].float() * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+def shrink(image: Image.Image, scale: float) -> tuple[Image.Image, Image.Image]:
+    """(image / scale, the part of the image that it shows), bicubic with antialiasing."""
+    size = [math.floor(n / scale + 1e-9) for n in image.size]
+    shown = image.crop((0, 0, *(round(n * scale) for n in size)))
+    return shown.resize(size, Image.BICUBIC), shown
