@@ -132,7 +132,8 @@ class DEAR(Inpainter):
 
     Args:
         config: a DEARConfig.
-        eager: the same network in plain PyTorch, without kernels of this package, for comparison.
+        eager: the same network in plain PyTorch, without kernels of this package, for comparison. Only DEAR and IN2
+            have this option.
         reference: deprecated alias of eager.
 
     Source: Zhang, Guo et al., SuperInpaint: Learning Detail-Enhanced Attentional Implicit Representation for
@@ -273,7 +274,7 @@ class DEAR(Inpainter):
         workspace: int = WORKSPACE,
         progress: Progress = None,
     ) -> torch.Tensor:
-        """As `Inpainter.decode`, from `DEARFeatures` or a plain tuple (encoded, kernels, seen); kernels are not read."""
+        """As `Inpainter.decode`, from `DEARFeatures` or a plain tuple (encoded, kernels, seen); kernels is not read."""
         encoded, _, seen = features
         options: dict[str, Any] = {"workspace": workspace, "progress": progress, "backend": self._backend}
         out = self.implicit.render(encoded, size, **options)

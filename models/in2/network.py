@@ -150,7 +150,8 @@ class IN2(Inpainter):
 
     Args:
         config: an IN2Config.
-        eager: the same network in plain PyTorch, without kernels of this package, for comparison.
+        eager: the same network in plain PyTorch, without kernels of this package, for comparison. Only DEAR and IN2
+            have this option.
         reference: deprecated alias of eager.
 
     Source: Zhao, Yang and Fu, Learning Position-Aware Implicit Neural Network for Real-World Face Inpainting, 2024.
