@@ -39,10 +39,12 @@ def from_checkpoint(path: str | os.PathLike[str], **options: Any) -> Network:
 
     Args:
         path: of the file.
-        options: of that network's own `from_checkpoint`.
+        options: DEAR and IN2: `eager=True`, the network in plain PyTorch. LaMa: `activation`, the activation on the
+            output where the file does not name it ("sigmoid" by default). LIIF: none.
 
     Raises:
         OSError: the file cannot be read.
+        TypeError: the network in the file does not have this option.
         ValueError: it is damaged, or not a checkpoint of these networks; the message gives the reason.
 
     Example:

@@ -13,7 +13,7 @@ _NOT_REPLACEABLE = {errno.EBUSY, errno.EXDEV, errno.EPERM, errno.EACCES, errno.E
 
 
 def replace_file(path: str | os.PathLike, data: bytes) -> None:
-    """Writes `data` to `path` through a temporary file beside it, so that an interruption leaves an older file intact.
+    """Writes `data` to `path` through a temporary file in its folder: an interruption leaves an older file intact.
 
     The file keeps its permissions. Symbolic links are followed. What cannot be replaced (a device, a named pipe, a
     bind mount, a file in a read-only folder) is written in place.
@@ -71,7 +71,8 @@ def _replace(target: Path, data: bytes) -> None:
 def _create(target: Path) -> tuple[int, Path]:
     """A new file in the target's folder, opened for writing.
 
-    A random name and exclusive creation keep it apart from other threads' files and from links that others planted.
+    A random name and exclusive creation keep it apart from other threads' files and from symbolic links created by
+    other users.
     """
     temporary = target.with_name(f".inr-kernels-{secrets.token_hex(8)}")
     mode = 0o600 if target.exists() else 0o666  # private until it has the old file's permissions

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from inr_kernels._core import dispatch
+from inr_kernels._core.backends import is_capturing
 from inr_kernels._core.checks import require
 
 DEVICE = "cuda"
@@ -21,8 +22,8 @@ class Graphed:
     A replay allocates only the result, a new tensor that later calls do not overwrite.
 
     The graph is captured by the first suitable call. It is captured again after the model's parameters or submodules
-    were replaced or moved, or when it should run differently (`inr_kernels.backend`, autocast, the float32 matmul
-    precision). In-place changes (an optimizer's step, `load_state_dict`) are seen by the next replay; changes of
+    were replaced or moved, or when a global setting has changed: `inr_kernels.backend`, autocast or the float32 matmul
+    precision. In-place changes (an optimizer's step, `load_state_dict`) are seen by the next replay; changes of
     anything else (an attribute, a hook) are not. The model's own forward runs instead for other shapes, for other
     dtypes than those captured, on other devices than a GPU, in training mode, when gradients are required (so call it
     under `torch.no_grad()`), under torch.compile and torch.func, and during the capture of another graph.
@@ -53,7 +54,7 @@ class Graphed:
         self._captured: _Captured | None = None
 
     def __call__(self, *inputs: Any) -> Any:
-        if not self._serves(inputs):
+        if not self._can_replay(inputs):
             return self.model(*inputs, **self.options)
         device, dtypes, settings = inputs[0].device, [t.dtype for t in inputs], _settings()
         captured = self._captured
@@ -64,8 +65,8 @@ class Graphed:
             return self.model(*inputs, **self.options)
         return captured.replay(inputs)
 
-    def _serves(self, inputs: tuple[Any, ...]) -> bool:
-        """Whether a graph can serve this call."""
+    def _can_replay(self, inputs: tuple[Any, ...]) -> bool:
+        """Whether a graph can replay this call."""
         if torch.compiler.is_compiling() or len(inputs) != len(self.shapes):
             return False
         if not all(isinstance(t, torch.Tensor) for t in inputs) or dispatch.is_transformed(*inputs):
@@ -74,13 +75,13 @@ class Graphed:
             return False
         modules = self._captured.modules if self._captured else list(self.model.modules())
         wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (*inputs, *self.model.parameters()))
-        return not (wanted or any(module.training for module in modules) or _is_capturing())
+        return not (wanted or any(module.training for module in modules) or is_capturing(inputs[0].device))
 
     def __repr__(self) -> str:
         return f"Graphed({type(self.model).__name__}, {self.shapes})"
 
     def __reduce__(self) -> tuple[Any, ...]:  # pickles and copies do not contain the graph
-        return _remade, (self.model, self.shapes, self.options)
+        return _rebuild, (self.model, self.shapes, self.options)
 
 
 def graphed_pair(model: torch.nn.Module, shape: Sequence[int], **options: Any) -> Graphed:
@@ -90,7 +91,7 @@ def graphed_pair(model: torch.nn.Module, shape: Sequence[int], **options: Any) -
     return Graphed(model, [shape, (batch, 1, *sides)], **options)
 
 
-def _remade(model: torch.nn.Module, shapes: Sequence[Sequence[int]], options: dict[str, Any]) -> Graphed:
+def _rebuild(model: torch.nn.Module, shapes: Sequence[Sequence[int]], options: dict[str, Any]) -> Graphed:
     return Graphed(model, shapes, **options)
 
 
@@ -102,14 +103,14 @@ class _Captured:
     ):
         self.settings, self.device, self.dtypes = settings, inputs[0].device, [t.dtype for t in inputs]
         self.modules = list(model.modules())
-        self.slots = [
+        self.registered = [
             (entries, name, value)
             for module in self.modules
             for entries in (module._parameters, module._buffers, module._modules)
             for name, value in entries.items()
         ]
-        tensors = [value for *_, value in self.slots if isinstance(value, torch.Tensor)]
-        self.places = [(t, t.data_ptr(), t.dtype) for t in tensors]
+        tensors = [value for *_, value in self.registered if isinstance(value, torch.Tensor)]
+        self.addresses = [(t, t.data_ptr(), t.dtype) for t in tensors]
         # Autocast must not cache copies of the weights: they are freed at its end, and would miss later weights.
         casts = torch.autocast(DEVICE, settings.casts, settings.casts is not None, cache_enabled=False)
         with torch.inference_mode(False), torch.no_grad(), casts:
@@ -118,15 +119,15 @@ class _Captured:
 
     def is_stale(self) -> bool:
         """Whether the model's tensors or modules were replaced, or its tensors moved, after the capture."""
-        return any(entries.get(name) is not value for entries, name, value in self.slots) or any(
-            t.data_ptr() != address or t.dtype != dtype for t, address, dtype in self.places
+        return any(entries.get(name) is not value for entries, name, value in self.registered) or any(
+            t.data_ptr() != address or t.dtype != dtype for t, address, dtype in self.addresses
         )
 
     def replay(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
         """Returns the result for these inputs."""
         with torch.inference_mode(False), torch.no_grad():
-            for mine, given in zip(self.inputs, inputs, strict=True):
-                mine.copy_(given)
+            for buffer, value in zip(self.inputs, inputs, strict=True):
+                buffer.copy_(value)
             self._replay()
             return self.out.clone()
 
@@ -142,10 +143,6 @@ class _Settings(NamedTuple):
 def _settings() -> _Settings:
     casts = torch.get_autocast_dtype(DEVICE) if torch.is_autocast_enabled(DEVICE) else None
     return _Settings(dispatch.requested_backend(None), casts, torch.get_float32_matmul_precision())
-
-
-def _is_capturing() -> bool:
-    return DEVICE == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def record(run: Callable[[], torch.Tensor], device: torch.device) -> tuple[torch.Tensor, Callable[[], None]]:

@@ -54,7 +54,7 @@ class Network:
             notes: any JSON value; None: the network's own.
             dtype: of the parameters in the file; None: their own.
         """
-        checkpoints.save(self, path, notes or self.notes, dtype)
+        checkpoints.save(self, path, self.notes if notes is None else notes, dtype)
 
     @classmethod
     def from_checkpoint(cls: type[N], path: checkpoints.FilePath, **options: Any) -> N:
@@ -62,21 +62,35 @@ class Network:
 
         Args:
             path: of the file.
-            options: of the constructor, other than config: `eager` of DEAR and IN2.
+            options: DEAR and IN2: `eager=True`, the network in plain PyTorch. LaMa: `activation`, the activation on the
+                output where the file does not name it ("sigmoid" by default). LIIF: none.
 
         Raises:
             OSError: the file cannot be read.
+            TypeError: the network does not have this option.
             ValueError: it is damaged, or is not a checkpoint of this network; the message gives the reason.
         """
-        inspect.signature(cls).bind(None, **options)  # an unknown option is the caller's error, not the file's
+        read: Callable[..., checkpoints.Checkpoint] = cls._read
         make: Callable[..., Any] = cls
-        return checkpoints.load(path, cls.NETWORK, cls._read, lambda config: make(cls.CONFIG(**config), **options))
+        of_read, of_make = (inspect.signature(function).parameters for function in (read, make))
+        supported = (of_read.keys() | of_make.keys()) - {"path", "config"}
+        if unknown := sorted(options.keys() - supported):
+            names = ", ".join(sorted(supported)) or "none"
+            raise TypeError(f"{cls.NETWORK} has no option {', '.join(unknown)}; its options are: {names}")
+        reading, making = ({k: v for k, v in options.items() if k in names} for names in (of_read, of_make))
+        return checkpoints.load(
+            path,
+            cls.NETWORK,
+            lambda path: read(path, **reading),
+            lambda config: make(cls.CONFIG(**config), **making),
+        )
 
     @classmethod
     def pretrained(cls: type[N], **options: Any) -> N:
         """Opens the small network that ships with the package, in eval mode; options: as `from_checkpoint`.
 
         Raises:
+            TypeError: the network does not have this option.
             ValueError: none ships for this network.
         """
         if cls.PRETRAINED is None:
@@ -85,7 +99,7 @@ class Network:
 
     @classmethod
     def _read(cls, path: checkpoints.FilePath) -> checkpoints.Checkpoint:
-        """Reads a file for `from_checkpoint`; a network with further formats extends this."""
+        """Reads a file for `from_checkpoint`; a network with further formats or options overrides this."""
         return checkpoints.read(path, cls.NETWORK)
 
 

@@ -93,7 +93,7 @@ def dear_batch(photos: Photos, rng: Rng, size: int) -> tuple[torch.Tensor, torch
 
 
 def in2_shape(rng: Rng, area: int) -> tuple[int, int]:
-    """Draws the shape (h, w) of a batch: h w = area but for rounding, log h / w uniform between 9:16 and 16:9.
+    """Draws the shape (h, w) of a batch: h w = area up to rounding, log h / w uniform between 9:16 and 16:9.
 
     The adaptive training strategy of IN²'s paper, whose area is 512². The sides need not be multiples of 8.
     """

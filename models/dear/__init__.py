@@ -1,6 +1,6 @@
 """DEAR (SuperInpaint): fills missing pixels and renders at any size."""
 
 from .losses import dear_loss, sample_queries
-from .network import DEAR, SMALL, DEARConfig
+from .network import DEAR, SMALL, DEARConfig, DEARFeatures
 
-__all__ = ["DEAR", "SMALL", "DEARConfig", "dear_loss", "sample_queries"]
+__all__ = ["DEAR", "SMALL", "DEARConfig", "DEARFeatures", "dear_loss", "sample_queries"]

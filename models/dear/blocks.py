@@ -129,16 +129,21 @@ def initialize(encoders: Sequence[Any], decoder: Any, others: Sequence[nn.Module
         first[:count] = 0
         first[range(count), range(count), 3, 3] = 1
         for layer in (encoder[2], encoder[4]):
-            count = _pass_pixels(layer, count)
+            count = _init_space_to_depth(layer, count)
         for block in list(encoder)[6:]:
             block.body[2 if block.norm == "none" else 3].weight.data.mul_(0.1)
-    _pass_pixels(decoder[2], _pass_pixels(decoder[0], 16) // 16)
+    _init_space_to_depth(decoder[2], _init_space_to_depth(decoder[0], 16) // 16)
 
 
-def _pass_pixels(layer: Any, count: int) -> int:
-    """Maps each of `count` channels on the fine side of a strided convolution to four on the coarse side, one a pixel.
+def _init_space_to_depth(layer: Any, count: int) -> int:
+    """Initializes a convolution of stride 2 as space-to-depth, a transposed one as depth-to-space.
 
-    Returns the number of coarse channels used.
+    Args:
+        layer: with a weight [coarse, fine, 4, 4].
+        count: channels at the higher resolution to copy; each 2 x 2 block of pixels becomes four channels at the lower.
+
+    Returns:
+        The number of channels used at the lower resolution, 4 times those copied.
     """
     weight = layer.weight.data  # [coarse, fine, 4, 4], transposed or not
     count = min(count, weight.shape[1], len(weight) // 4)

@@ -42,6 +42,6 @@ def unmask_attention(feat: torch.Tensor, mask: torch.Tensor, *, mask_keys: bool 
     feat [B, C, H, W], mask [B, 1, H, W] -> [B, C, H, W].
     """
     keys, known = (x.flatten(2).transpose(1, 2).unsqueeze(1).contiguous() for x in (feat, 1 - mask))
-    seen = known.log().transpose(2, 3) if mask_keys else None  # a key's weight is its known share
+    seen = known.log().transpose(2, 3) if mask_keys else None  # each key is weighted by 1 - mask
     out = F.scaled_dot_product_attention(known * keys, keys, keys, seen)
     return out.transpose(2, 3).reshape(feat.shape)

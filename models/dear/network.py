@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -95,6 +95,20 @@ SMALL = DEARConfig(
 )
 
 
+class DEARFeatures(NamedTuple):
+    """The features of a DEAR, which `DEAR.encode` returns.
+
+    Attributes:
+        encoded: [F; E; W] [B, 2 C + 1, H, W], the map that the implicit function reads.
+        kernels: K [B, K², H, W], for `DEAR.reconstruct`.
+        seen: what the encoders see, I (1 - M) or S [B, 3, H, W].
+    """
+
+    encoded: torch.Tensor
+    kernels: torch.Tensor
+    seen: torch.Tensor
+
+
 class DEAR(Inpainter):
     """An image with missing pixels as a continuous function:
 
@@ -118,7 +132,8 @@ class DEAR(Inpainter):
 
     Args:
         config: a DEARConfig.
-        eager: the same network in plain PyTorch, without kernels of this package, for comparison.
+        eager: the same network in plain PyTorch, without kernels of this package, for comparison. Only DEAR and IN2
+            have this option.
         reference: deprecated alias of eager.
 
     Source: Zhang, Guo et al., SuperInpaint: Learning Detail-Enhanced Attentional Implicit Representation for
@@ -136,6 +151,7 @@ class DEAR(Inpainter):
     CONFIG = DEARConfig
     KEY = "filter_head.weight"
     PRETRAINED = WEIGHTS / "dear_small.safetensors"
+    bytes_per_output_pixel = 12  # the interpolated fill
 
     def __init__(self, config: DEARConfig = DEARConfig(), *, eager: bool = False, reference: bool | None = None):
         super().__init__()
@@ -178,16 +194,10 @@ class DEAR(Inpainter):
     def _backend(self) -> str | None:
         return "reference" if self.eager else None
 
-    def encode(self, image: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Returns (encoded, kernels, seen); arguments and errors: as `Inpainter.encode`.
-
-        Returns:
-            encoded: [F; E; W] [B, 2 C + 1, H, W], the map that the implicit function reads.
-            kernels: K [B, K², H, W], for `reconstruct`.
-            seen: what the encoders see, I (1 - M) or S [B, 3, H, W].
-        """
+    def encode(self, image: torch.Tensor, mask: torch.Tensor) -> DEARFeatures:
+        """Returns `DEARFeatures` (encoded, kernels, seen); arguments and errors: as `Inpainter.encode`."""
         seen, mask = self._see(image, mask)
-        return *self._encode(seen, mask), seen
+        return DEARFeatures(*self._encode(seen, mask), seen)
 
     def _see(self, image: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """I (1 - M) or S, and M, in the parameters' dtype."""
@@ -257,9 +267,14 @@ class DEAR(Inpainter):
         return colour + start[:, :, 0].transpose(1, 2).to(colour.dtype)
 
     def decode(
-        self, features: Any, size: tuple[int, int], *, workspace: int = WORKSPACE, progress: Progress = None
+        self,
+        features: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor],
+        size: tuple[int, int],
+        *,
+        workspace: int = WORKSPACE,
+        progress: Progress = None,
     ) -> torch.Tensor:
-        """As `Inpainter.decode`, from `encode`'s (encoded, kernels, seen); kernels are not read."""
+        """As `Inpainter.decode`, from `DEARFeatures` or a plain tuple (encoded, kernels, seen); kernels is not read."""
         encoded, _, seen = features
         options: dict[str, Any] = {"workspace": workspace, "progress": progress, "backend": self._backend}
         out = self.implicit.render(encoded, size, **options)
@@ -290,8 +305,6 @@ class DEAR(Inpainter):
             return self.decode(self.encode(image, mask), size, **options)
         seen, mask = self._see(image, mask)
         return self.decode((self._encode_tiles(seen, mask, tile), None, seen), size, **options)
-
-    bytes_per_output_pixel = 12  # the interpolated fill
 
     def bytes_per_pixel(self, tile: int | None = None) -> int:
         """Estimates the memory that `inpaint` needs for a pixel of the input, in addition to workspace and output."""

@@ -13,7 +13,11 @@ def mean_fill(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def telea(photo: Image.Image, mask: torch.Tensor) -> Image.Image:
-    """Fills the missing pixels of an image by OpenCV's inpainting with Telea's method; mask [1, 1, H, W].
+    """Fills the missing pixels of an image by OpenCV's inpainting with Telea's method.
+
+    Args:
+        photo: an 8-bit RGB image of H x W pixels.
+        mask: [1, 1, H, W], 1 = missing.
 
     Raises:
         ImportError: OpenCV is not installed.

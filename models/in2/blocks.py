@@ -6,9 +6,8 @@ import torch
 from torch import nn
 
 from inr_kernels import NeighborhoodAttention2D, neighborhood_attention_2d_packed
-from inr_kernels.fourier_unit import conv3x3
+from inr_kernels.fourier_unit import FFC_BN_ACT, FFCResnetBlock, conv3x3
 
-from ..lama.ffc import FFC_BN_ACT, FFCResnetBlock
 from . import eager as plain_pytorch
 
 

@@ -5,19 +5,22 @@ from typing import Any, TypeAlias
 import torch
 import torch.nn.functional as F
 
-from ..lama.ffc import FFC_BN_ACT, FFCResnetBlock, FourierUnit
+from inr_kernels.fourier_unit import FFC_BN_ACT, FFCResnetBlock, FourierUnit
 
 Pair: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 
 
 def ffc_resnet_block(block: FFCResnetBlock, x: Pair) -> Pair:
-    """An `FFCResnetBlock` on (local, global), in LaMa's order of operations."""
+    """An `FFCResnetBlock` in LaMa's order of operations: ([B, C, H, W], [B, D, H, W]) -> the same shapes."""
     out = ffc_bn_act(block.conv2, ffc_bn_act(block.conv1, x))
     return x[0] + out[0], x[1] + out[1]
 
 
 def ffc_bn_act(layer: FFC_BN_ACT, x: Pair | torch.Tensor) -> Pair:
-    """An `FFC_BN_ACT` on (local, global), or on a local part only."""
+    """An `FFC_BN_ACT` on (local, global), or on a local part only.
+
+    ([B, C, H, W], [B, D, H, W]) or [B, C, H, W] -> ([B, C', H', W'], [B, D', H', W']).
+    """
     ffc, (x_l, x_g) = layer.ffc, x if isinstance(x, tuple) else (x, None)
     out_l, out_g = ffc.convl2l(x_l), ffc.convl2g(x_l)
     if x_g is not None:

@@ -60,7 +60,7 @@ class Discriminator(nn.Module):
         self.layers = nn.ModuleList(map(spectral_norm, convs))
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """[B, 3, H, W] in [0, 1] -> logits [B, 1, h, w], one a patch, and the activations of every layer before."""
+        """[B, 3, H, W] in [0, 1] -> logits [B, 1, h, w], one per patch, and the activations of every layer before."""
         x, features = 2 * x - 1, []
         for layer in self.layers[:-1]:
             x = F.leaky_relu(layer(x), 0.2)
@@ -105,7 +105,7 @@ class VGG19Features(nn.Module):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """[B, 3, H, W] in [0, 1] -> the five maps."""
+        """[B, 3, H, W] in [0, 1] -> the five maps [B, C_i, h_i, w_i], each at half the size of the one before."""
         x, maps = (x - self.mean) / self.std, []
         for i, layer in enumerate(self.features):
             x = layer(x)
@@ -115,19 +115,27 @@ class VGG19Features(nn.Module):
 
 
 def generator_loss(logits: torch.Tensor) -> torch.Tensor:
-    """L_G of the discriminator's logits on filled images: softplus(-logits), which does not saturate."""
+    """Returns L_G [], the mean of softplus(-logits), which does not saturate; logits [B, 1, h, w] of filled images."""
     return F.softplus(-logits).mean()
 
 
 def discriminator_loss(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
-    """L_D without R1, of the logits on photographs and on filled images (which the caller detaches)."""
+    """Returns L_D [] without R1.
+
+    Args:
+        real: the discriminator's logits [B, 1, h, w] on photographs.
+        fake: its logits [B, 1, h, w] on filled images, which the caller detaches.
+    """
     return F.softplus(-real).mean() + F.softplus(fake).mean()
 
 
 def r1_penalty(
     discriminator: Callable[[torch.Tensor], tuple[torch.Tensor, object]], image: torch.Tensor
 ) -> torch.Tensor:
-    """E |grad D(x)|², the squared norm per image; differentiable with respect to the discriminator's weights."""
+    """Returns E |grad D(x)|² [], the mean over images [B, 3, H, W] of the squared norm of the logits' gradient.
+
+    It is differentiable with respect to the discriminator's weights.
+    """
     image = image.detach().requires_grad_()
     logits, _ = discriminator(image)
     (gradient,) = torch.autograd.grad(logits.sum(), image, create_graph=True)
@@ -135,14 +143,18 @@ def r1_penalty(
 
 
 def feature_matching_loss(real: Sequence[torch.Tensor], fake: Sequence[torch.Tensor]) -> torch.Tensor:
-    """L_fm: the sum over layers of the mean |D^i(x) - D^i(x')|; without gradients to the real features."""
+    """Returns L_fm [], the sum over layers i of the mean |D^i(x) - D^i(x')|, without gradients to the real features.
+
+    real, fake: the discriminator's activations, one [B, C_i, h_i, w_i] per layer.
+    """
     losses = (F.l1_loss(b, a.detach()) for a, b in zip(real, fake, strict=True))
     return sum(losses, start=fake[0].new_zeros(()))
 
 
 def perceptual_loss(vgg: VGG19Features, image: torch.Tensor, filled: torch.Tensor) -> torch.Tensor:
-    """L_per: the weighted sum over VGG-19's relu1_1 to relu5_1 of mean absolute differences.
+    """Returns L_per [], the weighted sum over VGG-19's relu1_1 to relu5_1 of mean absolute differences.
 
+    image, filled: [B, 3, H, W] in [0, 1].
     Weights 1/32, 1/16, 1/8, 1/4, 1: pix2pixHD's, which the paper cites without a list of layers.
     """
     with torch.no_grad():

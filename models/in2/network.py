@@ -1,8 +1,9 @@
 """IN²: fills the missing pixels of an image of any size and shape, by an implicit pyramid."""
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -32,7 +33,7 @@ class IN2Config:
     Args:
         channels: of the encoder's maps, from the largest to the smallest: the paper's "256, 128, and 64", which the
             decoder goes through in reverse.
-        down_kernel: of the strided convolutions. 3: LaMa's, sides are rounded up; 4: CoordFill's, rounded down.
+        down_kernel: of the strided convolutions. 3 (as LaMa) rounds sides up; 4 (as CoordFill) down.
         ratio: share of the global channels in the encoder. 0.75: LaMa.
         padding: of the encoder's convolutions. "reflect": LaMa, for sides of at least 9; with the others one pixel is
             enough.
@@ -46,10 +47,10 @@ class IN2Config:
         compress, squeeze: of channel attention. 2 and 16: they give 15.5 M parameters; HAT has 3 and 30.
         mlp_ratio: of the body's MLPs. 4: NAT.
         group_convs: whether every group and the body end in a convolution and a skip connection, as in HAT.
-        upsample: f of eq. 2: "split", ReLU of a Linear, then the MLP of eq. 4 once per query; "bilinear", eq. 2's words
-            "the weight"; "liif", the MLP for each of four neighbours, as LIIF, at four times the cost.
+        upsample: f of eq. 2: "split", ReLU of a Linear, then the MLP of eq. 4 once per query; "bilinear", the literal
+            reading of eq. 2; "liif", the MLP for each of four neighbours, as LIIF, at four times the cost.
         hidden: widths of its hidden layers. 256: LIIF; as many layers as 15.5 M parameters allow.
-        cell_scale: 1: eq. 3; 2: LIIF, which counts in half pixels.
+        cell_scale: 1: eq. 3; 2: in units of half a pixel, as LIIF.
         activation: of the output. "tanh": the network works in [-1, 1], as CoordFill, which the paper follows;
             "sigmoid": in [0, 1], as LaMa.
 
@@ -87,9 +88,9 @@ class IN2Config:
         require(self.down_kernel in (3, 4), "down_kernel", "be 3 or 4", self.down_kernel)
         for width in self.channels:
             both = 0 < int(width * self.ratio) < width
-            require(both, "ratio", f"leave {width} channels a local and a global part", self.ratio)
+            require(both, "ratio", f"give a width of {width} at least one local and one global channel", self.ratio)
             least = max(self.compress, self.squeeze)
-            require(width >= least, "channels", f"be at least {least}, compress and squeeze", self.channels)
+            require(width >= least, "channels", f"be at least max(compress, squeeze) = {least}", self.channels)
         require(self.channels[-1] % self.heads == 0, "heads", f"divide {self.channels[-1]} channels", self.heads)
 
     def grids(self, size: tuple[int, int]) -> list[tuple[int, int]]:
@@ -105,10 +106,28 @@ class IN2Config:
     def shortest(self) -> int:
         """The shortest side of an image that the encoder's padding allows."""
         least = 2 if self.padding == "reflect" else 1
-        return next(n for n in itertools.count(least) if self.grids((n, n))[-1][0] >= least)
+
+        def shortest_of_smallest(side: int) -> int:
+            """The shortest side of the encoder's smallest map for a square image."""
+            *_, smallest = self.grids((side, side))
+            return min(smallest)
+
+        return next(side for side in itertools.count(least) if shortest_of_smallest(side) >= least)
 
 
 SMALL = IN2Config(channels=(16, 32, 64), groups=1, blocks=2, heads=4, hidden=(64, 64, 64))
+
+
+class IN2Features(NamedTuple):
+    """The features of an IN², which `IN2.encode` returns.
+
+    Attributes:
+        feat: the body's map [B, C, h, w].
+        grids: the sizes (h, w) of the encoder's larger maps, the smallest first.
+    """
+
+    feat: torch.Tensor
+    grids: tuple[tuple[int, int], ...]
 
 
 class IN2(Inpainter):
@@ -131,7 +150,8 @@ class IN2(Inpainter):
 
     Args:
         config: an IN2Config.
-        eager: the same network in plain PyTorch, without kernels of this package, for comparison.
+        eager: the same network in plain PyTorch, without kernels of this package, for comparison. Only DEAR and IN2
+            have this option.
         reference: deprecated alias of eager.
 
     Source: Zhao, Yang and Fu, Learning Position-Aware Implicit Neural Network for Real-World Face Inpainting, 2024.
@@ -148,6 +168,7 @@ class IN2(Inpainter):
     CONFIG = IN2Config
     KEY = "decoder.head.weight"
     PRETRAINED = WEIGHTS / "in2_small.safetensors"
+    bytes_per_output_pixel = 108  # the nine taps of the head's three channels
 
     def __init__(self, config: IN2Config = IN2Config(), *, eager: bool = False, reference: bool | None = None):
         super().__init__()
@@ -167,8 +188,8 @@ class IN2(Inpainter):
             eager=eager,
         )
 
-    def encode(self, image: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, tuple[tuple[int, int], ...]]:
-        """Returns the body's map [B, C, h, w] and the sizes (h, w) of the encoder's larger maps, the smallest first.
+    def encode(self, image: torch.Tensor, mask: torch.Tensor) -> IN2Features:
+        """Returns `IN2Features` (feat, grids).
 
         Arguments and errors: as `Inpainter.encode`; sides of at least `config.shortest`.
         """
@@ -182,20 +203,24 @@ class IN2(Inpainter):
         out = self.body(x)
         if self.body_conv is not None:
             out = self.body_conv(out, add=x)
-        return out, tuple(grids[-2::-1])
+        return IN2Features(out, tuple(grids[-2::-1]))
 
     def _mask(self, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         return check_mask(image, mask, self.decoder.head.weight.device, min_side=self.config.shortest)
 
     def decode(
-        self, features: Any, size: tuple[int, int], *, workspace: int = WORKSPACE, progress: Progress = None
+        self,
+        features: tuple[torch.Tensor, Sequence[tuple[int, int]]],
+        size: tuple[int, int],
+        *,
+        workspace: int = WORKSPACE,
+        progress: Progress = None,
     ) -> torch.Tensor:
-        """As `Inpainter.decode`, in [0, 1]; the inner layers render onto the encoder's grids, whatever `size` is."""
+        """As `Inpainter.decode`, from `IN2Features` or a plain tuple (feat, grids), in [0, 1]; the inner layers
+        always render onto the encoder's grids."""
         feat, grids = features
         out = self.decoder(feat, [*grids, size], workspace=workspace, progress=progress)
         return (out.tanh() + 1) / 2 if self.config.activation == "tanh" else out.sigmoid()
-
-    bytes_per_output_pixel = 108  # the nine taps of the head's three channels
 
     def bytes_per_pixel(self) -> int:
         """Estimates the memory that `inpaint` needs for a pixel of the input, in addition to workspace and output."""

@@ -76,7 +76,7 @@ class ImplicitUpsample(nn.Module):
             layers += [nn.Linear(n_in, n_out), nn.ReLU()]
         self.layers = nn.Sequential(*layers[:-1])
         linears: list[Any] = list(self.layers)[::2]
-        for layer in linears:  # torch's default loses nine tenths of a map's contrast
+        for layer in linears:  # PyTorch's default initialization reduces contrast by 90 %
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)
 

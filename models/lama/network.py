@@ -55,7 +55,13 @@ class LaMaConfig:
 class LaMa(Inpainter):
     """LaMa's generator: convolutions down, FFC blocks, convolutions up. Its state dict has LaMa's keys, `model.*`.
 
-    `from_checkpoint` opens LaMa's published checkpoints. The generator itself is `model.model`: it takes
+    `from_checkpoint` also opens LaMa's published Lightning checkpoints, and the generator alone in a safetensors file.
+    There the keys are `model.*` or `generator.model.*`; other keys (of a discriminator) are ignored, and the config is
+    derived from the shapes. Its option `activation`, "sigmoid" by default as in LaMa's published models, is the
+    activation on the output where the file does not name it. Pickled objects of other libraries become placeholders:
+    none of their code runs. LaMa has no `eager` option.
+
+    The generator itself is `model.model`: it takes
     [B, 4, H, W], the masked image in [0, 1] and the mask, and returns [B, 3, H', W'], H and W rounded up to multiples
     of 2 ** downsamplings, with the same top left corner.
 
@@ -72,8 +78,8 @@ class LaMa(Inpainter):
         >>> model = LaMa(LaMaConfig(features=8, blocks=2)).eval()
         >>> model.inpaint(torch.rand(1, 3, 43, 59), torch.zeros(1, 43, 59, dtype=torch.bool)).shape
         torch.Size([1, 3, 43, 59])
-        >>> local, across = model.encode(torch.rand(1, 3, 43, 59), torch.zeros(1, 1, 43, 59))
-        >>> local.shape, across.shape
+        >>> local, global_ = model.encode(torch.rand(1, 3, 43, 59), torch.zeros(1, 1, 43, 59))
+        >>> local.shape, global_.shape
         (torch.Size([1, 16, 6, 8]), torch.Size([1, 48, 6, 8]))
     """
 
@@ -103,7 +109,7 @@ class LaMa(Inpainter):
     def encode(self, image: torch.Tensor, mask: torch.Tensor) -> Any:
         """Returns the output of the layers before `split`, by default (local, global).
 
-        Arguments and errors: as `Inpainter.encode`; sides of at least 9, or one more than 2 ** downsamplings.
+        Arguments and errors: as `Inpainter.encode`; sides of at least max(4, 2 ** downsamplings + 1).
         """
         dtype = next(self.parameters()).dtype
         mask = self._mask(image, mask).to(dtype)
@@ -174,28 +180,8 @@ class LaMa(Inpainter):
         return round(5 * self.config.features * next(self.parameters()).element_size())
 
     @classmethod
-    def from_checkpoint(  # type: ignore[override]
-        cls, path: checkpoints.FilePath, activation: str = "sigmoid"
-    ) -> "LaMa":
-        """Opens what `save` wrote, the generator alone in a safetensors file, or LaMa's Lightning checkpoint.
-
-        In files of others the keys are `model.*` or `generator.model.*`; other keys (of a discriminator) are ignored,
-        and the config is derived from the shapes. Pickled objects of other libraries become placeholders: none of
-        their code runs.
-
-        Args:
-            path: of the file.
-            activation: on the output, where the file does not say; LaMa's published models have "sigmoid".
-
-        Raises:
-            OSError: the file cannot be read.
-            ValueError: it is damaged, or is not a LaMa checkpoint; the message gives the reason.
-        """
-
-        def read(path: checkpoints.FilePath) -> checkpoints.Checkpoint:
-            return _read(path, activation)
-
-        return checkpoints.load(path, cls.NETWORK, read, lambda config: cls(LaMaConfig(**config)))
+    def _read(cls, path: checkpoints.FilePath, activation: str = "sigmoid") -> checkpoints.Checkpoint:
+        return _read(path, activation)
 
 
 def _read(path: checkpoints.FilePath, activation: str) -> checkpoints.Checkpoint:
@@ -211,7 +197,9 @@ def _read(path: checkpoints.FilePath, activation: str) -> checkpoints.Checkpoint
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ValueError("it has no state_dict of tensors")
     if any(name.startswith("generator.") for name in state):
-        state = {name[10:]: value for name, value in state.items() if name.startswith("generator.")}
+        state = {
+            name.removeprefix("generator."): value for name, value in state.items() if name.startswith("generator.")
+        }
     return checkpoints.Checkpoint(dataclasses.asdict(_config_of(state, activation)), state, {})
 
 

@@ -12,12 +12,15 @@ LIVE_MAPS = 4
 
 
 def conv(inputs: int, outputs: int) -> nn.Conv2d:
-    """A 3 x 3 convolution that keeps the size."""
+    """Returns a 3 x 3 convolution that keeps the size: [B, inputs, H, W] -> [B, outputs, H, W]."""
     return nn.Conv2d(inputs, outputs, 3, padding=1)
 
 
 class MeanShift(nn.Conv2d):
-    """Adds `sign` times the mean of DIV2K. LIIF's checkpoints hold two, which its forward does not call."""
+    """Adds `sign` times the mean colour of DIV2K: [B, 3, H, W] -> [B, 3, H, W].
+
+    LIIF's checkpoints hold two, which its forward does not call.
+    """
 
     def __init__(self, sign: int):
         super().__init__(3, 3, 1)

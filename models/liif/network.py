@@ -48,7 +48,7 @@ class LIIF(Network, LocalImplicitDecoder):
 
     `forward`, `gen_feat` and `query_rgb` are LIIF's, on values in [-1, 1]; `upscale` takes and returns images in
     [0, 1]. The state dict has LIIF's keys, `encoder.*` and `imnet.*`. `from_checkpoint` opens yinboc/liif's .pth files,
-    too.
+    too. LIIF has no `eager` option.
 
     `LIIF.pretrained()` has 229 K parameters, 8 blocks of 32 features. It was trained on nine photographs of
     scikit-image (`models/training/liif.py`, 7000 steps; `notes` hold the list). PSNR on scikit-image's held-out

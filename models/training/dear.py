@@ -2,9 +2,9 @@
 
 DEAR's training (low-resolution images with missing pixels in, full images out, L1 + 0.01 L1, Adam) on crops of
 photographs of scikit-image with free-form masks, on a CPU. The photograph `HELD_OUT` is not used: the tests measure on
-it. The shipped file is the result of `--bf16 --start dear_from_grey.safetensors`, 19 minutes on one core. That start,
-the first file to ship (commit ab51282), had learned its colours from grey in 3200 steps of interrupted runs. Without it
-the network had learned nothing after 5000 steps: the smooth fill leaves little to learn from.
+it. The shipped file is the result of `--bf16 --start dear_from_grey.safetensors`, 19 minutes on one core. That start is
+an earlier checkpoint, trained for 3200 steps with fill="zeros". Without it the network had learned nothing after 5000
+steps: the smooth fill leaves little to learn from.
 """
 
 from argparse import Namespace
@@ -34,24 +34,24 @@ def measured(model: DEAR) -> dict[str, tuple[float, ...]]:
 
 
 def training_step(
-    model: DEAR, image: torch.Tensor, mask: torch.Tensor, target: torch.Tensor, queries: int, fast: bool = False
+    model: DEAR, image: torch.Tensor, mask: torch.Tensor, target: torch.Tensor, queries: int, use_bfloat16: bool = False
 ) -> torch.Tensor:
     """Returns the loss of one step (eq. 10), at random pixels of the target.
 
     Args:
         image, mask, target: [B, 3, h, w], [B, 1, h, w] and [B, 3, n, n], as `dear_batch` draws them.
         queries: pixels of each target.
-        fast: encode in bfloat16.
+        use_bfloat16: encode in bfloat16, by autocast.
     """
     coord, cell, rgb = sample_queries(target, queries)
-    with torch.autocast("cpu", torch.bfloat16, enabled=fast):
+    with torch.autocast("cpu", torch.bfloat16, enabled=use_bfloat16):
         encoded, kernels, seen = model.encode(image, mask)
     colours = model.decode_at(encoded.float(), seen, coord, cell if model.config.cell_decode else None)
     return dear_loss(colours, rgb, model.reconstruct(image, mask, kernels.float()), image)
 
 
-def started(path: str | PathLike[str]) -> DEAR:
-    """Returns a network with the features of a checkpoint, whose output is still the smooth fill alone."""
+def load_start(path: str | PathLike[str]) -> DEAR:
+    """Returns a network with the parameters of a checkpoint and a zeroed last layer: its output is the smooth fill."""
     model = DEAR(SMALL)
     model.load_state_dict(DEAR.from_checkpoint(path).state_dict())
     last: Any = model.implicit.imnet.layers
@@ -61,13 +61,13 @@ def started(path: str | PathLike[str]) -> DEAR:
 
 
 def train(args: Namespace) -> DEAR:
-    """Trains a new or started network with the options of `main`."""
+    """Trains a network, new or from `load_start`, with the options of `main`."""
     torch.manual_seed(args.seed)
-    model = started(args.start) if args.start else DEAR(SMALL)
+    model = load_start(args.start) if args.start else DEAR(SMALL)
     photos = photographs(*TRAINED_ON)
 
-    def loss(rng: numpy.random.Generator, fast: bool) -> torch.Tensor:
-        return training_step(model, *dear_batch(photos, rng, args.batch), args.queries, fast)
+    def loss(rng: numpy.random.Generator, use_bfloat16: bool) -> torch.Tensor:
+        return training_step(model, *dear_batch(photos, rng, args.batch), args.queries, use_bfloat16)
 
     # The first gradients are small and mostly noise: a larger eps keeps Adam from amplifying them.
     return loop.optimize(model, args, loss, measured, SAVE_EVERY, eps=1e-5)
@@ -82,7 +82,7 @@ def main() -> None:
     args = parser.parse_args()
     model = train(args)
     options = f", --start {args.start.name}" if args.start else ""
-    notes = loop.notes(args, f"{args.queries} queries", options, "psnr_and_rival", measured(model))
+    notes = loop.notes(args, f"{args.queries} queries", options, "psnr_and_baseline", measured(model))
     model.save(args.out, notes, dtype=torch.float16)
     print(notes)
 

@@ -1,12 +1,13 @@
 """Trains a small IN², as the shipped checkpoint: `python -m inr_kernels.models.training.in2`.
 
-IN²'s training (Adam, free-form masks, another aspect ratio for every batch) on crops of photographs of scikit-image, on
-a CPU. The loss is L1 with a higher weight on missing pixels; `--adversarial` and `--vgg` add the paper's losses. The
+IN²'s training (Adam, free-form masks, a random aspect ratio for every batch) on crops of photographs of scikit-image,
+on a CPU. The loss is L1 with a higher weight on missing pixels; `--adversarial` and `--vgg` add the paper's losses. The
 photograph `HELD_OUT` is not used: the tests measure on it.
 """
 
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
@@ -53,7 +54,7 @@ def training_step(
     mask: torch.Tensor,
     adversary: Adversary | None = None,
     vgg: losses.VGG19Features | None = None,
-    fast: bool = False,
+    use_bfloat16: bool = False,
 ) -> torch.Tensor:
     """Returns the loss of one step: L1 + MISSING L1 on missing pixels, with the paper's losses if they are given.
 
@@ -61,9 +62,9 @@ def training_step(
         image, mask: [B, 3, H, W] and [B, 1, H, W], as `in2_batch` draws them.
         adversary: adds L_G and L_fm, and trains the discriminator.
         vgg: adds L_per.
-        fast: in bfloat16.
+        use_bfloat16: run the network in bfloat16, by autocast.
     """
-    with torch.autocast("cpu", torch.bfloat16, enabled=fast):
+    with torch.autocast("cpu", torch.bfloat16, enabled=use_bfloat16):
         out = model.predict(image, mask).float()
     error = (out - image).abs()
     loss = error.mean() + MISSING * (error * mask).sum() / (3 * mask.sum())
@@ -90,13 +91,15 @@ def train(args: Namespace) -> IN2:
     photos = photographs(*TRAINED_ON)
     photos += [photo.transpose(Image.Transpose.TRANSPOSE) for photo in photos]
     adversary = Adversary() if args.adversarial else None
-    beside = {"discriminator": adversary.discriminator, "its optimizer": adversary.optimizer} if adversary else {}
+    extra_state: dict[str, Any] = {}
+    if adversary:
+        extra_state = {"discriminator": adversary.discriminator, "discriminator_optimizer": adversary.optimizer}
     vgg = losses.VGG19Features(args.vgg) if args.vgg else None
 
-    def loss(rng: numpy.random.Generator, fast: bool) -> torch.Tensor:
-        return training_step(model, *in2_batch(photos, rng, args.batch, args.area), adversary, vgg, fast)
+    def loss(rng: numpy.random.Generator, use_bfloat16: bool) -> torch.Tensor:
+        return training_step(model, *in2_batch(photos, rng, args.batch, args.area), adversary, vgg, use_bfloat16)
 
-    return loop.optimize(model, args, loss, measured, SAVE_EVERY, beside=beside)
+    return loop.optimize(model, args, loss, measured, SAVE_EVERY, extra_state=extra_state)
 
 
 def main() -> None:

@@ -32,9 +32,9 @@ def train(args: Namespace) -> LIIF:
     model = LIIF(SMALL)
     photos = photographs(*TRAINED_ON)
 
-    def loss(rng: numpy.random.Generator, fast: bool) -> torch.Tensor:
+    def loss(rng: numpy.random.Generator, use_bfloat16: bool) -> torch.Tensor:
         inp, coord, cell, rgb = liif_batch(photos, rng, args.batch, args.queries)
-        with torch.autocast("cpu", torch.bfloat16, enabled=fast):
+        with torch.autocast("cpu", torch.bfloat16, enabled=use_bfloat16):
             feat = model.gen_feat(inp)
         model.feat = feat.float()
         return (model.query_rgb(coord, cell) - rgb).abs().mean()

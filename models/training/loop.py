@@ -32,16 +32,16 @@ def parser(about: str, *, out: Path, steps: int, lr: float) -> ArgumentParser:
     return parser
 
 
-def notes(args: Namespace, each: str, options: str, metric: str, values: Any) -> dict[str, Any]:
+def notes(args: Namespace, per_crop: str, options: str, metric: str, values: Any) -> dict[str, Any]:
     """Returns the notes of a checkpoint: data, recipe and metrics.
 
     Args:
-        each: what is used of a crop, such as "384 queries".
+        per_crop: samples per crop, such as "384 queries".
         options: further options of the command line.
         metric: the key of `values`.
     """
     recipe = (
-        f"{args.steps} steps of {args.batch} crops, {each} each, peak learning rate {args.lr:g},"
+        f"{args.steps} steps of {args.batch} crops, {per_crop} each, peak learning rate {args.lr:g},"
         f" seed {args.seed}{', --bf16' if args.bf16 else ''}{options}"
     )
     return {
@@ -64,7 +64,7 @@ def optimize(
     measured: Callable[[Any], Any],
     save_every: int,
     *,
-    beside: dict[str, Any] | None = None,
+    extra_state: dict[str, Any] | None = None,
     eps: float = 1e-8,
 ) -> Any:
     """Trains the network with Adam and returns it in eval mode.
@@ -72,10 +72,10 @@ def optimize(
     Args:
         model: the network.
         args: of `parser`. The state is saved in OUT's .training.pt, from which --resume continues.
-        loss: loss(rng, fast) -> the loss of a step on crops that rng draws; fast: in bfloat16.
+        loss: loss(rng, use_bfloat16) -> the loss of a step on crops drawn with rng.
         measured: measured(model) -> metrics, printed every 1000 steps.
         save_every: steps between two saves of the state.
-        beside: other objects with a state_dict that `loss` trains, by name, saved and loaded with the rest; an
+        extra_state: further objects with a state_dict that `loss` trains, by name, saved and loaded with the rest; an
             optimizer gets the same learning rate.
         eps: Adam's.
 
@@ -84,7 +84,7 @@ def optimize(
     """
     optimizer = torch.optim.Adam(model.parameters(), eps=eps)
     state, start = args.out.with_suffix(".training.pt"), 0
-    parts = {"model": model, "optimizer": optimizer, **(beside or {})}
+    parts = {"model": model, "optimizer": optimizer, **(extra_state or {})}
     if args.resume:
         saved = torch.load(state, weights_only=True)
         start = saved.pop("step")

@@ -14,8 +14,7 @@ from inr_kernels._core import dispatch
 
 README = (ROOT / "README.md").read_text()
 MODULES = {module_name(file) for file in LIBRARY} | {"inr_kernels._C"}
-SHARED = {"common", "data", "evaluation", "training", "weights", "__init__", "__pycache__"}
-NETWORKS = {path.stem for path in ROOT.glob("models/*")} - SHARED
+NETWORKS = {path.parent.name for path in ROOT.glob("models/*/network.py")} - {"common"}
 
 # From the lowest to the highest: a module imports modules of lower layers only. <op>, inr_kernels and models are
 # the __init__ of an op, of the package and of models/; models.training is what the recipes of the networks share.
@@ -24,8 +23,6 @@ LAYERS = ["_C", "_core", *OP_LAYERS, "integrations", "inr_kernels", "models.comm
 LAYERS += ["models.data", "models.evaluation", "models.training", "<recipe>", "app", "cli", "__main__"]
 # Layers that not every higher layer may import.
 IMPORTERS = {"_C": {"_core", "op"}, "triton_kernels": {"op"}, "reference": {"op", "functional"}}
-# The one network that is built from blocks of another.
-NETWORK_OF_NETWORK = {("in2", "lama")}
 
 
 def imports(file):
@@ -55,7 +52,8 @@ def location(module):
         return "<network>", second
     if second == "training" and third in NETWORKS:
         return "<recipe>", third
-    return f"models.{second}" if second else "models", ""
+    shared = f"models.{second}"
+    return shared if shared in LAYERS else "models", ""  # models/__init__.py and the aliases of moved modules
 
 
 def allowed(importer, imported):
@@ -63,8 +61,6 @@ def allowed(importer, imported):
     (upper, ours), (lower, theirs) = importer, imported
     if importer == imported:
         return True
-    if upper == lower == "<network>":
-        return (ours, theirs) in NETWORK_OF_NETWORK
     if upper in OP_LAYERS and lower in OP_LAYERS and ours != theirs:
         return False
     return upper in IMPORTERS.get(lower, {upper}) and LAYERS.index(upper) > LAYERS.index(lower)
@@ -91,7 +87,7 @@ def test_imports_go_one_way(file):
         ("models.dear.network", "models.common.graphs", True),
         ("models.dear.network", "models.data.masks", False),
         ("models.dear.network", "models.lama.ffc", False),
-        ("models.in2.blocks", "models.lama.ffc", True),
+        ("models.in2.blocks", "models.lama.ffc", False),
         ("models.data.images", "models.evaluation.metrics", False),
         ("models.training.dear", "models.training.loop", True),
         ("models.training.dear", "models.training.in2", False),

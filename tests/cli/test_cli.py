@@ -257,7 +257,7 @@ def test_no_command(capsys, words):
         (("empty.png",), "empty.png: the file is empty"),
         (("cut.png",), "cut.png: .*(truncated|broken)"),
         (("cut.jpg",), "cut.jpg: .*truncated"),
-        (("float.tif",), "float.tif: .* of 32 bits"),
+        (("float.tif",), "float.tif: .* with 32 bits"),
         (("in.png", "-o", "no/out.png"), "no/out.png: the folder of the output does not exist"),
         (("in.png", "--model", "none.pth"), "none.pth: No such file or directory"),
         (("in.png", "--model", "text.png"), "text.png is not a LIIF checkpoint"),

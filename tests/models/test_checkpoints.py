@@ -49,6 +49,10 @@ def test_round_trip(name, path):
     for loaded in (type(model).from_checkpoint(path), models.from_checkpoint(str(path))):
         assert equal(loaded, model) and loaded.config == model.config and loaded.notes == {"steps": 3}
         assert not loaded.training
+    loaded.save(path)
+    assert json.loads(header(path)["notes"]) == {"steps": 3}
+    loaded.save(path, {})
+    assert json.loads(header(path)["notes"]) == {}
 
 
 @every_network
@@ -147,13 +151,29 @@ def test_a_later_format(path):
         models.from_checkpoint(path)
 
 
-def test_options_are_the_networks(path):
+def test_options(path):
     NETWORKS["DEAR"]().save(path)
     assert models.from_checkpoint(path, eager=True).eager and DEAR.pretrained(eager=True).eager
     with pytest.warns(DeprecationWarning, match="reference= was renamed"):
         assert DEAR.from_checkpoint(path, reference=True).eager
-    with pytest.raises(TypeError, match="unexpected keyword argument 'eagre'"):
-        models.from_checkpoint(path, eagre=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "supported"),
+    [
+        ("DEAR", "eagre", "eager, reference"),
+        ("IN2", "activation", "eager, reference"),
+        ("LaMa", "eager", "activation"),
+        ("LIIF", "eager", "none"),
+    ],
+)
+def test_unsupported_options(name, option, supported, path):
+    """The error names the network in the file and its options."""
+    model = NETWORKS[name]()
+    model.save(path)
+    for load in (models.from_checkpoint, type(model).from_checkpoint):
+        with pytest.raises(TypeError, match=f"{name} has no option {option}; its options are: {supported}"):
+            load(path, **{option: True})
 
 
 def test_dtype_applies_to_floating_point_tensors(path):

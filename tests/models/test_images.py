@@ -147,7 +147,7 @@ def test_every_mode_of_every_format_is_read_as_pillow_shows_it(mode, kind):
     with Image.open(io.BytesIO(data)) as again:
         again.load()
         if again.mode == "F" or (again.mode == "I" and again.format != "PPM"):
-            with pytest.raises(ValueError, match="32 bits a sample"):
+            with pytest.raises(ValueError, match="32 bits per sample"):
                 read(data)
             return
         if again.mode == "LAB":
@@ -255,6 +255,6 @@ def test_cmyk_is_converted_by_its_profile():
         (png.SIGNATURE + b"\xff\xff\xff\xffIHDR", "the input: "),
     ],
 )
-def test_what_is_no_picture_is_refused_with_the_reason(data, reason):
+def test_other_files_raise_value_error(data, reason):
     with pytest.raises(ValueError, match=reason):
         read(data)

@@ -348,9 +348,9 @@ def test_errors(image, mask, options, error, message):
         ({"norm": "layer"}, "norm must be one of"),
         ({"activation": "relu"}, "activation must be one of"),
         ({"down_kernel": 5}, "down_kernel must be 3 or 4; got 5"),
-        ({"ratio": 1.0}, "ratio must leave 16 channels a local and a global part; got 1.0"),
+        ({"ratio": 1.0}, "ratio must give a width of 16 at least one local and one global channel; got 1.0"),
         ({"heads": 5}, "heads must divide 32 channels; got 5"),
-        ({"squeeze": 32}, "channels must be at least 32"),
+        ({"squeeze": 32}, r"channels must be at least max\(compress, squeeze\) = 32"),
         ({"channels": ()}, "channels must not be empty"),
     ],
 )

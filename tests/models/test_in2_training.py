@@ -109,7 +109,7 @@ def test_adversarial_training(tmp_path, monkeypatch):
     assert len(values) == len(penalties) == 9  # four; three, of which two count; two
     assert all(value.isfinite() for value in values + penalties) and min(penalties) > 0
     state = torch.load(tmp_path / "parts.training.pt")
-    assert state.keys() == {"model", "optimizer", "discriminator", "its optimizer", "step"}
+    assert state.keys() == {"model", "optimizer", "discriminator", "discriminator_optimizer", "step"}
     plain = resumed(train_in2, IN2, tmp_path, monkeypatch, *words[:2])
     assert not same(plain, whole)
     with pytest.raises(ValueError, match=r"--resume must find .*discriminator.* in .*; got model, optimizer"):

@@ -1,4 +1,4 @@
-"""Reading and writing image files, with what they hold beside their samples."""
+"""Reading and writing image files: pixels and metadata."""
 
 import math
 
@@ -38,7 +38,8 @@ def to_image(tensor: torch.Tensor) -> Image.Image:
 
 
 def shrink(image: Image.Image, scale: float) -> tuple[Image.Image, Image.Image]:
-    """(image / scale, the part of the image that it shows), bicubic with antialiasing."""
+    """Returns the downscaled image and the part of the original that it shows (bicubic with antialiasing)."""
     size = [math.floor(n / scale + 1e-9) for n in image.size]
-    shown = image.crop((0, 0, *(round(n * scale) for n in size)))
-    return shown.resize(size, Image.BICUBIC), shown
+    right, bottom = (round(n * scale) for n in size)
+    shown = image.crop((0, 0, right, bottom))
+    return shown.resize(size, Image.Resampling.BICUBIC), shown

@@ -63,6 +63,7 @@ def inflate(data: bytes) -> bytes | None:
 def text(chunk: Chunk) -> tuple[str, str | None] | None:
     """(keyword, text) of a tEXt, zTXt or iTXt chunk; the text is None if it is damaged or too large."""
     name, body = chunk
+    value: bytes | None
     keyword, _, rest = body.partition(b"\0")
     if name == b"tEXt":
         value, encoding = rest, "latin-1"

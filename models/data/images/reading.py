@@ -1,4 +1,4 @@
-"""Reading image files: what their samples mean, and what they hold beside them."""
+"""Reading image files: pixels and metadata."""
 
 import contextlib
 import io
@@ -21,7 +21,7 @@ from .picture import Picture
 # Formats that are read; nothing else reaches Pillow's decoders (its EPS reader, for one, runs Ghostscript).
 READS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "AVIF", "JPEG2000", "PPM", "TGA", "ICO")
 DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
-# EXIF tags of the picture itself that stay true of an edited copy; those of the Exif and GPS parts are all kept.
+# EXIF tags of the picture itself that remain valid after editing; those of the Exif and GPS parts are all kept.
 _EXIF = {"ImageDescription", "Make", "Model", "Software", "DateTime", "Artist", "Copyright", "Rating"}
 _EXIF |= {"XPTitle", "XPComment", "XPAuthor", "XPKeywords", "XPSubject"}
 _SCALED = {"L;2": 85, "L;4": 17}  # how Pillow scales such samples to 8 bits; the transparent sample it does not scale
@@ -68,6 +68,7 @@ def _quiet_pillow() -> Iterator[None]:
 
 
 def _why_unknown(data: bytes) -> str:
+    """Returns why Pillow does not recognize the file, and which package would read it."""
     brand = data[8:12] if data[4:8] == b"ftyp" else b""
     if not data:
         return "the file is empty"
@@ -79,6 +80,7 @@ def _why_unknown(data: bytes) -> str:
 
 
 def _open(data: bytes) -> Image.Image:
+    """Opens a file in one of the formats `READS`, or HEIF if pillow-heif is installed, without decoding its pixels."""
     Image.init()
     formats = [name for name in READS if name in Image.OPEN]
     if data[4:8] == b"ftyp":
@@ -91,6 +93,7 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _read(data: bytes, max_pixels: float) -> Picture:
+    """Decodes the bytes of a file as `read` describes; raises ValueError for too many pixels, or what Pillow raises."""
     extra: list[png.Chunk] = []
     if data.startswith(png.SIGNATURE):
         data, extra = png.split(data)
@@ -108,9 +111,9 @@ def _read(data: bytes, max_pixels: float) -> Picture:
         if frames > 1:
             picture.notes.append(f"has {frames} frames; using the first")
         _read_metadata(image, extra, picture)
-        samples = _samples(image, data, raw, picture)
+        decoded = _samples(image, data, raw, picture)
     top = 2**picture.depth - 1
-    samples = torch.from_numpy(samples.astype(numpy.float32) / top)
+    samples = torch.from_numpy(decoded.astype(numpy.float32) / top)
     samples = samples.reshape(*samples.shape[:2], -1).permute(2, 0, 1)[None]
     if inverted:
         samples[:, :1] = 1 - samples[:, :1]
@@ -121,6 +124,7 @@ def _read(data: bytes, max_pixels: float) -> Picture:
 
 
 def _frames(image: Image.Image, extra: list[png.Chunk]) -> int:
+    """Returns the number of frames; an animated PNG's is in its acTL chunk."""
     animation = dict(extra).get(b"acTL", b"")
     return int.from_bytes(animation[:4], "big") if animation else getattr(image, "n_frames", 1)
 
@@ -137,7 +141,9 @@ def _samples(image: Image.Image, data: bytes, raw: str, picture: Picture) -> num
         picture.depth = 16
         return _with_key(numpy.asarray(ImageOps.exif_transpose(image)).astype(numpy.uint16), key)
     if image.mode in ("I", "F"):
-        raise ValueError(f"pictures of 32 bits a sample (mode {image.mode}) have no known white")
+        raise ValueError(
+            f"images with 32 bits per sample (mode {image.mode}) are not supported: their white level is unknown"
+        )
     if image.mode in ("CMYK", "LAB"):
         image = _to_srgb(image, picture)
     upright = ImageOps.exif_transpose(image)  # before the conversion, which drops the EXIF orientation
@@ -173,12 +179,13 @@ def _to_srgb(image: Image.Image, picture: Picture) -> Image.Image:
         picture.notes.append(f"converts {image.mode} to RGB by a formula: its colour profile cannot be used")
         return image.convert("RGB")
     picture.notes.append(f"converts {image.mode} to sRGB")
+    assert converted is not None  # it is None for a conversion in place only
     converted.info = {}
     return converted
 
 
 def _decode_deep(data: bytes, raw: str) -> numpy.ndarray:
-    """[h, w, channels] uint16 of a PNG that Pillow would cut to 8 bits.
+    """[h, w, channels] uint16 of a PNG that Pillow would truncate to 8 bits.
 
     Its decoder takes the first byte of each sample; told that the samples are little-endian, it takes the second. Of
     grey with alpha it can give all four bytes, as if they were RGBA.
@@ -262,7 +269,7 @@ def _read_chunks(extra: list[png.Chunk], info: dict[str | tuple[int, int], Any],
 
 
 def _exif(image: Image.Image) -> Image.Exif | None:
-    """The EXIF data that stay true of an edited picture: without orientation, thumbnail and the file's structure."""
+    """The EXIF data that remain valid after editing: without orientation, thumbnail and the file's structure."""
     try:
         found = image.getexif()
         kept = Image.Exif()

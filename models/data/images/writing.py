@@ -28,13 +28,13 @@ def encode(picture: Picture, suffix: str) -> tuple[bytes, list[str]]:
     16 bits go into PNG, and into TIFF without colour; alpha into neither JPEG nor BMP.
     """
     kind = FORMATS[suffix.lower()]
-    opaque = picture.alpha is None or kind in OPAQUE
-    parts = [picture.colour] if opaque else [picture.colour, picture.alpha]
-    samples = torch.cat(parts, 1)[0].permute(1, 2, 0)
-    grey = samples.shape[2] == 1
+    values = picture.colour
+    if picture.alpha is not None and kind not in OPAQUE:
+        values = torch.cat((values, picture.alpha), 1)
+    grey = values.shape[1] == 1
     deep = picture.depth == 16 and (kind == "PNG" or (kind == "TIFF" and grey))
-    samples = (samples * (65535 if deep else 255)).round_().numpy()
-    samples = samples.astype(numpy.uint16 if deep else numpy.uint8)
+    scaled = (values * (65535 if deep else 255)).round_()[0].permute(1, 2, 0).numpy()
+    samples = scaled.astype(numpy.uint16 if deep else numpy.uint8)
     metadata = dict(picture.metadata)
     dropped = [name for name in metadata if name not in KEEPS[kind]]
     exif = _resized(metadata.get("EXIF"), samples.shape)
@@ -47,8 +47,8 @@ def encode(picture: Picture, suffix: str) -> tuple[bytes, list[str]]:
         data = png.encode_deep(samples) if deep else _save(samples, kind, {})
         data = png.insert(data, _chunks(kept, exif))
     else:
-        options = {"icc_profile": "colour profile", "dpi": "resolution", "xmp": "XMP", "comment": "comment"}
-        options = {option: kept[name] for option, name in options.items() if name in kept}
+        names = {"icc_profile": "colour profile", "dpi": "resolution", "xmp": "XMP", "comment": "comment"}
+        options: dict[str, Any] = {option: kept[name] for option, name in names.items() if name in kept}
         if exif:
             options["exif"] = exif
         if kind == "TIFF" and "xmp" in options:
@@ -68,6 +68,7 @@ def write(path: str | os.PathLike, picture: Picture) -> list[str]:
 
 
 def _save(samples: numpy.ndarray, kind: str, options: dict[str, Any]) -> bytes:
+    """Encodes samples [h, w, 1, 2, 3 or 4] with Pillow, in its format `kind` with these options of Image.save."""
     file = io.BytesIO()
     Image.fromarray(samples[..., 0] if samples.shape[2] == 1 else samples).save(
         file, kind, **SAVE.get(kind, {}), **options
