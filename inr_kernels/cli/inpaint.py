@@ -5,6 +5,7 @@
 
 The mask is an image of the same size: white pixels are filled, black ones are kept; grey counts as white from 128 (of
 255) on. At the input's size the kept pixels do not change (in PNG, BMP and, except for 16-bit colour, TIFF).
+Strokes on a transparent layer work, too: the mask is brightness times opacity.
 Formats, greyscale, transparency, 16 bits and colour profiles: as in `inr-kernels upscale`.
 
 Networks, --model:
@@ -115,5 +116,5 @@ def read_mask(args: Namespace, picture: Picture) -> torch.Tensor:
     if not holes.any():
         pictures.say(args.mask, f"the mask has no hole: its largest value is {mask.max() * top:.0f} of {top}")
     elif holes.all():
-        pictures.say(args.mask, f"the mask is all hole: its smallest value is {mask.min() * top:.0f} of {top}")
+        pictures.say(args.mask, f"the mask covers the whole image: its smallest value is {mask.min() * top:.0f} of {top}")
     return holes

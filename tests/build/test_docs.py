@@ -19,6 +19,7 @@ from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 import inr_kernels
 from inr_kernels import cli
 from inr_kernels.integrations.class_swap import LOG
+from inr_kernels.models.data import images
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
@@ -164,6 +165,16 @@ def test_edits_for_a_new_op():
     for name in listed:
         text = (ROOT / name).read_text().replace("_", "").lower()
         assert all(op in text for op in ("localimplicit", "elementwisefilter", "unmaskattention")), name
+
+
+def test_table_of_what_each_format_keeps():
+    text = (ROOT / "docs/pictures.md").read_text()
+    header, table = re.search(r"^\| of the picture \|(.+)\|\n.+\n((?:\|.+\n)+)", text, re.MULTILINE).groups()
+    kinds = header.replace(" ", "").split("|")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    kept = {kind: {name for name, *cells in rows if cells[i] != "–"} for i, kind in enumerate(kinds)}
+    assert {kind: names - {"transparency", "16 bits"} for kind, names in kept.items()} == images.KEEPS
+    assert {kind for kind, names in kept.items() if "transparency" not in names} == images.OPAQUE
 
 
 def test_citation():
