@@ -113,8 +113,9 @@ def read_mask(args: Namespace, picture: Picture) -> torch.Tensor:
         raise ValueError(f"{args.mask}: the mask must have the input's size {expected}; got {found}")
     holes = (mask >= 0.5).to(picture.colour.dtype)
     top = 2**drawn.depth - 1
+    smallest, largest = (f"{value * top:.0f} of {top}" for value in (mask.min(), mask.max()))
     if not holes.any():
-        pictures.say(args.mask, f"the mask has no hole: its largest value is {mask.max() * top:.0f} of {top}")
+        pictures.say(args.mask, f"the mask has no hole: its largest value is {largest}")
     elif holes.all():
-        pictures.say(args.mask, f"the mask covers the whole image: its smallest value is {mask.min() * top:.0f} of {top}")
+        pictures.say(args.mask, f"the mask covers the whole image: its smallest value is {smallest}")
     return holes
