@@ -160,7 +160,7 @@ def test_site_builds(tmp_path):
 
 def edits(heading):
     """The files of a table of CONTRIBUTING.md."""
-    section = re.search(rf"^{heading}.*:\n\n(.+?)\n\n", CONTRIBUTING, re.DOTALL | re.MULTILINE)[1]
+    section = re.search(rf"^{heading}[^\n]*:\n\n(.+?)\n\n", CONTRIBUTING, re.DOTALL | re.MULTILINE)[1]
     return re.findall(r"^\| `(.+?)` \|", section, re.MULTILINE)
 
 
