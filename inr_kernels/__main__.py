@@ -1,5 +1,6 @@
-"""`python -m inr_kernels` is the command inr-kernels."""
+"""Runs the command inr-kernels: `python -m inr_kernels`."""
 
 from .cli import main
 
-main()
+if __name__ == "__main__":
+    main()

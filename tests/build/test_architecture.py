@@ -22,7 +22,7 @@ NETWORKS = {path.stem for path in ROOT.glob("models/*")} - SHARED
 # the __init__ of an op, of the package and of models/; models.training is what the recipes of the networks share.
 OP_LAYERS = ["arguments", "triton_kernels", "reference", "op", "functional", "module", "<op>"]
 LAYERS = ["_C", "_core", *OP_LAYERS, "integrations", "inr_kernels", "models.common", "<network>", "models"]
-LAYERS += ["models.data", "models.evaluation", "models.training", "<recipe>", "app", "cli"]
+LAYERS += ["models.data", "models.evaluation", "models.training", "<recipe>", "app", "cli", "__main__"]
 # Layers that not every higher layer may import.
 IMPORTERS = {"_C": {"_core", "op"}, "triton_kernels": {"op"}, "reference": {"op", "functional"}}
 # The one network that is built from blocks of another.
