@@ -28,9 +28,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, **_: object) -> str:
-    """Links to `OUTSIDE` from a page of docs/, which are one folder higher in the repository than on the site."""
+    """Links between `OUTSIDE` and docs/, whose pages are one folder higher on the site than in the repository."""
+    if page.file.generated_by:
+        return markdown.replace("](docs/", "](")
     inside = "](" + "../" * page.file.src_uri.count("/")
-    return markdown if page.file.generated_by else markdown.replace(inside + "../", inside)
+    return markdown.replace(inside + "../", inside)
 
 
 class Docstrings(griffe.Extension):

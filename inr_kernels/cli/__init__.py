@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sub.set_defaults(run=command.run)
     args = parser.parse_args(argv)
     try:
-        with _ending_on_signals():
+        with _exit_on_signals():
             args.run(args)
     except UsageError as error:
         parser.error(str(error))
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 @contextlib.contextmanager
-def _ending_on_signals() -> Iterator[None]:
+def _exit_on_signals() -> Iterator[None]:
     """SIGTERM and SIGHUP raise SystemExit in the block, so that temporary files are removed.
 
     Only a process's main thread can set handlers; in another thread nothing changes.

@@ -5,6 +5,7 @@
 
 The mask is an image of the same size: white pixels are filled, black ones are kept; grey counts as white from 128 (of
 255) on. At the input's size the kept pixels do not change (in PNG, BMP and, except for 16-bit colour, TIFF).
+Strokes on a transparent layer work, too: the mask is brightness times opacity.
 Formats, greyscale, transparency, 16 bits and colour profiles: as in `inr-kernels upscale`.
 
 Networks, --model:
@@ -112,8 +113,9 @@ def read_mask(args: Namespace, picture: Picture) -> torch.Tensor:
         raise ValueError(f"{args.mask}: the mask must have the input's size {expected}; got {found}")
     holes = (mask >= 0.5).to(picture.colour.dtype)
     top = 2**drawn.depth - 1
+    smallest, largest = (f"{value * top:.0f} of {top}" for value in (mask.min(), mask.max()))
     if not holes.any():
-        pictures.say(args.mask, f"the mask has no hole: its largest value is {mask.max() * top:.0f} of {top}")
+        pictures.say(args.mask, f"the mask has no hole: its largest value is {largest}")
     elif holes.all():
-        pictures.say(args.mask, f"the mask is all hole: its smallest value is {mask.min() * top:.0f} of {top}")
+        pictures.say(args.mask, f"the mask covers the whole image: its smallest value is {smallest}")
     return holes

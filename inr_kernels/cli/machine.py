@@ -16,7 +16,7 @@ def processor() -> str:
 
 
 def free_memory() -> int | None:
-    """Bytes that this process can still allocate, None if the system does not tell."""
+    """Bytes that this process can still allocate, None if unknown."""
     limits: list[int] = []
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()

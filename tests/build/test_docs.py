@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy
 import pytest
+import tree
 import yaml
 from PIL import Image
 from sybil import Document
@@ -19,6 +20,7 @@ from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 import inr_kernels
 from inr_kernels import cli
 from inr_kernels.integrations.class_swap import LOG
+from inr_kernels.models.data import images
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
@@ -156,14 +158,48 @@ def test_site_builds(tmp_path):
     assert not [path for path, text in html.items() if re.search(loaded, text)], "the site loads only its own files"
 
 
+def edits(heading):
+    """The files of a table of CONTRIBUTING.md."""
+    section = re.search(rf"^{heading}[^\n]*:\n\n(.+?)\n\n", CONTRIBUTING, re.DOTALL | re.MULTILINE)[1]
+    return re.findall(r"^\| `(.+?)` \|", section, re.MULTILINE)
+
+
+def without_underscores(path):
+    return path.read_text().replace("_", "").lower()
+
+
+# What names an op because it uses it: networks, adapters and their tests, examples, and tests of something else.
+USERS = ["models", "inr_kernels/integrations", "tests/models", "tests/integrations"]
+USERS += ["inr_kernels/_core/dispatch.py", "csrc/common/memory.h", "docs/backends.md", "CONTRIBUTING.md"]
+USERS += [
+    "tests/build/test_docs.py",
+    "tests/build/test_estimate.py",
+    "tests/ops/test_on_gpu.py",
+    "tests/slow_tests.txt",
+]
+
+
 def test_edits_for_a_new_op():
-    """CONTRIBUTING.md lists at most 8 files, and in each the present ops have an entry."""
-    section = re.search(r"edits beside them:\n\n(.+?)\n\n", CONTRIBUTING, re.DOTALL)[1]
-    listed = re.findall(r"^\| `(.+?)` \|", section, re.MULTILINE)
-    assert 0 < len(listed) <= 8
-    for name in listed:
-        text = (ROOT / name).read_text().replace("_", "").lower()
-        assert all(op in text for op in ("localimplicit", "elementwisefilter", "unmaskattention")), name
+    """CONTRIBUTING.md lists all files that name the op which it takes as the pattern; each of them names other ops."""
+    code, prose = edits("Edits of code that exists"), edits("Prose and records")
+    assert 0 < len(code) <= 8 and len(prose) > 0
+    listed = {str(path.relative_to(ROOT)) for name in code + prose for path in ROOT.glob(name)}
+    texts = {name: without_underscores(ROOT / name) for name in listed | {*tree.texts()}}
+    for op in ("localimplicit", "elementwisefilter", "unmaskattention"):
+        assert not [name for name in listed if op not in texts[name]]
+    naming = {name for name, text in texts.items() if "unmaskattention" in text and "unmask_attention" not in name}
+    unlisted = {name for name in naming - listed if not any(Path(name).is_relative_to(user) for user in USERS)}
+    assert not unlisted, "list them in CONTRIBUTING.md, or here if they only use the op"
+
+
+def test_table_of_what_each_format_keeps():
+    text = (ROOT / "docs/pictures.md").read_text()
+    header, table = re.search(r"^\| of the picture \|(.+)\|\n.+\n((?:\|.+\n)+)", text, re.MULTILINE).groups()
+    kinds = header.replace(" ", "").split("|")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    kept = {kind: {name for name, *cells in rows if cells[i] != "–"} for i, kind in enumerate(kinds)}
+    assert {kind: names - {"transparency", "16 bits"} for kind, names in kept.items()} == images.KEEPS
+    assert {kind for kind, names in kept.items() if "transparency" not in names} == images.OPAQUE
 
 
 def test_citation():

@@ -9,7 +9,7 @@ from tree import FOLDERS, LIBRARY, ROOT, files, texts
 
 # Words of docs/contributing that a reader would have to look up, or that say nothing; matched within names, too.
 BANNED = [
-    "wish(es|ed)?", "anew", "lest", "no matter", r"for [\w' ]+ sake", "of (its|their) own accord", "foreign", "house",
+    "w[i]sh(es|ed)?", "anew", "lest", "no matter", r"for [\w' ]+ sake", "of (its|their) own accord", "foreign", "house",
     "arrows?", "(gives?|gave) way", "to be had", "(is|are|was) held against", "what is asked for", "deserves?",
 ]  # fmt: skip
 BANNED = re.compile(rf"(?<![a-z])({'|'.join(BANNED)})(?![a-z])".replace(" ", r"[ _\s#]+"), re.IGNORECASE)
@@ -76,3 +76,10 @@ def test_no_path_of_a_machine(file):
         r"|pypi[.]org|pythonhosted[.]org|download[.]pytorch[.]org"
     )
     assert not machine.search((ROOT / file).read_text())
+
+
+def test_slow_tests_exist():
+    """`make quick` leaves out the tests of this list: it is recorded, and the files in it exist."""
+    names = (ROOT / "tests/slow_tests.txt").read_text().splitlines()
+    assert names, "record it with pytest --record-slow"
+    assert not [name for name in names if not (ROOT / name.partition("::")[0]).is_file()]

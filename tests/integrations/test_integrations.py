@@ -11,10 +11,10 @@ from local_implicit_cases import FLAGS
 from torch import nn
 from upstream_decoders import (
     UNSUPPORTED,
-    Given,
-    Kept,
     Mlp,
     Residual,
+    StoresFeatures,
+    TakesFeatures,
     assert_close,
     is_accelerated,
     one_thread,  # noqa: F401  a fixture
@@ -33,7 +33,7 @@ def log(caplog):
     return caplog
 
 
-BOTH = pytest.mark.parametrize("cls", [Kept, Given])
+BOTH = pytest.mark.parametrize("cls", [StoresFeatures, TakesFeatures])
 
 
 @BOTH
@@ -61,11 +61,11 @@ def test_other_decoders_are_not_accelerated(name, log):
 
 
 def test_log_names_the_accelerated_module(log):
-    accelerate(nn.ModuleDict({"generator": Given(), "other": nn.Linear(2, 2)}))
+    accelerate(nn.ModuleDict({"generator": TakesFeatures(), "other": nn.Linear(2, 2)}))
     (record,) = log.records
     assert (record.levelname, record.getMessage()) == (
         "INFO",
-        "Given at 'generator' accelerated: LIIF's decoder",
+        "TakesFeatures at 'generator' accelerated: LIIF's decoder",
     )
 
 
@@ -137,7 +137,7 @@ def test_restore_undoes_everything(cls):
 
 
 def test_verification_has_no_side_effects():
-    model = Kept().double().requires_grad_(False)
+    model = StoresFeatures().double().requires_grad_(False)
     state, rng = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         accelerate(model)
@@ -149,7 +149,7 @@ def test_verification_has_no_side_effects():
 
 
 def test_verification_runs_on_the_cpu():
-    class MovesToCuda(Kept):
+    class MovesToCuda(StoresFeatures):
         def query_rgb(self, coord, cell=None):
             coord = coord.to("cuda") + torch.zeros(2, device=torch.device("cuda", 0))
             return super().query_rgb(coord.cuda(0), cell.to(device="cuda:0"))
@@ -159,15 +159,15 @@ def test_verification_runs_on_the_cpu():
 
 def test_verification_does_not_depend_on_the_weights():
     with torch.device("meta"):
-        model = accelerate(Kept())
+        model = accelerate(StoresFeatures())
     assert isinstance(model, class_swap.AcceleratedModule)
-    model = Kept()
+    model = StoresFeatures()
     nn.init.zeros_(model.imnet.layers[-1].weight)
     assert isinstance(accelerate(model), class_swap.AcceleratedModule)
 
 
 def test_float64_uses_the_original():
-    model = accelerate(Given().double())
+    model = accelerate(TakesFeatures().double())
     args = [t.double() for t in problem()]
     assert torch.equal(model(*args), original(model, *args))
 
@@ -176,7 +176,7 @@ def test_float64_uses_the_original():
 def test_chunks_compute_the_first_layer_once(cls):
     model, (inp, coord, cell) = accelerate(cls()), problem()
     with torch.no_grad():
-        if cls is Given:
+        if cls is TakesFeatures:
             assert_close(model(inp, coord, cell, test_mode=True), model(inp, coord, cell))
             return
         feat = model.gen_feat(inp)
@@ -192,7 +192,7 @@ def test_chunks_compute_the_first_layer_once(cls):
 
 
 def test_cache_is_freed_with_its_model():
-    model = accelerate(Kept())
+    model = accelerate(StoresFeatures())
     with torch.no_grad():
         model(*problem())
     caches = len(liif._CACHES)
@@ -273,7 +273,7 @@ def test_supported_changes_stay_accelerated(cls):
 
 
 def test_accelerate_accepts_a_changed_flag():
-    model, args = accelerate(Kept()), problem()
+    model, args = accelerate(StoresFeatures()), problem()
     model.local_ensemble = False
     assert not is_accelerated(model, *args)
     accelerate(model)
@@ -282,7 +282,7 @@ def test_accelerate_accepts_a_changed_flag():
 
 
 def test_a_changed_flag_of_a_subclass_uses_the_original():
-    class Switch(Kept):
+    class Switch(StoresFeatures):
         def __init__(self):
             super().__init__()
             self.residual = False
@@ -304,7 +304,7 @@ def test_a_changed_flag_of_a_subclass_uses_the_original():
 )
 def test_errors_match_the_original(wrong):
     inp, coord, cell = problem()
-    model, call = accelerate(Kept()), {"inp": inp, "coord": coord, "cell": cell} | wrong
+    model, call = accelerate(StoresFeatures()), {"inp": inp, "coord": coord, "cell": cell} | wrong
     with pytest.raises((RuntimeError, IndexError, AttributeError, TypeError)) as theirs:
         original(model, **call)
     with without_cuda(), pytest.raises(type(theirs.value)) as ours:

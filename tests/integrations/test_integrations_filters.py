@@ -9,7 +9,7 @@ import pytest
 import torch
 from integrations_cases import assert_not_accelerated
 from torch import nn
-from upstream_decoders import Kept, assert_close
+from upstream_decoders import StoresFeatures, assert_close
 from upstream_filters import UNSUPPORTED, AnyFactor, KernelConv, KernelConv2D, NoRate, Pair, Ported, Raft, Stereo
 
 from inr_kernels import accelerate, elementwise_filter
@@ -295,7 +295,7 @@ def test_errors_match_the_original():
 
 
 def test_a_model_with_several_supported_modules(log):
-    class Both(Kept, Raft):
+    class Both(StoresFeatures, Raft):
         """A LIIF decoder that also upsamples flow: one of the two methods is accelerated."""
 
     model = nn.ModuleDict({"a": KernelConv(), "b": nn.Sequential(Ported(), Pair()), "c": Raft(4), "d": Both()})

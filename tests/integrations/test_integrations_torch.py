@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from upstream_decoders import (
     Decoder,
-    Given,
-    Kept,
+    StoresFeatures,
+    TakesFeatures,
     assert_close,
     is_accelerated,
     one_thread,  # noqa: F401  a fixture
@@ -23,7 +23,7 @@ from upstream_decoders import (
 from inr_kernels import accelerate
 from inr_kernels.integrations import restore
 
-BOTH = pytest.mark.parametrize("cls", [Kept, Given])
+BOTH = pytest.mark.parametrize("cls", [StoresFeatures, TakesFeatures])
 
 
 @BOTH
@@ -37,7 +37,7 @@ def test_state_dict_and_casts(cls):
 
 
 def test_half_precision_coordinates_are_computed_in_float32():
-    trained, args = Given(), problem()
+    trained, args = TakesFeatures(), problem()
     half = [t.bfloat16() for t in args]
     theirs = original(trained, *(t.float() for t in half))
     ours = accelerate(copy.deepcopy(trained).bfloat16())(*half)
@@ -92,9 +92,9 @@ def test_torch_save_is_read_by_another_process(cls, tmp_path, run_python):
 
 def test_unpickling_verifies_again(monkeypatch):
     """The class may have changed since the object was pickled."""
-    data = pickle.dumps(accelerate(Kept()))
+    data = pickle.dumps(accelerate(StoresFeatures()))
     monkeypatch.setattr(Decoder, "mirror", False)
-    assert type(pickle.loads(data)) is Kept
+    assert type(pickle.loads(data)) is StoresFeatures
 
 
 def replicate(model):
@@ -127,7 +127,7 @@ def test_data_parallel_replicas_in_threads(cls, grad):
 
 
 def test_one_decoder_in_two_threads():
-    model, problems = accelerate(Given()), [problem() for _ in range(8)]
+    model, problems = accelerate(TakesFeatures()), [problem() for _ in range(8)]
     theirs = [original(model, *args) for args in problems]
     with torch.no_grad(), ThreadPoolExecutor(2) as pool:
         for ours, their in zip(pool.map(lambda args: model(*args), problems), theirs, strict=True):
@@ -147,7 +147,7 @@ def test_compiles_without_graph_breaks(cls):
 
 
 def test_exports():
-    model, args = accelerate(Given()), problem()
+    model, args = accelerate(TakesFeatures()), problem()
     queries = {1: torch.export.Dim("queries", min=2, max=1000)}
     program = torch.export.export(model, args, dynamic_shapes=[None, queries, queries])
     more = problem(queries=50)

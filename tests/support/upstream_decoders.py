@@ -119,7 +119,7 @@ class Decoder(nn.Module):
         return sum(pred * (area / total).unsqueeze(-1) for pred, area in zip(preds, areas, strict=True))
 
 
-class Kept(Decoder):
+class StoresFeatures(Decoder):
     """The interface of yinboc/liif."""
 
     def gen_feat(self, inp):
@@ -134,7 +134,7 @@ class Kept(Decoder):
         return self.query_rgb(coord, cell)
 
 
-class Given(Decoder):
+class TakesFeatures(Decoder):
     """The interface of mmagic: no attribute `encoder`, chunks of eval_bsize."""
 
     device = "input"
@@ -160,7 +160,7 @@ class Given(Decoder):
         return decode(self.gen_feature(x), coord, cell)
 
 
-class PlusInput(Kept):
+class PlusInput(StoresFeatures):
     def gen_feat(self, inp):
         self.inp = inp
         return super().gen_feat(inp)
@@ -174,10 +174,10 @@ class PlusInputIfAny(PlusInput):
     inp = None
 
     def query_rgb(self, coord, cell=None):
-        return Kept.query_rgb(self, coord, cell) if self.inp is None else super().query_rgb(coord, cell)
+        return StoresFeatures.query_rgb(self, coord, cell) if self.inp is None else super().query_rgb(coord, cell)
 
 
-class PlusInputFromForward(Kept):
+class PlusInputFromForward(StoresFeatures):
     """Only forward stores the input."""
 
     inp = None
@@ -191,7 +191,7 @@ class PlusInputFromForward(Kept):
         return out if self.inp is None else out + self.inp.mean()
 
 
-class PlusGate(Kept):
+class PlusGate(StoresFeatures):
     """Adds a parameter that is initialised to zero."""
 
     def __init__(self):
@@ -202,49 +202,49 @@ class PlusGate(Kept):
         return super().query_rgb(coord, cell) + self.gate
 
 
-class PlusNoise(Kept):
+class PlusNoise(StoresFeatures):
     def query_rgb(self, coord, cell=None):
         out = super().query_rgb(coord, cell)
         return out + torch.randn_like(out) if self.training else out
 
 
-class Detached(Kept):
+class Detached(StoresFeatures):
     def query_rgb(self, coord, cell=None):
         return self.decode(self.feat.detach(), coord, cell)
 
 
-class NoEps(Kept):
+class NoEps(StoresFeatures):
     eps = 0
 
 
-class LargeAreaEps(Kept):
+class LargeAreaEps(StoresFeatures):
     area_eps = 1e-6
 
 
-class KeepsOutput(Kept):
+class KeepsOutput(StoresFeatures):
     def query_rgb(self, coord, cell=None):
         self.out = super().query_rgb(coord, cell)
         return self.out
 
 
-class NoClamp(Kept):
+class NoClamp(StoresFeatures):
     limit = 9.0
 
 
-class NotMirrored(Kept):
+class NotMirrored(StoresFeatures):
     mirror = False
 
 
-class Unfold5(Kept):
+class Unfold5(StoresFeatures):
     kernel = 5
 
 
-class Options(Kept):
+class Options(StoresFeatures):
     def query_rgb(self, coord, cell=None, **_):
         return super().query_rgb(coord, cell)
 
 
-class SmallCells(Kept):
+class SmallCells(StoresFeatures):
     """Same as LIIF up to a scale of 4."""
 
     def query_rgb(self, coord, cell=None):
@@ -261,26 +261,26 @@ class NoFlags(nn.Module):
 
 
 def without_imnet():
-    model = Kept()
+    model = StoresFeatures()
     model.imnet = None
     return model
 
 
 def with_hook():
-    model = Kept()
+    model = StoresFeatures()
     model.imnet.layers[2].register_forward_hook(lambda module, args, out: 2 * out)
     return model
 
 
 def with_parametrized_weight():
-    model = Kept()
+    model = StoresFeatures()
     parametrizations.weight_norm(model.imnet.layers[0])
     assert parametrize.is_parametrized(model.imnet.layers[0])
     return model
 
 
 def with_mixed_dtypes():
-    model = Kept()
+    model = StoresFeatures()
     model.imnet.layers[2].half()
     return model
 
@@ -290,20 +290,20 @@ class Packed(torch.Tensor):
 
 
 def with_packed_weights():
-    model = Kept()
+    model = StoresFeatures()
     layer = model.imnet.layers[0]
     layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Packed))
     return model
 
 
 def with_patched_forward():
-    model = Kept()
+    model = StoresFeatures()
     model.imnet.forward = lambda x: model.imnet.layers(x) + 1
     return model
 
 
 def with_patched_query():
-    model = Kept()
+    model = StoresFeatures()
     model.query_rgb = lambda coord, cell=None: coord
     return model
 
@@ -326,14 +326,14 @@ UNSUPPORTED = {
     "5 x 5": (Unfold5, "are not features, offset and cell"),
     "5 x 5, whose inputs would fit": (lambda: Unfold5(channels=9), "RuntimeError: mat1 and mat2 shapes cannot"),
     "clamps the cell": (SmallCells, OUTPUT),
-    "another MLP": (lambda: Kept(mlp=Residual), OUTPUT),
+    "another MLP": (lambda: StoresFeatures(mlp=Residual), OUTPUT),
     "more arguments": (Options, "query_rgb does not take (coord, cell) or (feature, coord, cell)"),
-    "dropout": (lambda: Kept(extra=lambda _: nn.Dropout()), LAYERS),
-    "batch norm": (lambda: Kept(extra=nn.BatchNorm1d), LAYERS),
-    "GELU": (lambda: Kept(activation=nn.GELU), LAYERS),
-    "no hidden layer": (lambda: Kept(hidden=()), LAYERS),
+    "dropout": (lambda: StoresFeatures(extra=lambda _: nn.Dropout()), LAYERS),
+    "batch norm": (lambda: StoresFeatures(extra=nn.BatchNorm1d), LAYERS),
+    "GELU": (lambda: StoresFeatures(activation=nn.GELU), LAYERS),
+    "no hidden layer": (lambda: StoresFeatures(hidden=()), LAYERS),
     "parametrized weight": (with_parametrized_weight, LAYERS),
-    "no bias": (lambda: Kept(bias=False), "no bias"),
+    "no bias": (lambda: StoresFeatures(bias=False), "no bias"),
     "hook": (with_hook, PATCHED),
     "patched forward": (with_patched_forward, PATCHED),
     "patched query_rgb": (with_patched_query, "patched on the object"),
