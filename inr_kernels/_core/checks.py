@@ -52,6 +52,8 @@ def shape(tensor: torch.Tensor) -> list[int]:
 def result_dtype(tensor: torch.Tensor) -> torch.dtype:
     """The tensor's dtype or, under autocast, autocast's dtype; float64 is kept, as autocast does."""
     device = tensor.device.type
+    if device == "meta":  # for which torch has no autocast
+        return tensor.dtype
     casts = torch.is_autocast_enabled(device) and tensor.dtype != torch.float64
     return torch.get_autocast_dtype(device) if casts else tensor.dtype
 

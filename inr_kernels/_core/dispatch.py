@@ -160,7 +160,8 @@ def reference_if_transformed(requested: str, *tensors: torch.Tensor) -> str:
     if not is_transformed(*tensors):
         return requested
     if requested not in ("", "reference"):
-        raise RuntimeError(f"backend {requested!r} has no forward derivative and no torch.func; the reference has")
+        reason = "does not support forward-mode AD or torch.func; use backend='reference'"
+        raise RuntimeError(f"backend {requested!r} {reason}")
     return "reference"
 
 

@@ -74,7 +74,7 @@ class Arguments(NamedTuple):
         x, dilation = self.x, max(self.dilation)
         sides, radii = x.shape[2:], reach(self.kernel_size, dilation)
         if self.padding == "valid":
-            require(len(self.dilation) == 1, "dilation", "be a single one with padding='valid'", tuple(self.dilation))
+            require(len(self.dilation) == 1, "dilation", "have one value with padding='valid'", tuple(self.dilation))
             fits = all(side > 2 * r for side, r in zip(sides, radii, strict=True))
             require(fits, "x", f"be larger than {[2 * r for r in radii]} with padding='valid'", shape(x))
         if self.padding == "reflect":

@@ -58,7 +58,7 @@ def neighborhood_attention_2d(
         scale: factor of the scores; None: dim ** -0.5. 0.0 means zero.
         return_lse: whether to return lse too.
         backend: "reference", "cpu", "triton"; "natten" runs NATTEN's kernels, where installed, for comparisons (no
-            rpb, no gradient through lse); None: the fastest that can run (see `inr_kernels.explain`).
+            rpb, no gradient through lse); None: the first in the table that can run (see `inr_kernels.explain`).
 
     Returns:
         out [B, H, W, heads, dim] in query's dtype (autocast's, under autocast); with return_lse (out, lse), lse

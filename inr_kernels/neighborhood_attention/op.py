@@ -121,7 +121,7 @@ def _why_not_natten(facts):
         return f"NATTEN's kernels take CUDA tensors; these are on {facts.device}"
     if facts.rpb:
         return "NATTEN has no relative position bias since version 0.20"
-    return "NATTEN takes a scale of 0 for none" if facts.scale == 0 else ""
+    return "NATTEN treats scale=0 as the default scale" if facts.scale == 0 else ""
 
 
 def run_natten(a: Arguments) -> tuple[torch.Tensor, torch.Tensor]:

@@ -94,12 +94,19 @@ class _Placeholder:
 def read_torch(path: FilePath) -> Any:
     """Reads a file of torch.save. Objects of other classes than torch allows become placeholders: no code of the file
     runs.
+
+    Raises:
+        ValueError: it is not a file of torch.save, or one that only its own code could load.
     """
     zipped = zipfile.is_zipfile(path)
     names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipped else []
     placeholders: list[Any] = [(type("Placeholder", (_Placeholder,), {}), name) for name in names]
-    with torch.serialization.safe_globals(placeholders):
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    try:
+        with torch.serialization.safe_globals(placeholders):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except (pickle.UnpicklingError, EOFError, LookupError) as error:
+        # Not torch's message, which advises to load with weights_only=False: that runs code of the file.
+        raise ValueError("it is neither a safetensors file nor one of torch.save that can be loaded safely") from error
 
 
 def load(

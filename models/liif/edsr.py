@@ -79,7 +79,7 @@ class EDSR(nn.Module):
             workspace: bytes of working memory in addition to the features, approximately; a tile is never smaller
                 than its overlap.
         """
-        pixel = LIVE_MAPS * self.out_dim * image.element_size() * len(image)
+        pixel = LIVE_MAPS * self.out_dim * image.element_size() * max(1, len(image))
         side = max(math.isqrt(workspace // pixel) - 2 * self.halo, 2 * self.halo)
         if max(image.shape[2:]) <= side + 2 * self.halo:
             return self(image)

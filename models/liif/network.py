@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from inr_kernels._core.checks import require, shape
+from inr_kernels._core.checks import require, require_tensor, shape
 from inr_kernels.local_implicit import LocalImplicitDecoder
 from inr_kernels.local_implicit.functional import WORKSPACE
 
@@ -129,12 +129,15 @@ class LIIF(Network, LocalImplicitDecoder):
             options: of `LocalImplicitDecoder.render`: cell, backend, progress.
 
         Raises:
-            ValueError: a shape, size or scale that does not fit.
+            TypeError: image is not a floating-point tensor.
+            ValueError: a shape, size, scale or device that does not fit.
         """
         if (scale is None) == (size is None):
             raise ValueError(f"give either scale or size; got scale={scale}, size={size}")
-        require(image.dim() == 4 and image.shape[1] == 3, "image", "have shape [B, 3, h, w]", shape(image))
-        image = image.to(next(self.parameters()))
+        parameter = next(self.parameters())
+        require_tensor(image, "image", dims=(4,), like=parameter)
+        require(image.shape[1] == 3, "image", "have shape [B, 3, h, w]", shape(image))
+        image = image.to(parameter.dtype)
         size = output_size(image, size, scale)
         feat = self.encoder.tiled(image * 2 - 1, workspace)
         return self.render(feat, size, workspace=workspace, **options).add_(1).div_(2).clamp_(0, 1)

@@ -25,6 +25,26 @@ def conv(name, outputs, inputs, kernel=3):
     return {f"{name}.weight": [outputs, inputs, kernel, kernel], f"{name}.bias": [outputs]}
 
 
+@pytest.mark.parametrize(
+    ("image", "kind", "message"),
+    [
+        (torch.zeros(1, 3, 9, 9).byte(), TypeError, "image must have a floating-point dtype; got torch.uint8"),
+        ([[0.0]], TypeError, "image must be a torch.Tensor; got list"),
+        (torch.zeros(3, 9, 9), ValueError, "image must have 4 dimensions"),
+        (torch.zeros(1, 4, 9, 9), ValueError, r"image must have shape \[B, 3, h, w\]"),
+        (torch.zeros(1, 3, 9, 9, device="meta"), ValueError, "image must be on cpu; got meta"),
+    ],
+    ids=["integers", "list", "three dimensions", "four channels", "meta"],
+)
+def test_upscale_checks_its_image(image, kind, message):
+    with pytest.raises(kind, match=message):
+        LIIF(TINY).upscale(image, 2)
+
+
+def test_upscale_of_an_empty_batch():
+    assert LIIF(TINY).upscale(torch.zeros(0, 3, 9, 9), 2).shape == (0, 3, 18, 18)
+
+
 def test_state_dict_has_the_published_keys():
     keys = conv("encoder.sub_mean", 3, 3, 1) | conv("encoder.add_mean", 3, 3, 1)
     keys |= conv("encoder.head.0", 64, 3) | conv("encoder.body.16", 64, 64)
@@ -238,7 +258,7 @@ def test_upscale_in_other_dtypes(dtype):
         ((1, 3, 4, 4), {}, "give either scale or size; got scale=None, size=None"),
         ((1, 3, 4, 4), {"scale": 2, "size": (8, 8)}, "give either scale or size"),
         ((1, 1, 4, 4), {"scale": 2}, r"image must have shape \[B, 3, h, w\]; got \[1, 1, 4, 4\]"),
-        ((3, 4, 4), {"scale": 2}, r"image must have shape \[B, 3, h, w\]"),
+        ((3, 4, 4), {"scale": 2}, "image must have 4 dimensions"),
         ((1, 3, 4, 4), {"size": (0, 8)}, "size must be two positive integers"),
     ],
 )

@@ -57,7 +57,7 @@ def fourier_unit(
         dft: whether to compute by matrix products with cosines and sines, in plain PyTorch, without a Fourier transform
             or an op of this package in the graph, for the export to ONNX. O(H + W) per value instead of O(log H W).
             Only the reference supports it.
-        backend: "reference", "cpu", "triton"; None: the fastest that can run (see `inr_kernels.explain`).
+        backend: "reference", "cpu", "triton"; None: the first in the table that can run (see `inr_kernels.explain`).
 
     Returns:
         [B, O, H, W] in x's dtype (autocast's, under autocast).

@@ -219,7 +219,8 @@ def _decode_grid(feat, y, x, cell, weights, biases, form, requested, hoist, band
     needs_coordinates = torch.is_grad_enabled() and any(t.requires_grad for t in coordinates)
     requested = dispatch.reference_if_transformed(requested, feat, *coordinates, *weights, *biases)
     if needs_coordinates and requested not in ("", "reference"):
-        raise RuntimeError(f"backend {requested!r} has no gradient for coord and cell; the reference has")
+        reason = "does not compute the gradients of coord and cell; use backend='reference'"
+        raise RuntimeError(f"backend {requested!r} {reason}")
     if needs_coordinates or requested == "reference":
         feat, coord = feat.to(weights[0].dtype), torch.stack((y, x), -1)
         return reference.local_implicit(feat, coord, cell, weights, biases, **form._asdict())
