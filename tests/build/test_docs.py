@@ -67,6 +67,7 @@ def check_module(args, monkeypatch, capsys):
     _, module, *args = args
     if module == "pip":
         return check_pip(args)
+    monkeypatch.delitem(sys.modules, module, raising=False)  # which another test may have imported
     monkeypatch.setattr(sys, "argv", [module, "--help"])
     capsys.readouterr()
     with pytest.raises(SystemExit):

@@ -25,7 +25,9 @@ ON_A_GPU = [path for path in ROOT.glob("tests/*/test_*.py") if MARK.search(path.
 
 def record(*arguments, PYTHON=sys.executable, **environment):
     command = ["bash", ROOT / "bench" / "gpu_record.sh", *arguments]
-    environment = os.environ | {"PYTHON": PYTHON, "OMP_NUM_THREADS": "1"} | environment
+    # Without pytest-xdist's variables, from which pytest-benchmark would conclude that it runs in parallel.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    environment = inherited | {"PYTHON": PYTHON, "OMP_NUM_THREADS": "1"} | environment
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
