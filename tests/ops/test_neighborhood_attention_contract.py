@@ -167,7 +167,7 @@ def test_second_derivative_raises():
     qkv = torch.randn(1, 4, 4, 3, 1, 2, requires_grad=True)
     out = neighborhood_attention_2d_packed(qkv, 3, backend="cpu")
     (grad,) = torch.autograd.grad(out.sum(), qkv, create_graph=True)
-    with pytest.raises(RuntimeError, match="neighborhood_attention's kernels have no second derivative"):
+    with pytest.raises(RuntimeError, match="neighborhood_attention's kernels do not support second derivatives"):
         grad.sum().backward()
 
 
@@ -344,7 +344,7 @@ def test_natten_where_its_kernels_run(monkeypatch):
     table = OPS["neighborhood_attention"].backends
     natten = table["natten"]
     assert natten.why_not(Facts(torch.device("cuda"), torch.float16)) == ""
-    for wrong, text in (({"rpb": True}, "no relative position bias"), ({"scale": 0.0}, "a scale of 0 for none")):
+    for wrong, text in (({"rpb": True}, "no relative position bias"), ({"scale": 0.0}, "treats scale=0 as the default scale")):
         assert text in natten.why_not(Facts(torch.device("cuda"), torch.float16, **wrong))
     monkeypatch.setitem(table, "natten", dataclasses.replace(natten, why_not=always))
     tensors = [torch.randn(1, 6, 7, 2, 4, requires_grad=True) for _ in range(3)]
