@@ -344,7 +344,10 @@ def test_natten_where_its_kernels_run(monkeypatch):
     table = OPS["neighborhood_attention"].backends
     natten = table["natten"]
     assert natten.why_not(Facts(torch.device("cuda"), torch.float16)) == ""
-    for wrong, text in (({"rpb": True}, "no relative position bias"), ({"scale": 0.0}, "treats scale=0 as the default scale")):
+    for wrong, text in (
+        ({"rpb": True}, "no relative position bias"),
+        ({"scale": 0.0}, "treats scale=0 as the default scale"),
+    ):
         assert text in natten.why_not(Facts(torch.device("cuda"), torch.float16, **wrong))
     monkeypatch.setitem(table, "natten", dataclasses.replace(natten, why_not=always))
     tensors = [torch.randn(1, 6, 7, 2, 4, requires_grad=True) for _ in range(3)]
