@@ -180,3 +180,12 @@ def test_dtype_applies_to_floating_point_tensors(path):
     NETWORKS["IN2"]().save(path, dtype=torch.float16)
     dtypes = {key.split(".")[-1]: value.dtype for key, value in load_file(path).items()}
     assert dtypes.pop("num_batches_tracked") == torch.int64 and set(dtypes.values()) == {torch.float16}
+
+
+@pytest.mark.parametrize("content", [b"hello there", b"", b"\x80\x02K\x01.", b"\x89PNG\r\n\x1a\n"])
+def test_no_advice_to_run_the_code_of_a_file(tmp_path, content):
+    path = tmp_path / "file.pth"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"file\.pth is not a .* checkpoint: ") as error:
+        models.from_checkpoint(path)
+    assert "weights_only" not in str(error.value)

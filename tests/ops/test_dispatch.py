@@ -70,3 +70,8 @@ def test_slow_fallback_warns_once(monkeypatch):
         runs.append(torch.autograd.grad(loss, list(decoder.parameters())))
     for fallback, literal in zip(*runs, strict=True):
         torch.testing.assert_close(fallback, literal, rtol=1e-4, atol=1e-5)
+
+
+def test_explain_takes_tensors_without_data():
+    text = inr_kernels.explain("local_implicit", torch.zeros(1, 4, 3, 3, device="meta"))
+    assert text.startswith("local_implicit on meta, float32\n") and "it takes CPU tensors; these are on meta" in text
