@@ -35,7 +35,7 @@ SLOW = Path(__file__).with_name("slow_tests.txt")
 
 
 def pytest_addoption(parser):
-    parser.addoption("--record-slow", action="store_true", help=f"write tests above 2 s to {SLOW.name}, for make quick")
+    parser.addoption("--record-slow", action="store_true", help=f"write tests above 1 s to {SLOW.name}, for make quick")
 
 
 def pytest_runtest_logreport(report):
@@ -45,7 +45,7 @@ def pytest_runtest_logreport(report):
 def pytest_sessionfinish(session):
     """With --record-slow, writes the list of slow tests, once the workers have finished."""
     if session.config.option.record_slow and not hasattr(session.config, "workerinput"):
-        SLOW.write_text("".join(f"{name}\n" for name in sorted(DURATIONS) if DURATIONS[name] > 2))
+        SLOW.write_text("".join(f"{name}\n" for name in sorted(DURATIONS) if DURATIONS[name] > 1))
 
 
 def pytest_collection_modifyitems(items):

@@ -7,10 +7,12 @@ from PIL import Image
 from training_cases import resumed, same
 
 from inr_kernels.models import DEAR, DEARConfig
+from inr_kernels.models.common.masking import known
 from inr_kernels.models.data import images
 from inr_kernels.models.data.crops import DEAR_SIDE, dear_batch
 from inr_kernels.models.data.masks import free_form_mask
 from inr_kernels.models.data.photographs import HELD_OUT, PART, TRAINED_ON, photographs
+from inr_kernels.models.dear.blocks import smooth_fill
 from inr_kernels.models.dear.network import SMALL
 from inr_kernels.models.evaluation.metrics import psnr
 from inr_kernels.models.evaluation.run import compare_joint
@@ -85,9 +87,14 @@ def test_a_start_has_the_features_of_a_checkpoint():
 @pytest.mark.parametrize(("scale", "gained"), [(1, -0.2), (2, 0.2), (4, -0.4)])
 def test_pretrained_beats_the_baselines(scale, gained):
     """Telea's method; for larger images, bicubic interpolation after a fill with the mean colour."""
+
+    class Start:  # as `load_start`'s network, see above, without the time of its encoders
+        def inpaint(self, image, mask, size):
+            return torch.nn.functional.interpolate(smooth_fill(known(image, mask), mask), size, mode="bicubic")
+
     photo = photographs(HELD_OUT)[0].crop(PART)
     ours, baseline = compare_joint(DEAR.pretrained(), photo, scale)
-    start, _ = compare_joint(train_dear.load_start(DEAR.PRETRAINED), photo, scale)
+    start, _ = compare_joint(Start(), photo, scale)
     assert ours > baseline + (0.5 if scale == 1 else 3) and ours > start + gained
 
 
