@@ -136,11 +136,12 @@ class Op:
 def requested_backend(argument: str | None) -> str:
     """The requested backend: the argument, else the context's, else the environment's, else "".
 
-    While torch.compile traces, only the argument is read: the op reads the rest when it runs.
+    While torch.compile traces, only the argument is read: the op reads the rest when it runs. torch.export in its
+    default mode reads all of them, so that a graph exported under `backend("reference")` has no op of this package.
     """
     if argument is not None and not isinstance(argument, str):
         raise TypeError(f"backend must be a name or None; got {argument!r}")
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_dynamo_compiling() or (torch.compiler.is_compiling() and not torch.compiler.is_exporting()):
         return argument or ""
     return argument or _in_context.get() or os.environ.get("INR_KERNELS_BACKEND", "")
 

@@ -64,11 +64,13 @@ def output_size(image: torch.Tensor, size: tuple[int, int] | None, scale: float 
         ValueError: both are given, or one is not positive and finite.
     """
     require_tensor(image, "image", dims=(4,))
-    sides = [operator.index(n) for n in image.shape][2:]  # torch.compile specializes: bands are planned for a shape
+    sides = list(image.shape[2:])
+    if not torch.compiler.is_exporting():  # torch.compile specializes: bands are planned for a shape
+        sides = [operator.index(n) for n in sides]
     require(size is None or scale is None, "size", "be None if scale is given", f"{size} and {scale}")
     if size is not None:
         return check_size(size)
     fits = scale is None or (isinstance(scale, numbers.Real) and 0 < scale < float("inf"))
     require(fits, "scale", "be positive and finite", repr(scale))
-    height, width = (max(1, round(n * (scale or 1))) for n in sides)
+    height, width = sides if scale is None else (max(1, round(n * scale)) for n in sides)
     return height, width
