@@ -52,7 +52,7 @@ def _filter(x, taps, kernel_size, dilation, stride, upscale, padding, alpha, bet
         x = F.pad(x, (left, left, above, above), mode=_MODES[padding])
     x = x.unflatten(1, (taps.shape[1], -1))
     # The input pixel that the first tap of every output pixel reads, in the padded input.
-    rows, cols = (torch.arange(n, device=x.device) * stride // upscale for n in taps.shape[-2:])
+    rows, cols = (torch.arange(n, dtype=torch.long, device=x.device) * stride // upscale for n in taps.shape[-2:])
 
     def shifted(i, j):
         return x[..., rows + i * dilation, :][..., cols + j * dilation]

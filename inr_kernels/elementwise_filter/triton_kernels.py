@@ -279,7 +279,7 @@ class _Problem:
     def lse(self):
         """[B, softmax groups, Ho, Wo] float32."""
         groups, n = self.softmax_groups, self.kernel.shape[1] // self.softmax_groups
-        lse = torch.empty(len(self.x), groups, *self.out_size, device=self.x.device)
+        lse = self.x.new_empty(len(self.x), groups, *self.out_size, dtype=torch.float32)
         logsumexp[(triton.cdiv(self.pixels, BP) * len(self.x) * groups,)](
             lse,
             self.kernel,
@@ -309,7 +309,7 @@ class _Problem:
                 grad.new_empty(grad.shape, dtype=torch.float32), lse, (0.0, 0.0, self.coefficients[2])
             )
             means = (grad * filtered).unflatten(2, (self.softmax_groups, -1)).sum(3)
-        d_kernel = torch.empty(self.kernel.shape, device=grad.device)
+        d_kernel = grad.new_empty(self.kernel.shape, dtype=torch.float32)
         for i, (part, dilation) in enumerate(zip(grad, self.dilations, strict=True)):
             kernel_gradient[self.programs(self.pixels, 1)](
                 d_kernel, part, self.x, self.kernel, self.window, lse, None if means is None else means[i],
@@ -324,7 +324,7 @@ class _Problem:
         top, left = reach(self.sides, max(self.dilations)) if folds else (0, 0)
         height, width = self.x.shape[2:]
         virtual = height + 2 * top, width + 2 * left
-        d = torch.zeros(*self.x.shape[:2], *virtual, device=grad.device)
+        d = grad.new_zeros(*self.x.shape[:2], *virtual, dtype=torch.float32)
         for part, dilation in zip(grad, self.dilations, strict=True):
             image_gradient[self.programs(virtual[0] * virtual[1])](
                 d, part, self.kernel, self.window, lse, self.kernel.stride(), self.groups, self.softmax_groups,

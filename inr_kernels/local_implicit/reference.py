@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 
-def pixel_centres(n: int, device: torch.device | str | None = None) -> torch.Tensor:
+def pixel_centres(n: int, device: torch.device | str = "cpu") -> torch.Tensor:
     """[n] float32: the centres of n pixels that span [-1, 1], rounded as LIIF's make_coord rounds them."""
     radius = 2 / (2 * n)
     return -1 + radius + (2 * radius) * torch.arange(n, dtype=torch.float32, device=device)
@@ -76,7 +76,7 @@ def local_implicit(
     if feat_unfold:
         feat = F.unfold(feat, 3, padding=1).view(feat.shape[0], -1, *size)
     feat = feat.permute(0, 2, 3, 1)
-    batch = torch.arange(len(feat), device=feat.device).view(-1, *[1] * (coord.dim() - 2))
+    batch = torch.arange(len(feat), dtype=torch.long, device=feat.device).view(-1, *[1] * (coord.dim() - 2))
     tail = [] if cell is None else [relative_cell(cell, size).to(feat.dtype)]
     inputs = [] if ensemble_after == "first" else tail
     out: Any = 0
@@ -109,7 +109,7 @@ def decode(
     """`local_implicit` from the hoisted first layer on: [B, R, S, out_channels]. The arguments are the op's (op.py)."""
     size = (height, hoisted.shape[2])
     dtype = hoisted.dtype
-    batch = torch.arange(len(hoisted), device=hoisted.device).view(-1, 1, 1)
+    batch = torch.arange(len(hoisted), dtype=torch.long, device=hoisted.device).view(-1, 1, 1)
     tail = [] if cell is None else [relative_cell(cell, size).to(dtype)]
     inputs = [] if ensemble_first else tail
     out: Any = 0

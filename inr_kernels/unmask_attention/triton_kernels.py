@@ -230,7 +230,7 @@ def forward(
     if not feat.numel():
         return feat.new_empty(feat.shape), weight.new_empty(len(weight), 2, weight.shape[1])
     p = _Problem(feat, weight, scale, mask_keys)
-    out, softmax = torch.empty_like(p.tokens), torch.empty(len(feat), 2, feat.shape[2], device=feat.device)
+    out, softmax = torch.empty_like(p.tokens), weight.new_empty(len(feat), 2, feat.shape[2])
     p.launch(attend, FORWARD_BLOCKS, out, softmax, p.tokens, p.factor, p.bias)
     mean = p.per_key((feat.float() * p.key_weight[:, None]).sum(2)).to(feat.dtype)
     is_query = weight[:, None] != 0
@@ -259,7 +259,7 @@ def backward(
     # the same rounding.
     mean = (g * f).sum(1) + (g * (out.float() - f)).sum(1)
     most, inverse, mean = (t.gather(1, p.order) for t in (softmax[:, 0], 1 / softmax[:, 1], mean))
-    d_tokens = torch.empty(p.tokens.shape, device=feat.device)
+    d_tokens = feat.new_empty(p.tokens.shape, dtype=torch.float32)
     p.launch(attend_backward, BACKWARD_BLOCKS, d_tokens, p.tokens, p.sort(grad), p.factor, p.bias, most, inverse, mean)
     from_means = p.per_key((g * ~is_query[:, None]).sum(2)) * p.key_weight[:, None]  # masked rows output the mean
     from_scores = p.unsort(d_tokens)

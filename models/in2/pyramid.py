@@ -106,7 +106,7 @@ class ImplicitUpsample(nn.Module):
         require_tensor(feat, "feat", dims=(4,), like=weights[0])
         size = check_size(size)
         options: dict[str, Any] = {"workspace": workspace, "progress": progress}
-        sides = [torch.full((len(feat),), self.cell_scale / n, device=feat.device) for n in size]
+        sides = [feat.new_full((len(feat),), self.cell_scale / n, dtype=torch.float32) for n in size]
         cell = torch.stack(sides, -1)
         if self.eager:
             coord = torch.stack(torch.meshgrid(*(_centres(n, feat.device) for n in size), indexing="ij"), -1)

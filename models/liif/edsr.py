@@ -25,9 +25,9 @@ class MeanShift(nn.Conv2d):
     def __init__(self, sign: int):
         super().__init__(3, 3, 1)
         self.requires_grad_(False)
-        self.weight.copy_(torch.eye(3)[:, :, None, None])
+        nn.init.dirac_(self.weight)
         assert self.bias is not None
-        self.bias.copy_(sign * torch.tensor([0.4488, 0.4371, 0.4040]))
+        self.bias.copy_(sign * self.bias.new_tensor([0.4488, 0.4371, 0.4040]))
 
 
 class ResBlock(nn.Module):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 
 from inr_kernels import fourier_unit
-from inr_kernels.fourier_unit import triton_kernels
+from inr_kernels.fourier_unit import conv3x3, triton_kernels
 
 # Tests that reach every loop and border of the C++: test_sanitizers.py runs them.
 SANITIZED = ["winograd", "halves_of", "test_shapes"]
@@ -67,6 +67,34 @@ class Case:
         )
         grads = torch.autograd.grad(out, leaves, grad.to(rounded).to(dtype))
         return [out.detach(), *grads, *statistics]
+
+
+@dataclass
+class ConvolutionCase:
+    """A problem of conv3x3 in float64, cast to the dtype under test: x, weight, bias, other, add."""
+
+    batch: int = 2
+    channels: int = 3
+    others: int = 2
+    outputs: int = 4
+    size: tuple = (6, 7)
+    padding: str = "reflect"
+    tensors: tuple = field(default=())
+
+    def __post_init__(self):
+        image, inputs = (self.batch, self.channels, *self.size), self.channels + self.others
+        shapes = [image, (self.outputs, inputs, 3, 3), (self.outputs,), (self.batch, self.others, *self.size)]
+        shapes += [(self.batch, self.outputs, *self.size)]
+        self.tensors = tuple(torch.randn(shape, dtype=torch.float64) for shape in shapes)
+
+    def run(self, dtype, backend):
+        """The output, and the gradients of (output * a fixed random tensor).sum()."""
+        leaves = x, weight, bias, other, add = [t.to(dtype).requires_grad_() for t in self.tensors]
+        options = {"other": other, "add": add, "relu": True, "padding": self.padding, "backend": backend}
+        out = conv3x3(x, weight, bias, **options)
+        generator = torch.Generator(out.device).manual_seed(1)
+        grad = torch.randn(out.shape, dtype=torch.float64, device=out.device, generator=generator).to(dtype)
+        return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
 
 
 def assert_kernel_as_accurate(case, dtype, backend, **options):

@@ -163,7 +163,7 @@ def render(
         require_tensor(cell, "cell", dims=(2,), like=feat)
         require(shape(cell) == [len(feat), 2], "cell", f"have shape [B, 2] with B = {len(feat)}", shape(cell))
     elif cell_decode:
-        sides = (torch.full((len(feat),), 2 / n, device=feat.device) for n in (height, width))
+        sides = (feat.new_full((len(feat),), 2 / n, dtype=torch.float32) for n in (height, width))
         cell = torch.stack(tuple(sides), -1)
     y, x = op.centres(height, feat.device), op.centres(width, feat.device)
     requested = dispatch.requested_backend(backend)

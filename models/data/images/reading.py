@@ -105,7 +105,7 @@ def _read(data: bytes, max_pixels: float) -> Picture:
                 f"{width} x {height} pixels are more than the limit of {max_pixels / 1e6:g}"
                 " megapixels; --max-megapixels raises it"
             )
-        picture = Picture(torch.empty(0))
+        picture = Picture(torch.empty(0, dtype=torch.float32, device="cpu"))
         raw = image.tile[0].args if image.format == "PNG" and image.tile else ""  # before anything loads the pixels
         frames = _frames(image, extra)
         if frames > 1:
