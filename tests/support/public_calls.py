@@ -33,6 +33,12 @@ def case_of(op):
 
 
 CASES = {op: case_of(op) for op in OPS}
+SMALL = {  # for Triton's interpreter, which is slow
+    "elementwise_filter": {"channels": 2, "groups": 2, "size": (3, 4)},
+    "local_implicit": {"batch": 1, "queries": 5},
+    "neighborhood_attention": {"batch": 1, "size": (4, 5)},
+    "unmask_attention": {"shape": (1, 4, 3, 4)},
+}
 
 
 def backends_of(op):
@@ -49,12 +55,6 @@ def call(function, *args, **kwargs):
             return function(*args, **kwargs)
 
     return run
-
-
-def of_op(op):
-    """The functions of the ops, forward and backward, with their cases."""
-    case = CASES[op]()
-    return lambda: case.run(torch.float32, None)
 
 
 def qkv():
@@ -140,7 +140,6 @@ def accelerated(build, *shapes):
 
 
 CALLS = {
-    **{op.function.__name__: lambda name=name: of_op(name) for name, op in OPS.items()},
     "neighborhood_attention_2d_packed": lambda: call(
         inr_kernels.neighborhood_attention_2d_packed, torch.stack(qkv(), 3), 3, return_lse=True
     ),

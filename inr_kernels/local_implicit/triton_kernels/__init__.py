@@ -240,7 +240,7 @@ class _Sums:
 
     def __init__(self, p):
         self.p = p
-        zeros = functools.partial(torch.zeros, device=p.hoisted.device)
+        zeros = functools.partial(p.hoisted.new_zeros, dtype=torch.float32)
         self.hidden, self.hidden_extras = (zeros(SPLITS, p.depth, p.W, k) for k in (p.W, 16))
         self.last, self.last_extras = (zeros(SPLITS, 1, p.OP, k) for k in (p.W, 16))
         self.position = zeros(SPLITS, 1, p.W, 16)
