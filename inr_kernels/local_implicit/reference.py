@@ -74,7 +74,7 @@ def local_implicit(
     """feat [B, C, h, w], coord [B, ..., 2], cell like coord or None -> [B, ..., out_channels]."""
     size = feat.shape[-2:]
     if feat_unfold:
-        feat = F.unfold(feat, 3, padding=1).view(feat.shape[0], -1, *size)
+        feat = F.unfold(feat, 3, padding=1).unflatten(2, size)
     feat = feat.permute(0, 2, 3, 1)
     batch = torch.arange(len(feat), dtype=torch.long, device=feat.device).view(-1, *[1] * (coord.dim() - 2))
     tail = [] if cell is None else [relative_cell(cell, size).to(feat.dtype)]
