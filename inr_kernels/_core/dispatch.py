@@ -160,7 +160,9 @@ def reference_if_transformed(requested: str, *tensors: torch.Tensor) -> str:
     if not is_transformed(*tensors):
         return requested
     if requested not in ("", "reference"):
-        raise RuntimeError(f"backend {requested!r} has no forward derivative and no torch.func; the reference has")
+        raise RuntimeError(
+            f"backend {requested!r} does not support forward-mode AD or torch.func; use backend='reference'"
+        )
     return "reference"
 
 

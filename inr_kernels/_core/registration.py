@@ -26,7 +26,7 @@ def forbid_second_derivative(name: str) -> None:
     """Makes a derivative of the op's backward raise: torch would only warn, and return a wrong one."""
 
     def refuse(ctx, *_):
-        raise RuntimeError(f"{name}'s kernels have no second derivative; backend='reference' has every one")
+        raise RuntimeError(f"{name}'s kernels do not support second derivatives; use backend='reference'")
 
     torch.library.register_autograd(f"inr_kernels::{name}_backward", refuse, lib=LIBRARY)
 

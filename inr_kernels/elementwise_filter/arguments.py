@@ -67,6 +67,7 @@ class Arguments(NamedTuple):
         self._check_size()
         if kernel.dtype != x.dtype:
             require(False, "kernel", f"have x's dtype {x.dtype}", kernel.dtype)
+        check_window(self.log_window, x, self.normalize)
         if self.log_window is not None:
             require_match(self.log_window, "log_window", (kh, kw), self.log_window.dtype, x.device)
 
@@ -74,7 +75,7 @@ class Arguments(NamedTuple):
         x, dilation = self.x, max(self.dilation)
         sides, radii = x.shape[2:], reach(self.kernel_size, dilation)
         if self.padding == "valid":
-            require(len(self.dilation) == 1, "dilation", "be a single one with padding='valid'", tuple(self.dilation))
+            require(len(self.dilation) == 1, "dilation", "have one value with padding='valid'", tuple(self.dilation))
             fits = all(side > 2 * r for side, r in zip(sides, radii, strict=True))
             require(fits, "x", f"be larger than {[2 * r for r in radii]} with padding='valid'", shape(x))
         if self.padding == "reflect":
@@ -104,6 +105,14 @@ def check_kernel_size(kernel_size: int | Sequence[int], pair: bool = False) -> t
     fits = len(sides) == 2 and all(n % 2 for n in sides)
     require(fits, "kernel_size", "be (kh, kw), both odd" if pair else "be K or (kh, kw), both odd", kernel_size)
     return sides
+
+
+def check_window(log_window: torch.Tensor | None, x: torch.Tensor, normalize: str) -> None:
+    """Raises unless log_window is None or, with a softmax, a constant floating-point tensor of two dimensions."""
+    if log_window is not None:
+        require_tensor(log_window, "log_window", dims=(2,), like=x)
+        require(normalize != "none", "log_window", "be None without a softmax (normalize='none')", "a tensor")
+        require(not log_window.requires_grad, "log_window", "be a constant", "a tensor that requires a gradient")
 
 
 def check_positive(value: int | Sequence[int], name: str) -> tuple[int, ...]:

@@ -211,7 +211,7 @@ def _with_random_weights(module, feat, generator):
 
 
 class _Stub(nn.Module):
-    """Stands for an encoder, or a part of one, and returns the features."""
+    """Replaces an encoder, or a part of one, and returns the features."""
 
     def __init__(self, feat):
         super().__init__()

@@ -1,7 +1,7 @@
 """NATTEN's functions in plain PyTorch, to run a forward that calls them where they have no kernel or no gradient.
 
-Between the two halves, scores and sums, a forward may apply any function to the attention weights. Here the weights
-have an entry for every key of the map, zero outside the window, so that softmax and dropout compute the same.
+Between computing scores and the weighted sum, a forward may apply any function to the attention weights. Here the
+weights have an entry for every key of the map, zero outside the window, so that softmax and dropout compute the same.
 """
 
 import math

@@ -33,8 +33,8 @@ _MAX_CUDA_WIDTH = 256
 
 
 def _why_not_depth(facts):
-    depth, most = len(facts.widths) - 1, native.load()[0].max_depth
-    return f"it takes at most {most} layers after the first; got {depth}" if depth > most else ""
+    depth, max_depth = len(facts.widths) - 1, native.load()[0].max_depth
+    return f"it takes at most {max_depth} layers after the first; got {depth}" if depth > max_depth else ""
 
 
 def why_not_cpu(facts: Facts) -> str:

@@ -69,7 +69,7 @@ class Arguments(NamedTuple):
         for tensor, name in ((grad_lse, "grad_lse"), (lse, "lse")):
             require_match(tensor, name, query.shape[:-1], exact(query.dtype), query.device)
         require(len(needs) == len(self.qkv) + 1, "needs", f"have {len(self.qkv) + 1} values", needs)
-        require(not needs[-1] or self.rpb is not None, "needs", "not ask for the gradient of an rpb of None", needs)
+        require(not needs[-1] or self.rpb is not None, "needs[-1]", "be False if rpb is None", needs[-1])
 
 
 def exact(dtype: torch.dtype) -> torch.dtype:

@@ -57,8 +57,8 @@ def neighborhood_attention_2d(
         rpb: relative position bias [heads, 2 Kh - 1, 2 Kw - 1] or None; any dtype, added in float32 (float64).
         scale: factor of the scores; None: dim ** -0.5. 0.0 means zero.
         return_lse: whether to return lse too.
-        backend: "reference", "cpu", "triton"; "natten" runs NATTEN's kernels, where installed, for comparisons (no
-            rpb, no gradient through lse); None: the fastest that can run (see `inr_kernels.explain`).
+        backend: "cpu", "reference", "triton" or "natten", which runs NATTEN's kernels, where installed, for comparisons
+            (no rpb, no gradient through lse); None: the first of them that can run (see `inr_kernels.explain`).
 
     Returns:
         out [B, H, W, heads, dim] in query's dtype (autocast's, under autocast); with return_lse (out, lse), lse

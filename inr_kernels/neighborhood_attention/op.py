@@ -22,9 +22,7 @@ from inr_kernels._core.registration import (
 )
 
 from . import reference
-from .arguments import Arguments, Facts, exact, unpack
-
-__all__ = ["OP", "Facts", "exact", "neighborhood_attention", "neighborhood_attention_backward", "run_natten"]
+from .arguments import Arguments, exact, unpack
 
 _ARGUMENTS = (
     "Tensor[] qkv, Tensor? rpb, int[] kernel_size, int[] dilation, int[] stride, bool[] is_causal, float scale,"
@@ -121,7 +119,7 @@ def _why_not_natten(facts):
         return f"NATTEN's kernels take CUDA tensors; these are on {facts.device}"
     if facts.rpb:
         return "NATTEN has no relative position bias since version 0.20"
-    return "NATTEN takes a scale of 0 for none" if facts.scale == 0 else ""
+    return "NATTEN treats scale=0 as the default scale" if facts.scale == 0 else ""
 
 
 def run_natten(a: Arguments) -> tuple[torch.Tensor, torch.Tensor]:

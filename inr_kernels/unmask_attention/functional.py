@@ -29,17 +29,18 @@ def unmask_attention(
 
         E = softmax((1 - M) F F^T scale) F,  F [N, C] the pixels' features, M [N] the mask; softmax along a row
 
-    A pixel with M = 1 has only zero scores: it gets the mean of F, exactly, and costs nothing. So the time depends on
-    the number of unmasked pixels. No kernel holds an N x N matrix: memory is O(N C), in the backward too. The
-    reference, which also gives the gradient of a mask and supports torch.func, does.
+    A pixel with M = 1 has only zero scores: it gets the mean of F, exactly, and its scores are not computed. So the
+    time depends on the number of unmasked pixels. No kernel stores the N x N scores: memory is O(N C), in the backward too.
+    Without a kernel the reference runs on slices of the rows. Only the differentiable reference stores all scores; it
+    runs if "reference" is requested, for the gradient of a mask, and under torch.func.
 
     Args:
         feat: F, [B, C, H, W], float32, float64, bfloat16 or float16 (half precision accumulates in float32).
         mask: M, [B, 1, H, W], 1 = hole, 0 = known, or between; any real dtype. Values are clamped to [0, 1].
         scale: factor of the scores; None: 1 / sqrt(C).
         mask_keys: whether masked pixels are excluded as keys too: a pixel then has the weight 1 - M in the softmax
-            (eq. 7 masks only the queries). An image that is all hole gives zeros.
-        backend: "reference", "cpu", "triton"; None: the fastest that can run (see `inr_kernels.explain`).
+            (eq. 7 masks only the queries). A fully masked image gives zeros.
+        backend: "cpu", "reference", "triton"; None: the first of them that can run (see `inr_kernels.explain`).
 
     Returns:
         E, [B, C, H, W], contiguous, in feat's dtype (autocast's, under autocast).
@@ -71,7 +72,7 @@ def unmask_attention(
         arguments = Arguments(tokens, weight, scale, mask_keys)
         needs_mask = torch.is_grad_enabled() and weight.requires_grad
         if needs_mask and requested not in ("", "reference"):
-            raise RuntimeError(f"backend {requested!r} has no gradient for mask; the reference has")
+            raise RuntimeError(f"backend {requested!r} does not compute the gradient of mask; use backend='reference'")
         if needs_mask or requested == "reference":
             out, _ = reference.unmask_attention(*arguments)
         else:

@@ -73,7 +73,7 @@ BAD = {
     "valid with a stack": (
         {"padding": "valid", "dilation": (1, 2)},
         ValueError,
-        r"dilation must be a single one with padding='valid'; got \(1, 2\)",
+        r"dilation must have one value with padding='valid'; got \(1, 2\)",
     ),
     "window without softmax": ({"log_window": torch.zeros(3, 3)}, ValueError, "log_window must be None without"),
     "window of another shape": (
@@ -181,7 +181,7 @@ def test_transforms_use_the_reference():
     x = x.detach()
     torch.testing.assert_close(torch.func.grad(lambda x: filtered(x).square().sum())(x), expected)
     torch.testing.assert_close(torch.func.jvp(filtered, (x,), (x,))[1], filtered(x))  # it is linear in x
-    with pytest.raises(RuntimeError, match="'cpu' has no forward derivative"):
+    with pytest.raises(RuntimeError, match="'cpu' does not support forward-mode AD"):
         torch.func.jvp(lambda x: elementwise_filter(x, kernel, kernel_size=3, backend="cpu"), (x,), (x,))
 
 

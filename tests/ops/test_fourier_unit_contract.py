@@ -177,7 +177,7 @@ def test_second_derivative_of_the_kernels_is_refused():
     leaves = [t.requires_grad_() for t in Case().tensors]
     out = fourier_unit(*leaves, training=True, backend="cpu")
     (grad,) = torch.autograd.grad(out.square().sum(), leaves[0], create_graph=True)
-    with pytest.raises(RuntimeError, match="fourier_unit's kernels have no second derivative"):
+    with pytest.raises(RuntimeError, match="fourier_unit's kernels do not support second derivatives"):
         grad.sum().backward()
 
 

@@ -35,7 +35,7 @@ BAD = {
         r"coord must have shape \[B, Q, 2\] or \[B, H, W, 2\] with B = feat's 2; got \[3, 100, 2\]",
     ),
     "coord of 3 columns": (lambda a: {"coord": torch.rand(2, 9, 3)}, ValueError, r"got \[2, 9, 3\]"),
-    "coord half": (lambda a: {"coord": a["coord"].half()}, TypeError, "half precision picks wrong neighbours"),
+    "coord half": (lambda a: {"coord": a["coord"].half()}, TypeError, "too coarse to select the right pixels"),
     "cell half": (lambda a: {"cell": a["cell"].bfloat16()}, TypeError, "cell must be float32"),
     "cell of another length": (
         lambda a: {"cell": a["cell"][:, :5]},

@@ -38,7 +38,7 @@ def conv3x3(
         relu: whether to apply a ReLU at the end.
         padding: "reflect", for sides of at least 2, or "zeros".
         backend: "cpu": Winograd's algorithm in C++; "reference" and "triton": torch's convolution (there is no Triton
-            kernel); None: the fastest that can run.
+            kernel); None: the first of them that can run.
 
     Returns:
         [B, O, H, W] in x's dtype (autocast's, under autocast).

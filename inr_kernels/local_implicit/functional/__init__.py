@@ -219,7 +219,9 @@ def _decode_grid(feat, y, x, cell, weights, biases, form, requested, hoist, band
     needs_coordinates = torch.is_grad_enabled() and any(t.requires_grad for t in coordinates)
     requested = dispatch.reference_if_transformed(requested, feat, *coordinates, *weights, *biases)
     if needs_coordinates and requested not in ("", "reference"):
-        raise RuntimeError(f"backend {requested!r} has no gradient for coord and cell; the reference has")
+        raise RuntimeError(
+            f"backend {requested!r} does not compute the gradient of coord and cell; use backend='reference'"
+        )
     if needs_coordinates or requested == "reference":
         feat, coord = feat.to(weights[0].dtype), torch.stack((y, x), -1)
         return reference.local_implicit(feat, coord, cell, weights, biases, **form._asdict())
@@ -271,9 +273,9 @@ def plan_bands(
     def cost(top, bottom):
         return (last[bottom - 1] + 3 - first[top]) * row_bytes + (bottom - top) * query_bytes
 
-    least = max(cost(row, row + 1) for row in range(size[0]))
-    require(workspace >= least, "workspace", f"be at least {least} bytes for these shapes", workspace)
-    images = max(1, min(batch, workspace // least))
+    min_bytes = max(cost(row, row + 1) for row in range(size[0]))
+    require(workspace >= min_bytes, "workspace", f"be at least {min_bytes} bytes for these shapes", workspace)
+    images = max(1, min(batch, workspace // min_bytes))
     bands = []
     for image in range(0, batch, images):
         top = 0

@@ -73,7 +73,9 @@ def check_queries(
         require(fits, "cell", f"have shape [B, 2] = [{batch}, 2] or coord's {shape(coord)}", shape(cell))
     for value, name in ((coord, "coord"), (cell, "cell")):
         if value is not None and value.dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"{name} must be float32: half precision picks wrong neighbours; got {value.dtype}")
+            raise TypeError(
+                f"{name} must be float32: half precision is too coarse to select the right pixels; got {value.dtype}"
+            )
     return coord.float(), None if cell is None else cell.float()
 
 
