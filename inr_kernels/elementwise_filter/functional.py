@@ -83,7 +83,7 @@ def elementwise_filter(
     kernel_size = check_kernel_size(kernel_size)
     dilations = check_options(dilation, stride, upscale, padding, normalize)
     groups = _check_groups(groups, x, kernel, kernel_size)
-    check_window(log_window, x, normalize)
+    check_window(log_window, x, kernel_size, normalize)
     requested = dispatch.reference_if_transformed(dispatch.requested_backend(backend), x, kernel)
     x, kernel = apply_autocast(x, kernel)
     alpha, beta, gamma = float(alpha), float(beta), float(gamma)

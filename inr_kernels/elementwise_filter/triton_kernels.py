@@ -16,9 +16,10 @@ import triton
 import triton.language as tl
 
 from inr_kernels._core import backends
+from inr_kernels._core.backends import PADDINGS
 from inr_kernels._core.dispatch import Facts
 
-from .arguments import NORMALIZATIONS, PADDINGS, reach
+from .arguments import NORMALIZATIONS, reach
 
 BP = 128  # pixels of a program
 REPLICATE, REFLECT = tl.constexpr(PADDINGS["replicate"]), tl.constexpr(PADDINGS["reflect"])

@@ -8,7 +8,7 @@ from inr_kernels._core.checks import require, require_match, require_tensor, sha
 from inr_kernels._core.dispatch import Facts
 
 NORMS = ("ortho", "backward", "forward")
-PADDINGS = {"reflect": 2, "zeros": 0}  # the values of `Padding` in csrc/inr.h
+PADDINGS = ("reflect", "zeros")  # of conv3x3
 
 
 class Arguments(NamedTuple):

@@ -13,6 +13,7 @@ from .arguments import Arguments, Facts, statistics_dtype
 
 
 def _facts(feat: torch.Tensor, *args: Any, **kwargs: Any) -> Facts:
+    """What decides on the backend of a call, of which `explain` may be given feat only."""
     return Facts(feat.device, result_dtype(feat), feat.shape[1])
 
 
@@ -30,9 +31,9 @@ def unmask_attention(
         E = softmax((1 - M) F F^T scale) F,  F [N, C] the pixels' features, M [N] the mask; softmax along a row
 
     A pixel with M = 1 has only zero scores: it gets the mean of F, exactly, and its scores are not computed. So the
-    time depends on the number of unmasked pixels. No kernel stores the N x N scores: memory is O(N C), in the backward too.
-    Without a kernel the reference runs on slices of the rows. Only the differentiable reference stores all scores; it
-    runs if "reference" is requested, for the gradient of a mask, and under torch.func.
+    time depends on the number of unmasked pixels. No kernel stores the N x N scores: memory is O(N C), in the backward
+    too. Where no kernel can run, the reference runs on slices of the rows. Only the differentiable reference, which
+    runs if "reference" is requested, for the gradient of a mask and under torch.func, stores all scores.
 
     Args:
         feat: F, [B, C, H, W], float32, float64, bfloat16 or float16 (half precision accumulates in float32).

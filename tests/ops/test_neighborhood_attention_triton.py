@@ -97,9 +97,9 @@ def test_paper_shape_on_a_gpu(dilation, dtype):
         bias = rpb.to(exact(dtype_)).requires_grad_()
         out = neighborhood_attention_2d(*leaves, 7, dilation=dilation, rpb=bias, backend=backend)
         runs.append([out, *torch.autograd.grad(out.sum(), [*leaves, bias])])
-    for ours, theirs, exact in zip(*runs, strict=True):
-        allowed = 2 * (theirs - exact).norm() + 2e-3 * exact.norm()
-        assert (ours - exact).norm() <= allowed
+    for ours, theirs, truth in zip(*runs, strict=True):
+        allowed = 2 * (theirs - truth).norm() + 2e-3 * truth.norm()
+        assert (ours - truth).norm() <= allowed
 
 
 @pytest.mark.gpu

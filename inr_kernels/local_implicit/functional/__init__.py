@@ -20,6 +20,7 @@ WORKSPACE = 256 << 20
 def _facts(
     feat: torch.Tensor, coord: Any = None, cell: Any = None, weights: Sequence[torch.Tensor] = (), *_: Any, **__: Any
 ) -> Facts:
+    """What decides on the backend of a call, of which `explain` may be given feat only."""
     return Facts(feat.device, result_dtype(feat), tuple(map(len, weights)))
 
 
