@@ -177,7 +177,7 @@ def test_empty_batch(backend):
 @pytest.mark.parametrize("backend", ["reference", "cpu", "triton"])
 @pytest.mark.parametrize("needed", ["x", "kernel"])
 @pytest.mark.parametrize("normalize", ["none", "taps"])
-def test_only_the_needed_gradient_is_computed(needed, normalize, backend):
+def test_only_needed_gradients_are_computed(needed, normalize, backend):
     tensors = {"x": torch.randn(1, 2, 4, 5), "kernel": torch.randn(1, 18, 4, 5)}
     full = {name: t.clone().requires_grad_() for name, t in tensors.items()}
     expected = torch.autograd.grad(

@@ -132,7 +132,7 @@ def test_gradgradcheck_through_the_reference():
     assert torch.autograd.gradgradcheck(decode, [feat.requires_grad_(), weights[0].requires_grad_()])
 
 
-def test_second_derivative_of_the_kernels_is_refused():
+def test_kernels_raise_on_second_derivative():
     feat, coord, cell, weights, biases = Case().cast(torch.float32)
     out = local_implicit_decode(feat.requires_grad_(), coord, cell, weights, biases, backend="cpu")
     (grad,) = torch.autograd.grad(out.square().sum(), feat, create_graph=True)
@@ -159,7 +159,7 @@ def test_reads_past_a_row_stay_within_the_heap_allocation():
 
 
 @pytest.mark.parametrize("needed", ["feat", "weights"])
-def test_only_the_needed_gradients_are_computed(needed):
+def test_only_needed_gradients_are_computed(needed):
     case = Case()
     feat, coord, cell, weights, biases = case.cast(torch.float32)
     leaves = [feat] if needed == "feat" else [*weights, *biases]

@@ -68,7 +68,7 @@ def test_bias_gradient_in_parts_equals_one_sum(monkeypatch):
 
 
 @pytest.mark.parametrize("needed", range(4))
-def test_only_the_needed_gradient(needed):
+def test_only_needed_gradients(needed):
     case = Case(1, (2, 3), 1, 2, 2, bias=True)
     tensors = [t.float() for t in (*case.tensors[0].unbind(3), case.tensors[1])]
     leaves = [t.clone().requires_grad_(i == needed) for i, t in enumerate(tensors)]
