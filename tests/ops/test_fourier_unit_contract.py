@@ -155,15 +155,15 @@ def test_empty_batch(backend):
 
 @pytest.mark.parametrize("backend", ["reference", "cpu", "triton"])
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("wanted", ["x", "weight", "bn_bias"])
-def test_only_the_wanted_gradient_is_computed(wanted, training, backend):
+@pytest.mark.parametrize("needed", ["x", "weight", "bn_bias"])
+def test_only_needed_gradients_are_computed(needed, training, backend):
     full = GOOD | {name: GOOD[name].clone().requires_grad_() for name in ("x", "weight", "bn_weight", "bn_bias")}
     full |= {"running_mean": None, "running_var": None} if training else {}
     out = fourier_unit(**full, training=training, backend=backend)
-    (expected,) = torch.autograd.grad(out.square().sum(), full[wanted])
-    one = full | {name: GOOD[name] for name in ("x", "weight", "bn_weight", "bn_bias") if name != wanted}
+    (expected,) = torch.autograd.grad(out.square().sum(), full[needed])
+    one = full | {name: GOOD[name] for name in ("x", "weight", "bn_weight", "bn_bias") if name != needed}
     out = fourier_unit(**one, training=training, backend=backend)
-    torch.testing.assert_close(torch.autograd.grad(out.square().sum(), one[wanted])[0], expected)
+    torch.testing.assert_close(torch.autograd.grad(out.square().sum(), one[needed])[0], expected)
 
 
 def test_nothing_of_the_spectrum_is_saved():
@@ -173,7 +173,7 @@ def test_nothing_of_the_spectrum_is_saved():
     assert set(saved) == {X.shape, WEIGHT.shape, ONES.shape}
 
 
-def test_second_derivative_of_the_kernels_is_refused():
+def test_kernels_raise_on_second_derivative():
     leaves = [t.requires_grad_() for t in Case().tensors]
     out = fourier_unit(*leaves, training=True, backend="cpu")
     (grad,) = torch.autograd.grad(out.square().sum(), leaves[0], create_graph=True)

@@ -8,7 +8,7 @@ from local_implicit_cases import FLAGS, SHAPES, Case, assert_kernel_as_accurate
 
 from inr_kernels import LocalImplicitDecoder, local_implicit_decode
 from inr_kernels.local_implicit import reference
-from inr_kernels.local_implicit.functional.hoist import Form, convolve_by_products, hoist_features
+from inr_kernels.local_implicit.functional.hoist import Form, convolve_as_matmuls, hoist_features
 
 GOLDEN = [
     *(f"liif_u{u:d}e{e:d}c{c:d}" for u, e, c in FLAGS),
@@ -132,7 +132,7 @@ def test_gradgradcheck_through_the_reference():
     assert torch.autograd.gradgradcheck(decode, [feat.requires_grad_(), weights[0].requires_grad_()])
 
 
-def test_second_derivative_of_the_kernels_is_refused():
+def test_kernels_raise_on_second_derivative():
     feat, coord, cell, weights, biases = Case().cast(torch.float32)
     out = local_implicit_decode(feat.requires_grad_(), coord, cell, weights, biases, backend="cpu")
     (grad,) = torch.autograd.grad(out.square().sum(), feat, create_graph=True)
@@ -159,7 +159,7 @@ def test_reads_past_a_row_stay_within_the_heap_allocation():
 
 
 @pytest.mark.parametrize("needed", ["feat", "weights"])
-def test_only_the_needed_gradients_are_computed(needed):
+def test_only_needed_gradients_are_computed(needed):
     case = Case()
     feat, coord, cell, weights, biases = case.cast(torch.float32)
     leaves = [feat] if needed == "feat" else [*weights, *biases]
@@ -232,7 +232,7 @@ def test_hoisting_by_products_equals_the_convolution():
         feat, bias = torch.randn(2, 5, 6, 7, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
         kernel = torch.randn(4, 5, side, side, dtype=torch.float64)
         padded = torch.nn.functional.pad(feat, (0, 0, 1, 1)) if unfold else feat
-        products = convolve_by_products(padded, kernel, bias)
+        products = convolve_as_matmuls(padded, kernel, bias)
         convolution = hoist_features(feat, kernel.flatten(1), bias, Form(unfold))
         torch.testing.assert_close(products, convolution)
 

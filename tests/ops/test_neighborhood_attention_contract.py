@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from neighborhood_attention_cases import Case
+from op_backends import backends_of
 
 import inr_kernels
 from inr_kernels import (
@@ -21,7 +22,7 @@ from inr_kernels.neighborhood_attention.arguments import Facts
 
 Q = torch.zeros(2, 6, 7, 2, 4)
 RPB = torch.zeros(2, 5, 5)
-BACKENDS = ["reference", "cpu", "triton"]
+BACKENDS = backends_of("neighborhood_attention")
 
 # What is wrong -> changes to a good call, the error, and what its text must say.
 BAD = {
@@ -139,7 +140,7 @@ def test_empty_batch(backend):
 
 
 @pytest.mark.parametrize("needed", range(4))
-def test_only_the_needed_gradient_is_computed(needed):
+def test_only_needed_gradients_are_computed(needed):
     case = Case(kernel_size=3, bias=True)
     tensors = [t.float() for t in (*case.tensors[0].unbind(3), case.tensors[1])]
 
