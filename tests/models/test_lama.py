@@ -6,6 +6,7 @@ import types
 import pytest
 import torch
 import torch.nn.functional as F
+from op_backends import backends_of
 from safetensors.torch import save_file
 from torch import nn
 
@@ -45,7 +46,7 @@ def published(golden):
     return arrays, {name[6:]: value for name, value in arrays.items() if name.startswith("state.")}
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu", "triton"])
+@pytest.mark.parametrize("backend", backends_of("fourier_unit"))
 def test_equals_lamas_generator(published, backend):
     arrays, state = published
     model = LaMa(TINY)

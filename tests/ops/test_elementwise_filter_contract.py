@@ -3,11 +3,13 @@
 import pytest
 import torch
 from elementwise_filter_cases import DELTA, Case
+from op_backends import backends_of
 
 import inr_kernels
 from inr_kernels import ElementwiseFilter, elementwise_filter, explain
 from inr_kernels.elementwise_filter import pixelwise_reconstruct
 
+BACKENDS = backends_of("elementwise_filter")
 X, KERNEL = torch.zeros(2, 4, 5, 6), torch.zeros(2, 36, 5, 6)
 
 # What is wrong -> changes to a good call, the error, and what its text must say.
@@ -165,7 +167,7 @@ def test_op_checks_the_gradient(wrong):
         torch.ops.inr_kernels.elementwise_filter_backward(wrong, *good, True, True)
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu", "triton"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_empty_batch(backend):
     x, kernel = X[:0].clone().requires_grad_(), KERNEL[:0].clone().requires_grad_()
     out = elementwise_filter(x, kernel, kernel_size=3, normalize="taps", backend=backend)
@@ -174,7 +176,7 @@ def test_empty_batch(backend):
     assert [g.shape for g in grads] == [x.shape, kernel.shape]
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu", "triton"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("needed", ["x", "kernel"])
 @pytest.mark.parametrize("normalize", ["none", "taps"])
 def test_only_needed_gradients_are_computed(needed, normalize, backend):

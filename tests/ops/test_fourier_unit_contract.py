@@ -3,12 +3,14 @@
 import pytest
 import torch
 from fourier_unit_cases import Case
+from op_backends import backends_of
 
 import inr_kernels
 from inr_kernels import FourierUnit, explain, fourier_unit
 from inr_kernels.fourier_unit import conv3x3
 from inr_kernels.fourier_unit.op import dft_matmul
 
+BACKENDS = backends_of("fourier_unit")
 RANDOM = torch.Generator().manual_seed(0)  # finite differences across a ReLU's kink are wrong
 X, WEIGHT = torch.randn(2, 4, 5, 6, generator=RANDOM), torch.randn(12, 8, generator=RANDOM)
 ONES, ZEROS = torch.ones(12), torch.zeros(12)
@@ -141,7 +143,7 @@ def test_convolution_checks_bounds(position, wrong, text):
         op(*good[:position], wrong, *good[position + 1 :])
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu", "triton"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_empty_batch(backend):
     leaves = [GOOD[name].clone().requires_grad_() for name in ("weight", "bn_weight", "bn_bias")]
     x = X[:0].clone().requires_grad_()
@@ -153,7 +155,7 @@ def test_empty_batch(backend):
     assert conv3x3(X[:0], KERNEL, backend=backend).shape == (0, 3, 5, 6)
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu", "triton"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("needed", ["x", "weight", "bn_bias"])
 def test_only_needed_gradients_are_computed(needed, training, backend):
@@ -204,7 +206,7 @@ def test_autocast(dtype):
     assert weight.grad.dtype == torch.float32
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu", "triton"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("momentum", [0.1, 0.5])
 def test_statistics_are_updated_as_by_batch_norm(momentum, backend):
     mean, var = torch.randn(12), torch.rand(12)

@@ -5,11 +5,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from local_implicit_cases import FLAGS, SHAPES, Case, assert_kernel_as_accurate
+from op_backends import backends_of
 
 from inr_kernels import LocalImplicitDecoder, local_implicit_decode
 from inr_kernels.local_implicit import reference
 from inr_kernels.local_implicit.functional.hoist import Form, convolve_as_matmuls, hoist_features
 
+# Triton: test_local_implicit_triton.py
+BACKENDS = [name for name in backends_of("local_implicit") if name != "triton"]
 GOLDEN = [
     *(f"liif_u{u:d}e{e:d}c{c:d}" for u, e, c in FLAGS),
     *("liif_x1", "liif_x3", "liif_x4_random_out1", "liif_full256"),
@@ -29,7 +32,7 @@ def liif(arrays, dtype=torch.float32):
     return args, {"feat_unfold": unfold, "local_ensemble": ensemble}
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", GOLDEN)
 def test_output_equals_liifs(golden, name, backend):
     arrays = golden(name)
@@ -52,7 +55,7 @@ def gradients(arrays, backend, dtype=torch.float32):
     return torch.autograd.grad(out, [feat, *weights, *biases], arrays["grad_out"].to(dtype))
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", [n for n in GOLDEN if n != "liif_full256"])
 def test_gradients_equal_liifs(golden, name, backend):
     arrays = golden(name)
