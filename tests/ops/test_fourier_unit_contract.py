@@ -253,10 +253,12 @@ def test_opcheck_backward(training, needs):
 
 
 @pytest.mark.parametrize("gradients", [False, True])
-@pytest.mark.parametrize("padding", ["reflect", "zeros"])
-def test_opcheck_conv3x3(padding, gradients):
-    shapes = [(2, 3, 5, 6), (4, 5, 3, 3), (4,), (2, 2, 5, 6), (2, 4, 5, 6)]
-    tensors = [torch.randn(shape).requires_grad_(gradients) for shape in shapes]
+@pytest.mark.parametrize(
+    ("padding", "optional"), [("reflect", [(4,), (2, 2, 5, 6), (2, 4, 5, 6)]), ("zeros", [None, None, None])]
+)
+def test_opcheck_conv3x3(padding, optional, gradients):
+    shapes = [(2, 3, 5, 6), (4, 5 if any(optional) else 3, 3, 3), *optional]
+    tensors = [shape and torch.randn(shape).requires_grad_(gradients) for shape in shapes]
     torch.library.opcheck(torch.ops.inr_kernels.conv3x3.default, (*tensors, True, padding, ""))
 
 

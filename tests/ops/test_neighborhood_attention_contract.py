@@ -203,16 +203,24 @@ def arguments(packed=False, gradients=False, **options):
 @pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize("options", [{}, {"bias": True}, {"packed": True}], ids=str)
 def test_opcheck_forward(options, gradients):
-    op = torch.ops.inr_kernels.neighborhood_attention.default
-    torch.library.opcheck(op, arguments(gradients=gradients, **options))
+    args = arguments(gradients=gradients, **options)
+    torch.library.opcheck(torch.ops.inr_kernels.neighborhood_attention.default, args)
 
 
-@pytest.mark.parametrize("needs", [(True,) * 4, (True, False, False, False), (False, True, False, True)])
-def test_opcheck_backward(needs):
-    args = arguments(bias=True)
+@pytest.mark.parametrize(
+    ("bias", "needs"),
+    [
+        (True, [True, True, True, True]),
+        (True, [True, False, False, False]),
+        (True, [False, True, False, True]),
+        (False, [True, True, True, False]),
+    ],
+)
+def test_opcheck_backward(bias, needs):
+    args = arguments(bias=bias)
     out, lse = torch.ops.inr_kernels.neighborhood_attention(*args)
-    op = torch.ops.inr_kernels.neighborhood_attention_backward.default
-    torch.library.opcheck(op, (torch.randn_like(out), torch.randn_like(lse), lse, *args, list(needs)))
+    args = torch.randn_like(out), torch.randn_like(lse), lse, *args, needs
+    torch.library.opcheck(torch.ops.inr_kernels.neighborhood_attention_backward.default, args)
 
 
 class Block(torch.nn.Module):

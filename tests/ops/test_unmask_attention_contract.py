@@ -177,8 +177,9 @@ def test_opcheck_forward(mask_keys, gradients):
     torch.library.opcheck(torch.ops.inr_kernels.unmask_attention.default, arguments(gradients, mask_keys))
 
 
-def test_opcheck_backward():
-    feat, weight, *form = arguments()
+@pytest.mark.parametrize("mask_keys", [False, True])
+def test_opcheck_backward(mask_keys):
+    feat, weight, *form = arguments(mask_keys=mask_keys)
     out, softmax = torch.ops.inr_kernels.unmask_attention(feat, weight, *form)
     args = torch.randn_like(feat), out, softmax, feat, weight, *form
     torch.library.opcheck(torch.ops.inr_kernels.unmask_attention_backward.default, args)
