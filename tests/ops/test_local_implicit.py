@@ -230,7 +230,7 @@ def test_module_equals_the_function():
     assert torch.equal(out, local_implicit_decode(*args, ensemble_after="first"))
 
 
-def test_hoisting_by_products_equals_the_convolution():
+def test_hoisting_as_matmuls_equals_the_convolution():
     for unfold, side in ((True, 3), (False, 1)):
         feat, bias = torch.randn(2, 5, 6, 7, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
         kernel = torch.randn(4, 5, side, side, dtype=torch.float64)

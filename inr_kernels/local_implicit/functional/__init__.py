@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -158,6 +159,7 @@ def render(
         [B, out_channels, H, W].
     """
     height, width = check_size(size)
+    require(isinstance(workspace, Real), "workspace", "be a number of bytes", repr(workspace))
     check_decoder(feat, weights, biases, form, cell_decode=cell_decode)
     require(cell is None or cell_decode, "cell", "be None for a decoder without cell", "a tensor")
     if cell is not None:
