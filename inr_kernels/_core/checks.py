@@ -28,6 +28,18 @@ def require_tensor(
         require(False, argument, f"be on {like.device}", value.device)
 
 
+def require_input(value: Any, argument: str, channels: int, weight: torch.Tensor, *, any_dtype: bool = False) -> None:
+    """Requires a layer's input [B, C, H, W] to fit its weight: the error names what the caller passed, not the weight.
+
+    any_dtype: whether the layer takes other dtypes than its weight's, as every layer does under autocast.
+    """
+    require_tensor(value, argument, dims=(4,), like=weight)
+    if value.shape[1] != channels:
+        require(False, argument, f"have {channels} channels", shape(value))
+    if value.dtype != weight.dtype and not (any_dtype or has_autocast(value)):
+        require(False, argument, f"have the layer's dtype {weight.dtype}", value.dtype)
+
+
 def require_match(
     value: torch.Tensor, argument: str, size: Sequence[int], dtype: torch.dtype, device: torch.device
 ) -> None:
@@ -49,19 +61,21 @@ def shape(tensor: torch.Tensor) -> list[int]:
     return list(tensor.shape)
 
 
+def has_autocast(tensor: torch.Tensor) -> bool:
+    """Whether autocast is enabled on the tensor's device. torch has none for "meta"."""
+    return tensor.device.type != "meta" and torch.is_autocast_enabled(tensor.device.type)
+
+
 def result_dtype(tensor: torch.Tensor) -> torch.dtype:
     """The tensor's dtype or, under autocast, autocast's dtype; float64 is kept, as autocast does."""
-    device = tensor.device.type
-    if device == "meta":  # for which torch has no autocast
-        return tensor.dtype
-    casts = torch.is_autocast_enabled(device) and tensor.dtype != torch.float64
-    return torch.get_autocast_dtype(device) if casts else tensor.dtype
+    casts = has_autocast(tensor) and tensor.dtype != torch.float64
+    return torch.get_autocast_dtype(tensor.device.type) if casts else tensor.dtype
 
 
 def apply_autocast(first: torch.Tensor, *others: torch.Tensor | None) -> list[Any]:
     """The tensors in `result_dtype(first)` under autocast, else unchanged."""
     tensors = [first, *others]
-    if not torch.is_autocast_enabled(first.device.type):
+    if not has_autocast(first):
         return tensors
     dtype = result_dtype(first)
     return [None if t is None else t.to(dtype) for t in tensors]

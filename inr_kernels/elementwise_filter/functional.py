@@ -9,7 +9,7 @@ from inr_kernels._core import dispatch
 from inr_kernels._core.checks import apply_autocast, is_positive_int, require, require_tensor, shape
 
 from . import op, reference
-from .arguments import Arguments, check_kernel_size, check_options, check_tensors
+from .arguments import Arguments, check_kernel_size, check_options, check_tensors, check_window
 
 
 @op.OP.public()
@@ -83,7 +83,7 @@ def elementwise_filter(
     kernel_size = check_kernel_size(kernel_size)
     dilations = check_options(dilation, stride, upscale, padding, normalize)
     groups = _check_groups(groups, x, kernel, kernel_size)
-    _check_window(log_window, x, normalize)
+    check_window(log_window, x, kernel_size, normalize)
     requested = dispatch.reference_if_transformed(dispatch.requested_backend(backend), x, kernel)
     x, kernel = apply_autocast(x, kernel)
     alpha, beta, gamma = float(alpha), float(beta), float(gamma)
@@ -133,11 +133,3 @@ def _check_groups(groups, x, kernel, kernel_size):
         return channels // taps
     require(is_positive_int(groups), "groups", f"divide x's {x.shape[1]} channels", groups)
     return groups
-
-
-def _check_window(log_window, x, normalize):
-    """None, or a constant tensor of two dimensions for a softmax."""
-    if log_window is not None:
-        require_tensor(log_window, "log_window", dims=(2,), like=x)
-        require(normalize != "none", "log_window", "be None without a softmax (normalize='none')", "a tensor")
-        require(not log_window.requires_grad, "log_window", "be a constant", "a tensor that requires a gradient")

@@ -18,7 +18,10 @@ def pixel_centres(n: int, device: torch.device | str = "cpu") -> torch.Tensor:
 
 
 def nearest_pixel(coord: torch.Tensor, n: int, side: int, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """The pixel nearest to coord shifted by `side` (-1, 0, 1) half pixels: (index, offset of coord in half pixels)."""
+    """The nearest of n pixels to coord [...] float32 shifted by `side` (-1, 0, 1) half pixels.
+
+    Returns its index [...] int64, and the offset of coord from its centre in half pixels, [...] float32.
+    """
     moved = (coord.detach() + (side * (2 / n / 2) + eps)).clamp(-1 + 1e-6, 1 - 1e-6)
     index = (((moved + 1) * n - 1) / 2).round().long().clamp(0, n - 1)
     return index, (coord - pixel_centres(n, coord.device)[index]) * n
@@ -27,9 +30,10 @@ def nearest_pixel(coord: torch.Tensor, n: int, side: int, eps: float) -> tuple[t
 def neighbours(
     y: torch.Tensor, x: torch.Tensor, size: Sequence[int], local_ensemble: bool
 ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
-    """The pixels around each query, in the order (-,-), (-,+), (+,-), (+,+), or only the nearest one.
+    """The pixels of a map of size (h, w) around queries at y, x [...], in the order (-,-), (-,+), (+,-), (+,+).
 
-    Returns lists of rows, columns [...], offsets [..., 2] and ensemble weights [...].
+    Without local_ensemble only the nearest one. Returns four lists with an element per pixel: rows [...] and columns
+    [...] int64, offsets (y, x) [..., 2] in half pixels, and ensemble weights [...].
     """
     sides, eps = ((-1, 1), 1e-6) if local_ensemble else ((0,), 0)
     rows, cols, offsets, areas = [], [], [], []
@@ -54,7 +58,7 @@ def relative_cell(cell: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 
 
 def mlp(x: torch.Tensor, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Applies Linear layers with a ReLU between them."""
+    """Applies Linear layers with a ReLU between them: x [..., N0], weights[i] [N(i+1), N(i)] -> [..., Nk]."""
     for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
         x = F.linear(x, weight, bias).relu()
     return F.linear(x, weights[-1], biases[-1])

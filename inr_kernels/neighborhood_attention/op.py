@@ -22,9 +22,7 @@ from inr_kernels._core.registration import (
 )
 
 from . import reference
-from .arguments import Arguments, Facts, exact, unpack
-
-__all__ = ["OP", "Facts", "exact", "neighborhood_attention", "neighborhood_attention_backward", "run_natten"]
+from .arguments import Arguments, exact, unpack
 
 _ARGUMENTS = (
     "Tensor[] qkv, Tensor? rpb, int[] kernel_size, int[] dilation, int[] stride, bool[] is_causal, float scale,"
@@ -156,12 +154,6 @@ OP = Op(
 )
 
 
-def _forward_fake(*args):
-    a = Arguments(*args[:-1])
-    a.check()
-    return _outputs(a)
-
-
 def _backward(grad, grad_lse, lse, *args):
     *args, needs = args
     a, backend = OP.select(*args)
@@ -170,14 +162,15 @@ def _backward(grad, grad_lse, lse, *args):
 
 
 def _backward_fake(grad, grad_lse, lse, qkv, rpb, *rest):
-    *grads, d_rpb = fake_gradients([*qkv, lse if rpb is None else rpb], rest[-1], like=grad)
+    *_, needs = rest
+    *grads, d_rpb = fake_gradients([*qkv, lse if rpb is None else rpb], needs, like=grad)
     return grads, d_rpb
 
 
 neighborhood_attention = define(
     f"neighborhood_attention({_ARGUMENTS}) -> (Tensor, Tensor)",
     OP.forward,
-    _forward_fake,
+    OP.fake(_outputs),
 )
 neighborhood_attention_backward = define(
     f"neighborhood_attention_backward(Tensor grad, Tensor grad_lse, Tensor lse, {_ARGUMENTS}, bool[] needs)"

@@ -13,6 +13,7 @@ from .arguments import Arguments, Facts, statistics_dtype
 
 
 def _facts(feat: torch.Tensor, *args: Any, **kwargs: Any) -> Facts:
+    """What decides on the backend of a call, of which `explain` may be given feat only."""
     return Facts(feat.device, result_dtype(feat), feat.shape[1])
 
 

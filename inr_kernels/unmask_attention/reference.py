@@ -19,7 +19,7 @@ def unmask_attention(
     out = scores.softmax(2) @ tokens
     if mask_keys:
         out = torch.where(some, out, 0)
-    most = scores.amax(2)
-    total = (scores - most[:, :, None]).exp().sum(2)
-    most = most.masked_fill(weight[:, rows] == 0, torch.inf)  # as the kernels return it for a token that is no query
-    return out.mT, torch.stack((most, total), 1).to(weight.dtype)
+    max_logit = scores.amax(2)
+    total = (scores - max_logit[:, :, None]).exp().sum(2)
+    max_logit = max_logit.masked_fill(weight[:, rows] == 0, torch.inf)  # as the kernels: such a token is no query
+    return out.mT, torch.stack((max_logit, total), 1).to(weight.dtype)

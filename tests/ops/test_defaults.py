@@ -6,7 +6,8 @@ from importlib import import_module
 
 import pytest
 import torch
-from public_calls import CALLS, CASES, SMALL, backends_of
+from op_backends import backends_of
+from public_calls import CALLS, CASES, SMALL
 from torch.utils._pytree import tree_leaves
 from tree import LIBRARY, ROOT
 
@@ -88,7 +89,7 @@ def assert_equal(got, expected):
 @pytest.mark.parametrize("name", CASES)
 def test_ops(name):
     case = CASES[name](**SMALL.get(name, {}))
-    for backend in backends_of(name):
+    for backend in [None, *backends_of(name)]:
         run = lambda backend=backend: case.run(torch.float32, backend)  # noqa: E731
         expected = outcome(run)
         for other in ("bfloat16", "meta") if backend == "triton" else DEFAULTS:

@@ -5,12 +5,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from op_backends import backends_of
 from unmask_attention_cases import HOLES, SHAPES, Case, assert_kernel_as_accurate, mask_of
 
 from inr_kernels import unmask_attention
 
-BACKENDS = ["reference", "cpu", "triton"]
-KERNELS = ["cpu", "triton"]
+BACKENDS = backends_of("unmask_attention")
+KERNELS = [name for name in BACKENDS if name != "reference"]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 

@@ -41,12 +41,6 @@ SMALL = {  # for Triton's interpreter, which is slow
 }
 
 
-def backends_of(op):
-    """None, and the backends of an op that run on this machine."""
-    facts = OPS[op].facts(torch.empty(1, 1, 1, 1, dtype=torch.float32, device="cpu"))
-    return [None, *(name for name, backend in OPS[op].backends.items() if not backend.why_not(facts))]
-
-
 def call(function, *args, **kwargs):
     """A function without arguments that calls this one without gradients."""
 

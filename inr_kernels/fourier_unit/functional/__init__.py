@@ -38,8 +38,8 @@ def fourier_unit(
         p = relu(batch_norm(p))
         y = irfft2([p_0 + i p_1; p_2 + i p_3; ...])
 
-    The spectrum p is not Hermitian. irfft2 is numpy's, on every backend: of the first column and, at an even width, of
-    the last it uses only the part that a real image can have. Any H and W; the spectrum is at least float32, so half
+    The spectrum p is not Hermitian. irfft2 matches numpy.fft.irfft2 on every backend: the non-Hermitian part of the
+    first column and, at an even width, of the last is ignored. Any H and W; the spectrum is at least float32, so half
     precision neither requires powers of two nor overflows.
 
     Args:

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ WORKSPACE = 256 << 20
 def _facts(
     feat: torch.Tensor, coord: Any = None, cell: Any = None, weights: Sequence[torch.Tensor] = (), *_: Any, **__: Any
 ) -> Facts:
+    """What decides on the backend of a call, of which `explain` may be given feat only."""
     return Facts(feat.device, result_dtype(feat), tuple(map(len, weights)))
 
 
@@ -157,6 +159,7 @@ def render(
         [B, out_channels, H, W].
     """
     height, width = check_size(size)
+    require(isinstance(workspace, Real), "workspace", "be a number of bytes", repr(workspace))
     check_decoder(feat, weights, biases, form, cell_decode=cell_decode)
     require(cell is None or cell_decode, "cell", "be None for a decoder without cell", "a tensor")
     if cell is not None:
@@ -272,9 +275,9 @@ def plan_bands(
     def cost(top, bottom):
         return (last[bottom - 1] + 3 - first[top]) * row_bytes + (bottom - top) * query_bytes
 
-    least = max(cost(row, row + 1) for row in range(size[0]))
-    require(workspace >= least, "workspace", f"be at least {least} bytes for these shapes", workspace)
-    images = max(1, min(batch, workspace // least))
+    min_bytes = max(cost(row, row + 1) for row in range(size[0]))
+    require(workspace >= min_bytes, "workspace", f"be at least {min_bytes} bytes for these shapes", workspace)
+    images = max(1, min(batch, workspace // min_bytes))
     bands = []
     for image in range(0, batch, images):
         top = 0

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from inr_kernels._core.checks import require, require_tensor, result_dtype, shape
+from inr_kernels._core.checks import has_autocast, is_positive_int, require, require_tensor, result_dtype, shape
 
 from .. import op
 from ..arguments import check_count, check_dtypes, check_layer
@@ -20,7 +20,7 @@ def cast_parameters(
     inference where the processor multiplies it. The features are cast later, band by band; coordinates never are.
     """
     dtype = result_dtype(feat)
-    if not torch.is_autocast_enabled(feat.device.type):
+    if not has_autocast(feat):
         for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
             check_dtypes(i, weight, bias, "feat", dtype)
     working = dtype
@@ -75,6 +75,13 @@ def check_queries(
         if value is not None and value.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"{name} must be float32: half precision is too coarse to find pixels; got {value.dtype}")
     return coord.float(), None if cell is None else cell.float()
+
+
+def check_widths(in_channels: int, hidden: Sequence[int], out_channels: int) -> None:
+    """Raises unless a decoder can have these widths."""
+    fits = isinstance(hidden, Sequence) and hidden and all(map(is_positive_int, (in_channels, *hidden, out_channels)))
+    rule = "be positive integers, hidden a sequence of them that is not empty"
+    require(fits, "in_channels, hidden and out_channels", rule, f"{in_channels!r}, {hidden!r}, {out_channels!r}")
 
 
 def check_size(size: Sequence[int]) -> tuple[int, int]:
