@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from inr_kernels._core import dispatch
-from inr_kernels._core.checks import apply_autocast, is_positive_int, require, require_tensor, shape
+from inr_kernels._core.checks import apply_autocast, is_positive_int, require, require_tensor, shape, without_autocast
 
 from . import op, reference
 from .arguments import Arguments, check_kernel_size, check_options, check_tensors, check_window
@@ -89,7 +89,7 @@ def elementwise_filter(
     alpha, beta, gamma = float(alpha), float(beta), float(gamma)
     options = stride, upscale, padding, normalize, alpha, beta, gamma
     arguments = Arguments(x, kernel, kernel_size, groups, dilations, *options, log_window)
-    with torch.autocast(x.device.type, enabled=False):  # already applied
+    with without_autocast(x):  # already applied
         if requested == "reference":
             arguments.check()  # the op checks its arguments itself
             out = reference.elementwise_filter(*arguments)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from inr_kernels._core import dispatch
-from inr_kernels._core.checks import require, require_tensor, result_dtype, shape
+from inr_kernels._core.checks import require, require_tensor, result_dtype, shape, without_autocast
 
 from .. import op, reference
 from ..arguments import Facts
@@ -213,7 +213,7 @@ def decode_grid(
     band_start: int = 0,
 ) -> torch.Tensor:
     """y, x [B, R, S], cell [B, R, S, 2] -> [B, R, S, out_channels]; `hoist` may cover a band of feature rows."""
-    with torch.autocast(feat.device.type, enabled=False):  # already applied
+    with without_autocast(feat):  # already applied
         return _decode_grid(feat, y, x, cell, weights, biases, form, requested, hoist, band_start)
 
 

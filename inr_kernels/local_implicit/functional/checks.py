@@ -1,6 +1,6 @@
 """Checks of local_implicit's public arguments, and the dtype that it computes in."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 
 import torch
 
@@ -44,6 +44,9 @@ def check_decoder(
     require(min(feat.shape[1:]) > 0, "feat", "have at least one channel and one pixel, [B, C, h, w]", shape(feat))
     after = form.ensemble_after
     require(after in ("last", "first"), "ensemble_after", 'be "last" or "first"', repr(after))
+    for value, name in ((weights, "weights"), (biases, "biases")):
+        if not isinstance(value, Sized):
+            raise TypeError(f"{name} must be a list of tensors; got {type(value).__name__}")
     require(len(weights) >= 2, "weights", "hold at least two Linear weights", len(weights))
     check_count(weights, biases)
     inputs = feature_columns(feat.shape[1], form) + 2 + (2 if cell_decode and after == "last" else 0)
