@@ -32,6 +32,7 @@ class Network:
         CONFIG: the class of its config.
         KEY: a state-dict key that no other network has; it identifies files without a name.
         PRETRAINED: the checkpoint that ships with the package, or None.
+        READS: files of other projects that `from_checkpoint` opens, for its errors.
 
     Attributes:
         config: what fixes its structure.
@@ -42,6 +43,7 @@ class Network:
     CONFIG: ClassVar[Callable[..., Any]]
     KEY: ClassVar[str]
     PRETRAINED: ClassVar[Path | None] = None
+    READS: ClassVar[str] = ""
 
     config: Any
     notes: Any
@@ -70,20 +72,30 @@ class Network:
             TypeError: the network does not have this option.
             ValueError: it is damaged, or is not a checkpoint of this network; the message gives the reason.
         """
-        read: Callable[..., checkpoints.Checkpoint] = cls._read
+        cls._check_options(options)
+        with checkpoints.errors(path, cls):
+            contents = checkpoints.read(path)
+        return cls._from_contents(path, contents, options)
+
+    @classmethod
+    def _from_contents(cls: type[N], path: checkpoints.FilePath, contents: checkpoints.Contents, options: Any) -> N:
+        """`from_checkpoint` of a file that has been read."""
+        reading, making = cls._check_options(options)
         make: Callable[..., Any] = cls
-        of_read, of_make = (inspect.signature(function).parameters for function in (read, make))
-        supported = (of_read.keys() | of_make.keys()) - {"path", "config"}
+        with checkpoints.errors(path, cls):
+            checkpoint = cls._read(contents, **reading)
+            return checkpoints.build(checkpoint, contents.size, cls, lambda config: make(config, **making))
+
+    @classmethod
+    def _check_options(cls, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Splits the options of `from_checkpoint` into those of `_read` and of the class; TypeError for others."""
+        of_read, of_class = (inspect.signature(function).parameters for function in (cls._read, cls))
+        supported = (of_read.keys() | of_class.keys()) - {"contents", "config"}
         if unknown := sorted(options.keys() - supported):
             names = ", ".join(sorted(supported)) or "none"
             raise TypeError(f"{cls.NETWORK} has no option {', '.join(unknown)}; its options are: {names}")
-        reading, making = ({k: v for k, v in options.items() if k in names} for names in (of_read, of_make))
-        return checkpoints.load(
-            path,
-            cls.NETWORK,
-            lambda path: read(path, **reading),
-            lambda config: make(cls.CONFIG(**config), **making),
-        )
+        reading, making = ({k: v for k, v in options.items() if k in names} for names in (of_read, of_class))
+        return reading, making
 
     @classmethod
     def pretrained(cls: type[N], **options: Any) -> N:
@@ -98,9 +110,11 @@ class Network:
         return cls.from_checkpoint(cls.PRETRAINED, **options)
 
     @classmethod
-    def _read(cls, path: checkpoints.FilePath) -> checkpoints.Checkpoint:
-        """Reads a file for `from_checkpoint`; a network with further formats or options overrides this."""
-        return checkpoints.read(path, cls.NETWORK)
+    def _read(cls, contents: checkpoints.Contents) -> checkpoints.Checkpoint:
+        """Finds the checkpoint in a file; a network with further formats or options overrides this."""
+        if checkpoint := checkpoints.parse(contents, cls.NETWORK):
+            return checkpoint
+        raise checkpoints.Unreadable("its metadata has no config")
 
 
 class Inpainter(Network, nn.Module):

@@ -113,8 +113,16 @@ def damaged(kind):
     checkpoint, model = published(TINY)
     sd = model.state_dict()
     args = checkpoint["model"]["args"]
-    if kind == "rdn":
-        args["encoder_spec"] = {"name": "rdn", "args": {}}
+    if kind == "swinir":
+        args["encoder_spec"] = {"name": "swinir", "args": {}}
+    elif kind == "rdn":
+        args["encoder_spec"] = {"name": "rdn", "args": {"no_upsampling": True, "RDNconfig": "C"}}
+    elif kind == "encoder":
+        del args["encoder_spec"]
+    elif kind == "decoder":
+        args["imnet_spec"] = None
+    elif kind == "flag":
+        args["posenc"] = True
     elif kind == "upsampler":
         args["encoder_spec"]["args"]["no_upsampling"] = False
     elif kind == "lte":
@@ -123,8 +131,8 @@ def damaged(kind):
         checkpoint["model"]["sd"] = {k: v for k, v in sd.items() if "head" not in k}
     elif kind == "shape":
         checkpoint["model"]["sd"] = sd | {"imnet.layers.0.bias": torch.zeros(5)}
-    elif kind == "bare":
-        return sd
+    elif kind == "nothing":
+        return {"model": {"weight": torch.zeros(3)}}
     elif kind == "tensor":
         return torch.zeros(3)
     return checkpoint
@@ -133,13 +141,17 @@ def damaged(kind):
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        ("rdn", "its encoder is 'rdn', supported are edsr-baseline, edsr"),
+        ("swinir", "its encoder is 'swinir', supported are edsr-baseline, edsr, rdn"),
+        ("rdn", "its RDN is not one of 3 x 3 convolutions and the configuration A or B"),
+        ("encoder", "its model has no encoder_spec"),
+        ("decoder", "its model has no imnet_spec"),
+        ("flag", "its config has the entry 'posenc', which a LIIF does not have"),
         ("upsampler", "its encoder has an upsampler"),
         ("lte", "it contains a 'lte'"),
-        ("missing", "Missing key.*encoder.head.0.weight"),
-        ("shape", "size mismatch for imnet.layers.0.bias"),
-        ("bare", "it has no model of name, args and sd"),
-        ("tensor", "it has no model of name, args and sd"),
+        ("missing", "it has no tensor encoder.head.0.weight, which its config needs"),
+        ("shape", r"its tensor imnet.layers.0.bias has the shape \[5\]; its config needs \[16\]"),
+        ("nothing", "it has no tensor imnet.layers.0.weight"),
+        ("tensor", "it has no state dict, but a value of the type Tensor"),
     ],
 )
 def test_unsupported_checkpoints(tmp_path, kind, reason):
@@ -166,7 +178,7 @@ def test_safetensors_of_another_model(tmp_path):
     from safetensors.torch import save_file
 
     save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="its metadata has no config"):
+    with pytest.raises(ValueError, match=r"it has no tensor imnet\.layers\.0\.weight"):
         LIIF.from_checkpoint(tmp_path / "other.safetensors")
 
 
