@@ -31,8 +31,10 @@ def unmask_attention(
         E = softmax((1 - M) F F^T scale) F,  F [N, C] the pixels' features, M [N] the mask; softmax along a row
 
     A pixel with M = 1 has only zero scores: it gets the mean of F, exactly, and its attention is not computed, so the
-    time depends on the number of unmasked pixels. Memory is O(N C), in the backward too: no backend stores an N x N
-    matrix. Only the form that gives the gradient of a mask and supports torch.func stores it.
+    time depends on the number of unmasked pixels. NaN or infinity in F reaches such a pixel through that mean only, in
+    the channels that hold it; with `mask_keys`, what masked pixels hold reaches no pixel. Memory is O(N C), in the
+    backward too: no backend stores an N x N matrix. Only the form that gives the gradient of a mask and supports
+    torch.func stores it.
 
     Args:
         feat: F, [B, C, H, W], float32, float64, bfloat16 or float16 (half precision accumulates in float32).

@@ -232,7 +232,10 @@ def forward(
     p = _Problem(feat, weight, scale, mask_keys)
     out, softmax = torch.empty_like(p.tokens), weight.new_empty(len(feat), 2, feat.shape[2])
     p.launch(attend, FORWARD_BLOCKS, out, softmax, p.tokens, p.factor, p.bias)
-    mean = p.per_key((feat.float() * p.key_weight[:, None]).sum(2)).to(feat.dtype)
+    weighted = feat.float() * p.key_weight[:, None]
+    if mask_keys:
+        weighted.masked_fill_(p.key_weight[:, None] == 0, 0)  # NaN and infinity of holes
+    mean = p.per_key(weighted.sum(2)).to(feat.dtype)
     is_query = weight[:, None] != 0
     softmax = torch.empty_like(softmax).scatter_(2, p.order[:, None].expand_as(softmax), softmax)
     # In place: a tensor of the two numbers would be copied from the CPU, which a CUDA graph cannot capture.

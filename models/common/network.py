@@ -15,7 +15,7 @@ from inr_kernels.local_implicit.functional import WORKSPACE
 
 from . import checkpoints
 from .graphs import Graphed, graphed_pair
-from .masking import blend, check_mask, output_size
+from .masking import blend, check_mask, check_range, check_weights, output_size
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 
@@ -153,7 +153,8 @@ class Inpainter(Network, nn.Module):
         Args:
             features: of `encode`.
             size: (H', W').
-            workspace: bytes of working memory that the rendering in bands of rows may use.
+            workspace: bytes of working memory that the rendering in bands of rows may use; LaMa, which renders all
+                rows at once, does not read it.
             progress: called as progress(rows done, rows in all).
         """
         raise NotImplementedError
@@ -212,9 +213,13 @@ class Inpainter(Network, nn.Module):
     ) -> torch.Tensor:
         """Returns `forward` without gradients, with the prediction clamped to [0, 1], in bounded working memory.
 
-        Arguments and errors: as `predict`.
+        Arguments and errors: as `predict`; ValueError also for an image whose known values are not in [0, 1], such as
+        0 ... 255, and for weights that hold NaN.
         """
-        return self._blended(image, mask, self.predict(image, mask, size, scale=scale, **options).clamp_(0, 1))
+        check_range(image, self._mask(image, mask))
+        prediction = self.predict(image, mask, size, scale=scale, **options)
+        check_weights(self, prediction)
+        return self._blended(image, mask, prediction.clamp_(0, 1))
 
     def _blended(self, image: torch.Tensor, mask: torch.Tensor, prediction: torch.Tensor) -> torch.Tensor:
         prediction = prediction.to(image.dtype)

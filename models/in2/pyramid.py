@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from inr_kernels._core.checks import require, require_input
+from inr_kernels._core.checks import require, require_input, without_autocast
 from inr_kernels.local_implicit import local_implicit_decode
 from inr_kernels.local_implicit.functional import WORKSPACE, Form, check_size, render
 from inr_kernels.local_implicit.functional.checks import check_widths
@@ -202,7 +202,7 @@ def _centres(n: int, device: torch.device) -> torch.Tensor:
 
 def _taps(weight: torch.Tensor, bias: torch.Tensor, head: nn.Conv2d) -> tuple[torch.Tensor, torch.Tensor]:
     """Merges a Linear and the 3 x 3 convolution behind it into one Linear: what a pixel adds to its nine neighbours."""
-    with torch.autocast(weight.device.type, enabled=False):
+    with without_autocast(weight):
         kernel = head.weight.flip(2, 3)
         taps = torch.einsum("ocij,cn->oijn", kernel, weight), torch.einsum("ocij,c->oij", kernel, bias)
     return taps[0].flatten(0, 2), taps[1].flatten()

@@ -2,7 +2,6 @@
 
 import math
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +10,11 @@ import torch
 from torch import nn
 
 from inr_kernels._core.checks import require
-from inr_kernels.local_implicit.functional import WORKSPACE
+from inr_kernels.local_implicit.functional import WORKSPACE, check_size, check_workspace
 
 from ..common import checkpoints
-from ..common.graphs import Graphed
+from ..common.deprecated import deprecated
+from ..common.graphs import Graphed, check_shape
 from ..common.masking import check_mask, known, output_size
 from ..common.network import Inpainter, Progress
 from .ffc import FFC_BN_ACT, ConcatTupleLayer, FFCResnetBlock
@@ -142,15 +142,17 @@ class LaMa(Inpainter):
     def decode(
         self, features: Any, size: tuple[int, int], *, workspace: int = WORKSPACE, progress: Progress = None
     ) -> torch.Tensor:
-        """As `Inpainter.decode`, but at the size of the encoded image only, and all rows at once.
+        """As `Inpainter.decode`, but at the size of the encoded image only, and all rows at once, whatever `workspace`.
 
         Raises:
             ValueError: another size.
         """
+        size = check_size(size)
+        check_workspace(workspace)
         out = self.model[self.split :](features)
         step = 1 << self.config.downsamplings
         fits = all(n - step < wanted <= n for wanted, n in zip(size, out.shape[2:], strict=True))
-        require(fits, "size", f"be that of the encoded image, at most {tuple(out.shape[2:])}", tuple(size))
+        require(fits, "size", f"be that of the encoded image, at most {tuple(out.shape[2:])}", size)
         if progress is not None:
             rows = len(out) * size[0]
             progress(rows, rows)
@@ -180,8 +182,8 @@ class LaMa(Inpainter):
         **options: Any,
     ) -> torch.Tensor:
         """As `Inpainter.forward`. A single tensor of 4 channels is deprecated; it goes to the generator, `model`."""
-        if mask is None and image.shape[1] == self.config.inputs:
-            warnings.warn("LaMa(x) is deprecated: call LaMa.model(x) or LaMa(image, mask)", DeprecationWarning, 2)
+        if mask is None and isinstance(image, torch.Tensor) and image.shape[1:2] == (self.config.inputs,):
+            deprecated("LaMa(x) is deprecated: call LaMa.model(x) or LaMa(image, mask)")
             return self.model(image)
         return super().forward(image, mask, size, scale=scale, **options)
 
@@ -189,8 +191,8 @@ class LaMa(Inpainter):
         self, shape: tuple[int, ...], size: tuple[int, int] | None = None, *, scale: float | None = None, **options: Any
     ) -> Graphed:
         """As `Inpainter.graphed`. A shape of 4 channels is deprecated; it gives a graph of the generator, `model`."""
-        if len(shape) == 4 and shape[1] == self.config.inputs:
-            warnings.warn("graphed([B, 4, H, W]) is deprecated: give the image's shape", DeprecationWarning, 2)
+        if check_shape(shape)[1:2] == (self.config.inputs,):
+            deprecated("graphed([B, 4, H, W]) is deprecated: give the image's shape")
             return Graphed(self.model, [shape])
         return super().graphed(shape, size, scale=scale, **options)
 

@@ -59,5 +59,5 @@ class EDSR(Encoder):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """[B, 3, h, w] -> [B, features, h, w]."""
-        x = self.head(image.contiguous(memory_format=torch.channels_last))
+        x = self.head(self.checked(image))
         return x + self.body(x)

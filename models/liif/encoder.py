@@ -5,6 +5,9 @@ import math
 import torch
 from torch import nn
 
+from inr_kernels.local_implicit.functional import check_workspace
+
+from ..common.masking import check_image
 from ..common.tiling import map_tiles
 
 
@@ -26,6 +29,11 @@ class Encoder(nn.Module):
     halo: int
     live_maps: int
 
+    def checked(self, image: torch.Tensor) -> torch.Tensor:
+        """The image in the memory format that is fastest; raises unless it is one [B, 3, h, w]."""
+        check_image(image, next(self.parameters()).device)
+        return image.contiguous(memory_format=torch.channels_last)
+
     def tiled(self, image: torch.Tensor, workspace: int) -> torch.Tensor:
         """As `forward`, exact for any size, on tiles that overlap by the receptive field.
 
@@ -34,8 +42,9 @@ class Encoder(nn.Module):
             workspace: bytes of working memory in addition to the features, approximately; a tile is never smaller
                 than its overlap.
         """
+        check_workspace(workspace)
         pixel = self.live_maps * self.out_dim * image.element_size() * max(1, len(image))
-        side = max(math.isqrt(workspace // pixel) - 2 * self.halo, 2 * self.halo)
+        side = max(math.isqrt(int(workspace // pixel)) - 2 * self.halo, 2 * self.halo)
         if max(image.shape[2:]) <= side + 2 * self.halo:
             return self(image)
         return map_tiles(self, image, side=side, halo=self.halo)

@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 
-from inr_kernels._core.checks import require, require_tensor, shape
+from inr_kernels._core.checks import require
 from inr_kernels.local_implicit import LocalImplicitDecoder
 from inr_kernels.local_implicit.functional import WORKSPACE
 
 from ..common import checkpoints
-from ..common.masking import output_size
+from ..common.masking import check_image, check_range, check_weights, output_size
 from ..common.network import WEIGHTS, Network
 from . import published
 from .edsr import EDSR
@@ -154,17 +154,19 @@ class LIIF(Network, LocalImplicitDecoder):
 
         Raises:
             TypeError: image is not a floating-point tensor.
-            ValueError: a shape, size, scale or device that does not fit.
+            ValueError: a shape, size, scale or device that does not fit; values that are not in [0, 1], such as
+                0 ... 255; weights that hold NaN.
         """
         if (scale is None) == (size is None):
             raise ValueError(f"give either scale or size; got scale={scale}, size={size}")
         parameter = next(self.parameters())
-        require_tensor(image, "image", dims=(4,), like=parameter)
-        require(image.shape[1] == 3, "image", "have shape [B, 3, h, w]", shape(image))
-        image = image.to(parameter.dtype)
+        check_image(image, parameter.device)
+        check_range(image)
         size = output_size(image, size, scale)
-        feat = self.encoder.tiled(image * 2 - 1, workspace)
-        return self.render(feat, size, workspace=workspace, **options).add_(1).div_(2).clamp_(0, 1)
+        feat = self.encoder.tiled(image.to(parameter.dtype) * 2 - 1, workspace)
+        out = self.render(feat, size, workspace=workspace, **options)
+        check_weights(self, out)
+        return out.add_(1).div_(2).clamp_(0, 1)
 
     @classmethod
     def _read(cls, contents: checkpoints.Contents) -> checkpoints.Checkpoint:

@@ -61,7 +61,7 @@ class RDN(Encoder):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """[B, 3, h, w] -> [B, features, h, w]."""
-        shallow = self.SFENet1(image.contiguous(memory_format=torch.channels_last))
+        shallow = self.SFENet1(self.checked(image))
         x = self.SFENet2(shallow)
         fuse: Any = self.GFF[0]
         fused = fuse.bias[:, None, None]

@@ -183,11 +183,13 @@ def test_a_single_tensor_is_deprecated():
     model, x = LaMa(TINY).eval(), torch.rand(1, 4, 16, 16)
     with torch.no_grad():
         expected = model.model(x)
-        with pytest.warns(DeprecationWarning, match=r"LaMa\(x\) is deprecated"):
+        with pytest.warns(DeprecationWarning, match=r"LaMa\(x\) is deprecated") as warned:
             assert torch.equal(model(x), expected)
-        with pytest.warns(DeprecationWarning, match=r"graphed\(\[B, 4, H, W\]\) is deprecated"):
+            model.forward(x)
+        with pytest.warns(DeprecationWarning, match=r"graphed\(\[B, 4, H, W\]\) is deprecated") as also:
             fast = model.graphed(x.shape)
         assert torch.equal(fast(x), expected)
+    assert {warning.filename for warning in (*warned, *also)} == {__file__}  # the caller's
 
 
 def lamas(layer, x):

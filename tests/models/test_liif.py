@@ -3,8 +3,10 @@
 import copy
 import pickle
 
+import numpy
 import pytest
 import torch
+from PIL import Image
 from training_cases import resumed, same
 
 from inr_kernels import LocalImplicitDecoder
@@ -30,15 +32,42 @@ def conv(name, outputs, inputs, kernel=3):
     [
         (torch.zeros(1, 3, 9, 9).byte(), TypeError, "image must have a floating-point dtype; got torch.uint8"),
         ([[0.0]], TypeError, "image must be a torch.Tensor; got list"),
+        (numpy.zeros((9, 9, 3)), TypeError, "image must be a torch.Tensor; got ndarray"),
+        (Image.new("RGB", (9, 9)), TypeError, "image must be a torch.Tensor; got Image"),
+        (torch.zeros(1, 3, 9, 9).to_sparse(), TypeError, "image must be a dense tensor; got torch.sparse_coo"),
         (torch.zeros(3, 9, 9), ValueError, "image must have 4 dimensions"),
-        (torch.zeros(1, 4, 9, 9), ValueError, r"image must have shape \[B, 3, h, w\]"),
-        (torch.zeros(1, 3, 9, 9, device="meta"), ValueError, "image must be on cpu; got meta"),
+        (torch.zeros(1, 3, 9, 0), ValueError, r"image must have shape .*; got \[1, 3, 9, 0\]"),
+        (torch.zeros(1, 4, 9, 9), ValueError, r"image must have shape \[B, 3, H, W\] with sides of at least 1"),
+        (torch.zeros(1, 3, 9, 9, device="meta"), ValueError, "image must be on the network's device cpu; got meta"),
     ],
-    ids=["integers", "list", "three dimensions", "four channels", "meta"],
+    ids=["integers", "list", "array", "picture", "sparse", "three dimensions", "no pixel", "four channels", "meta"],
 )
 def test_upscale_checks_its_image(image, kind, message):
-    with pytest.raises(kind, match=message):
-        LIIF(TINY).upscale(image, 2)
+    model = LIIF(TINY)
+    for run in (lambda: model.upscale(image, 2), lambda: model.gen_feat(image), lambda: model.encoder(image)):
+        with pytest.raises(kind, match=message):
+            run()
+
+
+@pytest.mark.parametrize("workspace", [None, "x", -1, True])
+def test_upscale_checks_its_workspace(workspace):
+    with pytest.raises(ValueError, match="workspace must be a positive number of bytes; got"):
+        LIIF(TINY).upscale(torch.zeros(1, 3, 9, 9), 2, workspace=workspace)
+
+
+@pytest.mark.parametrize(("factor", "shift"), [(255, 0), (2, -1)])
+def test_upscale_checks_the_range(factor, shift):
+    image = torch.linspace(0, 1, 243).view(1, 3, 9, 9)
+    with pytest.raises(ValueError, match=r"image must have values in \[0, 1\]; got values from"):
+        LIIF(TINY).upscale(image * factor + shift, 2)
+    assert LIIF(TINY).upscale(image * 1.4 - 0.2, 2).shape == (1, 3, 18, 18)  # as bicubic resampling overshoots
+
+
+def test_upscale_names_weights_that_are_not_finite():
+    model = LIIF(TINY)
+    model.encoder.head[0].weight.data[0, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="weights of this LIIF hold NaN or infinity, first in encoder.head.0.weight"):
+        model.upscale(torch.zeros(1, 3, 9, 9), 2)
 
 
 def test_upscale_of_an_empty_batch():
@@ -269,7 +298,7 @@ def test_upscale_in_other_dtypes(dtype):
     [
         ((1, 3, 4, 4), {}, "give either scale or size; got scale=None, size=None"),
         ((1, 3, 4, 4), {"scale": 2, "size": (8, 8)}, "give either scale or size"),
-        ((1, 1, 4, 4), {"scale": 2}, r"image must have shape \[B, 3, h, w\]; got \[1, 1, 4, 4\]"),
+        ((1, 1, 4, 4), {"scale": 2}, r"image must have shape \[B, 3, H, W\] .*; got \[1, 1, 4, 4\]"),
         ((3, 4, 4), {"scale": 2}, "image must have 4 dimensions"),
         ((1, 3, 4, 4), {"size": (0, 8)}, "size must be two positive integers"),
     ],

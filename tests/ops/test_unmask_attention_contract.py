@@ -19,8 +19,12 @@ BAD = {
     "feat float8": ({"feat": FEAT.to(torch.float8_e4m3fn)}, TypeError, "feat must have a dtype of at least 16 bits"),
     "feat of 3 dimensions": ({"feat": FEAT[0]}, ValueError, r"feat must have 4 dimensions; got \[4, 5, 6\]"),
     "feat without pixels": ({"feat": FEAT[..., :0]}, ValueError, "at least one channel and one pixel"),
-    "mask no tensor": ({"mask": None}, TypeError, "mask must be a real torch.Tensor; got NoneType"),
-    "mask complex": ({"mask": MASK * 1j}, TypeError, "mask must be a real torch.Tensor; got torch.complex64"),
+    "mask no tensor": ({"mask": None}, TypeError, "mask must be a torch.Tensor; got NoneType"),
+    "mask complex": (
+        {"mask": MASK * 1j},
+        TypeError,
+        "mask must have a bool, integer or floating-point dtype; got torch.complex64",
+    ),
     "mask of another size": (
         {"mask": MASK[..., 1:]},
         ValueError,

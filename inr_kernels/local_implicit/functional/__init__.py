@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +11,7 @@ from inr_kernels._core.checks import require, require_tensor, result_dtype, shap
 
 from .. import op, reference
 from ..arguments import Facts
-from .checks import cast_parameters, check_decoder, check_queries, check_size
+from .checks import cast_parameters, check_decoder, check_queries, check_size, check_workspace
 from .hoist import Form, feature_columns, hoist_features
 
 WORKSPACE = 256 << 20
@@ -159,7 +158,7 @@ def render(
         [B, out_channels, H, W].
     """
     height, width = check_size(size)
-    require(isinstance(workspace, Real), "workspace", "be a number of bytes", repr(workspace))
+    check_workspace(workspace)
     check_decoder(feat, weights, biases, form, cell_decode=cell_decode)
     require(cell is None or cell_decode, "cell", "be None for a decoder without cell", "a tensor")
     if cell is not None:

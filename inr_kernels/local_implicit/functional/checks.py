@@ -1,6 +1,7 @@
 """Checks of local_implicit's public arguments, and the dtype that it computes in."""
 
 from collections.abc import Sequence, Sized
+from numbers import Real
 
 import torch
 
@@ -85,6 +86,12 @@ def check_widths(in_channels: int, hidden: Sequence[int], out_channels: int) -> 
     fits = isinstance(hidden, Sequence) and hidden and all(map(is_positive_int, (in_channels, *hidden, out_channels)))
     rule = "be positive integers, hidden a sequence of them that is not empty"
     require(fits, "in_channels, hidden and out_channels", rule, f"{in_channels!r}, {hidden!r}, {out_channels!r}")
+
+
+def check_workspace(workspace: float) -> None:
+    """Raises unless workspace is a positive number of bytes."""
+    fits = isinstance(workspace, Real) and not isinstance(workspace, bool) and workspace > 0
+    require(fits, "workspace", "be a positive number of bytes", repr(workspace))
 
 
 def check_size(size: Sequence[int]) -> tuple[int, int]:
