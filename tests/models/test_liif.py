@@ -66,7 +66,9 @@ def test_upscale_checks_the_range(factor, shift):
 def test_upscale_names_weights_that_are_not_finite():
     model = LIIF(TINY)
     model.encoder.head[0].weight.data[0, 0, 0, 0] = torch.nan
-    with pytest.raises(ValueError, match="weights of this LIIF hold NaN or infinity, first in encoder.head.0.weight"):
+    with pytest.raises(
+        ValueError, match=r"weights of this LIIF hold NaN or infinity, first in encoder\.head\.0\.weight"
+    ):
         model.upscale(torch.zeros(1, 3, 9, 9), 2)
 
 
