@@ -91,8 +91,8 @@ class ConvolutionArguments(NamedTuple):
             fits = (len(self.other), *self.other.shape[2:]) == (batch, *size)
             require(fits, "other", "have x's batch and size", shape(self.other))
             channels += self.other.shape[1]
-        if self.weight.shape[1:] != (channels, 3, 3):
-            require(False, "weight", f"have shape [O, {channels}, 3, 3]", shape(self.weight))
+        if self.weight.shape[1:] != (channels, 3, 3) or not len(self.weight):
+            require(False, "weight", f"have shape [O, {channels}, 3, 3], O > 0", shape(self.weight))
         out = self.out_shape()
         for tensor, name, expected in ((self.bias, "bias", out[1:2]), (self.add, "add", out)):
             if tensor is not None and tensor.shape != expected:

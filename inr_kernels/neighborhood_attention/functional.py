@@ -137,7 +137,8 @@ def _attend(qkv, kernel_size, dilation, stride, is_causal, rpb, scale, return_ls
     requested = dispatch.reference_if_transformed(requested, *qkv, *([] if rpb is None else [rpb]))
     qkv = apply_autocast(*qkv)
     rpb = None if rpb is None else rpb.to(exact(qkv[0].dtype))
-    arguments = Arguments(qkv, rpb, kernel_size, dilation, stride, check_causal(is_causal), float(scale))
+    is_causal = [int(value) for value in check_causal(is_causal)]
+    arguments = Arguments(qkv, rpb, kernel_size, dilation, stride, is_causal, float(scale))
     with without_autocast(qkv[0]):  # already applied
         if requested in ("reference", "natten"):
             arguments.check()  # the op checks its arguments itself

@@ -25,7 +25,7 @@ from . import reference
 from .arguments import Arguments, exact, unpack
 
 _ARGUMENTS = (
-    "Tensor[] qkv, Tensor? rpb, int[] kernel_size, int[] dilation, int[] stride, bool[] is_causal, float scale,"
+    "Tensor[] qkv, Tensor? rpb, int[] kernel_size, int[] dilation, int[] stride, int[] is_causal, float scale,"
     " str backend"
 )
 
@@ -34,7 +34,7 @@ def _native(a):
     query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in a.unpack())
     rpb = None if a.rpb is None else a.rpb.contiguous()
     batch, height, width, heads, dim = query.shape
-    y, x = zip((height, width), a.kernel_size, a.dilation, a.stride, a.is_causal, strict=True)
+    y, x = zip((height, width), a.kernel_size, a.dilation, a.stride, map(bool, a.is_causal), strict=True)
     problem = native.load()[0].NeighborhoodAttention(
         type=backends.TYPES[query.dtype],
         batch=batch,
@@ -130,7 +130,7 @@ def run_natten(a: Arguments) -> tuple[torch.Tensor, torch.Tensor]:
         kernel_size=tuple(a.kernel_size),
         dilation=tuple(a.dilation),
         stride=tuple(a.stride),
-        is_causal=tuple(a.is_causal),
+        is_causal=tuple(map(bool, a.is_causal)),
         scale=a.scale,
         return_lse=True,
     )

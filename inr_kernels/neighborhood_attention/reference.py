@@ -51,7 +51,7 @@ def neighborhood_attention(
     kernel_size: Sequence[int],
     dilation: Sequence[int],
     stride: Sequence[int],
-    is_causal: Sequence[bool],
+    is_causal: Sequence[int],
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """query, key, value [B, H, W, heads, dim], rpb [heads, 2 Kh - 1, 2 Kw - 1] or None -> out, lse [B, H, W, heads].

@@ -320,7 +320,7 @@ class _Problem:
         self.window = tuple(kernel_size), tuple(dilation), tuple(stride)
         self.shape = tuple(self.size), self.heads, self.dim, scale, *self.window
         self.taps = [2 * k - 1 for k in kernel_size]
-        self.forms = {"CAUSAL_Y": is_causal[0], "CAUSAL_X": is_causal[1], "BD": block}
+        self.forms = {"CAUSAL_Y": bool(is_causal[0]), "CAUSAL_X": bool(is_causal[1]), "BD": block}
         self.tiles = self.forms | {"PRECISION": backends.precision(), "TY": height, "TX": TX, "BN": BN}
         # Without a limit ptxas would spill registers in order to fit more programs.
         self.tiles |= {"num_warps": 4 if block <= 64 else 8, "num_stages": 1, "maxnreg": 255}
