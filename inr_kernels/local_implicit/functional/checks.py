@@ -1,5 +1,6 @@
 """Checks of local_implicit's public arguments, and the dtype that it computes in."""
 
+import contextlib
 from collections.abc import Sequence, Sized
 from numbers import Real
 
@@ -96,10 +97,9 @@ def check_workspace(workspace: float) -> None:
 
 def check_size(size: Sequence[int]) -> tuple[int, int]:
     """(H, W), both positive integers."""
-    try:
-        fits = [int(n) == n and n > 0 for n in size] == [True, True]
-    except (TypeError, ValueError, OverflowError):
-        fits = False
+    height = width = 0
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        height, width = map(int, size)
+    fits = height > 0 and width > 0 and (height, width) == tuple(size)
     require(fits, "size", "be two positive integers (H, W)", size)
-    height, width = map(int, size)
     return height, width
