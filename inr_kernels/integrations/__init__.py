@@ -61,8 +61,8 @@ def accelerate(model: Model) -> Model:
     on the CPU, with `.cuda()` disabled. Every other candidate keeps its own method, for example for other layers in
     LIIF's MLP, hooks on it, separable kernels, something added to the output, or arguments modified in place. The
     logger "inr_kernels" names each replaced module (INFO) and the reason for each that was not (WARNING). Later changes
-    are detected at the next call: a new hook, layer, flag or MLP, or unsupported arguments make the call use the
-    original method.
+    are detected at the next call: a new hook, layer, MLP or value of a flag that the method reads, or unsupported
+    arguments make the call use the original method.
 
     Replacing changes only the object's class, to a subclass of its own class that overrides the method. Parameters,
     state_dict, forward, isinstance, pickle (reading it requires inr_kernels), deepcopy, DataParallel, train(), .to()
@@ -73,6 +73,7 @@ def accelerate(model: Model) -> Model:
 
     - LIIF: coordinates are computed in float32 where the original rounds them to half precision. Without gradients, a
       caller that decodes an image in chunks computes the first layer only once.
+    - torchvision: the forward of `raft_large` then calls our function; inside torch.compile it calls its own.
     - STFAN: its CUDA extension cannot run on a CPU, so it is identified by its name; the code around it is compared.
     - NATTEN: where its functions have no kernel, the forward is compared with PyTorch code in their place, and the
       functions are identified by their names. Calls with dropout of attention weights in training, a hook on that

@@ -5,6 +5,7 @@ flow [N, C, H, W], mask [N, 9 f f, H, W]: every pixel of the f times larger flow
 the 3 x 3 flows around it. The factors f and channel counts C that a copy supports are found by running it.
 """
 
+import functools
 import inspect
 import math
 import types
@@ -49,7 +50,7 @@ def _verify_function(module: nn.Module, function: Callable[..., Any]) -> Match:
         raise Unsupported("forward is patched on the object")
     supported = _compare(nn.Module, lambda _: function)
     forward: Any = type(module).forward
-    details = _Forward(function, _with_function(forward, _replacement(function, supported)))
+    details = _Forward(function, _with_function(forward, functools.partial(_upsample_flow, function, supported)))
     # Nothing that forward reads matters: all its code but the function stays.
     return Match(_Caller, "forward", forward, (), details)
 
@@ -85,15 +86,11 @@ def _with_function(forward, function):
     return made
 
 
-def _replacement(function, supported):
-    """Our upsample_flow, which calls the original where ours does not serve."""
-
-    def upsample_flow(flow, up_mask=None):
-        if up_mask is None or not _fits(supported, flow, up_mask):
-            return function(flow, up_mask)
-        return _upsample(flow, up_mask, _factor(up_mask))
-
-    return upsample_flow
+def _upsample_flow(function, supported, flow, up_mask=None):
+    """Our upsample_flow, which calls the original function where ours does not serve."""
+    if up_mask is None or not _fits(supported, flow, up_mask):
+        return function(flow, up_mask)
+    return _upsample(flow, up_mask, _factor(up_mask))
 
 
 def _compare(make: Callable[[], nn.Module], method: Callable[[Any], Callable[..., Any]]) -> _Supported:
@@ -157,6 +154,8 @@ class _Method(class_swap.AcceleratedModule):
 class _Caller(class_swap.AcceleratedModule):
     def forward(self, *args, **kwargs):
         """The forward of torchvision's RAFT, with our upsample_flow."""
+        if torch.compiler.is_compiling():  # the compiler does not trace a function with other globals
+            return super().forward(*args, **kwargs)
         function, forward = self._inr_match.details
         reason = class_swap.why_changed(self)
         if not reason and self._inr_match.original.__globals__[NAME] is not function:

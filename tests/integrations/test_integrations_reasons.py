@@ -60,6 +60,15 @@ def test_torchvisions_raft(log, monkeypatch):
     assert calls(monkeypatch, restore(model), *IMAGES)[1] == 0 and type(model) is RAFT
 
 
+@torch.no_grad()
+def test_torchvisions_raft_compiles():
+    """With its own function."""
+    model = accelerate(RAFT())
+    ours = torch.compile(model, backend="eager", fullgraph=True)(*IMAGES, num_flow_updates=2)
+    for a, b in zip(ours, model(*IMAGES, num_flow_updates=2), strict=True):
+        assert_close(a, b)
+
+
 def test_a_function_that_was_replaced_is_called(monkeypatch, log):
     model = accelerate(RAFT())
     monkeypatch.setattr(upstream_raft, "upsample_flow", lambda flow, up_mask: flow)
