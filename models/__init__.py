@@ -8,13 +8,14 @@ from .common.network import Inpainter, Network
 from .dear import DEAR, DEARConfig
 from .in2 import IN2, ImplicitPyramidDecoder, ImplicitUpsample, IN2Config
 from .lama import LaMa, LaMaConfig
-from .liif import EDSR, LIIF, LIIFConfig
+from .liif import EDSR, LIIF, RDN, LIIFConfig
 
 __all__ = [
     "DEAR",
     "EDSR",
     "IN2",
     "LIIF",
+    "RDN",
     "DEARConfig",
     "IN2Config",
     "ImplicitPyramidDecoder",

@@ -115,4 +115,4 @@ class _WithoutRate(class_swap.AcceleratedModule):
 _ARGUMENTS = (("frames",), ("core",), ("white_level", 1.0))
 _MIXINS = {_ARGUMENTS: _WithoutRate, (*_ARGUMENTS, ("rate", 1)): _WithRate}
 
-ADAPTER = register(Adapter("MISF's KernelConv", is_candidate, verify))
+ADAPTER = register(Adapter("MISF's KernelConv", is_candidate, verify, {"KernelConv": ATTRIBUTES}))

@@ -155,4 +155,6 @@ def _why_not_this_call(module):
     return _why_not(module)
 
 
-ADAPTER = register(Adapter("LaMa's Fourier convolution", is_candidate, verify))
+ADAPTER = register(
+    Adapter("LaMa's Fourier convolution", is_candidate, verify, {kind.__name__: names for kind, names in KINDS.items()})
+)

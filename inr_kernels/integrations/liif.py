@@ -43,12 +43,12 @@ def verify(module: nn.Module) -> Match:
         raise Unsupported("imnet's inputs are not features, offset and cell")
     if reason := _why_different(module, channels, ("feature",) in names):
         raise Unsupported(f"query_rgb is not LIIF's: {reason}")
-    details = _Imnet(type(imnet), type(imnet).forward, tuple(class_swap.plain_attributes(imnet).items()))
+    attributes = class_swap.read_attributes(imnet, "forward")
+    details = _Imnet(type(imnet), type(imnet).forward, tuple(attributes.items()))
     match = class_swap.match(module, _MIXINS[names], "query_rgb", details)
-    # The flags may be attributes of the class. mmagic's eval_bsize only sets how calls are split.
-    attributes = {flag: getattr(module, flag) for flag in FLAGS} | dict(match.attributes)
-    attributes.pop("eval_bsize", None)
-    return match._replace(attributes=tuple(attributes.items()))
+    # The flags may be attributes of the class.
+    flags = {flag: getattr(module, flag) for flag in FLAGS}
+    return match._replace(attributes=tuple((flags | dict(match.attributes)).items()))
 
 
 class _Imnet(NamedTuple):

@@ -83,7 +83,7 @@ def read(path: FilePath) -> Contents:
     with open(path, "rb") as file:
         if file.read(9)[8:] != b"{":
             file.seek(0)
-            return torch_files.read(file, size, os.fspath(path))
+            return torch_files.read(file, size, os.fsdecode(path))
     try:
         with safe_open(path, "pt") as tensors:
             return Contents(tensors.metadata() or {}, {name: tensors.get_tensor(name) for name in tensors.keys()}, size)  # noqa: SIM118

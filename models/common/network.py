@@ -54,7 +54,12 @@ class Network:
         Args:
             path: of the file; an existing one is replaced.
             notes: any JSON value; None: the network's own.
-            dtype: of the parameters in the file; None: their own.
+            dtype: of the parameters in the file, a floating-point torch.dtype; None: their own.
+
+        Raises:
+            OSError: the file cannot be written.
+            TypeError: notes is no JSON value, or dtype no torch.dtype.
+            ValueError: dtype is not a floating-point type.
         """
         checkpoints.save(self, path, self.notes if notes is None else notes, dtype)
 
@@ -69,8 +74,9 @@ class Network:
 
         Raises:
             OSError: the file cannot be read.
-            TypeError: the network does not have this option.
-            ValueError: it is damaged, or is not a checkpoint of this network; the message gives the reason.
+            TypeError: the network does not have this option, or path is no path.
+            ValueError: it is damaged, or is not a checkpoint of this network; the message says what was found, and what
+                is readable.
         """
         cls._check_options(options)
         with checkpoints.errors(path, cls):

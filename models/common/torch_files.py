@@ -66,22 +66,31 @@ class Placeholder:
         self.attributes = state if isinstance(state, dict) else {}  # type: ignore[misc]
 
 
-def read(file: BinaryIO, size: int, path: Any = None, *, packed: bool = False) -> Contents:
+def read(file: BinaryIO, size: int, path: str) -> Contents:
     """Reads a file that is not safetensors.
 
     Args:
         file: at its start.
-        size: bytes of the file that the user named.
-        path: of the file, if it has one: its tensors are then mapped from the disk.
-        packed: whether it was in a zip file itself.
+        size: bytes of the file.
+        path: of the file; tensors are mapped from the disk where its format allows that.
 
     Raises:
         Unreadable: it is damaged, of another format, or needs the code of classes.
     """
+    try:
+        return _read(file, size, path)
+    except (Unreadable, MemoryError):
+        raise
+    except Exception as error:  # zipfile, zlib, pickletools and safetensors raise many kinds
+        raise Unreadable("it is a damaged or truncated file") from error
+
+
+def _read(file: BinaryIO, size: int, path: str | None) -> Contents:
+    """As `read`; path is None for a file in a zip file."""
     start = file.read(512)
     file.seek(0)
     if start[:4] == b"PK\3\4":
-        return _read_zip(file, size, path, packed)
+        return _read_zip(file, size, path)
     if start[:1] == b"\x80":
         return Contents({}, _load(file, _legacy_classes(file)), size)
     if start[257:262] == b"ustar":
@@ -89,7 +98,7 @@ def read(file: BinaryIO, size: int, path: Any = None, *, packed: bool = False) -
     raise Unreadable("it is empty" if not start else "it is neither a safetensors file nor one of torch.save")
 
 
-def _read_zip(file: BinaryIO, size: int, path: Any, packed: bool) -> Contents:
+def _read_zip(file: BinaryIO, size: int, path: str | None) -> Contents:
     try:
         archive = zipfile.ZipFile(file)
     except zipfile.BadZipFile as error:
@@ -101,26 +110,27 @@ def _read_zip(file: BinaryIO, size: int, path: Any, packed: bool) -> Contents:
         names = {member.filename: PurePosixPath(member.filename) for member in members}
         root = next((name.parent for name in names.values() if name.name == "data.pkl"), None)
         if root is None:
-            return _read_packed(archive, names, size, packed)
+            return _read_packed(archive, names, size, inside=path is None)
         classes = _classes(io.BytesIO(archive.read(str(root / "data.pkl"))))
         if str(root / "constants.pkl") in names:
             return Contents({}, _script_state(_load(_without_code(archive, names, root), classes)), size)
-        mapped = path is not None and all(member.compress_type == zipfile.ZIP_STORED for member in members)
         file.seek(0)
-        return Contents({}, _load(path if mapped else file, classes, mmap=mapped), size)
+        if path is None or any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            return Contents({}, _load(file, classes), size)
+        return Contents({}, _load(path, classes, mmap=True), size)
 
 
-def _read_packed(archive: zipfile.ZipFile, names: dict[str, PurePosixPath], size: int, packed: bool) -> Contents:
+def _read_packed(archive: zipfile.ZipFile, names: dict[str, PurePosixPath], size: int, inside: bool) -> Contents:
     """Reads the checkpoint in a zip file such as LaMa's, of config.yaml and models/best.ckpt."""
     found = [name for name, path in names.items() if path.suffix in SUFFIXES and "__MACOSX" not in path.parts]
     found = [name for name in found if names[name].name == "best.ckpt"] or found
-    if len(found) != 1 or packed:
+    if len(found) != 1 or inside:
         raise Unreadable(f"it is a zip file with {len(found)} checkpoints in it, not one")
     texts = {path.name: archive.read(name).decode() for name, path in names.items() if path.name == "config.yaml"}
     data = archive.read(found[0])
     if names[found[0]].suffix == ".safetensors":
         return Contents(texts, load_safetensors(data), size)
-    return read(io.BytesIO(data), size, packed=True)._replace(texts=texts)
+    return _read(io.BytesIO(data), size, None)._replace(texts=texts)
 
 
 def _without_code(archive: zipfile.ZipFile, names: dict[str, PurePosixPath], root: PurePosixPath) -> BinaryIO:
@@ -183,8 +193,8 @@ def _legacy_classes(file: BinaryIO) -> list[str]:
         for _ in range(LEGACY_HEADER):
             _classes(file)
         return _classes(file)
-    except Exception as error:
-        raise Unreadable("it is a damaged pickle, or not one of torch.save") from error
+    except ValueError:
+        raise Unreadable("it is a damaged pickle, or not one of torch.save") from None
     finally:
         file.seek(0)
 

@@ -31,7 +31,7 @@ class LIIFConfig:
         growth, convolutions: of an RDN, see `RDN`; it has no res_scale.
 
     Raises:
-        ValueError: encoder is neither, or there are no features.
+        ValueError: encoder is neither, or there are no features, or no blocks in an RDN.
     """
 
     blocks: int = 16
@@ -48,6 +48,7 @@ class LIIFConfig:
     def __post_init__(self) -> None:
         require(self.encoder in ENCODERS, "encoder", f"be one of {', '.join(ENCODERS)}", repr(self.encoder))
         require(self.features > 0, "features", "be positive", self.features)
+        require(self.blocks > 0 or self.encoder != "rdn", "blocks", "be positive in an RDN", self.blocks)
 
     @property
     def depth(self) -> int:

@@ -124,6 +124,8 @@ def _config_of_state(state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
         raise Unreadable("its encoder is neither an EDSR nor an RDN")
     columns = shapes["imnet.layers.0.weight"][1]
     unfold = columns - 9 * features in (2, 4)
+    if not unfold and columns - features not in (2, 4):
+        raise Unreadable(f"its imnet has {columns} inputs, which are not {features} features, an offset and a cell")
     layers = count(r"imnet\.layers\.\d+\.weight")
     hidden = [shapes[f"imnet.layers.{2 * layer}.weight"][0] for layer in range(layers - 1)]
     config |= {"feat_unfold": unfold, "cell_decode": columns - (9 if unfold else 1) * features == 4}

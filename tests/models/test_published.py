@@ -191,6 +191,9 @@ class Mapping(dict):
     """A dict that torch does not fill."""
 
 
+LTE = {"imnet.layers.0.weight": torch.zeros(8, 256), "encoder.head.0.weight": torch.zeros(4, 3, 3, 3)}
+
+
 def arrays(path):
     torch.save({"state_dict": {name: value.numpy() for name, value in STATE.items()}}, path)
 
@@ -201,6 +204,10 @@ def arrays(path):
         (arrays, r"its entry model.1.ffc.convl2l.weight is of the type numpy.\S+reconstruct, not a tensor"),
         (lambda path: torch.save(Callback(), path), r"it holds a pickled object of the class \S+\.Callback instead"),
         (lambda path: torch.save({"state_dict": STATE, "x": Mapping(a=1)}, path), r"running code of \S+\.Mapping"),
+        (
+            lambda path: torch.save(LTE, path),
+            "its imnet has 256 inputs, which are not 4 features, an offset and a cell",
+        ),
         (lambda path: torch.save([1], path), "it has no state dict, but a value of the type list"),
         (lambda path: torch.save({"state_dict": 3}, path), "it has no state dict, but a value of the type int"),
         (lambda path: torch.save({"a": torch.ones(1)}, path), "its tensors belong to none of them"),
@@ -222,9 +229,7 @@ def test_refusals_say_what_was_found_and_what_is_read(write, reason, tmp_path):
     with pytest.raises(ValueError, match=reason) as error:
         models.from_checkpoint(path)
     text = str(error.value)
-    assert re.fullmatch(
-        r"\S+lama\.ckpt is not a .* checkpoint: .* \(readable: files that `save` wrote; LaMa's .*\)", text
-    )
+    assert re.fullmatch(r"\S+lama\.ckpt is not a .* checkpoint: .* \(readable: files that `save` wrote; .*\)", text)
     assert "weights_only" not in text and "\n" not in text
 
 
