@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 
 from . import torch_files
-from .files import replace_file
+from .files import printable, replace_file
 from .torch_files import Contents, Placeholder, StateDict, Unreadable
 
 VERSION = 1
@@ -273,8 +273,9 @@ def errors(path: FilePath, *networks: Any) -> Iterator[None]:
         names = f"{', '.join(others)} or {last}" if others else last
         reason = str(error) if isinstance(error, Unreadable) else "its contents are not structured as in one"
         formats = ["files that `save` wrote", *(network.READS for network in networks if network.READS)]
+        file, reason = printable(os.fsdecode(path)), printable(reason[:300])
         raise ValueError(
-            f"{os.fsdecode(path)} is not {named(names)} checkpoint: {reason[:300]} (readable: {'; '.join(formats)})"
+            f"{file} is not {named(names)} checkpoint: {reason} (readable: {'; '.join(formats)})"
         ) from error
 
 

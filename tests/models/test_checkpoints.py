@@ -65,6 +65,14 @@ def test_files_of_older_releases(name, path):
     assert equal(models.from_checkpoint(path), model)
 
 
+def test_errors_do_not_control_the_terminal(path):
+    NETWORKS["DEAR"]().save(path)
+    rewrite(path, network="\x1b[31mred")
+    with pytest.raises(ValueError, match=r"\\x1b\[31mred") as raised:
+        models.from_checkpoint(path)
+    assert str(raised.value).isprintable()
+
+
 @every_network
 def test_another_networks_file(name, path):
     model = NETWORKS[name]()

@@ -15,6 +15,7 @@ import numpy
 import torch
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
+from ...common.files import printable
 from . import png
 from .picture import Picture
 
@@ -44,7 +45,7 @@ def read(source: str | os.PathLike | bytes, max_pixels: float) -> Picture:
         OSError: the file cannot be opened.
         ValueError: it is not an image of a known format, damaged, or has more than max_pixels.
     """
-    name = "the input" if isinstance(source, bytes) else os.fspath(source)
+    name = "the input" if isinstance(source, bytes) else printable(os.fspath(source))
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
     try:
         with _quiet_pillow():
@@ -52,7 +53,7 @@ def read(source: str | os.PathLike | bytes, max_pixels: float) -> Picture:
     except UnidentifiedImageError:
         raise ValueError(f"{name}: {_why_unknown(data)}") from None
     except DAMAGED as error:
-        raise ValueError(f"{name}: {error or type(error).__name__}") from error
+        raise ValueError(f"{name}: {printable(str(error)) or type(error).__name__}") from error
 
 
 @contextlib.contextmanager
