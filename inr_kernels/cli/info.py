@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _backends(op: Op, device: str) -> Iterator[tuple[str, str]]:
     """Each backend of an op, and why it cannot run on a device, "" if it can."""
-    facts = op.facts(torch.empty(1, 1, 1, 1, device=device))
+    facts = op.facts(torch.empty(1, 1, 1, 1, dtype=torch.float32, device=device))
     for name, backend in op.backends.items():
         yield name, backend.why_not(facts)
 

@@ -35,7 +35,7 @@ def add_machine(parser: argparse.ArgumentParser, megapixels: int) -> None:
     group.add_argument(
         "--backend",
         choices=list(OPS["local_implicit"].backends),
-        help="implementation to compute with; default: the fastest that runs here (see `inr-kernels info`)",
+        help="implementation to compute with; default: the first that can run here (see `inr-kernels info`)",
     )
     group.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to compute; default: cpu")
     group.add_argument(

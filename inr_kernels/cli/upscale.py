@@ -23,7 +23,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("input", type=Path, help="an image")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the image to write")
     pictures.add_size(parser, required=True)
-    parser.add_argument("--model", type=Path, help="a LIIF checkpoint (.safetensors, yinboc/liif's .pth)")
+    parser.add_argument("--model", type=Path, help="a LIIF checkpoint (.safetensors, yinboc/liif's or mmagic's .pth)")
     pictures.add_machine(parser, megapixels=100)
 
 

@@ -15,6 +15,7 @@ import numpy
 import torch
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
+from ...common.files import printable
 from . import png
 from .picture import Picture
 
@@ -44,7 +45,7 @@ def read(source: str | os.PathLike | bytes, max_pixels: float) -> Picture:
         OSError: the file cannot be opened.
         ValueError: it is not an image of a known format, damaged, or has more than max_pixels.
     """
-    name = "the input" if isinstance(source, bytes) else os.fspath(source)
+    name = "the input" if isinstance(source, bytes) else printable(os.fspath(source))
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
     try:
         with _quiet_pillow():
@@ -52,7 +53,7 @@ def read(source: str | os.PathLike | bytes, max_pixels: float) -> Picture:
     except UnidentifiedImageError:
         raise ValueError(f"{name}: {_why_unknown(data)}") from None
     except DAMAGED as error:
-        raise ValueError(f"{name}: {error or type(error).__name__}") from error
+        raise ValueError(f"{name}: {printable(str(error)) or type(error).__name__}") from error
 
 
 @contextlib.contextmanager
@@ -105,7 +106,7 @@ def _read(data: bytes, max_pixels: float) -> Picture:
                 f"{width} x {height} pixels are more than the limit of {max_pixels / 1e6:g}"
                 " megapixels; --max-megapixels raises it"
             )
-        picture = Picture(torch.empty(0))
+        picture = Picture(torch.empty(0, dtype=torch.float32, device="cpu"))
         raw = image.tile[0].args if image.format == "PNG" and image.tile else ""  # before anything loads the pixels
         frames = _frames(image, extra)
         if frames > 1:
