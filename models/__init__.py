@@ -6,6 +6,7 @@ from typing import Any
 from .common import checkpoints
 from .common.network import Inpainter, Network
 from .dear import DEAR, DEARConfig
+from .export import export_onnx, export_program
 from .in2 import IN2, ImplicitPyramidDecoder, ImplicitUpsample, IN2Config
 from .lama import LaMa, LaMaConfig
 from .liif import EDSR, LIIF, RDN, LIIFConfig
@@ -25,6 +26,8 @@ __all__ = [
     "LaMa",
     "LaMaConfig",
     "Network",
+    "export_onnx",
+    "export_program",
     "from_checkpoint",
 ]
 

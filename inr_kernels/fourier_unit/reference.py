@@ -28,7 +28,8 @@ def fourier_unit(
     training, else empty. dft: transform by matrix products instead of FFTs.
     """
     image, size = x.to(compute_dtype(x.dtype)), x.shape[2:]
-    dft = dft or not len(x)  # torch refuses an FFT of an empty tensor
+    # torch refuses an FFT of an empty tensor, and ONNX's standard operators have no complex numbers.
+    dft = dft or torch.onnx.is_in_onnx_export() or not len(x)
     z = dft_spectrum(image, norm) if dft else fft_spectrum(image, norm)
     z = F.conv2d(z, weight[:, :, None, None], groups=groups)
     mean = var = z.new_empty(0)
@@ -69,7 +70,8 @@ def inverse(z: torch.Tensor, size: Sequence[int], norm: str) -> torch.Tensor:
 def dft_factors(n: int, columns: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """[n, columns]: cos and sin of 2 pi j k / n for j < n, k < columns; j k is reduced modulo n before rounding."""
     j, k = (torch.arange(m, dtype=torch.long, device=like.device) for m in (n, columns))
-    angle = (j[:, None] * k % n).double() * (2 * math.pi / n)
+    count = torch.full((), n, dtype=torch.long, device=like.device)  # a tensor: n may be open in an exported graph
+    angle = (j[:, None] * k % count).double() * (2 * math.pi / count)
     return angle.cos().to(like.dtype), angle.sin().to(like.dtype)
 
 

@@ -13,8 +13,13 @@ import torch.nn.functional as F
 
 def pixel_centres(n: int, device: torch.device | str = "cpu") -> torch.Tensor:
     """[n] float32: the centres of n pixels that span [-1, 1], rounded as LIIF's make_coord rounds them."""
-    radius = 2 / (2 * n)
+    radius = 2 / (2 * _exact(n, device))
     return -1 + radius + (2 * radius) * torch.arange(n, dtype=torch.float32, device=device)
+
+
+def _exact(n: int, device: torch.device | str) -> Any:
+    """n, as a float64 tensor if an exported graph leaves it open: ONNX would compute with it in float32."""
+    return torch.full((), n, dtype=torch.float64, device=device) if isinstance(n, torch.SymInt) else n
 
 
 def nearest_pixel(coord: torch.Tensor, n: int, side: int, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -22,7 +27,7 @@ def nearest_pixel(coord: torch.Tensor, n: int, side: int, eps: float) -> tuple[t
 
     Returns its index [...] int64, and the offset of coord from its centre in half pixels, [...] float32.
     """
-    moved = (coord.detach() + (side * (2 / n / 2) + eps)).clamp(-1 + 1e-6, 1 - 1e-6)
+    moved = (coord.detach() + (side * (2 / _exact(n, coord.device) / 2) + eps)).clamp(-1 + 1e-6, 1 - 1e-6)
     index = (((moved + 1) * n - 1) / 2).round().long().clamp(0, n - 1)
     return index, (coord - pixel_centres(n, coord.device)[index]) * n
 

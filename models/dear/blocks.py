@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 STRIDE = 4  # pixels of the image per pixel of the latent
+OPEN_LEVELS = 13  # of the pyramid of `smooth_fill` where the size is open: it has one pixel for sides up to 8192
 REACH = 2  # padding of the dilated convolution; reflection needs a latent with longer sides
 
 
@@ -94,9 +95,10 @@ def smooth_fill(known: torch.Tensor, mask: torch.Tensor, sweeps: int = 4) -> tor
     share = 1 - mask.to(dtype)
     mean = known.to(dtype) / share.where(share > 0, 1)
     levels = [(mean, share)]
-    while max(share.shape[2:]) > 1:
-        even = (0, share.shape[3] % 2, 0, share.shape[2] % 2)
-        sums, share = (F.avg_pool2d(F.pad(x, even), 2) for x in (mean * share, share))
+    sides = share.shape[2:]
+    is_open = any(isinstance(side, torch.SymInt) for side in sides)  # the size, in an exported graph
+    for _ in range(OPEN_LEVELS if is_open else (max(sides) - 1).bit_length()):
+        sums, share = (F.avg_pool2d(F.pad(x, (0, 1, 0, 1)), 2) for x in (mean * share, share))  # of half the size, up
         mean, share = sums / share.where(share > 0, 1), (share > 0).to(dtype)
         levels.append((mean, share))
     out = torch.full_like(mean, 0.5)

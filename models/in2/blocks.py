@@ -105,18 +105,17 @@ class ClampedAttention(NeighborhoodAttention2D):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, H, W, C] -> [B, H, W, C]."""
-        height, width = (min(k, int(n)) for k, n in zip(self.kernel_size, x.shape[1:3], strict=True))
-        kernel = (height, width)
         rpb: torch.Tensor | None = self.rpb
-        if rpb is not None:  # its middle: the distances in the smaller window
-            y, x_ = (slice(k - n, k + n - 1) for k, n in zip(self.kernel_size, kernel, strict=True))
-            rpb = rpb[:, y, x_]
         qkv = self.qkv(x).unflatten(3, (3, self.num_heads, -1))
         if self.eager:
             query, key, value = qkv.unbind(3)
-            out: Any = plain_pytorch.neighborhood_attention(query, key, value, kernel, rpb)
-        else:
-            out = neighborhood_attention_2d_packed(qkv, kernel, rpb=rpb)
+            return self.proj(plain_pytorch.neighborhood_attention(query, key, value, self.kernel_size, rpb).flatten(3))
+        height, width = (min(k, int(n)) for k, n in zip(self.kernel_size, x.shape[1:3], strict=True))
+        kernel = (height, width)
+        if rpb is not None:  # its middle: the distances in the smaller window
+            y, x_ = (slice(k - n, k + n - 1) for k, n in zip(self.kernel_size, kernel, strict=True))
+            rpb = rpb[:, y, x_]
+        out: Any = neighborhood_attention_2d_packed(qkv, kernel, rpb=rpb)
         return self.proj(out.flatten(3))
 
 

@@ -1,11 +1,13 @@
 """The parts of IN² in plain PyTorch, as written without this package's kernels; `IN2(eager=True)` uses them."""
 
+import math
 from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 
 from inr_kernels.fourier_unit import FFC_BN_ACT, FFCResnetBlock, FourierUnit
+from inr_kernels.fourier_unit.reference import dft_image, dft_spectrum
 
 Pair: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 
@@ -38,6 +40,9 @@ def spectral_transform(spectral: Any, x: torch.Tensor) -> torch.Tensor:
 def fourier_unit(unit: FourierUnit, x: torch.Tensor) -> torch.Tensor:
     """A `FourierUnit`; the transforms are computed in at least float32."""
     exact = torch.promote_types(x.dtype, torch.float32)
+    if torch.onnx.is_in_onnx_export():  # ONNX's standard operators have no complex numbers
+        z = unit.bn(unit.conv_layer(dft_spectrum(x.to(exact), "ortho").to(x.dtype))).relu().to(exact)
+        return dft_image(z, x.shape[2:], "ortho").to(x.dtype)
     z = torch.fft.rfftn(x.to(exact), dim=(-2, -1), norm="ortho")
     z = torch.stack((z.real, z.imag), 2).flatten(1, 2).to(x.dtype)
     z = unit.bn(unit.conv_layer(z)).relu().to(exact).unflatten(1, (-1, 2))
@@ -53,11 +58,11 @@ def neighborhood_attention(
     kernel_size: tuple[int, int],
     rpb: torch.Tensor | None,
 ) -> torch.Tensor:
-    """`inr_kernels.neighborhood_attention_2d` by gathering every query's window.
+    """`inr_kernels.neighborhood_attention_2d` by gathering every query's window, which may be larger than the map.
 
     query, key, value [B, H, W, heads, dim], rpb [heads, 2 Kh - 1, 2 Kw - 1] -> [B, H, W, heads, dim].
     """
-    (rows, step_y), (cols, step_x) = map(_window, query.shape[1:3], kernel_size, [query.device] * 2)
+    (rows, step_y, seen_y), (cols, step_x, seen_x) = map(_window, query.shape[1:3], kernel_size, [query.device] * 2)
 
     def windows(x: torch.Tensor) -> torch.Tensor:  # [B, H, Kh, W, Kw, heads, dim]
         return x[:, rows][:, :, :, cols]
@@ -66,14 +71,16 @@ def neighborhood_attention(
     if rpb is not None:
         bias = rpb[:, step_y[:, None, :, None], step_x[None, :, None, :]]  # [heads, H, W, Kh, Kw]
         scores = scores + bias.permute(1, 2, 0, 3, 4).to(scores.dtype)
+    scores = scores.masked_fill(~(seen_y[:, None] & seen_x), -math.inf)  # of [Kh, Kw]
     weights = F.softmax(scores.flatten(-2), -1).view_as(scores).to(value.dtype)
     return torch.einsum("byxhij,byixjhd->byxhd", weights, windows(value))
 
 
-def _window(length: int, kernel_size: int, device: torch.device) -> Pair:
-    """[length, K] each: the positions that each pixel of an axis sees, and their distances from it, plus K - 1."""
-    pixel = torch.arange(length, dtype=torch.long, device=device)[:, None]
-    seen = (pixel - kernel_size // 2).clamp(0, length - kernel_size) + torch.arange(
-        kernel_size, dtype=torch.long, device=device
-    )
-    return seen, seen - pixel + kernel_size - 1
+def _window(length: int, kernel_size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """[length, K] each: the positions that each pixel of an axis sees, and their distances from it, plus K - 1; [K]:
+    which of these positions exist.
+    """
+    pixel, tap = (torch.arange(n, dtype=torch.long, device=device) for n in (length, kernel_size))
+    start = torch.minimum(pixel - kernel_size // 2, pixel[-1] + 1 - kernel_size).clamp(min=0)
+    seen = start[:, None] + tap
+    return seen.minimum(pixel[-1]), seen - pixel[:, None] + kernel_size - 1, tap <= pixel[-1]

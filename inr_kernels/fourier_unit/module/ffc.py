@@ -220,7 +220,7 @@ def _check_parts(ffc, x_l, x_g):
                 require_input(part, f"x's {name} part", conv.in_channels, conv.weight)
     if _is_present(x_l) and _is_present(x_g):
         batch, _, *size = x_l.shape
-        fits = (len(x_g), *x_g.shape[2:]) == (batch, *size)
+        fits = (x_g.shape[0], *x_g.shape[2:]) == (batch, *size)
         require(fits, "x's global part", f"have the local part's batch {batch} and size {size}", shape(x_g))
 
 

@@ -170,6 +170,12 @@ def render(
     y, x = op.centres(height, feat.device), op.centres(width, feat.device)
     requested = dispatch.requested_backend(backend)
     weights, biases, dtype = cast_parameters(requested, feat, weights, biases)
+    if torch.compiler.is_exporting():  # in one band: an exported graph may leave the size open
+        grid = (len(feat), height, width)
+        at = None if cell is None else cell[:, None, None].float().expand(*grid, 2)
+        rows, columns = y[:, None].expand(grid), x.expand(grid)
+        out = decode_grid(feat, rows, columns, at, weights, biases, form, requested, hoist_features)
+        return out.permute(0, 3, 1, 2).to(dtype)
     out = feat.new_empty(len(feat), len(weights[-1]), height, width, dtype=dtype)
     for images, top, bottom, rows in plan_bands(
         tuple(feat.shape),
@@ -223,11 +229,12 @@ def _decode_grid(feat, y, x, cell, weights, biases, form, requested, hoist, band
     if needs_coordinates and requested not in ("", "reference"):
         reason = "does not compute the gradients of coord and cell; use backend='reference'"
         raise RuntimeError(f"backend {requested!r} {reason}")
-    if needs_coordinates or requested == "reference":
+    exporting = torch.compiler.is_exporting()
+    if needs_coordinates or (requested == "reference" and not exporting):
         feat, coord = feat.to(weights[0].dtype), torch.stack((y, x), -1)
         return reference.local_implicit(feat, coord, cell, weights, biases, **form._asdict())
     columns = feature_columns(feat.shape[1], form)
-    return op.local_implicit(
+    arguments = (
         hoist(feat, weights[0], biases[0], form),
         y,
         x,
@@ -239,8 +246,8 @@ def _decode_grid(feat, y, x, cell, weights, biases, form, requested, hoist, band
         band_start,
         form.local_ensemble,
         form.ensemble_after == "first",
-        requested,
     )
+    return reference.decode(*arguments) if requested == "reference" else op.local_implicit(*arguments, requested)
 
 
 class Band(NamedTuple):

@@ -97,6 +97,9 @@ def check_workspace(workspace: float) -> None:
 
 def check_size(size: Sequence[int]) -> tuple[int, int]:
     """(H, W), both positive integers."""
+    if torch.compiler.is_exporting() and all(isinstance(n, (int, torch.SymInt)) for n in size):
+        height, width = size  # int() would fix a size that is left open
+        return height, width
     height = width = 0
     with contextlib.suppress(TypeError, ValueError, OverflowError):
         height, width = map(int, size)

@@ -1,0 +1,117 @@
+"""Networks exported by torch.export and to ONNX: the same images at every size, without this package's ops."""
+
+import itertools
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+import inr_kernels
+from inr_kernels.models import DEAR, IN2, LIIF, DEARConfig, IN2Config, LaMa, LaMaConfig, LIIFConfig
+from inr_kernels.models.export import export_onnx, export_program
+
+NETWORKS = {
+    "LIIF": lambda: LIIF(LIIFConfig(blocks=1, features=8, hidden=(16, 16))),
+    "DEAR": lambda: DEAR(DEARConfig(channels=16, features=8, blocks=1, filter_blocks=1, hidden=(16,), fill="smooth")),
+    "IN2": lambda: IN2(IN2Config(channels=(16, 16), blocks=1, groups=1, heads=2, hidden=(16, 16))),
+    "LaMa": lambda: LaMa(LaMaConfig(features=8, blocks=1, downsamplings=2)),
+}
+SIZES = [(33, 41), (48, 40), (9, 70)]  # odd; the multiples of what networks pad to; less than IN2's window
+
+
+def network(name):
+    """A network whose output depends on every layer."""
+    made = NETWORKS[name]().eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return made
+
+
+def inputs(made, size):
+    """The inputs of the exported graph for an image of this size, and the output of the network itself."""
+    image, mask = torch.rand(1, 3, *size), (torch.rand(1, 1, *size) < 0.3).float()
+    if isinstance(made, LIIF):
+        wanted = torch.tensor([2 * size[0] + 1, 3 * size[1]])
+        return (image, wanted), made.upscale(image, size=tuple(wanted.tolist()))
+    return (image, mask), made.inpaint(image, mask)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_program_has_open_sizes_and_no_op_of_this_package(name):
+    made = network(name)
+    program = export_program(made)
+    targets = {str(node.target) for node in program.graph.nodes}
+    assert targets and not any("inr_kernels" in target for target in targets)
+    for size in SIZES:
+        given, expected = inputs(made, size)
+        torch.testing.assert_close(program.module()(*given), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_onnx_equals_the_network_at_three_sizes(name, tmp_path):
+    made, path = network(name), tmp_path / "network.onnx"
+    export_onnx(made, path)
+    model = onnx.load(path)
+    assert not model.functions and {node.domain for node in model.graph.node} == {""}
+    session = onnxruntime.InferenceSession(path)
+    names = [given.name for given in session.get_inputs()]
+    assert names == ["image", "size" if name == "LIIF" else "mask"]
+    for size in SIZES:
+        given, expected = inputs(made, size)
+        (out,) = session.run(None, dict(zip(names, (x.numpy() for x in given), strict=True)))
+        torch.testing.assert_close(torch.from_numpy(out), expected, rtol=0, atol=1e-4)
+
+
+def test_onnx_of_one_size_and_two_images(tmp_path):
+    made, path = network("LaMa"), tmp_path / "network.onnx"
+    export_onnx(made, path, dynamic=False, size=(24, 32), batch=2)
+    session = onnxruntime.InferenceSession(path)
+    assert session.get_inputs()[0].shape == [2, 3, 24, 32]
+    image, mask = torch.rand(2, 3, 24, 32), (torch.rand(2, 1, 24, 32) < 0.3).float()
+    (out,) = session.run(None, {"image": image.numpy(), "mask": mask.numpy()})
+    torch.testing.assert_close(torch.from_numpy(out), made.inpaint(image, mask), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "strict"), [*itertools.product(NETWORKS, [False, True])])
+def test_torch_export_of_one_size(name, strict):
+    """By torch's own function, with this package's ops."""
+    made, size = network(name), (24, 32)
+
+    class Module(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = made
+
+        def forward(self, image, mask):
+            if name == "LIIF":
+                return self.network.render(self.network.encoder(image), (50, 61))
+            return self.network(image, mask)
+
+    module, given = Module(), (torch.rand(1, 3, *size), (torch.rand(1, 1, *size) < 0.3).float())
+    with torch.no_grad():
+        program = torch.export.export(module, given, strict=strict)
+        torch.testing.assert_close(program.module()(*given), module(*given), rtol=0, atol=1e-5)
+    if not strict and name != "LaMa":  # whose layers are too narrow here for the kernels
+        assert any("inr_kernels" in str(node.target) for node in program.graph.nodes)
+        with torch.no_grad(), inr_kernels.backend("reference"):
+            plain = torch.export.export(module, given)
+        assert not any("inr_kernels" in str(node.target) for node in plain.graph.nodes)
+
+
+def test_bad_arguments(tmp_path):
+    path = tmp_path / "network.onnx"
+    with pytest.raises(TypeError, match="network must be a LIIF, DEAR, IN2 or LaMa; got Linear"):
+        export_onnx(torch.nn.Linear(2, 2), path)
+    with pytest.raises(ValueError, match=r"network must be in float32: network.float\(\); got torch.float64"):
+        export_onnx(network("LIIF").double(), path)
+    with pytest.raises(ValueError, match="image must have shape .* with sides of at least 5; got"):
+        export_onnx(network("LaMa"), path, size=(4, 32))
+    with pytest.raises(ValueError, match=r"size must be two positive integers \(H, W\); got \(0, 3\)"):
+        export_program(network("LIIF"), size=(0, 3))
+    with pytest.raises(ValueError, match="batch must be a positive integer; got 0"):
+        export_program(network("LIIF"), batch=0)
+    with pytest.raises(FileNotFoundError):
+        export_onnx(network("LIIF"), tmp_path / "missing" / "network.onnx")
+    assert not path.exists()
