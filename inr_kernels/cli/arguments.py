@@ -6,7 +6,7 @@ from importlib.metadata import version
 from .parsing import Parser, gigabytes, megabytes, model, positive, size
 
 # Of `upscale` and `inpaint`; tests compare these with what the modules that import torch define.
-FORMATS = ("png", "jpg", "webp", "tif", "bmp")
+FORMATS = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff")
 BACKENDS = ("cpu", "cuda", "triton", "reference")
 NETWORKS = {"upscale": ("liif",), "inpaint": ("dear", "in2")}
 
@@ -117,6 +117,7 @@ def _add_output(parser):
     parser.add_argument("-o", "--output", required=True, help="the image to write; -: the standard output")
     parser.add_argument(
         "--format",
+        type=str.lower,
         choices=FORMATS,
         help="format of the output; default: as its suffix says, PNG for the standard output, pipes and devices",
     )

@@ -177,8 +177,8 @@ def check_work(
     writing = channels * (4 + 4 + 2)
     need = math.prod(source.size) * max(decoding, input_bytes) + math.prod(size) * (writing + output_bytes)
     need += args.workspace
-    free = free_memory()
-    free = math.inf if free is None else free
+    available = free_memory()
+    free = math.inf if available is None else available
     if need <= min(free, args.max_memory):
         return
     message = (

@@ -6,7 +6,7 @@ done grows with the work, so about evenly with time; its unit is any.
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from torch import nn
 
@@ -63,4 +63,5 @@ def multiplications(decoder: LocalImplicitDecoder) -> int:
 
     Without the first layer, which runs at the input's size.
     """
-    return 4 * parameters(*list(decoder.imnet.layers)[1:])
+    layers: Any = decoder.imnet.layers
+    return 4 * parameters(*layers[1:])

@@ -313,10 +313,12 @@ class DEAR(Inpainter):
 
     def _work(self, image: torch.Tensor, size: tuple[int, int], tile: int | None = None) -> tuple[float, float]:
         """Multiplications; in the encoder, most at the latent's size, and those of the attention."""
-        own = tuple(image.shape[2:])
-        pixels, keys = (pixels_with_halo(own, tile, tile // 2), (2 * tile) ** 2) if tile else (math.prod(own),) * 2
+        height, width = image.shape[2:]
+        pixels = keys = height * width
+        if tile:
+            pixels, keys = pixels_with_halo((height, width), tile, tile // 2), min(keys, (2 * tile) ** 2)
         layers = self.encoder, self.filter_encoder, self.filter_head, self.decoder, self.importance
-        each = parameters(*layers) / STRIDE**2 + 2 * self.config.features * min(keys, math.prod(own))
+        each = parameters(*layers) / STRIDE**2 + 2 * self.config.features * keys
         return len(image) * pixels * each, len(image) * math.prod(size) * multiplications(self.implicit)
 
     def _encoding_modules(self) -> list[nn.Module]:

@@ -134,7 +134,7 @@ class LaMa(Inpainter):
 
     def _layers(self, part: slice) -> list[nn.Module]:
         """The layers of this part of `model` that have parameters."""
-        return [layer for layer in self.model[part] if parameters(layer)]
+        return [layer for layer in list(self.model)[part] if parameters(layer)]
 
     def decode(
         self, features: Any, size: tuple[int, int], *, workspace: int = WORKSPACE, progress: Progress = None

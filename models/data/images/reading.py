@@ -127,7 +127,7 @@ def _decodable(data: bytes) -> tuple[bytes, list[png.Chunk], bool]:
 
 
 @contextlib.contextmanager
-def _open_checked(data: bytes, max_pixels: float) -> Iterator[Image.Image]:
+def _open_checked(data: bytes, max_pixels: float) -> Iterator[Any]:
     """As `_open`; raises ValueError for too many pixels."""
     with _open(data) as image:
         width, height = image.size
