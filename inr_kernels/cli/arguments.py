@@ -41,8 +41,8 @@ Formats, greyscale, transparency, 16 bits, colour profiles, the name "-" and pip
 Networks, --model:
 
   dear    the better of the two that ship, and the one for larger sizes. It encodes the image in tiles with their
-          surroundings; with --tile 0 every known pixel attends to every pixel, as in the paper, and twice the pixels
-          take four times as long.
+          surroundings; with --tile 0 every known pixel attends to every pixel, as in the paper: twice the pixels take
+          four times as long, and the progress bar stands still meanwhile.
   in2     several times faster: it sees the whole image at once, in time proportional to the number of pixels.
           Sides of at least 9 pixels. At a larger size every pixel is predicted, with poor quality: use it without
           --scale.

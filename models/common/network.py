@@ -175,14 +175,18 @@ class Inpainter(Network, nn.Module):
             TypeError, ValueError: as `encode`; ValueError also for a size or scale that is not positive and finite.
         """
         size = output_size(image, size, scale)
-        encoding, decoding = shares(progress, *self._work(image, size))
-        with reporting(self._encoding_modules(), encoding):
+        if progress is None:
+            return self.decode(self.encode(image, mask), size, **options)
+        in_modules, in_others, decoding = shares(progress, *self._work(image, size))
+        with reporting(self._encoding_modules(), in_modules):
             features = self.encode(image, mask)
+        if in_others is not None:
+            in_others(1, 1)
         return self.decode(features, size, progress=decoding, **options)
 
-    def _work(self, image: torch.Tensor, size: tuple[int, int]) -> tuple[float, float]:
-        """The work of `encode` and of `decode`, in any unit, for `progress`."""
-        return 1, 1
+    def _work(self, image: torch.Tensor, size: tuple[int, int]) -> tuple[float, float, float]:
+        """The work of `_encoding_modules`, of the rest of `encode`, and of `decode`, in any unit, for `progress`."""
+        return 1, 0, 1
 
     def _encoding_modules(self) -> Sequence[nn.Module]:
         """Modules that `encode` runs once each, of similar work, for `progress`."""

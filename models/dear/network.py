@@ -306,20 +306,24 @@ class DEAR(Inpainter):
         require(tile is None or tile > 0, "tile", "be positive", tile)
         if tile is None:
             return super().predict(image, mask, size, progress=progress, **options)
-        encoding, decoding = shares(progress, *self._work(image, size, tile))
+        encoding = decoding = None
+        if progress is not None:
+            convolutions, attention, rendering = self._work(image, size, tile)
+            encoding, decoding = shares(progress, convolutions + attention, rendering)
         seen, mask = self._see(image, mask)
         encoded = self._encode_tiles(seen, mask, tile, encoding)
         return self.decode((encoded, None, seen), size, progress=decoding, **options)
 
-    def _work(self, image: torch.Tensor, size: tuple[int, int], tile: int | None = None) -> tuple[float, float]:
-        """Multiplications; in the encoder, most at the latent's size, and those of the attention."""
+    def _work(self, image: torch.Tensor, size: tuple[int, int], tile: int | None = None) -> tuple[float, float, float]:
+        """Multiplications, those of the attention in the middle; most convolutions run at the latent's size."""
         height, width = image.shape[2:]
         pixels = keys = height * width
         if tile:
             pixels, keys = pixels_with_halo((height, width), tile, tile // 2), min(keys, (2 * tile) ** 2)
         layers = self.encoder, self.filter_encoder, self.filter_head, self.decoder, self.importance
-        each = parameters(*layers) / STRIDE**2 + 2 * self.config.features * keys
-        return len(image) * pixels * each, len(image) * math.prod(size) * multiplications(self.implicit)
+        convolutions, attention = parameters(*layers) / STRIDE**2, 2 * self.config.features * keys
+        rendering = math.prod(size) * multiplications(self.implicit)
+        return len(image) * pixels * convolutions, len(image) * pixels * attention, len(image) * rendering
 
     def _encoding_modules(self) -> list[nn.Module]:
         return [*self.encoder, *self.filter_encoder, self.decoder, self.importance, self.importance_head]

@@ -212,12 +212,12 @@ class IN2(Inpainter):
         """As `IN2Config.shortest`."""
         return self.config.shortest
 
-    def _work(self, image: torch.Tensor, size: tuple[int, int]) -> tuple[float, float]:
+    def _work(self, image: torch.Tensor, size: tuple[int, int]) -> tuple[float, float, float]:
         """Multiplications: each part's parameters, at the size of its map."""
         grids = [len(image) * math.prod(grid) for grid in self.config.grids(tuple(image.shape[2:]))]
         encoding = sum(parameters(block) * n for block, n in zip(self.encoder, grids, strict=True))
         decoding = sum(self.decoder.work([*grids[-2::-1], len(image) * math.prod(size)]))
-        return encoding + parameters(self.body) * grids[-1], decoding
+        return encoding + parameters(self.body) * grids[-1], 0, decoding
 
     def _encoding_modules(self) -> list[nn.Module]:
         groups: Any = self.body

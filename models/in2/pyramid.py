@@ -14,7 +14,7 @@ from inr_kernels.local_implicit import local_implicit_decode
 from inr_kernels.local_implicit.functional import WORKSPACE, Form, check_size, render
 
 from ..common.deprecated import eager_or_reference
-from ..common.progress import Progress, parameters, shares
+from ..common.progress import FUSED, Progress, parameters, shares
 
 # Whether the four neighbours are blended after the first or the last hidden layer.
 MODES = {"split": "first", "bilinear": "first", "liif": "last"}
@@ -193,14 +193,16 @@ class ImplicitPyramidDecoder(nn.Module):
             TypeError, ValueError: as `ImplicitUpsample.forward`; ValueError also for another number of sizes.
         """
         require(len(sizes) == len(self.layers), "sizes", f"have one size per layer, {len(self.layers)} in all", sizes)
-        parts = shares(progress, *self.work([len(feat) * math.prod(size) for size in sizes]))
+        parts: list[Progress] = [None] * len(sizes)
+        if progress is not None:
+            parts = shares(progress, *self.work([len(feat) * math.prod(size) for size in sizes]))
         for layer, size, part in zip(self.layers[:-1], sizes[:-1], parts[:-1], strict=True):
             feat = layer(feat, size, workspace=workspace, progress=part)
         return self.layers[-1](feat, sizes[-1], self.head, workspace=workspace, progress=parts[-1])
 
-    def work(self, pixels: Sequence[int]) -> list[int]:
-        """About the multiplications of each layer, for the numbers of pixels that they render."""
-        return [parameters(layer) * n for layer, n in zip(self.layers, pixels, strict=True)]
+    def work(self, pixels: Sequence[int]) -> list[float]:
+        """The multiplications of an encoder that take the time of each layer, for the numbers of pixels they render."""
+        return [parameters(layer) / FUSED * n for layer, n in zip(self.layers, pixels, strict=True)]
 
 
 def _centres(n: int, device: torch.device) -> torch.Tensor:

@@ -125,9 +125,9 @@ class LaMa(Inpainter):
         device = next(self.parameters()).device
         return check_mask(image, mask, device, channels=self.config.inputs - 1, min_side=self.min_side)
 
-    def _work(self, image: torch.Tensor, size: tuple[int, int]) -> tuple[float, float]:
+    def _work(self, image: torch.Tensor, size: tuple[int, int]) -> tuple[float, float, float]:
         """Layers: each takes a similar time."""
-        return len(self._layers(slice(self.split))), len(self._layers(slice(self.split, None)))
+        return len(self._layers(slice(self.split))), 0, len(self._layers(slice(self.split, None)))
 
     def _encoding_modules(self) -> list[nn.Module]:
         return self._layers(slice(self.split))

@@ -143,11 +143,13 @@ class LIIF(Network, LocalImplicitDecoder):
         require(image.shape[1] == 3, "image", "have shape [B, 3, h, w]", shape(image))
         image = image.to(parameter.dtype)
         size = output_size(image, size, scale)
-        encoding = parameters(self.encoder) * self.encoder.tiled_pixels(image, workspace)
-        decoding = multiplications(self) * len(image) * math.prod(size)
-        of_encoder, of_decoder = shares(progress, encoding, decoding)
-        feat = self.encoder.tiled(image * 2 - 1, workspace, of_encoder)
-        out = self.render(feat, size, workspace=workspace, progress=of_decoder, **options)
+        encoding = decoding = None
+        if progress is not None:
+            of_encoder = parameters(self.encoder) * self.encoder.tiled_pixels(image, workspace)
+            of_decoder = multiplications(self) * len(image) * math.prod(size)
+            encoding, decoding = shares(progress, of_encoder, of_decoder)
+        feat = self.encoder.tiled(image * 2 - 1, workspace, encoding)
+        out = self.render(feat, size, workspace=workspace, progress=decoding, **options)
         return out.add_(1).div_(2).clamp_(0, 1)
 
     @classmethod
