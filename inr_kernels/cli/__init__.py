@@ -5,6 +5,7 @@ other error; stderr then has one line with the reason.
 """
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -19,9 +20,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         _run(argv)
     except KeyboardInterrupt:
-        if sys.stderr is not None:
-            print("inr-kernels: interrupted", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+        sys.exit(_interrupted())
+
+
+def _interrupted() -> int:
+    """Says so on stderr, if it is open; returns the exit status."""
+    if sys.stderr is not None:
+        print("inr-kernels: interrupted", file=sys.stderr, flush=True)
+    return 128 + signal.SIGINT
 
 
 def _run(argv: Sequence[str] | None) -> None:
@@ -36,12 +42,32 @@ def _run(argv: Sequence[str] | None) -> None:
         parser.print_help()
         return
     try:
+        with _exit_while_importing():
+            command = import_module(f".{args.command}", __name__)
         with _exit_on_signals():
-            import_module(f".{args.command}", __name__).run(args)
+            command.run(args)
     except UsageError as error:
         parser.error(str(error))
     except (OSError, ValueError, RuntimeError, MemoryError, ImportError) as error:
         parser.exit(1, f"inr-kernels: {_one_line(error)}\n")
+
+
+@contextlib.contextmanager
+def _exit_while_importing() -> Iterator[None]:
+    """In the block, SIGINT ends the process at once, if torch is not imported yet.
+
+    An exception would get lost in the initialization of torch's C++ modules. Nothing is there to be cleaned up.
+    """
+    in_main = threading.current_thread() is threading.main_thread()
+    default = in_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not default or "torch" in sys.modules:
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda *_: os._exit(_interrupted()))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextlib.contextmanager
