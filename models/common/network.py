@@ -177,12 +177,13 @@ class Inpainter(Network, nn.Module):
         size = output_size(image, size, scale)
         if progress is None:
             return self.decode(self.encode(image, mask), size, **options)
-        in_modules, in_others, decoding = shares(progress, *self._work(image, size))
+        encoding, others, decoding = self._work(image, size)
+        in_modules, in_encode, in_decode = shares(progress, encoding, others, decoding)
         with reporting(self._encoding_modules(), in_modules):
             features = self.encode(image, mask)
-        if in_others is not None:
-            in_others(1, 1)
-        return self.decode(features, size, progress=decoding, **options)
+        if others:
+            in_encode(1, 1)
+        return self.decode(features, size, progress=in_decode, **options)
 
     def _work(self, image: torch.Tensor, size: tuple[int, int]) -> tuple[float, float, float]:
         """The work of `_encoding_modules`, of the rest of `encode`, and of `decode`, in any unit, for `progress`."""

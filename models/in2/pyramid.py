@@ -193,7 +193,7 @@ class ImplicitPyramidDecoder(nn.Module):
             TypeError, ValueError: as `ImplicitUpsample.forward`; ValueError also for another number of sizes.
         """
         require(len(sizes) == len(self.layers), "sizes", f"have one size per layer, {len(self.layers)} in all", sizes)
-        parts: list[Progress] = [None] * len(sizes)
+        parts: Sequence[Progress] = [None] * len(sizes)
         if progress is not None:
             parts = shares(progress, *self.work([len(feat) * math.prod(size) for size in sizes]))
         for layer, size, part in zip(self.layers[:-1], sizes[:-1], parts[:-1], strict=True):

@@ -42,8 +42,11 @@ class Header(NamedTuple):
 def read_header(source: str | os.PathLike | bytes, max_pixels: float, name: str = "") -> Header:
     """Reads the sides of an image file; arguments and errors: as `read`."""
     with _reading(source, name) as data, _open_checked(_decodable(data)[0], max_pixels) as image:
-        turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
-        width, height = reversed(image.size) if turned else image.size
+        exif, (width, height) = image.getexif(), image.size
+        if image.format == "TIFF":  # the sides in the file; Pillow's are already those of the upright picture
+            width, height = exif[ExifTags.Base.ImageWidth], exif[ExifTags.Base.ImageLength]
+        if exif.get(ExifTags.Base.Orientation) in _TURNED:
+            width, height = height, width
         return Header(height, width, image.has_transparency_data)
 
 
