@@ -150,6 +150,7 @@ def test_a_format_for_a_name_without_a_suffix():
         (("pipe", "--mask", "pipe"), "input and mask are the same pipe or device, which can be read only once"),
         (("", "--mask", "mask.png"), "the name of the input is empty"),
         (("in.png", "--mask", ""), "the name of the mask is empty"),
+        (("in.png", "--mask", "mask.png", "-o", ""), "the name of the output is empty"),
         (("in.png", "--mask", "mask.png", "-o", "out"), "output must end in .png .* got out"),
         (("in.png", "--mask", "mask.png", "--format", "gif"), "argument --format: invalid choice: 'gif'"),
     ],
