@@ -155,7 +155,7 @@ def ends_with(name: str, key: str) -> bool:
 
 
 def build(checkpoint: Checkpoint, size: int, network: Any, make: Callable[[Any], Any]) -> Any:
-    """Returns `make(config)` with the parameters and notes of a checkpoint, in eval mode.
+    """Returns `make(config)` with the parameters and notes of a checkpoint, in eval mode, on the CPU.
 
     The config is compared with the tensors before memory is allocated: it may have no more layers than the file has
     tensors, the network is made on the meta device to compare names and shapes, and it may have no more elements than
@@ -178,11 +178,16 @@ def build(checkpoint: Checkpoint, size: int, network: Any, make: Callable[[Any],
     except Exception as error:
         raise Unreadable(f"no {network.NETWORK} can be made of its config") from error
     # Files of torch before 0.4.1 have no such counters, and nothing reads them.
-    state = {name: torch.tensor(0) for name in expected if name.endswith("num_batches_tracked")} | state
+    state = {
+        name: torch.zeros_like(value, device="cpu")
+        for name, value in expected.items()
+        if name.endswith("num_batches_tracked")
+    } | state
     _compare(expected, state)
     if (elements := sum(value.numel() for value in expected.values())) > size:
         raise Unreadable(f"its tensors have {elements} elements, but the file only {size} bytes")
-    model = make(config)
+    with torch.device("cpu"):
+        model = make(config)
     model.load_state_dict(state)
     model.notes = notes
     return model.eval()

@@ -65,7 +65,7 @@ class Network:
 
     @classmethod
     def from_checkpoint(cls: type[N], path: checkpoints.FilePath, **options: Any) -> N:
-        """Opens what `save` wrote, in eval mode, with parameters in the default dtype.
+        """Opens what `save` wrote, in eval mode, on the CPU, with parameters in the default dtype.
 
         Args:
             path: of the file.

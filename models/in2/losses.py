@@ -102,7 +102,7 @@ class VGG19Features(nn.Module):
         self.load_state_dict({name: state[name] for name in self.state_dict()})
         self.requires_grad_(False).eval()
         for name, values in (("mean", (0.485, 0.456, 0.406)), ("std", (0.229, 0.224, 0.225))):
-            self.register_buffer(name, self.features[0].weight.new_tensor(values).view(3, 1, 1), persistent=False)
+            self.register_buffer(name, next(self.parameters()).new_tensor(values).view(3, 1, 1), persistent=False)
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         """[B, 3, H, W] in [0, 1] -> the five maps [B, C_i, h_i, w_i], each at half the size of the one before."""

@@ -5,15 +5,17 @@ data: it builds the inputs and returns a function without arguments that compute
 """
 
 import importlib
+from unittest import mock
 
 import numpy
 import torch
+import upstream_natten
 from fourier_unit_cases import ConvolutionCase
 from torch import nn
 from upstream_decoders import StoresFeatures
 from upstream_filters import KernelConv, Ported, Raft
 from upstream_lama import Generator
-from upstream_natten import Version21
+from upstream_natten import Version15, Version21
 
 import inr_kernels
 from inr_kernels import models
@@ -133,6 +135,16 @@ def accelerated(build, *shapes):
     return run
 
 
+def without_natten(run):
+    """The call on a machine without NATTEN's kernels, where its functions are replaced to verify the module."""
+
+    def patched():
+        with mock.patch.object(upstream_natten, "RUNS", False):
+            return run()
+
+    return patched
+
+
 CALLS = {
     "neighborhood_attention_2d_packed": lambda: call(
         inr_kernels.neighborhood_attention_2d_packed, torch.stack(qkv(), 3), 3, return_lse=True
@@ -159,6 +171,7 @@ CALLS = {
     "LaMa": lambda: inpainter(models.LaMa(models.LaMaConfig(features=8, blocks=1))),
     "LIIF": liif,
     "EDSR": lambda: call(models.EDSR(1, 8), torch.rand(1, 3, 9, 8)),
+    "RDN": lambda: call(models.RDN(1, 8, 8, 2), torch.rand(1, 3, 9, 8)),
     "ImplicitPyramidDecoder": pyramid,
     "ImplicitUpsample": lambda: upsample("bilinear", False),
     "ImplicitUpsample, eager": lambda: upsample("liif", True),
@@ -175,5 +188,8 @@ CALLS = {
     "STFAN's KernelConv2D": lambda: accelerated(lambda: Ported(3), (2, 3, 5, 4), (2, 27, 5, 4)),
     "RAFT's upsample_flow": lambda: accelerated(Raft, (2, 2, 5, 4), (2, 576, 5, 4)),
     "neighborhood attention": lambda: accelerated(lambda: Version21(8, 2, 3), (2, 6, 7, 8)),
+    "neighborhood attention, by shims": lambda: without_natten(
+        accelerated(lambda: Version15(8, 2, 3), (2, 6, 7, 8)),
+    ),
     "LaMa's Fourier convolution": lambda: accelerated(lambda: Generator().eval(), (1, 4, 12, 18)),
 }
