@@ -36,9 +36,10 @@ def case_of(op):
 
 CASES = {op: case_of(op) for op in OPS}
 SMALL = {  # for Triton's interpreter, which is slow
-    "elementwise_filter": {"channels": 2, "groups": 2, "size": (3, 4)},
-    "local_implicit": {"batch": 1, "queries": 5},
-    "neighborhood_attention": {"batch": 1, "size": (4, 5)},
+    "elementwise_filter": {"batch": 1, "channels": 2, "groups": 2, "kernel_size": (1, 3), "size": (3, 4)},
+    "fourier_unit": {"batch": 1, "channels": 2, "outputs": 2, "size": (3, 4)},
+    "local_implicit": {"batch": 1, "queries": 5, "hidden": (9,)},
+    "neighborhood_attention": {"batch": 1, "size": (3, 4), "heads": 1, "dim": 4},
     "unmask_attention": {"shape": (1, 4, 3, 4)},
 }
 
