@@ -25,6 +25,7 @@ from upstream_raft import RAFT
 
 from inr_kernels import accelerate
 from inr_kernels.integrations import raft, restore
+from inr_kernels.models import DEAR, IN2, LIIF
 
 IMAGES = torch.rand(2, 3, 32, 24), torch.rand(2, 3, 32, 24)
 
@@ -141,6 +142,12 @@ def test_lookalikes_are_told_why(build, reason, log):
     (message,) = log.messages
     assert message.startswith(f"{kind.__qualname__} at '0' not accelerated: {reason}")
     assert type(model) is kind
+
+
+@pytest.mark.parametrize("network", [DEAR, IN2, LIIF])
+def test_our_own_networks_are_no_candidates(network, log):
+    accelerate(network.pretrained())
+    assert log.messages == [f"accelerate found no supported module in {network.__name__}"]
 
 
 def test_errors_of_other_code_are_for_debugging(log):
