@@ -91,6 +91,19 @@ def read(path: FilePath) -> Contents:
         raise Unreadable("it is a damaged or truncated safetensors file") from error
 
 
+def load_data(path: FilePath) -> Any:
+    """Returns what torch.save was given, as `read` reads it: tensors and plain containers.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is damaged or of another format; the message names it.
+    """
+    try:
+        return read(path).data
+    except Unreadable as error:
+        raise ValueError(f"{os.fspath(path)} cannot be read: {error}") from error
+
+
 def parse(contents: Contents, network: str) -> Checkpoint | None:
     """Returns the checkpoint of `network` in a file that `save` wrote, None if another library wrote it.
 
