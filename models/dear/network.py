@@ -91,6 +91,11 @@ class DEARConfig:
             side = getattr(self, name)
             require(side > 0 and side % 2 == 1, name, "be odd and positive", side)
 
+    @property
+    def depth(self) -> int:
+        """Layers that it repeats, each with tensors of its own."""
+        return self.blocks + self.filter_blocks + len(self.hidden)
+
 
 SMALL = DEARConfig(
     channels=64, features=32, blocks=6, filter_blocks=1, fill="smooth", norm="none", hidden=(128, 128, 128)
