@@ -12,9 +12,8 @@ import threading
 
 import numpy
 import pytest
+from command_line import run
 from PIL import Image
-
-from inr_kernels import cli
 
 RGB = numpy.random.default_rng(0).integers(0, 255, (9, 14, 3), numpy.uint8)
 HOLES = numpy.zeros((9, 14), numpy.uint8)
@@ -29,15 +28,6 @@ def folder(tmp_path, monkeypatch):
     Image.fromarray(RGB).save("in.png")
     Image.fromarray(HOLES).save("mask.png")
     return tmp_path
-
-
-def run(*words):
-    """Runs a command line and returns its exit status."""
-    try:
-        cli.main([str(word) for word in words])
-    except SystemExit as end:
-        return end.code
-    return 0
 
 
 @contextlib.contextmanager

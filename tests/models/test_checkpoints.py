@@ -166,7 +166,9 @@ def test_liifs_own_files(tmp_path):
     torch.save({"model": {"name": "liif", "args": args, "sd": model.state_dict()}}, tmp_path / "liif.pth")
     assert equal(models.from_checkpoint(tmp_path / "liif.pth"), model)
     torch.save({"model": {"name": "lte", "args": args, "sd": {}}}, tmp_path / "lte.pth")
-    with pytest.raises(ValueError, match=r"lte.pth is not a DEAR, IN2, LaMa or LIIF checkpoint: it contains the network lte"):
+    with pytest.raises(
+        ValueError, match=r"lte.pth is not a DEAR, IN2, LaMa or LIIF checkpoint: it contains the network lte"
+    ):
         models.from_checkpoint(tmp_path / "lte.pth")
 
 
