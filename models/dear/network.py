@@ -239,7 +239,9 @@ class DEAR(Inpainter):
         attended = self._ops.unmask_attention(feat, mask.to(feat.dtype), mask_keys=config.mask_keys)
         return torch.cat([feat, attended, weight], 1), kernels[..., :height, :width]
 
-    def _encode_tiles(self, seen: torch.Tensor, mask: torch.Tensor, side: int, progress: Progress) -> torch.Tensor:
+    def _encode_tiles(
+        self, seen: torch.Tensor, mask: torch.Tensor, side: int, progress: Progress = None
+    ) -> torch.Tensor:
         """`encode`'s map, from tiles with half a side of their surroundings."""
         return map_tiles(lambda *part: self._encode(*part)[0], seen, mask, side=side, halo=side // 2, progress=progress)
 
