@@ -287,6 +287,15 @@ def test_upscale_in_pieces():
     assert done == sorted(set(done)) and len(done) > 3 and seen[-1][0] == seen[-1][1]
 
 
+@pytest.mark.parametrize("encoder", ["edsr", "rdn"])
+def test_progress_of_an_encoder_in_one_piece(encoder):
+    """It is reported after each block."""
+    model, seen = LIIF(LIIFConfig(blocks=3, features=8, hidden=(8,), encoder=encoder)), []
+    model.upscale(torch.rand(1, 3, 20, 22), 2, progress=lambda *done: seen.append(done))
+    done = [part for part, _ in seen]
+    assert done == sorted({*done}) and len(done) > 3 and done[-1] == seen[-1][1]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_upscale_in_other_dtypes(dtype):
     model, picture = LIIF.pretrained(), torch.rand(1, 3, 12, 13)
