@@ -118,7 +118,8 @@ def pixelwise_reconstruct(image: torch.Tensor, kernel: torch.Tensor, *, backend:
         >>> pixelwise_reconstruct(torch.rand(1, 3, 6, 7), torch.rand(1, 9, 6, 7)).shape
         torch.Size([1, 3, 6, 7])
     """
-    require_tensor(kernel, "kernel", dims=(4,))
+    for value, name in ((image, "image"), (kernel, "kernel")):
+        require_tensor(value, name, dims=(4,))
     side = math.isqrt(kernel.shape[1])
     require(side * side == kernel.shape[1] and side % 2, "kernel", "have K² channels, K odd", shape(kernel))
     return elementwise_filter(image, kernel, kernel_size=side, groups=1, backend=backend)

@@ -166,20 +166,22 @@ def read_attributes(module: nn.Module, method: str) -> dict[str, Any]:
 
     A counter or a list of timings that only other methods use may change.
     """
-    names = set(_names(type(module), method))
+    names = set(_names(module, method))
     plain = plain_attributes(module)
     # These read attributes whose names are not in the code.
     return plain if names & {"__dict__", "vars", "getattr"} else {k: v for k, v in plain.items() if k in names}
 
 
-def _names(cls: type, method: str) -> Iterator[str]:
+def _names(module: nn.Module, method: str) -> Iterator[str]:
     """All names and strings in the code of a method, and of the methods and functions of these names."""
-    functions, seen = [getattr(cls, method)], set()
-    own = [vars(base) for base in cls.__mro__ if base not in nn.Module.__mro__]
+    functions, seen = [getattr(type(module), method)], set()
+    own = [vars(module), *(vars(base) for base in type(module).__mro__ if base not in nn.Module.__mro__)]
     while functions:
         function = functions.pop()
-        function = function.fget if isinstance(function, property) else function
-        function = function.__func__ if isinstance(function, staticmethod | classmethod) else function
+        if isinstance(function, property):
+            function = function.fget
+        elif isinstance(function, staticmethod | classmethod | types.MethodType):
+            function = function.__func__
         if not isinstance(function, types.FunctionType) or function in seen:
             continue
         seen.add(function)

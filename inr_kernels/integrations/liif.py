@@ -15,7 +15,7 @@ from torch import nn
 
 from inr_kernels._core.hooks import has_hooks
 from inr_kernels.local_implicit.functional import Form, decode_queries, feature_columns
-from inr_kernels.local_implicit.module import HoistCache
+from inr_kernels.local_implicit.module import HoistCache, LocalImplicitDecoder
 
 from . import class_swap, probe
 from .class_swap import AcceleratedModule, Adapter, Match, Unsupported, register
@@ -27,8 +27,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def is_candidate(module: nn.Module) -> bool:
-    """Whether the module has a method query_rgb."""
-    return callable(getattr(type(module), "query_rgb", None))
+    """Whether the module has a method query_rgb and is not ours."""
+    return callable(getattr(type(module), "query_rgb", None)) and not isinstance(module, LocalImplicitDecoder)
 
 
 def verify(module: nn.Module) -> Match:

@@ -59,7 +59,7 @@ def neighborhood_attention(
     Scores and lse are at least float32. The arguments are the op's (op.py).
     """
     exact = torch.promote_types(query.dtype, torch.float32)
-    y, x = map(Axis, query.shape[1:3], kernel_size, dilation, stride, is_causal)
+    y, x = map(Axis, query.shape[1:3], kernel_size, dilation, stride, map(bool, is_causal))
     (rows, rows_seen), (cols, cols_seen) = (window(*axis, query.device) for axis in (y, x))
     query = query * scale
     taps = list(itertools.product(*map(range, kernel_size)))

@@ -91,6 +91,19 @@ def read(path: FilePath) -> Contents:
         raise Unreadable("it is a damaged or truncated safetensors file") from error
 
 
+def load_data(path: FilePath) -> Any:
+    """Returns what torch.save was given, as `read` reads it: tensors and plain containers.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is damaged or of another format; the message names it.
+    """
+    try:
+        return read(path).data
+    except Unreadable as error:
+        raise ValueError(f"{os.fspath(path)} cannot be read: {error}") from error
+
+
 def parse(contents: Contents, network: str) -> Checkpoint | None:
     """Returns the checkpoint of `network` in a file that `save` wrote, None if another library wrote it.
 
@@ -100,7 +113,7 @@ def parse(contents: Contents, network: str) -> Checkpoint | None:
     texts = contents.texts
     written = texts.get("network", network)
     if written != network:
-        raise Unreadable(f"it contains {named(written)}")
+        raise Unreadable(f"it contains the network {written}")
     version = texts.get("format_version", "1")
     if not version.isdecimal() or int(version) > VERSION:
         raise Unreadable(f"its format version is {version}; this release reads up to {VERSION}")
@@ -155,7 +168,7 @@ def ends_with(name: str, key: str) -> bool:
 
 
 def build(checkpoint: Checkpoint, size: int, network: Any, make: Callable[[Any], Any]) -> Any:
-    """Returns `make(config)` with the parameters and notes of a checkpoint, in eval mode.
+    """Returns `make(config)` with the parameters and notes of a checkpoint, in eval mode, on the CPU.
 
     The config is compared with the tensors before memory is allocated: it may have no more layers than the file has
     tensors, the network is made on the meta device to compare names and shapes, and it may have no more elements than
@@ -178,11 +191,16 @@ def build(checkpoint: Checkpoint, size: int, network: Any, make: Callable[[Any],
     except Exception as error:
         raise Unreadable(f"no {network.NETWORK} can be made of its config") from error
     # Files of torch before 0.4.1 have no such counters, and nothing reads them.
-    state = {name: torch.tensor(0) for name in expected if name.endswith("num_batches_tracked")} | state
+    state = {
+        name: torch.zeros_like(value, device="cpu")
+        for name, value in expected.items()
+        if name.endswith("num_batches_tracked")
+    } | state
     _compare(expected, state)
     if (elements := sum(value.numel() for value in expected.values())) > size:
         raise Unreadable(f"its tensors have {elements} elements, but the file only {size} bytes")
-    model = make(config)
+    with torch.device("cpu"):
+        model = make(config)
     model.load_state_dict(state)
     model.notes = notes
     return model.eval()
@@ -247,7 +265,7 @@ def identify(contents: Contents, networks: Sequence[Any]) -> Any:
         for network in networks:
             if network.NETWORK.lower() == name.lower():
                 return network
-        raise Unreadable(f"it contains {named(name)}")
+        raise Unreadable(f"it contains the network {name}")
     names = [str(name) for name in _entries(contents.data)]
     for matches in (str.__eq__, ends_with):
         for network in networks:

@@ -4,7 +4,7 @@ An inpainting network implements `encode` and `decode`; `predict`, `forward`, `i
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias, TypeVar
 
@@ -16,12 +16,12 @@ from inr_kernels.local_implicit.functional import WORKSPACE
 from . import checkpoints
 from .graphs import Graphed, graphed_pair
 from .masking import blend, check_mask, check_range, check_weights, output_size
+from .progress import Progress, reporting, shares
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 
 N = TypeVar("N", bound="Network")
 Features: TypeAlias = torch.Tensor | tuple[Any, ...]
-Progress: TypeAlias = Callable[[int, int], object] | None
 
 
 class Network:
@@ -65,7 +65,7 @@ class Network:
 
     @classmethod
     def from_checkpoint(cls: type[N], path: checkpoints.FilePath, **options: Any) -> N:
-        """Opens what `save` wrote, in eval mode, with parameters in the default dtype.
+        """Opens what `save` wrote, in eval mode, on the CPU, with parameters in the default dtype.
 
         Args:
             path: of the file.
@@ -138,6 +138,11 @@ class Inpainter(Network, nn.Module):
 
     bytes_per_output_pixel: int = 0  # working memory of `inpaint` for a pixel of the output
 
+    @property
+    def min_side(self) -> int:
+        """The shortest side of an image that the network takes, in pixels."""
+        return 1
+
     def encode(self, image: torch.Tensor, mask: torch.Tensor) -> Features:
         """Returns what `decode` reads: a tensor or a tuple, whose tensors may be changed (feature refinement).
 
@@ -161,7 +166,7 @@ class Inpainter(Network, nn.Module):
             size: (H', W').
             workspace: bytes of working memory that the rendering in bands of rows may use; LaMa, which renders all
                 rows at once, does not read it.
-            progress: called as progress(rows done, rows in all).
+            progress: called as progress(done, total), see `common.progress`.
         """
         raise NotImplementedError
 
@@ -172,6 +177,7 @@ class Inpainter(Network, nn.Module):
         size: tuple[int, int] | None = None,
         *,
         scale: float | None = None,
+        progress: Progress = None,
         **options: Any,
     ) -> torch.Tensor:
         """Returns the network's raw output for all pixels, known ones too; what a loss is computed on.
@@ -180,6 +186,7 @@ class Inpainter(Network, nn.Module):
             image, mask: as `encode`.
             size: (H', W') of the output; None: the image's.
             scale: instead of size, H' = round(scale H) and W' = round(scale W).
+            progress: called as progress(done, total) while encoding and decoding, see `common.progress`.
             options: of `decode`.
 
         Returns:
@@ -189,7 +196,23 @@ class Inpainter(Network, nn.Module):
             TypeError, ValueError: as `encode`; ValueError also for a size or scale that is not positive and finite.
         """
         size = output_size(image, size, scale)
-        return self.decode(self.encode(image, mask), size, **options)
+        if progress is None:
+            return self.decode(self.encode(image, mask), size, **options)
+        encoding, others, decoding = self._work(image, size)
+        in_modules, in_encode, in_decode = shares(progress, encoding, others, decoding)
+        with reporting(self._encoding_modules(), in_modules):
+            features = self.encode(image, mask)
+        if others:
+            in_encode(1, 1)
+        return self.decode(features, size, progress=in_decode, **options)
+
+    def _work(self, image: torch.Tensor, size: tuple[int, int]) -> tuple[float, float, float]:
+        """The work of `_encoding_modules`, of the rest of `encode`, and of `decode`, in any unit, for `progress`."""
+        return 1, 0, 1
+
+    def _encoding_modules(self) -> Sequence[nn.Module]:
+        """Modules that `encode` runs once each, of similar work, for `progress`."""
+        return []
 
     def forward(
         self,
@@ -235,7 +258,7 @@ class Inpainter(Network, nn.Module):
 
     def _mask(self, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Checks both and returns the mask as [B, 1, H, W] in [0, 1]; a network with other limits extends this."""
-        return check_mask(image, mask, next(self.parameters()).device)
+        return check_mask(image, mask, next(self.parameters()).device, min_side=self.min_side)
 
     def graphed(
         self, shape: tuple[int, ...], size: tuple[int, int] | None = None, *, scale: float | None = None, **options: Any

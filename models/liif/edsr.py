@@ -61,3 +61,8 @@ class EDSR(Encoder):
         """[B, 3, h, w] -> [B, features, h, w]."""
         x = self.head(self.checked(image))
         return x + self.body(x)
+
+    @property
+    def stages(self) -> list[nn.Module]:
+        """The residual blocks and the last convolution."""
+        return list(self.body)

@@ -1,5 +1,6 @@
 """LIIF: an encoder, EDSR or RDN, in front of the local implicit decoder; renders an image at any size."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from inr_kernels.local_implicit.functional import WORKSPACE
 from ..common import checkpoints
 from ..common.masking import check_image, check_range, check_weights, output_size
 from ..common.network import WEIGHTS, Network
+from ..common.progress import Progress, multiplications, parameters, shares
 from . import published
 from .edsr import EDSR
 from .rdn import RDN
@@ -139,6 +141,7 @@ class LIIF(Network, LocalImplicitDecoder):
         *,
         size: tuple[int, int] | None = None,
         workspace: int = WORKSPACE,
+        progress: Progress = None,
         **options: Any,
     ) -> torch.Tensor:
         """Renders an image [B, 3, h, w] in [0, 1] at another size: [B, 3, H, W] in [0, 1], in the parameters' dtype.
@@ -151,7 +154,8 @@ class LIIF(Network, LocalImplicitDecoder):
             scale: H = round(scale h), W = round(scale w); the network was trained for 1 to 4.
             size: (H, W), instead of scale.
             workspace: bytes.
-            options: of `LocalImplicitDecoder.render`: cell, backend, progress.
+            progress: called as progress(done, total) while encoding and decoding, see `common.progress`.
+            options: of `LocalImplicitDecoder.render`: cell, backend.
 
         Raises:
             TypeError: image is not a floating-point tensor.
@@ -164,8 +168,13 @@ class LIIF(Network, LocalImplicitDecoder):
         check_image(image, parameter.device)
         check_range(image)
         size = output_size(image, size, scale)
-        feat = self.encoder.tiled(image.to(parameter.dtype) * 2 - 1, workspace)
-        out = self.render(feat, size, workspace=workspace, **options)
+        encoding = decoding = None
+        if progress is not None:
+            of_encoder = parameters(self.encoder) * self.encoder.tiled_pixels(image, workspace)
+            of_decoder = multiplications(self) * len(image) * math.prod(size)
+            encoding, decoding = shares(progress, of_encoder, of_decoder)
+        feat = self.encoder.tiled(image.to(parameter.dtype) * 2 - 1, workspace, encoding)
+        out = self.render(feat, size, workspace=workspace, progress=decoding, **options)
         check_weights(self, out)
         return out.add_(1).div_(2).clamp_(0, 1)
 

@@ -56,7 +56,7 @@ def read(contents: Contents, key: str) -> Checkpoint:
 def _config_of_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
     """The config of yinboc/liif's {"name": "liif", "args": ..., "sd": state dict}."""
     if spec.get("name") != "liif":
-        raise Unreadable(f"it contains a {spec.get('name')!r}")
+        raise Unreadable(f"it contains the network {spec.get('name')!r}")
     if not isinstance(spec["sd"], dict) or not all(isinstance(value, torch.Tensor) for value in spec["sd"].values()):
         raise Unreadable("its model's sd is not a state dict of tensors")
     args = dict(_entry(spec, "args"))

@@ -59,6 +59,11 @@ class RDN(Encoder):
         self.halo = blocks * convolutions + 3  # one pixel per 3 x 3 convolution
         self.live_maps = 4 + 2 * (features + growth * convolutions) // features  # a block's last input and its copy
 
+    @property
+    def stages(self) -> list[nn.Module]:
+        """The dense blocks."""
+        return list(self.RDBs)
+
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """[B, 3, h, w] -> [B, features, h, w]."""
         shallow = self.SFENet1(self.checked(image))

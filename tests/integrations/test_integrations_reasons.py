@@ -19,12 +19,13 @@ from upstream_decoders import (
     problem,
     without_cuda,
 )
-from upstream_lama import FFCResnetBlock
+from upstream_lama import FourierUnit
 from upstream_natten import Version21
 from upstream_raft import RAFT
 
 from inr_kernels import accelerate
 from inr_kernels.integrations import raft, restore
+from inr_kernels.models import DEAR, IN2, LIIF
 
 IMAGES = torch.rand(2, 3, 32, 24), torch.rand(2, 3, 32, 24)
 
@@ -84,7 +85,7 @@ def with_function(function):
     return type("RAFT", (RAFT,), {"forward": made})
 
 
-class FourierUnit(nn.Module):
+class OldFourierUnit(nn.Module):
     """Of the paper's first code, without the options of LaMa's."""
 
     def __init__(self):
@@ -123,7 +124,10 @@ KernelConv, NeighborhoodAttention3D, Plain = (
             "its function upsample_flow takes (flow, up_mask, mode), not",
         ),
         (Plain, "its class has the name of one with RAFT's upsample_flow, but it has no upsample_flow"),
-        (FourierUnit, "its class has the name of one with LaMa's Fourier convolution, but it has no fft_norm"),
+        (
+            lambda: type("FourierUnit", (OldFourierUnit,), {})(),
+            "its class has the name of one with LaMa's Fourier convolution, but it has no fft_norm",
+        ),
         (FFC, "its class has the name of one with LaMa's Fourier convolution, but it has no gate"),
         (KernelConv, "its class has the name of one with MISF's KernelConv, but it has no kernel_size"),
         (
@@ -143,6 +147,12 @@ def test_lookalikes_are_told_why(build, reason, log):
     assert type(model) is kind
 
 
+@pytest.mark.parametrize("network", [DEAR, IN2, LIIF])
+def test_our_own_networks_are_no_candidates(network, log):
+    accelerate(network.pretrained())
+    assert log.messages == [f"accelerate found no supported module in {network.__name__}"]
+
+
 def test_errors_of_other_code_are_for_debugging(log):
     class Broken(StoresFeatures):
         def query_rgb(self, coord, cell=None):
@@ -157,13 +167,13 @@ def test_errors_of_other_code_are_for_debugging(log):
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_torchscript_is_one_warning(whole, log):
-    block, x = FFCResnetBlock(16).eval(), (torch.rand(1, 4, 8, 8), torch.rand(1, 12, 8, 8))
+    units = nn.Sequential(FourierUnit(2, 2), FourierUnit(2, 2)).eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript
-        traced = torch.jit.trace(block, (x,))
+        traced = torch.jit.trace(units, torch.rand(1, 2, 8, 8), check_trace=False)
     accelerate(traced if whole else nn.ModuleDict({"a": traced, "b": Version21(8, 2, 3)}))
     first, *others = log.messages
-    where = "FFCResnetBlock" if whole else "FFCResnetBlock at 'a'"
+    where = "Sequential" if whole else "Sequential at 'a'"
     assert first == (
         f"{where} not accelerated: it is TorchScript, whose layers are compiled; "
         "call accelerate before torch.jit.trace or torch.jit.script"

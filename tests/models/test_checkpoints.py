@@ -79,10 +79,8 @@ def test_another_networks_file(name, path):
     model.save(path)
     for other in models.NETWORKS:
         if not isinstance(model, other):
-            article = "an" if name == "IN2" else "a"
-            with pytest.raises(
-                ValueError, match=rf"is not an? {other.NETWORK} checkpoint: it contains {article} {name}"
-            ):
+            match = rf"is not an? {other.NETWORK} checkpoint: it contains the network {name}"
+            with pytest.raises(ValueError, match=match):
                 other.from_checkpoint(path)
 
 
@@ -166,7 +164,7 @@ def test_liifs_own_files(tmp_path):
     torch.save({"model": {"name": "liif", "args": args, "sd": model.state_dict()}}, tmp_path / "liif.pth")
     assert equal(models.from_checkpoint(tmp_path / "liif.pth"), model)
     torch.save({"model": {"name": "lte", "args": args, "sd": {}}}, tmp_path / "lte.pth")
-    with pytest.raises(ValueError, match=r"lte.pth is not a DEAR, IN2, LaMa or LIIF checkpoint: it contains a lte"):
+    with pytest.raises(ValueError, match=r"lte.pth is not a DEAR, .* or LIIF checkpoint: it contains the network lte"):
         models.from_checkpoint(tmp_path / "lte.pth")
 
 

@@ -178,7 +178,7 @@ def damaged(kind):
         ("decoder", "its model has no imnet_spec"),
         ("flag", "its config has the entry 'posenc', which a LIIF does not have"),
         ("upsampler", "its encoder has an upsampler"),
-        ("lte", "it contains a 'lte'"),
+        ("lte", "it contains the network 'lte'"),
         ("missing", "it has no tensor encoder.head.0.weight, which its config needs"),
         ("shape", r"its tensor imnet.layers.0.bias has the shape \[5\]; its config needs \[16\]"),
         ("nothing", "it has no tensor imnet.layers.0.weight"),
@@ -279,12 +279,21 @@ def test_upscale(shape, options, size):
 
 
 def test_upscale_in_pieces():
-    """Tiles and bands of the smallest workspace give the same image; progress counts its rows."""
+    """Tiles and bands of the smallest workspace give the same image; progress reaches the total."""
     model, picture, seen = LIIF(TINY), torch.rand(2, 3, 50, 60), []
     small = model.upscale(picture, 2.7, workspace=1 << 19, progress=lambda *rows: seen.append(rows))
     torch.testing.assert_close(small, model.upscale(picture, 2.7), rtol=0, atol=1e-5)
     done = [rows for rows, _ in seen]
-    assert done == sorted(set(done)) and len(done) > 3 and seen[-1] == (270, 270)
+    assert done == sorted(set(done)) and len(done) > 3 and seen[-1][0] == seen[-1][1]
+
+
+@pytest.mark.parametrize("encoder", ["edsr", "rdn"])
+def test_progress_of_an_encoder_in_one_piece(encoder):
+    """It is reported after each block."""
+    model, seen = LIIF(LIIFConfig(blocks=3, features=8, hidden=(8,), encoder=encoder)), []
+    model.upscale(torch.rand(1, 3, 20, 22), 2, progress=lambda *done: seen.append(done))
+    done = [part for part, _ in seen]
+    assert done == sorted({*done}) and len(done) > 3 and done[-1] == seen[-1][1]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

@@ -107,17 +107,17 @@ def test_every_call(name):
 def test_every_public_name_and_adapter_is_called():
     called = {name.partition(",")[0] for name in CALLS} | {op.function.__name__ for op in OPS.values()}
     without_tensors = {"__version__", "accelerate", "backend", "explain", "release_memory"}
-    without_tensors |= {
-        "DEARConfig",
-        "IN2Config",
-        "LIIFConfig",
-        "LaMaConfig",
-        "Inpainter",
-        "Network",
-        "from_checkpoint",
-    }
+    without_tensors |= {"Inpainter", "Network", "from_checkpoint", *(n for n in models.__all__ if n.endswith("Config"))}
     public = {*inr_kernels.__all__, *import_module("inr_kernels.fourier_unit").__all__, *models.__all__}
     assert public - without_tensors | {adapter.description for adapter in ADAPTERS} <= called
+
+
+@pytest.mark.parametrize("network", [models.DEAR, models.IN2, models.LIIF])
+def test_checkpoints_open_on_the_cpu(network):
+    expected = network.pretrained().state_dict()
+    with default("meta"):
+        opened = network.pretrained().state_dict()
+    assert all(torch.equal(opened[name], value) for name, value in expected.items())
 
 
 @pytest.mark.parametrize("name", DEFAULTS)

@@ -5,15 +5,17 @@ data: it builds the inputs and returns a function without arguments that compute
 """
 
 import importlib
+from unittest import mock
 
 import numpy
 import torch
+import upstream_natten
 from fourier_unit_cases import ConvolutionCase
 from torch import nn
 from upstream_decoders import StoresFeatures
 from upstream_filters import KernelConv, Ported, Raft
 from upstream_lama import Generator
-from upstream_natten import Version21
+from upstream_natten import Version15, Version21
 
 import inr_kernels
 from inr_kernels import models
@@ -34,9 +36,10 @@ def case_of(op):
 
 CASES = {op: case_of(op) for op in OPS}
 SMALL = {  # for Triton's interpreter, which is slow
-    "elementwise_filter": {"channels": 2, "groups": 2, "size": (3, 4)},
-    "local_implicit": {"batch": 1, "queries": 5},
-    "neighborhood_attention": {"batch": 1, "size": (4, 5)},
+    "elementwise_filter": {"batch": 1, "channels": 2, "groups": 2, "kernel_size": (1, 3), "size": (3, 4)},
+    "fourier_unit": {"batch": 1, "channels": 2, "outputs": 2, "size": (3, 4)},
+    "local_implicit": {"batch": 1, "queries": 5, "hidden": (9,)},
+    "neighborhood_attention": {"batch": 1, "size": (3, 4), "heads": 1, "dim": 4},
     "unmask_attention": {"shape": (1, 4, 3, 4)},
 }
 
@@ -133,6 +136,16 @@ def accelerated(build, *shapes):
     return run
 
 
+def without_natten(run):
+    """The call on a machine without NATTEN's kernels, where its functions are replaced to verify the module."""
+
+    def patched():
+        with mock.patch.object(upstream_natten, "RUNS", False):
+            return run()
+
+    return patched
+
+
 CALLS = {
     "neighborhood_attention_2d_packed": lambda: call(
         inr_kernels.neighborhood_attention_2d_packed, torch.stack(qkv(), 3), 3, return_lse=True
@@ -159,6 +172,7 @@ CALLS = {
     "LaMa": lambda: inpainter(models.LaMa(models.LaMaConfig(features=8, blocks=1))),
     "LIIF": liif,
     "EDSR": lambda: call(models.EDSR(1, 8), torch.rand(1, 3, 9, 8)),
+    "RDN": lambda: call(models.RDN(1, 8, 8, 2), torch.rand(1, 3, 9, 8)),
     "ImplicitPyramidDecoder": pyramid,
     "ImplicitUpsample": lambda: upsample("bilinear", False),
     "ImplicitUpsample, eager": lambda: upsample("liif", True),
@@ -175,5 +189,8 @@ CALLS = {
     "STFAN's KernelConv2D": lambda: accelerated(lambda: Ported(3), (2, 3, 5, 4), (2, 27, 5, 4)),
     "RAFT's upsample_flow": lambda: accelerated(Raft, (2, 2, 5, 4), (2, 576, 5, 4)),
     "neighborhood attention": lambda: accelerated(lambda: Version21(8, 2, 3), (2, 6, 7, 8)),
+    "neighborhood attention, by shims": lambda: without_natten(
+        accelerated(lambda: Version15(8, 2, 3), (2, 6, 7, 8)),
+    ),
     "LaMa's Fourier convolution": lambda: accelerated(lambda: Generator().eval(), (1, 4, 12, 18)),
 }
