@@ -9,6 +9,7 @@ archive only the pickle and the tensors are read; its sources and constants are 
 import io
 import pickle
 import pickletools
+import threading
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -29,6 +30,8 @@ LEGACY_HEADER = 3
 PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 # Containers that a pickle fills after it has made them: torch fills only dicts and lists.
 CONTAINERS = {"collections.defaultdict": dict, "collections.deque": list}
+# torch's list of allowed classes belongs to the process: one file at a time extends it.
+LOCK = threading.Lock()
 BLOCKED = ("os.", "posix.", "nt.", "sys.")  # modules whose functions torch refuses even as placeholders
 
 
@@ -66,31 +69,31 @@ class Placeholder:
         self.attributes = state if isinstance(state, dict) else {}  # type: ignore[misc]
 
 
-def read(file: BinaryIO, size: int, path: str) -> Contents:
+def read(file: BinaryIO, size: int, path: str | None) -> Contents:
     """Reads a file that is not safetensors.
 
     Args:
         file: at its start.
         size: bytes of the file.
-        path: of the file; tensors are mapped from the disk where its format allows that.
+        path: of the file; tensors are mapped from the disk where its format allows that. None: copied into memory.
 
     Raises:
         Unreadable: it is damaged, of another format, or needs the code of classes.
     """
     try:
-        return _read(file, size, path)
+        return _read(file, size, path, packed=False)
     except (Unreadable, MemoryError):
         raise
     except Exception as error:  # zipfile, zlib, pickletools and safetensors raise many kinds
         raise Unreadable("it is a damaged or truncated file") from error
 
 
-def _read(file: BinaryIO, size: int, path: str | None) -> Contents:
-    """As `read`; path is None for a file in a zip file."""
+def _read(file: BinaryIO, size: int, path: str | None, packed: bool) -> Contents:
+    """As `read`; packed: whether the file was in a zip file itself."""
     start = file.read(512)
     file.seek(0)
     if start[:4] == b"PK\3\4":
-        return _read_zip(file, size, path)
+        return _read_zip(file, size, path, packed)
     if start[:1] == b"\x80":
         return Contents({}, _load(file, _legacy_classes(file)), size)
     if start[257:262] == b"ustar":
@@ -98,7 +101,7 @@ def _read(file: BinaryIO, size: int, path: str | None) -> Contents:
     raise Unreadable("it is empty" if not start else "it is neither a safetensors file nor one of torch.save")
 
 
-def _read_zip(file: BinaryIO, size: int, path: str | None) -> Contents:
+def _read_zip(file: BinaryIO, size: int, path: str | None, packed: bool) -> Contents:
     try:
         archive = zipfile.ZipFile(file)
     except zipfile.BadZipFile as error:
@@ -110,27 +113,29 @@ def _read_zip(file: BinaryIO, size: int, path: str | None) -> Contents:
         names = {member.filename: PurePosixPath(member.filename) for member in members}
         root = next((name.parent for name in names.values() if name.name == "data.pkl"), None)
         if root is None:
-            return _read_packed(archive, names, size, inside=path is None)
+            return _read_packed(archive, names, size, packed)
         classes = _classes(io.BytesIO(archive.read(str(root / "data.pkl"))))
         if str(root / "constants.pkl") in names:
             return Contents({}, _script_state(_load(_without_code(archive, names, root), classes)), size)
         file.seek(0)
-        if path is None or any(member.compress_type != zipfile.ZIP_STORED for member in members):
-            return Contents({}, _load(file, classes), size)
-        return Contents({}, _load(path, classes, mmap=True), size)
+        # torch maps compressed members as they are, and takes any file of the name *.safetensors for one.
+        stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
+        if path is not None and stored and not path.endswith(".safetensors"):
+            return Contents({}, _load(path, classes, mmap=True), size)
+        return Contents({}, _load(file, classes), size)
 
 
-def _read_packed(archive: zipfile.ZipFile, names: dict[str, PurePosixPath], size: int, inside: bool) -> Contents:
+def _read_packed(archive: zipfile.ZipFile, names: dict[str, PurePosixPath], size: int, packed: bool) -> Contents:
     """Reads the checkpoint in a zip file such as LaMa's, of config.yaml and models/best.ckpt."""
     found = [name for name, path in names.items() if path.suffix in SUFFIXES and "__MACOSX" not in path.parts]
     found = [name for name in found if names[name].name == "best.ckpt"] or found
-    if len(found) != 1 or inside:
+    if len(found) != 1 or packed:
         raise Unreadable(f"it is a zip file with {len(found)} checkpoints in it, not one")
     texts = {path.name: archive.read(name).decode() for name, path in names.items() if path.name == "config.yaml"}
     data = archive.read(found[0])
     if names[found[0]].suffix == ".safetensors":
         return Contents(texts, load_safetensors(data), size)
-    return _read(io.BytesIO(data), size, None)._replace(texts=texts)
+    return _read(io.BytesIO(data), size, None, packed=True)._replace(texts=texts)
 
 
 def _without_code(archive: zipfile.ZipFile, names: dict[str, PurePosixPath], root: PurePosixPath) -> BinaryIO:
@@ -168,7 +173,7 @@ def _load(file: Any, classes: list[str], **options: Any) -> Any:
     known: list[Any] = [(type(name, (Placeholder,), {}), name) for name in classes]
     known += [(_maker(kind), name) for name, kind in CONTAINERS.items()]
     try:
-        with torch.serialization.safe_globals(known), warnings.catch_warnings():
+        with LOCK, torch.serialization.safe_globals(known), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickle protocols other than 2
             return torch.load(file, map_location="cpu", weights_only=True, **options)
     except pickle.UnpicklingError:  # its text advises to load the file with weights_only=False

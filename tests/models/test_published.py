@@ -8,6 +8,7 @@ import os
 import re
 import warnings
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy
 import pytest
@@ -116,6 +117,19 @@ def test_lamas_files(form, tmp_path):
     LAMA_FILES[form](path)
     for model in (LaMa.from_checkpoint(path), models.from_checkpoint(str(path))):
         assert holds(model) and model.config == LAMA.config and not model.training
+
+
+def test_the_name_of_a_file_says_nothing(tmp_path):
+    torch.save(LIGHTNING, tmp_path / "lama.safetensors")
+    save_file(STATE, tmp_path / "lama.ckpt")
+    assert holds(LaMa.from_checkpoint(tmp_path / "lama.safetensors"))
+    assert holds(LaMa.from_checkpoint(tmp_path / "lama.ckpt"))
+
+
+def test_files_are_read_in_several_threads(tmp_path):
+    torch.save(LIGHTNING, tmp_path / "lama.ckpt")
+    with ThreadPoolExecutor(4) as pool:
+        assert all(map(holds, pool.map(LaMa.from_checkpoint, [tmp_path / "lama.ckpt"] * 8)))
 
 
 @pytest.mark.parametrize(("written", "activation"), [("true", "tanh"), ("false", "none"), ("sigmoid", "sigmoid")])
