@@ -114,8 +114,8 @@ def test_threads_read_one_file_at_a_time(tmp_path, monkeypatch):
     allowed, load = [], torch.load
 
     def slow(*args, **kwargs):
-        time.sleep(0.1)
         allowed.append(len(torch.serialization.get_safe_globals()))
+        time.sleep(0.1)
         return load(*args, **kwargs)
 
     monkeypatch.setattr(torch, "load", slow)
