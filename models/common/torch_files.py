@@ -7,6 +7,7 @@ archive only the pickle and the tensors are read; its sources and constants are 
 """
 
 import io
+import itertools
 import pickle
 import pickletools
 import threading
@@ -30,6 +31,8 @@ LEGACY_HEADER = 3
 PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 # Containers that a pickle fills after it has made them: torch fills only dicts and lists.
 CONTAINERS = {"collections.defaultdict": dict, "collections.deque": list}
+# torch searches all allowed classes for each object; more searches than this take longer than reading weights.
+SEARCHES = 20_000_000
 # torch's list of allowed classes belongs to the process: one file at a time extends it.
 LOCK = threading.Lock()
 BLOCKED = ("os.", "posix.", "nt.", "sys.")  # modules whose functions torch refuses even as placeholders
@@ -114,9 +117,12 @@ def _read_zip(file: BinaryIO, size: int, path: str | None, packed: bool) -> Cont
         root = next((name.parent for name in names.values() if name.name == "data.pkl"), None)
         if root is None:
             return _read_packed(archive, names, size, packed)
-        classes = _classes(io.BytesIO(archive.read(str(root / "data.pkl"))))
+        pickled = archive.read(str(root / "data.pkl"))
         if str(root / "constants.pkl") in names:
-            return Contents({}, _script_state(_load(_without_code(archive, names, root), classes)), size)
+            pickled = _with_one_class(pickled)
+            module = _load(_without_code(archive, names, root, pickled), _classes(io.BytesIO(pickled)))
+            return Contents({}, _script_state(module), size)
+        classes = _classes(io.BytesIO(pickled))
         file.seek(0)
         # torch maps compressed members as they are, and takes any file of the name *.safetensors for one.
         stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
@@ -138,12 +144,25 @@ def _read_packed(archive: zipfile.ZipFile, names: dict[str, PurePosixPath], size
     return _read(io.BytesIO(data), size, None, packed=True)._replace(texts=texts)
 
 
-def _without_code(archive: zipfile.ZipFile, names: dict[str, PurePosixPath], root: PurePosixPath) -> BinaryIO:
+def _with_one_class(pickled: bytes) -> bytes:
+    """The pickle of a TorchScript archive, which has a class for each layer, with one class instead."""
+    parts, copied = [], 0
+    for (opcode, argument, start), (_, _, end) in itertools.pairwise(pickletools.genops(pickled)):
+        if opcode.name == "GLOBAL" and str(argument).startswith("__torch__") and start is not None:
+            parts += [pickled[copied:start], b"c__torch__\nPlaceholder\n"]
+            copied = end or 0
+    return b"".join([*parts, pickled[copied:]])
+
+
+def _without_code(
+    archive: zipfile.ZipFile, names: dict[str, PurePosixPath], root: PurePosixPath, pickled: bytes
+) -> BinaryIO:
     """The pickle and the tensors of a TorchScript archive, as a file of torch.save."""
     copied = io.BytesIO()
     with zipfile.ZipFile(copied, "w", zipfile.ZIP_STORED) as target:
+        target.writestr(str(root / "data.pkl"), pickled)
         for name, path in names.items():
-            if path.parent == root / "data" or path in (root / "data.pkl", root / "version", root / "byteorder"):
+            if path.parent == root / "data" or path in (root / "version", root / "byteorder"):
                 target.writestr(name, archive.read(name))
     copied.seek(0)
     return copied
@@ -198,6 +217,8 @@ def _legacy_classes(file: BinaryIO) -> list[str]:
         for _ in range(LEGACY_HEADER):
             _classes(file)
         return _classes(file)
+    except Unreadable:
+        raise
     except ValueError:
         raise Unreadable("it is a damaged pickle, or not one of torch.save") from None
     finally:
@@ -206,9 +227,12 @@ def _legacy_classes(file: BinaryIO) -> list[str]:
 
 def _classes(file: BinaryIO) -> list[str]:
     """The names of all classes and functions in a pickle, which is read to its end but not executed."""
-    found = set()
+    found, calls = set(), 0
     for opcode, argument, _ in pickletools.genops(file):
+        calls += opcode.name in ("REDUCE", "NEWOBJ", "BUILD")
         if opcode.name == "GLOBAL":
             module, _, name = str(argument).partition(" ")
             found.add(f"{PYTHON_2.get(module, module)}.{name}")
+    if len(found) * calls > SEARCHES:
+        raise Unreadable(f"it has {calls} objects of {len(found)} classes beside its weights")
     return sorted(found - CONTAINERS.keys())

@@ -180,6 +180,13 @@ def bomb(path):
         archive.writestr("lama/data.pkl", bytes(1 << 24))
 
 
+def many(path):
+    """Objects of so many classes that torch would search its list of them for minutes."""
+    objects = b"".join(b"cmany\nC%d\n)R0" % i for i in range(5000))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("lama/data.pkl", b"\x80\x02" + objects + b"N.")
+
+
 def frozen(path):
     traced = script(Skeleton("model", nn.Conv2d(1, 1, 1)), path)
     with warnings.catch_warnings():
@@ -221,6 +228,7 @@ def arrays(path):
         (lambda path: packed(path, name="models/last.txt"), "it is a zip file with 0 checkpoints in it, not one"),
         (nested, "it is a zip file with 0 checkpoints in it, not one"),
         (bomb, "it has [0-9]+ bytes and would unpack to 16777216, which no weights do"),
+        (many, "it has 5000 objects of 5000 classes beside its weights"),
         (frozen, "it is a TorchScript archive without parameters"),
         (tarred, "it is a tar file, torch's format of before 2017"),
         (lambda path: path.write_bytes(b"PK\3\4 and nothing else"), "it is a damaged or truncated file of torch.save"),
