@@ -73,8 +73,11 @@ def save(model: Any, path: FilePath, notes: Any, dtype: torch.dtype | None = Non
     replace_file(path, serialize(state, metadata))
 
 
-def read(path: FilePath) -> Contents:
+def read(path: FilePath, *, mapped: bool = True) -> Contents:
     """Reads a file of any format: safetensors (eight bytes, then a JSON object), or what `torch_files` reads.
+
+    Args:
+        mapped: whether tensors may be mapped from the disk, which their copies outlive but they themselves may not.
 
     Raises:
         Unreadable: it is damaged or of another format.
@@ -83,7 +86,7 @@ def read(path: FilePath) -> Contents:
     with open(path, "rb") as file:
         if file.read(9)[8:] != b"{":
             file.seek(0)
-            return torch_files.read(file, size, os.fsdecode(path))
+            return torch_files.read(file, size, os.fsdecode(path) if mapped else None)
     try:
         with safe_open(path, "pt") as tensors:
             return Contents(tensors.metadata() or {}, {name: tensors.get_tensor(name) for name in tensors.keys()}, size)  # noqa: SIM118
@@ -99,7 +102,7 @@ def load_data(path: FilePath) -> Any:
         ValueError: it is damaged or of another format; the message names it.
     """
     try:
-        return read(path).data
+        return read(path, mapped=False).data
     except Unreadable as error:
         raise ValueError(f"{os.fspath(path)} cannot be read: {error}") from error
 

@@ -7,8 +7,10 @@ archive only the pickle and the tensors are read; its sources and constants are 
 """
 
 import io
+import itertools
 import pickle
 import pickletools
+import threading
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -29,6 +31,10 @@ LEGACY_HEADER = 3
 PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 # Containers that a pickle fills after it has made them: torch fills only dicts and lists.
 CONTAINERS = {"collections.defaultdict": dict, "collections.deque": list}
+# torch searches all allowed classes for each object; more searches than this take longer than reading weights.
+SEARCHES = 20_000_000
+# torch's list of allowed classes belongs to the process: one file at a time extends it.
+LOCK = threading.Lock()
 BLOCKED = ("os.", "posix.", "nt.", "sys.")  # modules whose functions torch refuses even as placeholders
 
 
@@ -66,31 +72,31 @@ class Placeholder:
         self.attributes = state if isinstance(state, dict) else {}  # type: ignore[misc]
 
 
-def read(file: BinaryIO, size: int, path: str) -> Contents:
+def read(file: BinaryIO, size: int, path: str | None) -> Contents:
     """Reads a file that is not safetensors.
 
     Args:
         file: at its start.
         size: bytes of the file.
-        path: of the file; tensors are mapped from the disk where its format allows that.
+        path: of the file; tensors are mapped from the disk where its format allows that. None: copied into memory.
 
     Raises:
         Unreadable: it is damaged, of another format, or needs the code of classes.
     """
     try:
-        return _read(file, size, path)
+        return _read(file, size, path, packed=False)
     except (Unreadable, MemoryError):
         raise
     except Exception as error:  # zipfile, zlib, pickletools and safetensors raise many kinds
         raise Unreadable("it is a damaged or truncated file") from error
 
 
-def _read(file: BinaryIO, size: int, path: str | None) -> Contents:
-    """As `read`; path is None for a file in a zip file."""
+def _read(file: BinaryIO, size: int, path: str | None, packed: bool) -> Contents:
+    """As `read`; packed: whether the file was in a zip file itself."""
     start = file.read(512)
     file.seek(0)
     if start[:4] == b"PK\3\4":
-        return _read_zip(file, size, path)
+        return _read_zip(file, size, path, packed)
     if start[:1] == b"\x80":
         return Contents({}, _load(file, _legacy_classes(file)), size)
     if start[257:262] == b"ustar":
@@ -98,7 +104,7 @@ def _read(file: BinaryIO, size: int, path: str | None) -> Contents:
     raise Unreadable("it is empty" if not start else "it is neither a safetensors file nor one of torch.save")
 
 
-def _read_zip(file: BinaryIO, size: int, path: str | None) -> Contents:
+def _read_zip(file: BinaryIO, size: int, path: str | None, packed: bool) -> Contents:
     try:
         archive = zipfile.ZipFile(file)
     except zipfile.BadZipFile as error:
@@ -110,35 +116,53 @@ def _read_zip(file: BinaryIO, size: int, path: str | None) -> Contents:
         names = {member.filename: PurePosixPath(member.filename) for member in members}
         root = next((name.parent for name in names.values() if name.name == "data.pkl"), None)
         if root is None:
-            return _read_packed(archive, names, size, inside=path is None)
-        classes = _classes(io.BytesIO(archive.read(str(root / "data.pkl"))))
+            return _read_packed(archive, names, size, packed)
+        pickled = archive.read(str(root / "data.pkl"))
         if str(root / "constants.pkl") in names:
-            return Contents({}, _script_state(_load(_without_code(archive, names, root), classes)), size)
+            pickled = _with_one_class(pickled)
+            module = _load(_without_code(archive, names, root, pickled), _classes(io.BytesIO(pickled)))
+            return Contents({}, _script_state(module), size)
+        classes = _classes(io.BytesIO(pickled))
         file.seek(0)
-        if path is None or any(member.compress_type != zipfile.ZIP_STORED for member in members):
-            return Contents({}, _load(file, classes), size)
-        return Contents({}, _load(path, classes, mmap=True), size)
+        # torch maps compressed members as they are, and takes any file of the name *.safetensors for one.
+        stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
+        if path is not None and stored and not path.endswith(".safetensors"):
+            return Contents({}, _load(path, classes, mmap=True), size)
+        return Contents({}, _load(file, classes), size)
 
 
-def _read_packed(archive: zipfile.ZipFile, names: dict[str, PurePosixPath], size: int, inside: bool) -> Contents:
+def _read_packed(archive: zipfile.ZipFile, names: dict[str, PurePosixPath], size: int, packed: bool) -> Contents:
     """Reads the checkpoint in a zip file such as LaMa's, of config.yaml and models/best.ckpt."""
     found = [name for name, path in names.items() if path.suffix in SUFFIXES and "__MACOSX" not in path.parts]
     found = [name for name in found if names[name].name == "best.ckpt"] or found
-    if len(found) != 1 or inside:
+    if len(found) != 1 or packed:
         raise Unreadable(f"it is a zip file with {len(found)} checkpoints in it, not one")
     texts = {path.name: archive.read(name).decode() for name, path in names.items() if path.name == "config.yaml"}
     data = archive.read(found[0])
     if names[found[0]].suffix == ".safetensors":
         return Contents(texts, load_safetensors(data), size)
-    return _read(io.BytesIO(data), size, None)._replace(texts=texts)
+    return _read(io.BytesIO(data), size, None, packed=True)._replace(texts=texts)
 
 
-def _without_code(archive: zipfile.ZipFile, names: dict[str, PurePosixPath], root: PurePosixPath) -> BinaryIO:
+def _with_one_class(pickled: bytes) -> bytes:
+    """The pickle of a TorchScript archive, which has a class for each layer, with one class instead."""
+    parts, copied = [], 0
+    for (opcode, argument, start), (_, _, end) in itertools.pairwise(pickletools.genops(pickled)):
+        if opcode.name == "GLOBAL" and str(argument).startswith("__torch__") and start is not None:
+            parts += [pickled[copied:start], b"c__torch__\nPlaceholder\n"]
+            copied = end or 0
+    return b"".join([*parts, pickled[copied:]])
+
+
+def _without_code(
+    archive: zipfile.ZipFile, names: dict[str, PurePosixPath], root: PurePosixPath, pickled: bytes
+) -> BinaryIO:
     """The pickle and the tensors of a TorchScript archive, as a file of torch.save."""
     copied = io.BytesIO()
     with zipfile.ZipFile(copied, "w", zipfile.ZIP_STORED) as target:
+        target.writestr(str(root / "data.pkl"), pickled)
         for name, path in names.items():
-            if path.parent == root / "data" or path in (root / "data.pkl", root / "version", root / "byteorder"):
+            if path.parent == root / "data" or path in (root / "version", root / "byteorder"):
                 target.writestr(name, archive.read(name))
     copied.seek(0)
     return copied
@@ -168,7 +192,7 @@ def _load(file: Any, classes: list[str], **options: Any) -> Any:
     known: list[Any] = [(type(name, (Placeholder,), {}), name) for name in classes]
     known += [(_maker(kind), name) for name, kind in CONTAINERS.items()]
     try:
-        with torch.serialization.safe_globals(known), warnings.catch_warnings():
+        with LOCK, torch.serialization.safe_globals(known), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickle protocols other than 2
             return torch.load(file, map_location="cpu", weights_only=True, **options)
     except pickle.UnpicklingError:  # its text advises to load the file with weights_only=False
@@ -193,6 +217,8 @@ def _legacy_classes(file: BinaryIO) -> list[str]:
         for _ in range(LEGACY_HEADER):
             _classes(file)
         return _classes(file)
+    except Unreadable:
+        raise
     except ValueError:
         raise Unreadable("it is a damaged pickle, or not one of torch.save") from None
     finally:
@@ -201,9 +227,12 @@ def _legacy_classes(file: BinaryIO) -> list[str]:
 
 def _classes(file: BinaryIO) -> list[str]:
     """The names of all classes and functions in a pickle, which is read to its end but not executed."""
-    found = set()
+    found, calls = set(), 0
     for opcode, argument, _ in pickletools.genops(file):
+        calls += opcode.name in ("REDUCE", "NEWOBJ", "BUILD")
         if opcode.name == "GLOBAL":
             module, _, name = str(argument).partition(" ")
             found.add(f"{PYTHON_2.get(module, module)}.{name}")
+    if len(found) * calls > SEARCHES:
+        raise Unreadable(f"it has {calls} objects of {len(found)} classes beside its weights")
     return sorted(found - CONTAINERS.keys())

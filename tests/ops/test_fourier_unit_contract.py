@@ -70,7 +70,7 @@ BAD_CONVOLUTIONS = {
     "one row, reflected": ({"x": X[:, :, :1]}, ValueError, "x must have sides of at least 2 with padding='reflect'"),
     "no such padding": ({"padding": "circular"}, ValueError, "padding must be one of reflect, zeros; got 'circular'"),
     "no channels": ({"x": X[:, :0]}, ValueError, "x must have at least one channel"),
-    "other channels": ({"x": X[:, :3]}, ValueError, r"weight must have shape \[O, 3, 3, 3\]; got \[3, 4, 3, 3\]"),
+    "other channels": ({"x": X[:, :3]}, ValueError, r"weight must have shape \[O, 3, 3, 3\], O > 0; got"),
     "5 x 5": ({"weight": torch.zeros(3, 4, 5, 5)}, ValueError, r"weight must have shape \[O, 4, 3, 3\]"),
     "another input's size": ({"other": X[..., 1:]}, ValueError, "other must have x's batch and size"),
     "bias of another length": ({"bias": ZEROS}, ValueError, r"bias must have shape \[3\]; got \[12\]"),

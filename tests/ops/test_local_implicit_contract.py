@@ -209,7 +209,7 @@ def test_render_rejects_too_small_a_workspace():
     decoder = LocalImplicitDecoder(4, hidden=(9, 8))
     with pytest.raises(ValueError, match=r"workspace must be at least \d+ bytes for these shapes; got 100"):
         decoder.render(torch.randn(1, 4, 5, 6), (9, 9), workspace=100)
-    with pytest.raises(ValueError, match="workspace must be a number of bytes; got None"):
+    with pytest.raises(ValueError, match="workspace must be a positive number of bytes; got None"):
         decoder.render(torch.randn(1, 4, 5, 6), (9, 9), workspace=None)
 
 
