@@ -9,6 +9,7 @@ from .dear import DEAR, DEARConfig
 from .in2 import IN2, ImplicitPyramidDecoder, ImplicitUpsample, IN2Config
 from .lama import LaMa, LaMaConfig
 from .liif import EDSR, LIIF, LIIFConfig
+from .refinement import FeatureRefiner
 
 __all__ = [
     "DEAR",
@@ -16,6 +17,7 @@ __all__ = [
     "IN2",
     "LIIF",
     "DEARConfig",
+    "FeatureRefiner",
     "IN2Config",
     "ImplicitPyramidDecoder",
     "ImplicitUpsample",

@@ -14,12 +14,14 @@ from torch import nn
 from inr_kernels.local_implicit.functional import WORKSPACE
 
 from . import checkpoints
+from .frozen import frozen_copy
 from .graphs import Graphed, graphed_pair
 from .masking import blend, check_mask, output_size
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 
 N = TypeVar("N", bound="Network")
+I = TypeVar("I", bound="Inpainter")
 Features: TypeAlias = torch.Tensor | tuple[Any, ...]
 Progress: TypeAlias = Callable[[int, int], object] | None
 
@@ -232,6 +234,17 @@ class Inpainter(Network, nn.Module):
             torch.Size([1, 3, 32, 48])
         """
         return graphed_pair(self, shape, size=size, scale=scale, **options)
+
+    def frozen(self: I, workspace: int = WORKSPACE) -> I:
+        """Returns a copy in eval mode for gradients of the features only, as feature refinement takes them.
+
+        It shares the memory of the parameters, of which none requires a gradient. Layers may be replaced by equal ones
+        that keep less for the backward; a stage in `common.frozen.Recomputed` can be computed again there.
+
+        Args:
+            workspace: bytes that layers in bands of rows may use.
+        """
+        return frozen_copy(self)
 
     def bytes_per_pixel(self) -> int:
         """Estimates the memory that `inpaint` needs for a pixel of the input, in addition to workspace and output."""

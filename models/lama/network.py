@@ -12,14 +12,18 @@ import torch
 from torch import nn
 
 from inr_kernels._core.checks import require
+from inr_kernels._core.hooks import is_untouched
+from inr_kernels.fourier_unit import frozen
 from inr_kernels.local_implicit.functional import WORKSPACE
 
 from ..common import checkpoints
+from ..common.frozen import InBands, Recomputed
 from ..common.graphs import Graphed
 from ..common.masking import check_mask, known, output_size
 from ..common.network import Inpainter, Progress
 from .ffc import FFC_BN_ACT, ConcatTupleLayer, FFCResnetBlock
 
+MIN_BAND = 64  # pixels; in a lower band most work would be the halo's
 ACTIVATIONS = {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "none": nn.Identity}
 
 
@@ -174,6 +178,30 @@ class LaMa(Inpainter):
             warnings.warn("graphed([B, 4, H, W]) is deprecated: give the image's shape", DeprecationWarning, 2)
             return Graphed(self.model, [shape])
         return super().graphed(shape, size, scale=scale, **options)
+
+    def frozen(self, workspace: int = WORKSPACE) -> "LaMa":
+        """As `Inpainter.frozen`: the FFC blocks keep one bit per activation, the other layers run in bands of rows."""
+        model = super().frozen(workspace)
+        config, layers, split = self.config, list(model.model), self.split
+        first, step = config.downsamplings + 2, 1 << config.downsamplings  # of the blocks; pixels to one of theirs
+        after = first + config.blocks + 1
+        for block in layers[first : after - 1]:
+            if isinstance(block, FFCResnetBlock):
+                block.conv1, block.conv2 = frozen(block.conv1), frozen(block.conv2)
+        middle: list[nn.Module] = [Recomputed(block) for block in layers[first : after - 1]]
+        # The last convolution sees 3 pixels to each side, the ones with a stride step - 1 in all.
+        halo, rows = -(-(step + 2) // step), max(1, MIN_BAND // step)
+        pixel = 10 * config.features * next(self.parameters()).element_size()
+        front, tail = nn.Sequential(*layers[:first]), nn.Sequential(*layers[after:])
+        width = config.width(config.downsamplings)
+        both = 0 < int(width * config.ratio) < width  # whether there are local and global features
+        if both and split >= first and is_untouched(*front.modules()):
+            model.split -= first - 1
+            front = nn.Sequential(InBands(front, 1 / step, halo * step, pixel, workspace, rows * step))
+        if split <= after and is_untouched(*tail.modules()):
+            tail = nn.Sequential(InBands(tail, step, halo, pixel * step * step, workspace, rows))
+        model.model = nn.Sequential(*front, *middle, layers[after - 1], *tail)
+        return model
 
     def bytes_per_pixel(self) -> int:
         """Estimates the memory that `inpaint` needs for a pixel, in addition to the output."""
