@@ -3,7 +3,6 @@
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -135,8 +134,7 @@ class FeatureRefiner:
                     progress(next(done), total)
 
             network = self.network.frozen(min(WORKSPACE, self.max_memory or WORKSPACE))
-            pairs = zip(image.split(1), mask.split(1), strict=True)
-            out = [self._refined(network, *pair, tick) for pair in pairs]
+            out = [self._refined(network, image[i : i + 1], mask[i : i + 1], tick) for i in range(len(image))]
             return torch.cat(out) if out else image.clone()
 
     def scales(self, height: int, width: int) -> int:
@@ -204,8 +202,7 @@ class _Scale:
         return self.network.decode(tree_unflatten(leaves, self.structure), (height, width))
 
     def optimize(self, below: torch.Tensor, steps: int, lr: float, known_term: bool, tick: Callable[[], None]) -> None:
-        """Takes steps on the features; below: the result at the smaller scale; tick: called after each."""
-        height, width = self.hole.shape[2:]
+        """Takes steps on the features; below: the result at the smaller scale; tick: called after each step."""
         known_weight = _mean_weights(1 - self.padded_hole) if known_term else None
         inner_weight = _mean_weights(_eroded((reduced(self.hole) >= 1 - EPS).to(self.hole.dtype)))
         for feature in self.features:
@@ -214,19 +211,32 @@ class _Scale:
         for _ in range(steps):
             with torch.enable_grad():
                 prediction = self.decode()
-                found = prediction.detach().to(self.image.dtype).requires_grad_()
-                loss = (inner_weight * (half(found[..., :height, :width]) - below).abs()).sum()
-                if known_weight is not None:
-                    loss = loss + (known_weight * (found - self.image).abs()).sum()
+            gradient = self._loss_gradient(prediction.detach(), below, known_weight, inner_weight)
             # A power of two, against underflow in half precision.
             unit = 2.0**16 if prediction.dtype == torch.float16 else 1.0
-            (gradient,) = torch.autograd.grad(loss, found)
             gradient = (gradient * unit).to(prediction.dtype)
             gradients = torch.autograd.grad(prediction, self.features, gradient, allow_unused=True)
             for feature, found in zip(self.features, gradients, strict=True):
                 feature.grad = None if found is None else found / unit
+            del prediction, gradient, gradients, found  # before the next forward
             optimizer.step()
             tick()
+
+    def _loss_gradient(
+        self,
+        prediction: torch.Tensor,
+        below: torch.Tensor,
+        known_weight: torch.Tensor | None,
+        inner_weight: torch.Tensor,
+    ) -> torch.Tensor:
+        """The gradient of the loss with respect to the padded prediction."""
+        height, width = self.hole.shape[2:]
+        prediction = prediction.to(self.image.dtype).requires_grad_()
+        with torch.enable_grad():
+            loss = (inner_weight * (half(prediction[..., :height, :width]) - below).abs()).sum()
+            if known_weight is not None:
+                loss = loss + (known_weight * (prediction - self.image).abs()).sum()
+        return torch.autograd.grad(loss, prediction)[0]
 
 
 class _Bound:
@@ -235,6 +245,7 @@ class _Bound:
     def __init__(self, network: Inpainter, max_memory: int):
         self.max_memory = max_memory
         self.stages = [module for module in network.modules() if isinstance(module, Recomputed)]
+        self.others = self.pixels = 0  # bytes that autograd kept outside of the stages, at a scale of so many pixels
 
     def measure(self, scale: _Scale) -> torch.Tensor:
         """The scale's prediction; measures what autograd would keep of it."""

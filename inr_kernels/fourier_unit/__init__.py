@@ -3,4 +3,13 @@
 from .functional import conv3x3, fourier_unit
 from .module import FFC, FFC_BN_ACT, FFCResnetBlock, FourierUnit, SpectralTransform, frozen
 
-__all__ = ["FFC", "FFC_BN_ACT", "FFCResnetBlock", "FourierUnit", "SpectralTransform", "conv3x3", "fourier_unit", "frozen"]
+__all__ = [
+    "FFC",
+    "FFC_BN_ACT",
+    "FFCResnetBlock",
+    "FourierUnit",
+    "SpectralTransform",
+    "conv3x3",
+    "fourier_unit",
+    "frozen",
+]

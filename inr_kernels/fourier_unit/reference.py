@@ -66,9 +66,7 @@ def inverse(z: torch.Tensor, size: Sequence[int], norm: str) -> torch.Tensor:
     return torch.fft.irfft(torch.where(own_mirror, z.real + 0j, z), n=size[1], dim=-1, norm=norm)
 
 
-def product(
-    z: torch.Tensor, weight: torch.Tensor, shift: torch.Tensor | None, relu: bool, groups: int
-) -> torch.Tensor:
+def product(z: torch.Tensor, weight: torch.Tensor, shift: torch.Tensor | None, relu: bool, groups: int) -> torch.Tensor:
     """The product on a complex spectrum, `Steps.product`: z [B, C, H, W'] -> [B, O, H, W'].
 
     weight [2 O, 2 C / groups] multiplies real and imaginary parts; shift [2 O] or None is added; then the ReLU.

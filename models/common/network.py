@@ -21,7 +21,7 @@ from .masking import blend, check_mask, output_size
 WEIGHTS = Path(__file__).parents[1] / "weights"
 
 N = TypeVar("N", bound="Network")
-I = TypeVar("I", bound="Inpainter")
+P = TypeVar("P", bound="Inpainter")
 Features: TypeAlias = torch.Tensor | tuple[Any, ...]
 Progress: TypeAlias = Callable[[int, int], object] | None
 
@@ -235,7 +235,7 @@ class Inpainter(Network, nn.Module):
         """
         return graphed_pair(self, shape, size=size, scale=scale, **options)
 
-    def frozen(self: I, workspace: int = WORKSPACE) -> I:
+    def frozen(self: P, workspace: int = WORKSPACE) -> P:
         """Returns a copy in eval mode for gradients of the features only, as feature refinement takes them.
 
         It shares the memory of the parameters, of which none requires a gradient. Layers may be replaced by equal ones

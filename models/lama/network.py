@@ -182,7 +182,8 @@ class LaMa(Inpainter):
     def frozen(self, workspace: int = WORKSPACE) -> "LaMa":
         """As `Inpainter.frozen`: the FFC blocks keep one bit per activation, the other layers run in bands of rows."""
         model = super().frozen(workspace)
-        config, layers, split = self.config, list(model.model), self.split
+        config, split = self.config, self.split
+        layers: list[Any] = list(model.model)
         first, step = config.downsamplings + 2, 1 << config.downsamplings  # of the blocks; pixels to one of theirs
         after = first + config.blocks + 1
         for block in layers[first : after - 1]:

@@ -9,6 +9,7 @@ from torch import nn
 from inr_kernels._core import dispatch, signs
 
 from .. import op
+from ..arguments import compute_dtype
 from ..functional import conv3x3
 from ..op import spectral_pipeline
 from .ffc import FFC, FFC_BN_ACT, is_plain
@@ -53,7 +54,8 @@ def _is_supported(layer: Any) -> bool:
 def _is_supported_spectral(spectral: Any) -> bool:
     if not computes(spectral, SpectralTransform) or spectral.enable_lfu or spectral.stride != 1:
         return False
-    first, unit = spectral.conv1, spectral.fu
+    first: Any = spectral.conv1
+    unit = spectral.fu
     if type(first) is not nn.Sequential or [type(m) for m in first] != [nn.Conv2d, nn.BatchNorm2d, nn.ReLU]:
         return False
     if not computes(first, nn.Sequential) or not computes(unit, FourierUnit) or unit.spatial_scale_factor is not None:
@@ -78,8 +80,9 @@ class _FrozenLayer(nn.Module):
             "first": _folded(first[0].weight, None, first[1]),
             "last": (last.weight if scale is None else scaled(last.weight, scale[0]), None),
         }
-        factor, shift = affine(unit.bn)  # of the unit, in the dtype that it computes in
-        folded["unit"] = scaled(unit.conv_layer.weight.to(factor.dtype), factor).flatten(1), shift
+        weight = unit.conv_layer.weight
+        weight, shift = _folded(weight.to(compute_dtype(weight.dtype)), None, unit.bn)
+        folded["unit"] = weight.flatten(1), shift
         for name, (weight, bias) in folded.items():
             self.register_buffer(f"{name}_weight", weight.detach())
             self.register_buffer(f"{name}_bias", None if bias is None else bias.detach())
@@ -123,9 +126,9 @@ class _KeepSigns(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g_l: torch.Tensor, g_g: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         layer = ctx.layer
-        y, spectrum, l, g = map(signs.unpack, ctx.saved_tensors, ctx.shapes)
+        y, spectrum, *outputs = map(signs.unpack, ctx.saved_tensors, ctx.shapes)
         steps, backend = op.steps(g_g, ctx.requested), ctx.requested or None
-        g_l, g_g = g_l * l, g_g * g
+        g_l, g_g = g_l * outputs[0], g_g * outputs[1]
         weight = layer.unit_weight
         d_y = _transposed_pointwise(g_g, layer.last_weight, layer.last_groups)
         d_y = d_y + spectral_pipeline.input_gradient(steps, d_y, spectrum, weight, layer.unit_groups, layer.norm)
