@@ -127,30 +127,21 @@ class _KeepSigns(torch.autograd.Function):
     def backward(ctx: Any, g_l: torch.Tensor, g_g: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         layer = ctx.layer
         y, spectrum, *outputs = map(signs.unpack, ctx.saved_tensors, ctx.shapes)
-        steps, backend = op.steps(g_g, ctx.requested), ctx.requested or None
+        steps, requested = op.steps(g_g, ctx.requested), ctx.requested
         g_l, g_g = g_l * outputs[0], g_g * outputs[1]
-        weight = layer.unit_weight
-        d_y = _transposed_pointwise(g_g, layer.last_weight, layer.last_groups)
-        d_y = d_y + spectral_pipeline.input_gradient(steps, d_y, spectrum, weight, layer.unit_groups, layer.norm)
-        d_g = _transposed_pointwise(d_y * y, layer.first_weight, layer.groups)
+        d_y = _transposed(g_g, layer.last_weight, layer.last_groups)
+        weight, groups = layer.unit_weight, layer.unit_groups
+        d_y = d_y + spectral_pipeline.input_gradient(steps, d_y, spectrum, weight, groups, layer.norm)
+        d_g = _transposed(d_y * y, layer.first_weight, layer.groups)
         local, across = layer.local_weight.to(g_l.dtype), layer.across_weight.to(g_l.dtype)
         channels = across.shape[1]
-        d_l = _transposed(torch.cat((local[:, :channels], across)), layer.padding, backend, g_l, g_g)
-        d_g += _transposed(local[:, channels:], layer.padding, backend, g_l)
+        from_both = torch.cat((local[:, :channels], across))
+        d_l = op.input_gradient(g_l, from_both, layer.padding, requested, g_g)
+        d_g += op.input_gradient(g_l, local[:, channels:], layer.padding, requested)
         return None, d_l.to(ctx.dtypes[0]), d_g.to(ctx.dtypes[1])
 
 
-def _transposed_pointwise(grad, weight, groups):
+def _transposed(grad, weight, groups):
     """The gradient of the input of a 1 x 1 convolution."""
-    return F.conv_transpose2d(grad, weight.to(grad.dtype), groups=groups)
-
-
-def _transposed(weight, padding, backend, *grads):
-    """The gradient of the input of a 3 x 3 convolution whose outputs' gradients are `grads`, one or two tensors."""
-    rotated = weight.flip(2, 3).transpose(0, 1)
-    grads = grads if padding == "zeros" else [F.pad(grad, (1, 1, 1, 1)) for grad in grads]
-    out = conv3x3(grads[0], rotated, other=grads[1] if len(grads) > 1 else None, padding="zeros", backend=backend)
-    if padding == "zeros":
-        return out
-    inner = out[..., 1:-1, 1:-1]
-    return torch.ops.aten.reflection_pad2d_backward(out, inner, [1, 1, 1, 1])
+    weight = weight.to(grad.dtype).unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    return F.conv2d(grad, weight, groups=groups)

@@ -25,9 +25,9 @@ from inr_kernels._core.registration import (
 from .. import reference
 from ..arguments import Arguments
 from . import dft_matmul, spectral_pipeline
-from .conv3x3 import CONV3X3, conv3x3, is_for_native
+from .conv3x3 import CONV3X3, conv3x3, input_gradient, is_for_native
 
-__all__ = ["CONV3X3", "OP", "conv3x3", "fourier_unit", "is_for_native", "steps"]
+__all__ = ["CONV3X3", "OP", "conv3x3", "fourier_unit", "input_gradient", "is_for_native", "steps"]
 
 _OPTIONS = "bool training, float eps, SymInt groups, str norm, str backend"
 _TRITON = "inr_kernels.fourier_unit.triton_kernels"
