@@ -79,10 +79,10 @@ def measured(module: nn.Module) -> Iterator[dict[int, int]]:
 
 
 class InBands(nn.Module):
-    """Applies a chain of convolutions to bands of rows, so that its activations exist for one band at a time.
+    """Applies a chain of convolutions to bands of rows, so that its working memory is that of one band.
 
-    The backward goes through the bands, too, and computes their activations again: only the input is kept. The result
-    is the chain's, up to the rounding of convolutions of another size.
+    The backward goes through the bands, too. The result is the chain's, up to the rounding of convolutions of another
+    size.
 
     Args:
         chain: takes a map [B, C, H, W], returns a map or a tuple of maps of ceil(scale H) rows.
@@ -123,9 +123,15 @@ class _Bands(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, module: InBands, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        ctx.module = module
-        ctx.save_for_backward(x)
-        parts = [module.run(x[:, :, seen], result) for seen, result in module.bands(*x.shape[2:])]
+        ctx.bands, parts, differentiable = [], [], ctx.needs_input_grad[1]
+        for seen, result in module.bands(*x.shape[2:]):
+            band = x[:, :, seen].detach().requires_grad_(differentiable)
+            with torch.set_grad_enabled(differentiable):
+                out = module.run(band, result)
+            parts.append([part.detach() for part in out])
+            if differentiable:
+                ctx.bands.append((seen, band, out))
+        ctx.save_for_backward(x)  # the bands are views of it
         return tuple(torch.cat(rows, 2) for rows in zip(*parts, strict=True))
 
     @staticmethod
@@ -133,10 +139,7 @@ class _Bands(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[None, torch.Tensor]:
         (x,), done = ctx.saved_tensors, 0
         d_x = torch.zeros_like(x)
-        for seen, result in ctx.module.bands(*x.shape[2:]):
-            band = x[:, :, seen].detach().requires_grad_()
-            with torch.enable_grad():
-                out = ctx.module.run(band, result)
+        for seen, band, out in ctx.bands:
             rows = slice(done, done + out[0].shape[2])
             done = rows.stop
             d_x[:, :, seen] += torch.autograd.grad(out, band, [grad[:, :, rows] for grad in grads])[0]

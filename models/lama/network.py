@@ -17,6 +17,7 @@ from inr_kernels.fourier_unit import frozen
 from inr_kernels.local_implicit.functional import WORKSPACE
 
 from ..common import checkpoints
+from ..common.constant import constant
 from ..common.frozen import InBands, Recomputed
 from ..common.graphs import Graphed
 from ..common.masking import check_mask, known, output_size
@@ -200,6 +201,7 @@ class LaMa(Inpainter):
             model.split -= first - 1
             front = nn.Sequential(InBands(front, 1 / step, halo * step, pixel, workspace, rows * step))
         if split <= after and is_untouched(*tail.modules()):
+            tail = nn.Sequential(*constant(tail))
             tail = nn.Sequential(InBands(tail, step, halo, pixel * step * step, workspace, rows))
         model.model = nn.Sequential(*front, *middle, layers[after - 1], *tail)
         return model

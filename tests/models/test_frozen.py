@@ -10,6 +10,7 @@ import inr_kernels
 from inr_kernels._core import signs
 from inr_kernels.fourier_unit import FFC_BN_ACT, frozen
 from inr_kernels.models import IN2, IN2Config, LaMa, LaMaConfig
+from inr_kernels.models.common.constant import constant
 from inr_kernels.models.common.frozen import InBands, Recomputed, frozen_copy, measured
 from inr_kernels.models.lama import network as lama_network
 
@@ -60,7 +61,7 @@ def test_frozen_layer_keeps_a_bit_per_activation():
     assert sum(storages.values()) == (16 * 32 * 32 + 6 * 32 * 32 + spectrum) // 8
 
 
-@pytest.mark.parametrize("name", sorted(OPTIONS.keys() - SUPPORTED) + ["training", "a hook", "gated", "local units"])
+@pytest.mark.parametrize("name", [*sorted(OPTIONS.keys() - SUPPORTED), "training", "a hook", "gated", "local units"])
 def test_other_layers_stay(name):
     more = {"gated": {"gated": True}, "local units": {"enable_lfu": True}}.get(name, OPTIONS.get(name, {}))
     layer = FFC_BN_ACT(16, 16, 3, **{"padding": 1, "activation_layer": nn.ReLU} | RATIOS | more)
@@ -77,6 +78,42 @@ def test_half_precision():
     half = with_gradients(frozen(layer.bfloat16()), [part.detach().bfloat16().requires_grad_() for part in x])
     for ours, theirs in zip(half, exact, strict=True):
         assert ours.dtype == torch.bfloat16 and (ours - theirs).norm() <= 0.05 * theirs.norm()
+
+
+def test_constant_convolutions():
+    """Each group of layers becomes one; what they keep are bits."""
+    chain = random_norms(
+        nn.Sequential(
+            nn.ConvTranspose2d(6, 5, 3, stride=2, padding=1, output_padding=1),
+            nn.BatchNorm2d(5),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(5, 4, 3, padding=1, bias=False),
+            nn.BatchNorm2d(4),
+            nn.ReflectionPad2d((1, 2, 3, 0)),
+            nn.Conv2d(4, 8, 5, padding=2),
+            nn.ReLU(),
+            nn.Conv2d(8, 8, 1),
+        )
+    )
+    chain = chain.double().eval().requires_grad_(False)
+    ours, x = nn.Sequential(*constant(chain)), leaves((2, 6, 7, 5))
+    assert len(ours) == 4
+    for new, old in zip(*(with_gradients(lambda x: (run(*x),), x) for run in (ours, chain)), strict=True):  # noqa: B023
+        torch.testing.assert_close(new, old, rtol=1e-10, atol=1e-10)
+    with measured(ours) as storages:
+        ours(*x)
+    assert sum(storages.values()) == 2 * (5 * 14 * 10 + 8 * 17 * 13) // 8
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Conv2d(4, 4, 3, stride=2), nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 4, 1, padding=1)], ids=str
+)
+def test_other_convolutions_stay(layer):
+    hooked = nn.Conv2d(4, 4, 3)
+    hooked.register_forward_hook(lambda *_: None)
+    for part in (layer, hooked):
+        layers = [nn.ReflectionPad2d(1), part, nn.BatchNorm2d(4).eval(), nn.ReLU()]
+        assert constant(layers) == layers
 
 
 @pytest.mark.parametrize("downsamplings", [1, 2, 3])

@@ -21,7 +21,7 @@ SIDE = 16  # the smallest min_side, for pyramids of small images
 
 def halved(x):
     """A Gaussian blur by a 5 x 5 kernel, then bilinear interpolation."""
-    taps = torch.exp(-torch.arange(-2.0, 3).double() ** 2 / 2)
+    taps = torch.exp(-(torch.arange(-2.0, 3).double() ** 2) / 2)
     kernel = (taps[:, None] * taps / taps.sum() ** 2).to(x).expand(x.shape[1], 1, 5, 5)
     blurred = F.conv2d(F.pad(x, [2] * 4, mode="reflect"), kernel, groups=x.shape[1])
     return F.interpolate(blurred, [n // 2 for n in x.shape[2:]], mode="bilinear", align_corners=False)
@@ -144,10 +144,10 @@ def test_batches_as_if_alone(name):
 
 
 def masks(height, width):
-    thin, border = torch.zeros(1, 1, height, width), torch.zeros(1, 1, height, width)
-    thin[..., 2::9, :] = 1
-    border[..., :, width // 2 :] = 1
-    return {"thin": thin, "border": border, "all": torch.ones_like(thin), "pixel": F.pad(thin[..., 2:3, 2:3], (9, width - 10, 9, height - 10))}  # fmt: skip
+    found = {name: torch.zeros(1, 1, height, width) for name in ("thin", "border", "pixel", "all")}
+    found["thin"][..., 2::9, :] = found["pixel"][..., 4, 5] = found["all"][:] = 1
+    found["border"][..., width // 2 :] = 1
+    return found
 
 
 @pytest.mark.parametrize("name", ["LaMa", "IN2"])
