@@ -1,13 +1,9 @@
 """Fused, exact kernels for local implicit image decoding, on CPUs and GPUs."""
 
-from ._core.dispatch import backend, explain
-from ._core.native import release_memory
-from .elementwise_filter import ElementwiseFilter, elementwise_filter, pixelwise_reconstruct
-from .fourier_unit import FourierUnit, fourier_unit
-from .integrations import accelerate
-from .local_implicit import LocalImplicitDecoder, local_implicit_decode
-from .neighborhood_attention import NeighborhoodAttention2D, neighborhood_attention_2d, neighborhood_attention_2d_packed
-from .unmask_attention import UnmaskAttention, unmask_attention
+import importlib
+import sys
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 __all__ = [
@@ -29,3 +25,35 @@ __all__ = [
     "release_memory",
     "unmask_attention",
 ]
+
+
+def _is_command() -> bool:
+    """Whether this process is the command: `inr-kernels` or `python -m inr_kernels`."""
+    started, *arguments = sys.argv or [""]
+    if started == "-m":  # while `python -m` imports the package of its module
+        return sys.orig_argv[-len(arguments) - 1] == __name__
+    return PurePath(started).name in ("inr-kernels", "inr-kernels.exe")
+
+
+# Importing the package defines all names and registers torch.ops.inr_kernels. The command alone starts without them,
+# as `--help` must not take the seconds that importing torch takes: there, the first use of a name imports them all.
+if "torch" in sys.modules or not _is_command():
+    from ._core.dispatch import backend, explain
+    from ._core.native import release_memory
+    from .elementwise_filter import ElementwiseFilter, elementwise_filter, pixelwise_reconstruct
+    from .fourier_unit import FourierUnit, fourier_unit
+    from .integrations import accelerate
+    from .local_implicit import LocalImplicitDecoder, local_implicit_decode
+    from .neighborhood_attention import (
+        NeighborhoodAttention2D,
+        neighborhood_attention_2d,
+        neighborhood_attention_2d_packed,
+    )
+    from .unmask_attention import UnmaskAttention, unmask_attention
+elif not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        importlib.import_module("torch")
+        return getattr(importlib.reload(sys.modules[__name__]), name)

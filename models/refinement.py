@@ -13,9 +13,9 @@ from inr_kernels.local_implicit.functional import WORKSPACE
 
 from .common.frozen import Recomputed, measured
 from .common.masking import blend, known
-from .common.network import Inpainter, Progress
+from .common.network import Inpainter
+from .common.progress import Progress
 
-LEAST_SIDE = 16  # the least min_side: the networks need sides of about 9 at the smallest scale
 EPS = 1e-8  # of the published code, in the comparisons of masks
 EROSION = 7  # radius of the disk, in pixels of the smaller scale
 
@@ -73,7 +73,7 @@ class FeatureRefiner:
 
     Raises:
         TypeError: network is not an `Inpainter`.
-        ValueError: a number that is not positive, or a min_side below 16.
+        ValueError: a number that is not positive, or a min_side below about 1.4 times the network's.
 
     Source: Kulshreshtha, Pugh and Jiddi, Feature Refinement to Improve High Resolution Image Inpainting, 2022; its code
     in LaMa's repository.
@@ -104,7 +104,10 @@ class FeatureRefiner:
         integers = {"min_side": min_side, "max_scales": max_scales, "iterations": iterations, "modulo": modulo}
         for name, value in integers.items():
             require(is_positive_int(value), name, "be a positive integer", repr(value))
-        require(min_side >= LEAST_SIDE, "min_side", f"be at least {LEAST_SIDE}", min_side)
+        least = math.ceil(
+            math.sqrt(2) * max(network.min_side, 2)
+        )  # a scale's shorter side is min_side / sqrt(2) at least
+        require(min_side >= least, "min_side", f"be at least {least} for {network.NETWORK}", min_side)
         require(0 < lr < math.inf, "lr", "be positive and finite", lr)
         require(max_memory is None or is_positive_int(max_memory), "max_memory", "be bytes or None", repr(max_memory))
         self.network, self.min_side, self.max_scales = network, min_side, max_scales

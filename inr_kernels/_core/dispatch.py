@@ -20,6 +20,7 @@ from .checks import result_dtype
 _in_context: contextvars.ContextVar[str] = contextvars.ContextVar("inr_kernels_backend", default="")
 _warned: set[str] = set()
 OPS: dict[str, "Op"] = {}
+VARIABLE = "INR_KERNELS_BACKEND"
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -109,11 +110,12 @@ class Op:
             graph stores only the argument.
         """
         if requested := requested_backend(argument):
+            source = f" from the environment variable {VARIABLE}" if requested == _in_environment() else ""
             if requested not in self.backends:
                 names = ", ".join(self.backends)
-                raise ValueError(f"backend must be one of {names} for {self.name}; got {requested!r}")
+                raise ValueError(f"backend must be one of {names} for {self.name}; got {requested!r}{source}")
             if reason := self.backends[requested].why_not(facts):
-                raise RuntimeError(f"backend {requested!r} cannot run {self.name}: {reason}")
+                raise RuntimeError(f"backend {requested!r}{source} cannot run {self.name}: {reason}")
             return self.backends[requested]
         reasons: dict[str, str] = {}
         for name, backend in self.backends.items():
@@ -142,7 +144,11 @@ def requested_backend(argument: str | None) -> str:
         raise TypeError(f"backend must be a name or None; got {argument!r}")
     if torch.compiler.is_compiling():
         return argument or ""
-    return argument or _in_context.get() or os.environ.get("INR_KERNELS_BACKEND", "")
+    return argument or _in_context.get() or _in_environment()
+
+
+def _in_environment() -> str:
+    return os.environ.get(VARIABLE, "")
 
 
 def is_transformed(*tensors: torch.Tensor) -> bool:
@@ -190,6 +196,9 @@ def backend(name: str) -> Iterator[None]:
 def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> str:
     """Prints, and returns, for each backend of an op whether it would run on these arguments, and if not, why.
 
+    A mark shows which one does: the backend that the call, the context or the environment requests, else the
+    default.
+
     Args:
         op: the op's function or its name, e.g. `local_implicit_decode` or `"local_implicit"`.
         args, kwargs: the call's arguments; without any: float32 on the CPU.
@@ -213,12 +222,16 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> str:
     if not (args or kwargs):
         args = (torch.empty(1, 1, 1, 1, dtype=torch.float32, device="cpu"),)
     facts = known.facts(*args, **kwargs)
-    lines = [f"{known.name} on {facts}"]
-    chosen = False
-    for name, candidate in known.backends.items():
-        reason = candidate.why_not(facts)
-        lines.append(f"  {name:10s} {reason or ('runs' if chosen else 'runs  <- default')}")
-        chosen = chosen or not reason
-    text = "\n".join(lines)
+    reasons = {name: candidate.why_not(facts) for name, candidate in known.backends.items()}
+    used, mark = requested_backend(kwargs.get("backend")), "requested"
+    if not used:
+        used, mark = next((name for name, reason in reasons.items() if not reason), ""), "default"
+    elif used == _in_environment():
+        mark = f"requested by {VARIABLE}"
+    if used and used not in reasons:
+        reasons[used] = f"{known.name} has no such backend"
+    marks = {used: f"  <- {mark}"}
+    lines = [f"  {name:10s} {reason or 'runs'}{marks.get(name, '')}" for name, reason in reasons.items()]
+    text = "\n".join([f"{known.name} on {facts}", *lines])
     print(text)
     return text

@@ -1,52 +1,73 @@
-"""Enlarge pictures and fill their holes, show what this machine runs, or compare speed and quality in a demo.
+"""The command inr-kernels: `main` runs a command line.
 
-Exit status: 0 on success, 2 for a mistake on the command line, 1 for any other error; stderr then has one line with the
-reason.
+Exit status: 0 on success, 2 for a mistake on the command line, 128 plus the signal's number after a signal, 1 for any
+other error; stderr then has one line with the reason.
 """
 
-import argparse
 import contextlib
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from importlib.metadata import version
-
-from . import demo, info, inpaint, upscale
-from .parsing import Parser, UsageError
-
-COMMANDS = (upscale, inpaint, info, demo)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs a command line, by default this process's; raises SystemExit on errors."""
-    parser = Parser(
-        prog="inr-kernels",
-        description=(__doc__ or "").split("\n")[0],
-        epilog="`inr-kernels COMMAND --help` shows the options of a command.",
-    )
-    parser.add_argument("--version", action="version", version=f"inr-kernels {version('inr-kernels')}")
-    commands = parser.add_subparsers(required=True, title="commands", metavar="COMMAND")
-    for command in COMMANDS:
-        about = command.__doc__ or ""
-        sub = commands.add_parser(
-            command.__name__.rpartition(".")[2],
-            help=about.split("\n")[0],
-            description=about,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        command.add_arguments(sub)
-        sub.set_defaults(run=command.run)
-    args = parser.parse_args(argv)
+    """Runs a command line, by default this process's; raises SystemExit on errors.
+
+    Only the modules of the command that runs are imported: `--help` and `--version` do without torch.
+    """
     try:
+        _run(argv)
+    except KeyboardInterrupt:
+        sys.exit(_interrupted())
+
+
+def _interrupted() -> int:
+    """Says so on stderr, if it is open; returns the exit status."""
+    if sys.stderr is not None:
+        print("inr-kernels: interrupted", file=sys.stderr, flush=True)
+    return 128 + signal.SIGINT
+
+
+def _run(argv: Sequence[str] | None) -> None:
+    from importlib import import_module
+
+    from .arguments import make_parser
+    from .parsing import UsageError
+
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    if args.command is None:
+        parser.print_help()
+        return
+    try:
+        with _exit_while_importing():
+            command = import_module(f".{args.command}", __name__)
         with _exit_on_signals():
-            args.run(args)
+            command.run(args)
     except UsageError as error:
         parser.error(str(error))
-    except KeyboardInterrupt:
-        parser.exit(128 + signal.SIGINT, "inr-kernels: interrupted\n")
     except (OSError, ValueError, RuntimeError, MemoryError, ImportError) as error:
         parser.exit(1, f"inr-kernels: {_one_line(error)}\n")
+
+
+@contextlib.contextmanager
+def _exit_while_importing() -> Iterator[None]:
+    """In the block, SIGINT ends the process at once, if torch is not imported yet.
+
+    An exception would get lost in the initialization of torch's C++ modules. Nothing is there to be cleaned up.
+    """
+    in_main = threading.current_thread() is threading.main_thread()
+    default = in_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not default or "torch" in sys.modules:
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda *_: os._exit(_interrupted()))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,4 @@
-"""Shrink a photograph, enlarge it again with plain PyTorch and with the fused kernels, and compare.
-
-Prints time, memory and PSNR (how close an output is to the original; higher is better), and writes one picture that
-shows all outputs side by side. The shipped model was not trained on this photograph.
-"""
+"""The command `inr-kernels demo`."""
 
 import argparse
 import io
@@ -17,13 +13,13 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from inr_kernels.models import LIIF
-from inr_kernels.models.common.files import replace_file
+from inr_kernels.models.common.files import check_writable, replace_file
 from inr_kernels.models.data import images
 from inr_kernels.models.data.photographs import HELD_OUT, photographs
 from inr_kernels.models.evaluation.metrics import psnr
 
 from .machine import processor
-from .parsing import UsageError, positive
+from .parsing import UsageError
 
 WIDTH, MARGIN, LINE = 450, 12, 26  # in pixels: width of a panel, distance of panels, height of a line of text
 CROP = 0.25  # the side of the detail that is shown enlarged, relative to the photograph's
@@ -39,37 +35,12 @@ class Run(NamedTuple):
     memory: int
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of `inr-kernels demo`."""
-    parser.add_argument(
-        *("-o", "--output"),
-        type=Path,
-        default=Path("demo.png"),
-        metavar="FILE",
-        help="the picture to write; default: %(default)s",
-    )
-    parser.add_argument(
-        "--scale",
-        type=positive(float),
-        default=3.7,
-        metavar="FACTOR",
-        help="how much to shrink and enlarge; default: %(default)s",
-    )
-    parser.add_argument(
-        "--repeat",
-        type=positive(int),
-        default=3,
-        metavar="N",
-        help="number of measurements, of which the median is shown; default: %(default)s",
-    )
-
-
 def run(args: argparse.Namespace) -> None:
     """Measures both backends, prints a table and writes the picture."""
-    if args.output.suffix.lower() not in images.FORMATS:
-        raise UsageError(f"output must end in {' '.join(images.FORMATS)}; got {args.output.name}")
-    if not args.output.parent.is_dir():
-        raise ValueError(f"{args.output.parent}: the folder of the output does not exist")
+    suffix = Path(args.output).suffix.lower()
+    check_writable(args.output)
+    if suffix not in images.FORMATS:
+        raise UsageError(f"output must end in {' '.join(images.FORMATS)}; got {args.output}")
     try:
         (photo,) = photographs(HELD_OUT)
     except ImportError:
@@ -82,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
     bicubic = small.resize(shown.size, Image.Resampling.BICUBIC)
     report(args, small, shown, bicubic, runs)
     sheet = draw(small, shown, bicubic, runs, args.scale)
-    kind = images.FORMATS[args.output.suffix.lower()]
+    kind = images.FORMATS[suffix]
     file = io.BytesIO()
     sheet.save(file, kind, **images.SAVE.get(kind, {}))
     replace_file(args.output, file.getvalue())

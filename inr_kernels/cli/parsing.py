@@ -2,7 +2,8 @@
 
 import argparse
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn, TypeVar
 
 Number = TypeVar("Number", int, float)
@@ -21,32 +22,59 @@ class Parser(argparse.ArgumentParser):
         raise AssertionError  # exit does not return
 
 
-def positive(kind: type[Number]) -> Callable[[str], Number]:
-    """Returns a parser of finite positive numbers of that type."""
+def positive(kind: type[Number], *, or_zero: bool = False) -> Callable[[str], Number]:
+    """Returns a parser of finite positive numbers of that type, and of 0 if `or_zero`."""
 
     def parse(text: str) -> Number:
         try:
             value = kind(text)
-            valid = math.isfinite(value) and value > 0
+            valid = math.isfinite(value) and (value > 0 or (or_zero and value == 0))
         except (ValueError, OverflowError):
             valid = False
         if not valid:
-            noun = "integer" if kind is int else "number"
-            raise argparse.ArgumentTypeError(f"must be a finite positive {noun}; got {text}")
+            rule = "0 or a positive" if or_zero else "a positive"
+            noun = "integer" if kind is int else "finite number"
+            raise argparse.ArgumentTypeError(f"must be {rule} {noun}; got {text}")
         return value
 
     return parse
 
 
 def size(text: str) -> tuple[int, int]:
-    """Parses "HEIGHTxWIDTH" to (height, width)."""
+    """Parses "WIDTHxHEIGHT" to (height, width), the order of a tensor's sides."""
     parts = text.lower().split("x")
     if len(parts) != 2:
-        raise argparse.ArgumentTypeError(f"must be HEIGHTxWIDTH; got {text}")
-    height, width = map(positive(int), parts)
+        raise argparse.ArgumentTypeError(f"must be WIDTHxHEIGHT, e.g. 1920x1080; got {text}")
+    width, height = map(positive(int), parts)
     return height, width
 
 
 def megabytes(text: str) -> int:
-    """Parses a number of megabytes to bytes."""
+    """Parses a number of megabytes (2^20 bytes) to bytes."""
     return positive(int)(text) << 20
+
+
+def gigabytes(text: str) -> float:
+    """Parses a number of gigabytes (10^9 bytes, as in messages) to bytes."""
+    return positive(float)(text) * 1e9
+
+
+def model(command: str, networks: Mapping[str, Sequence[str]]) -> Callable[[str], str]:
+    """Returns a parser of --model: the name of a network that ships, in any case, or the path of a checkpoint.
+
+    Args:
+        command: that has the option.
+        networks: the names that each command takes.
+    """
+
+    def parse(text: str) -> str:
+        if text.lower() in networks[command]:
+            return text.lower()
+        if os.path.exists(text) or os.path.basename(text) != text or os.path.splitext(text)[1]:
+            return text
+        names = " or ".join((", ".join(networks[command]), "the path of a checkpoint"))
+        others = [f"inr-kernels {other}" for other in networks if text.lower() in networks[other]]
+        hint = f" ({others[0]} takes it)" if others else ""
+        raise argparse.ArgumentTypeError(f"must be {names}; got {text}{hint}")
+
+    return parse

@@ -1,93 +1,130 @@
-"""Shared by `upscale` and `inpaint`: options, checks, reading and writing of pictures."""
+"""Shared by `upscale` and `inpaint`: checks, reading and writing of pictures, and the progress bar."""
 
 import argparse
+import contextlib
+import errno
 import math
 import os
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from tqdm import tqdm
 
-from inr_kernels._core.dispatch import OPS
-from inr_kernels.models.common.files import check_writable
+from inr_kernels.models.common.files import check_writable, replace_file
+from inr_kernels.models.common.progress import Progress
 from inr_kernels.models.data import images
 from inr_kernels.models.dear.blocks import smooth_fill
 
 from .machine import free_memory
-from .parsing import UsageError, megabytes, positive, size
+from .parsing import UsageError
 
 MAX_THREADS = 1024  # torch crashes with some ten thousand
+STDIN, STDOUT = ("-", "/dev/stdin"), ("-", "/dev/stdout")
 
 
-def add_size(parser: argparse.ArgumentParser, required: bool) -> None:
-    """Adds --scale and --size, of which only one may be given."""
-    target = parser.add_mutually_exclusive_group(required=required)
-    target.add_argument("--scale", type=positive(float), metavar="FACTOR", help="how many times larger, e.g. 2 or 3.7")
-    target.add_argument(
-        "--size", type=size, metavar="HxW", help="height and width of the output in pixels, e.g. 1080x1920"
-    )
+def prepare(args: argparse.Namespace, **inputs: str) -> None:
+    """Checks that the output can be written and is none of the inputs, and sets its format and the number of threads.
 
-
-def add_machine(parser: argparse.ArgumentParser, megapixels: int) -> None:
-    """Adds the options that say how to compute, and within which limits; megapixels: the default limit of the input."""
-    group = parser.add_argument_group("computation")
-    group.add_argument(
-        "--backend",
-        choices=list(OPS["local_implicit"].backends),
-        help="implementation to compute with; default: the fastest that runs here (see `inr-kernels info`)",
-    )
-    group.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to compute; default: cpu")
-    group.add_argument(
-        "--workspace",
-        type=megabytes,
-        default="256",
-        metavar="MB",
-        help="working memory in megabytes, in addition to the pictures and the network's features; default: 256",
-    )
-    group.add_argument("--threads", type=positive(int), metavar="N", help="CPU threads; default: PyTorch's choice")
-    group.add_argument(
-        "--max-megapixels",
-        type=positive(float),
-        default=megapixels,
-        metavar="N",
-        help="refuse larger inputs; default: %(default)s",
-    )
-    group.add_argument("--quiet", action="store_true", help="show no progress bar")
-    parser.set_defaults(quiet=None)  # tqdm then shows a bar on terminals only
-
-
-def prepare(args: argparse.Namespace, *inputs: Path) -> None:
-    """Checks that the output can be written and is not one of the inputs, and sets the number of threads."""
-    suffix = args.output.suffix.lower()
-    if suffix not in images.FORMATS:
-        raise UsageError(f"output must end in {' '.join(images.FORMATS)}; got {args.output.name}")
-    for path in inputs:
-        if args.output.exists() and path.exists() and os.path.samefile(path, args.output):
-            raise UsageError(f"output must be another file than the input; got {args.output}")
-    check_writable(args.output)
+    inputs: the name of each file that is read, by what it is.
+    """
+    _check_inputs(inputs)
+    _check_output(args, inputs)
     if sys.stderr is None:  # closed: a progress bar cannot be shown
         args.quiet = True
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: PyTorch finds no GPU")
     if args.threads:
         if args.threads > MAX_THREADS:
-            raise UsageError(f"--threads must be at most {MAX_THREADS}; got {args.threads}")
+            raise UsageError(f"argument --threads: must be at most {MAX_THREADS}; got {args.threads}")
         torch.set_num_threads(args.threads)
 
 
-def say(path: Path, message: str) -> None:
+def _check_inputs(inputs):
+    for what, name in inputs.items():
+        if not name:
+            raise UsageError(f"the name of the {what} is empty")
+    if len(inputs) < 2:
+        return
+    both = " and ".join(inputs)
+    if all(name in STDIN for name in inputs.values()):
+        raise UsageError(f"{both} are both the standard input, which can be read only once")
+    with contextlib.suppress(OSError):
+        if os.path.samefile(*inputs.values()) and not os.path.isfile(next(iter(inputs.values()))):
+            raise UsageError(f"{both} are the same pipe or device, which can be read only once")
+
+
+def _check_output(args, inputs):
+    name, suffix = args.output, Path(args.output).suffix.lower()
+    if name in STDOUT:
+        if sys.stdout is None:
+            raise ValueError("the standard output is closed")
+        if sys.stdout.isatty():
+            raise UsageError("the standard output is a terminal, which shows no picture; redirect it")
+    else:
+        check_writable(name)
+        for what, path in inputs.items():
+            if os.path.isfile(name) and os.path.exists(path) and os.path.samefile(path, name):
+                raise UsageError(f"output must be another file than the {what}; got {name}")
+    if args.format is None and suffix not in images.FORMATS:
+        if name not in STDOUT and (os.path.isfile(name) or not os.path.exists(name)):
+            raise UsageError(f"output must end in {' '.join(images.FORMATS)}, or --format say the format; got {name}")
+        suffix = ".png"
+    args.suffix = suffix if args.format is None else f".{args.format}"
+
+
+def say(name: str, message: str) -> None:
     """Prints one line about a file on stderr, if it is open."""
     if sys.stderr is not None:
-        print(f"inr-kernels: {path}: {message}", file=sys.stderr)
+        print(f"inr-kernels: {name}: {message}", file=sys.stderr)
 
 
-def read(path: Path, args: argparse.Namespace) -> images.Picture:
-    """Reads a picture; says on stderr what reading changed or dropped."""
-    picture = images.read(path, args.max_megapixels * 1e6)
-    for note in picture.notes:
-        say(path, note)
-    return picture
+class Source(NamedTuple):
+    """A picture that was read, but not decoded. label: what it is and its name, for errors."""
+
+    name: str
+    label: str
+    data: bytes
+    header: images.Header
+    max_pixels: float
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.header.height, self.header.width
+
+    def decode(self) -> images.Picture:
+        """Decodes the picture; says on stderr what decoding changed or dropped."""
+        picture = images.read(self.data, self.max_pixels, self.label)
+        for note in picture.notes:
+            say(self.name, note)
+        return picture
+
+
+def read(what: str, name: str, args: argparse.Namespace) -> Source:
+    """Reads a file, pipe, device or the standard input, once.
+
+    what: "input" or "mask", for errors.
+    """
+    label = f"{what} {name}"
+    try:
+        data = _read_standard_input() if name in STDIN else Path(name).read_bytes()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, label) from error
+    max_pixels = args.max_megapixels * 1e6
+    return Source(name, label, data, images.read_header(data, max_pixels, label), max_pixels)
+
+
+def _read_standard_input():
+    if sys.stdin is None:
+        raise OSError(errno.EBADF, "the standard input is closed")
+    if sys.stdin.isatty():
+        raise OSError(errno.EINVAL, "the standard input is a terminal; redirect it from a picture or a pipe")
+    return sys.stdin.buffer.read()
 
 
 def network_input(picture: images.Picture) -> torch.Tensor:
@@ -102,43 +139,85 @@ def network_input(picture: images.Picture) -> torch.Tensor:
     return torch.where(hidden > 0, smooth_fill(colour * (1 - hidden), hidden), colour)
 
 
-def output_size(picture: images.Picture, args: argparse.Namespace) -> tuple[int, int]:
+def shown(size: tuple[int, int]) -> str:
+    """(height, width) as "WIDTHxHEIGHT", the order in which people read and type sizes."""
+    return f"{size[1]}x{size[0]}"
+
+
+def output_size(source: Source, args: argparse.Namespace) -> tuple[int, int]:
     """The requested (height, width), which must not be smaller than the input."""
-    height, width = picture.colour.shape[2:]
+    height, width = source.size
     scale = args.scale or 1
     size = args.size or (round(min(height * scale, 1e9)), round(min(width * scale, 1e9)))
     if size[0] < height or size[1] < width:
-        got = f"--scale {args.scale:g}" if args.scale else f"--size {size[0]}x{size[1]}"
-        raise UsageError(f"output must not be smaller than the input's {height}x{width}; got {got}")
+        raise UsageError(f"output must not be smaller than the input's {shown(source.size)}; got {requested(args)}")
     return size
 
 
-def check_output(
-    picture: images.Picture, size: tuple[int, int], path: Path, workspace: int, input_bytes: int, output_bytes: int = 0
+def requested(args: argparse.Namespace) -> str:
+    """The option that gives the output's size, as it was typed."""
+    return f"--scale {args.scale:g}" if args.scale else f"--size {shown(args.size)}"
+
+
+def check_work(
+    source: Source, size: tuple[int, int], args: argparse.Namespace, input_bytes: int, output_bytes: int = 0
 ) -> None:
-    """Checks that the file format can store the output and that there is enough memory to compute it.
+    """Checks that the file format can store the output, and that the work stays within the limit and the free memory.
 
-    workspace: bytes of working memory. input_bytes, output_bytes: that the network needs for each pixel.
+    input_bytes, output_bytes: that the network needs for each pixel, in addition to the working memory.
     """
-    height, width = size
-    kind = images.FORMATS[Path(path).suffix.lower()]
+    kind = images.FORMATS[args.suffix]
     longest = images.MAX_SIDE.get(kind, math.inf)
-    if max(height, width) > longest:
-        raise ValueError(f"{kind} holds at most {longest} pixels a side; got {height}x{width}")
-    if picture.alpha is not None and kind in images.OPAQUE and picture.alpha.min() < 1:
-        raise ValueError(f"{kind} holds no transparency, which the input has; use .png or .webp")
-    channels = 3 if picture.alpha is None else 4
+    if max(size) > longest:
+        raise ValueError(f"{kind} holds at most {longest} pixels a side; got {shown(size)}")
+    channels = 4 if source.header.alpha else 3
+    # Decoding: up to 16-bit samples, Pillow's copy, float32 and a copy of that.
+    decoding = channels * (2 + 2 + 4 + 4)
     # The output in float32, a copy of it during rounding, and up to 16-bit integers.
-    need = height * width * (channels * (4 + 4 + 2) + output_bytes)
-    need += picture.colour[0, 0].numel() * input_bytes + workspace
-    free = free_memory()
-    if free is not None and need > free:
-        raise ValueError(
-            f"an output of {height}x{width} needs about {need / 1e9:.1f} GB of memory, but {free / 1e9:.1f} GB are free"
-        )
+    writing = channels * (4 + 4 + 2)
+    need = math.prod(source.size) * max(decoding, input_bytes) + math.prod(size) * (writing + output_bytes)
+    need += args.workspace
+    available = free_memory()
+    free = math.inf if available is None else available
+    if need <= min(free, args.max_memory):
+        return
+    message = (
+        f"an output of {shown(size)} from an input of {shown(source.size)} needs about {need / 1e9:.1f} GB of memory"
+    )
+    if need > args.max_memory:
+        message += f", more than the limit of {args.max_memory / 1e9:g} GB; --max-memory raises it"
+    raise ValueError(message + (f", but {free / 1e9:.1f} GB are free" if need > free else ""))
 
 
-def write(path: Path, picture: images.Picture, colour: torch.Tensor) -> None:
+def check_transparency(picture: images.Picture, args: argparse.Namespace) -> None:
+    """Checks that the output's format can store the picture's transparent pixels."""
+    kind = images.FORMATS[args.suffix]
+    if picture.alpha is not None and kind in images.OPAQUE and picture.alpha.min() < 1:
+        raise ValueError(f"{kind} holds no transparency, which the input has; use PNG or WebP")
+
+
+@contextlib.contextmanager
+def computing(args: argparse.Namespace) -> Iterator[Progress]:
+    """Shows a progress bar on terminals; gives the function that a network calls with the work done and all work.
+
+    A workspace that is too small becomes a mistake on the command line.
+    """
+    form = "{percentage:3.0f}%|{bar}| {elapsed}, {remaining} left"
+    try:
+        with tqdm(total=1, bar_format=form, disable=args.quiet) as bar:
+
+            def report(done: float, total: float) -> None:
+                bar.update(done / total - bar.n)
+
+            yield report
+    except ValueError as error:
+        if found := re.match(r"workspace must be at least (\d+) bytes", str(error)):
+            least, got = math.ceil(int(found[1]) / 2**20), args.workspace >> 20
+            raise UsageError(f"argument --workspace: must be at least {least} for these sizes; got {got}") from error
+        raise
+
+
+def write(args: argparse.Namespace, picture: images.Picture, colour: torch.Tensor) -> None:
     """Writes the output, grey if the input was, with the input's transparency, bit depth and metadata.
 
     What the format cannot hold is named on stderr.
@@ -153,5 +232,19 @@ def write(path: Path, picture: images.Picture, colour: torch.Tensor) -> None:
     if alpha is not None and alpha.shape[2:] != colour.shape[2:]:
         alpha = F.interpolate(alpha, colour.shape[2:], mode="bicubic").clamp_(0, 1)
     output = images.Picture(colour.float().cpu(), alpha, picture.depth, picture.metadata)
-    for note in images.write(path, output):
-        say(path, note)
+    data, notes = images.encode(output, args.suffix)
+    if args.output in STDOUT:
+        _write_standard_output(data)
+    else:
+        replace_file(args.output, data)
+    for note in notes:
+        say(args.output, note)
+
+
+def _write_standard_output(data):
+    """Without the buffer of sys.stdout, which would be written once more, and fail again, when the process ends."""
+    try:
+        with open(sys.stdout.fileno(), "wb", closefd=False) as file:
+            file.write(data)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "the standard output") from error

@@ -20,6 +20,8 @@ Its tests need the upstream code in plain PyTorch, and variants of it that must 
 tests/support/upstream_*.py.
 """
 
+import logging
+from collections import Counter
 from typing import TypeVar
 
 from torch import nn
@@ -54,9 +56,9 @@ def accelerate(model: Model) -> Model:
     A module is replaced only if its method also agrees with ours on random inputs and weights: outputs and gradients,
     on the CPU, with `.cuda()` disabled. Every other candidate keeps its own method, for example for other layers in
     LIIF's MLP, hooks on it, separable kernels, something added to the output, or arguments modified in place. The
-    logger "inr_kernels" names each replaced module (INFO) and the reason for each that was not (WARNING). Later changes
-    are detected at the next call: a new hook, layer, flag or MLP, or unsupported arguments make the call use the
-    original method.
+    logger "inr_kernels" names each replaced module (INFO; without that level one line says what was replaced) and the
+    reason for each that was not (WARNING). Later changes are detected at the next call: a new hook, layer, flag or MLP,
+    or unsupported arguments make the call use the original method.
 
     Replacing changes only the object's class, to a subclass of its own class that overrides the method. Parameters,
     state_dict, forward, isinstance, pickle (reading it requires inr_kernels), deepcopy, DataParallel, train(), .to()
@@ -90,7 +92,7 @@ def accelerate(model: Model) -> Model:
         >>> from inr_kernels import accelerate
         >>> model = accelerate(torch.nn.Sequential(torch.nn.Linear(2, 3)))  # warns: no supported module in Sequential
     """
-    found = False
+    found, replaced = False, Counter[str]()
     for name, module in _named_modules(model):
         for adapter in ADAPTERS:
             if not adapter.is_candidate(module):
@@ -99,8 +101,12 @@ def accelerate(model: Model) -> Model:
             where = type(module).__qualname__ + (f" at {name!r}" if name else "")
             if not (reason := class_swap.replace(module, adapter.verify)):
                 LOG.info("%s accelerated: %s", where, adapter.description)
+                replaced[adapter.description] += 1
                 break
             LOG.warning("%s not accelerated: %s", where, reason)
+    if replaced and not LOG.isEnabledFor(logging.INFO):  # the lines above are not shown
+        parts = (f"{description} ({count})" for description, count in replaced.items())
+        LOG.warning("accelerate replaced in %s: %s", type(model).__qualname__, ", ".join(parts))
     if not found:
         LOG.warning("accelerate found no supported module in %s", type(model).__qualname__)
     return model

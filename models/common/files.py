@@ -24,13 +24,13 @@ def replace_file(path: str | os.PathLike, data: bytes) -> None:
     with _named(path):
         target = Path(os.path.realpath(path))
         try:
-            if not _is_special(target):
+            if not _is_special(path):
                 _replace(target, data)
                 return
         except OSError as error:
             if error.errno not in _NOT_REPLACEABLE or not target.exists():
                 raise
-        target.write_bytes(data)
+        Path(path).write_bytes(data)
 
 
 def check_writable(path: str | os.PathLike) -> None:
@@ -45,15 +45,16 @@ def check_writable(path: str | os.PathLike) -> None:
             raise IsADirectoryError(errno.EISDIR, "is a folder; the output must be a file")
         if not target.parent.is_dir():
             raise FileNotFoundError(errno.ENOENT, "the folder of the output does not exist")
-        if _is_special(target) or (target.exists() and os.access(target, os.W_OK)):
+        if _is_special(path) or (target.exists() and os.access(target, os.W_OK)):
             return
         handle, temporary = _create(target)
         os.close(handle)
         temporary.unlink()
 
 
-def _is_special(target: Path) -> bool:
-    return target.exists() and not stat.S_ISREG(target.stat().st_mode)
+def _is_special(path: str | os.PathLike) -> bool:
+    """Whether it is a device, a pipe or a socket. Not of the resolved path: /dev/stdout may resolve to no file."""
+    return Path(path).exists() and not stat.S_ISREG(Path(path).stat().st_mode)
 
 
 def _replace(target: Path, data: bytes) -> None:

@@ -4,7 +4,7 @@ An inpainting network implements `encode` and `decode`; `predict`, `forward`, `i
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias, TypeVar
 
@@ -17,13 +17,13 @@ from . import checkpoints
 from .frozen import frozen_copy
 from .graphs import Graphed, graphed_pair
 from .masking import blend, check_mask, output_size
+from .progress import Progress, reporting, shares
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 
 N = TypeVar("N", bound="Network")
 P = TypeVar("P", bound="Inpainter")
 Features: TypeAlias = torch.Tensor | tuple[Any, ...]
-Progress: TypeAlias = Callable[[int, int], object] | None
 
 
 class Network:
@@ -120,6 +120,11 @@ class Inpainter(Network, nn.Module):
 
     bytes_per_output_pixel: int = 0  # working memory of `inpaint` for a pixel of the output
 
+    @property
+    def min_side(self) -> int:
+        """The shortest side of an image that the network takes, in pixels."""
+        return 1
+
     def encode(self, image: torch.Tensor, mask: torch.Tensor) -> Features:
         """Returns what `decode` reads: a tensor or a tuple, whose tensors may be changed (feature refinement).
 
@@ -142,7 +147,7 @@ class Inpainter(Network, nn.Module):
             features: of `encode`.
             size: (H', W').
             workspace: bytes of working memory that the rendering in bands of rows may use.
-            progress: called as progress(rows done, rows in all).
+            progress: called as progress(done, total), see `common.progress`.
         """
         raise NotImplementedError
 
@@ -153,6 +158,7 @@ class Inpainter(Network, nn.Module):
         size: tuple[int, int] | None = None,
         *,
         scale: float | None = None,
+        progress: Progress = None,
         **options: Any,
     ) -> torch.Tensor:
         """Returns the network's raw output for all pixels, known ones too; what a loss is computed on.
@@ -161,6 +167,7 @@ class Inpainter(Network, nn.Module):
             image, mask: as `encode`.
             size: (H', W') of the output; None: the image's.
             scale: instead of size, H' = round(scale H) and W' = round(scale W).
+            progress: called as progress(done, total) while encoding and decoding, see `common.progress`.
             options: of `decode`.
 
         Returns:
@@ -170,7 +177,22 @@ class Inpainter(Network, nn.Module):
             TypeError, ValueError: as `encode`; ValueError also for a size or scale that is not positive and finite.
         """
         size = output_size(image, size, scale)
-        return self.decode(self.encode(image, mask), size, **options)
+        if progress is None:
+            return self.decode(self.encode(image, mask), size, **options)
+        in_modules, in_others, decoding = shares(progress, *self._work(image, size))
+        with reporting(self._encoding_modules(), in_modules):
+            features = self.encode(image, mask)
+        if in_others is not None:
+            in_others(1, 1)
+        return self.decode(features, size, progress=decoding, **options)
+
+    def _work(self, image: torch.Tensor, size: tuple[int, int]) -> tuple[float, float, float]:
+        """The work of `_encoding_modules`, of the rest of `encode`, and of `decode`, in any unit, for `progress`."""
+        return 1, 0, 1
+
+    def _encoding_modules(self) -> Sequence[nn.Module]:
+        """Modules that `encode` runs once each, of similar work, for `progress`."""
+        return []
 
     def forward(
         self,
@@ -212,7 +234,7 @@ class Inpainter(Network, nn.Module):
 
     def _mask(self, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Checks both and returns the mask as [B, 1, H, W] in [0, 1]; a network with other limits extends this."""
-        return check_mask(image, mask, next(self.parameters()).device)
+        return check_mask(image, mask, next(self.parameters()).device, min_side=self.min_side)
 
     def graphed(
         self, shape: tuple[int, ...], size: tuple[int, int] | None = None, *, scale: float | None = None, **options: Any

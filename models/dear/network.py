@@ -1,5 +1,6 @@
 """DEAR: fills the missing pixels of an image and renders it at any size, in one pass."""
 
+import math
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -15,8 +16,9 @@ from inr_kernels.local_implicit.functional import WORKSPACE
 
 from ..common.deprecated import eager_or_reference
 from ..common.masking import known, output_size
-from ..common.network import WEIGHTS, Inpainter, Progress
-from ..common.tiling import map_tiles
+from ..common.network import WEIGHTS, Inpainter
+from ..common.progress import Progress, multiplications, parameters, shares
+from ..common.tiling import map_tiles, pixels_with_halo
 from . import eager as plain_pytorch
 from .blocks import REACH, STRIDE, Encoder, encoder_input, enlarge, initialize, smooth_fill
 
@@ -232,9 +234,9 @@ class DEAR(Inpainter):
         attended = self._ops.unmask_attention(feat, mask.to(feat.dtype), mask_keys=config.mask_keys)
         return torch.cat([feat, attended, weight], 1), kernels[..., :height, :width]
 
-    def _encode_tiles(self, seen: torch.Tensor, mask: torch.Tensor, side: int) -> torch.Tensor:
+    def _encode_tiles(self, seen: torch.Tensor, mask: torch.Tensor, side: int, progress: Progress) -> torch.Tensor:
         """`encode`'s map, from tiles with half a side of their surroundings."""
-        return map_tiles(lambda *part: self._encode(*part)[0], seen, mask, side=side, halo=side // 2)
+        return map_tiles(lambda *part: self._encode(*part)[0], seen, mask, side=side, halo=side // 2, progress=progress)
 
     def reconstruct(self, image: torch.Tensor, mask: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
         """I_rec [B, 3, H, W] of eq. 8: every pixel of the masked image from its neighbours, by `encode`'s kernels."""
@@ -290,6 +292,7 @@ class DEAR(Inpainter):
         *,
         scale: float | None = None,
         tile: int | None = None,
+        progress: Progress = None,
         **options: Any,
     ) -> torch.Tensor:
         """As `Inpainter.predict`, optionally encoded in tiles.
@@ -302,9 +305,28 @@ class DEAR(Inpainter):
         size = output_size(image, size, scale)
         require(tile is None or tile > 0, "tile", "be positive", tile)
         if tile is None:
-            return self.decode(self.encode(image, mask), size, **options)
+            return super().predict(image, mask, size, progress=progress, **options)
+        encoding = decoding = None
+        if progress is not None:
+            convolutions, attention, rendering = self._work(image, size, tile)
+            encoding, decoding = shares(progress, convolutions + attention, rendering)
         seen, mask = self._see(image, mask)
-        return self.decode((self._encode_tiles(seen, mask, tile), None, seen), size, **options)
+        encoded = self._encode_tiles(seen, mask, tile, encoding)
+        return self.decode((encoded, None, seen), size, progress=decoding, **options)
+
+    def _work(self, image: torch.Tensor, size: tuple[int, int], tile: int | None = None) -> tuple[float, float, float]:
+        """Multiplications, those of the attention in the middle; most convolutions run at the latent's size."""
+        height, width = image.shape[2:]
+        pixels = keys = height * width
+        if tile:
+            pixels, keys = pixels_with_halo((height, width), tile, tile // 2), min(keys, (2 * tile) ** 2)
+        layers = self.encoder, self.filter_encoder, self.filter_head, self.decoder, self.importance
+        convolutions, attention = parameters(*layers) / STRIDE**2, 2 * self.config.features * keys
+        rendering = math.prod(size) * multiplications(self.implicit)
+        return len(image) * pixels * convolutions, len(image) * pixels * attention, len(image) * rendering
+
+    def _encoding_modules(self) -> list[nn.Module]:
+        return [*self.encoder, *self.filter_encoder, self.decoder, self.importance, self.importance_head]
 
     def bytes_per_pixel(self, tile: int | None = None) -> int:
         """Estimates the memory that `inpaint` needs for a pixel of the input, in addition to workspace and output."""

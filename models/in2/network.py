@@ -1,6 +1,7 @@
 """IN²: fills the missing pixels of an image of any size and shape, by an implicit pyramid."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -13,8 +14,9 @@ from inr_kernels.local_implicit.functional import WORKSPACE
 
 from ..common.deprecated import eager_or_reference
 from ..common.frozen import Recomputed
-from ..common.masking import check_mask, known
-from ..common.network import WEIGHTS, Inpainter, Progress
+from ..common.masking import known
+from ..common.network import WEIGHTS, Inpainter
+from ..common.progress import Progress, parameters
 from .blocks import Conv3x3, DownsampleProcessingBlock, NeighborHybridAttentionGroup
 from .pyramid import MODES, ImplicitPyramidDecoder
 
@@ -206,8 +208,21 @@ class IN2(Inpainter):
             out = self.body_conv(out, add=x)
         return IN2Features(out, tuple(grids[-2::-1]))
 
-    def _mask(self, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return check_mask(image, mask, self.decoder.head.weight.device, min_side=self.config.shortest)
+    @property
+    def min_side(self) -> int:
+        """As `IN2Config.shortest`."""
+        return self.config.shortest
+
+    def _work(self, image: torch.Tensor, size: tuple[int, int]) -> tuple[float, float, float]:
+        """Multiplications: each part's parameters, at the size of its map."""
+        grids = [len(image) * math.prod(grid) for grid in self.config.grids(tuple(image.shape[2:]))]
+        encoding = sum(parameters(block) * n for block, n in zip(self.encoder, grids, strict=True))
+        decoding = sum(self.decoder.work([*grids[-2::-1], len(image) * math.prod(size)]))
+        return encoding + parameters(self.body) * grids[-1], 0, decoding
+
+    def _encoding_modules(self) -> list[nn.Module]:
+        groups: Any = self.body
+        return [*self.encoder, *(block for group in groups for block in group.blocks)]
 
     def decode(
         self,

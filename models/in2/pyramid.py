@@ -1,6 +1,7 @@
 """The implicit pyramid of IN²: renders a feature map onto successively larger grids, the last of them as colours."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from inr_kernels.local_implicit import local_implicit_decode
 from inr_kernels.local_implicit.functional import WORKSPACE, Form, check_size, render
 
 from ..common.deprecated import eager_or_reference
-from ..common.network import Progress
+from ..common.progress import FUSED, Progress, parameters, shares
 
 # Whether the four neighbours are blended after the first or the last hidden layer.
 MODES = {"split": "first", "bilinear": "first", "liif": "last"}
@@ -186,15 +187,22 @@ class ImplicitPyramidDecoder(nn.Module):
             feat: [B, C, h, w].
             sizes: (H, W) of every layer's grid, the image's last.
             workspace: bytes that the rendering in bands of rows may use.
-            progress: of the last layer, called as progress(rows done, rows in all).
+            progress: called as progress(done, total) by all layers, see `common.progress`.
 
         Raises:
             TypeError, ValueError: as `ImplicitUpsample.forward`; ValueError also for another number of sizes.
         """
         require(len(sizes) == len(self.layers), "sizes", f"have one size per layer, {len(self.layers)} in all", sizes)
-        for layer, size in zip(self.layers[:-1], sizes[:-1], strict=True):
-            feat = layer(feat, size, workspace=workspace)
-        return self.layers[-1](feat, sizes[-1], self.head, workspace=workspace, progress=progress)
+        parts: list[Progress] = [None] * len(sizes)
+        if progress is not None:
+            parts = shares(progress, *self.work([len(feat) * math.prod(size) for size in sizes]))
+        for layer, size, part in zip(self.layers[:-1], sizes[:-1], parts[:-1], strict=True):
+            feat = layer(feat, size, workspace=workspace, progress=part)
+        return self.layers[-1](feat, sizes[-1], self.head, workspace=workspace, progress=parts[-1])
+
+    def work(self, pixels: Sequence[int]) -> list[float]:
+        """The multiplications of an encoder that take the time of each layer, for the numbers of pixels they render."""
+        return [parameters(layer) / FUSED * n for layer, n in zip(self.layers, pixels, strict=True)]
 
 
 def _centres(n: int, device: torch.device) -> torch.Tensor:

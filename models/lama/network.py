@@ -21,7 +21,8 @@ from ..common.constant import constant
 from ..common.frozen import InBands, Recomputed
 from ..common.graphs import Graphed
 from ..common.masking import check_mask, known, output_size
-from ..common.network import Inpainter, Progress
+from ..common.network import Inpainter
+from ..common.progress import Progress, parameters, reporting
 from .ffc import FFC_BN_ACT, ConcatTupleLayer, FFCResnetBlock
 
 MIN_BAND = 64  # pixels; in a lower band most work would be the halo's
@@ -120,10 +121,25 @@ class LaMa(Inpainter):
         mask = self._mask(image, mask).to(dtype)
         return self.model[: self.split](torch.cat((known(image.to(dtype), mask), mask), 1))
 
+    @property
+    def min_side(self) -> int:
+        """Reflection in the blocks needs maps of at least two pixels."""
+        return max(4, (1 << self.config.downsamplings) + 1)
+
     def _mask(self, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        config, device = self.config, next(self.parameters()).device
-        least = max(4, (1 << config.downsamplings) + 1)
-        return check_mask(image, mask, device, channels=config.inputs - 1, min_side=least)
+        device = next(self.parameters()).device
+        return check_mask(image, mask, device, channels=self.config.inputs - 1, min_side=self.min_side)
+
+    def _work(self, image: torch.Tensor, size: tuple[int, int]) -> tuple[float, float, float]:
+        """Layers: each takes a similar time."""
+        return len(self._layers(slice(self.split))), 0, len(self._layers(slice(self.split, None)))
+
+    def _encoding_modules(self) -> list[nn.Module]:
+        return self._layers(slice(self.split))
+
+    def _layers(self, part: slice) -> list[nn.Module]:
+        """The layers of this part of `model` that have parameters."""
+        return [layer for layer in list(self.model)[part] if parameters(layer)]
 
     def decode(
         self, features: Any, size: tuple[int, int], *, workspace: int = WORKSPACE, progress: Progress = None
@@ -133,13 +149,11 @@ class LaMa(Inpainter):
         Raises:
             ValueError: another size.
         """
-        out = self.model[self.split :](features)
+        with reporting(self._layers(slice(self.split, None)), progress):
+            out = self.model[self.split :](features)
         step = 1 << self.config.downsamplings
         fits = all(n - step < wanted <= n for wanted, n in zip(size, out.shape[2:], strict=True))
         require(fits, "size", f"be that of the encoded image, at most {tuple(out.shape[2:])}", tuple(size))
-        if progress is not None:
-            rows = len(out) * size[0]
-            progress(rows, rows)
         return out[..., : size[0], : size[1]]
 
     def predict(
@@ -154,7 +168,7 @@ class LaMa(Inpainter):
         """As `Inpainter.predict`; ValueError for another size than the image's, which LaMa cannot render."""
         size, own = output_size(image, size, scale), output_size(image, None, None)
         require(size == own, "size", f"be the image's {own}, the only one that LaMa renders", size)
-        return self.decode(self.encode(image, mask), size, **options)
+        return super().predict(image, mask, size, **options)
 
     def forward(
         self,

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import nn
 
-from ..common.tiling import map_tiles
+from ..common.progress import Progress, reporting
+from ..common.tiling import map_tiles, pixels_with_halo
 
 # Feature maps of a tile in memory at once in a residual block, convolution buffers included.
 LIVE_MAPS = 4
@@ -71,16 +72,29 @@ class EDSR(nn.Module):
         x = self.head(image.contiguous(memory_format=torch.channels_last))
         return x + self.body(x)
 
-    def tiled(self, image: torch.Tensor, workspace: int) -> torch.Tensor:
+    def tiled(self, image: torch.Tensor, workspace: int, progress: Progress = None) -> torch.Tensor:
         """As `forward`, exact for any size, on tiles that overlap by the receptive field.
 
         Args:
             image: [B, 3, h, w].
             workspace: bytes of working memory in addition to the features, approximately; a tile is never smaller
                 than its overlap.
+            progress: called as progress(done, total) after each tile, or after each block if there is one tile only.
         """
+        side = self._tile_side(image, workspace)
+        if side is None:
+            with reporting(list(self.body), progress):
+                return self(image)
+        return map_tiles(self, image, side=side, halo=self.halo, progress=progress)
+
+    def tiled_pixels(self, image: torch.Tensor, workspace: int) -> int:
+        """The pixels that `tiled` computes, overlaps included, for an image [B, 3, h, w]."""
+        side = self._tile_side(image, workspace)
+        height, width = image.shape[2:]
+        return len(image) * (height * width if side is None else pixels_with_halo((height, width), side, self.halo))
+
+    def _tile_side(self, image: torch.Tensor, workspace: int) -> int | None:
+        """None: the whole image at once."""
         pixel = LIVE_MAPS * self.out_dim * image.element_size() * max(1, len(image))
         side = max(math.isqrt(workspace // pixel) - 2 * self.halo, 2 * self.halo)
-        if max(image.shape[2:]) <= side + 2 * self.halo:
-            return self(image)
-        return map_tiles(self, image, side=side, halo=self.halo)
+        return None if max(image.shape[2:]) <= side + 2 * self.halo else side

@@ -1,5 +1,6 @@
 """LIIF: an EDSR encoder in front of the local implicit decoder; renders an image at any size."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from inr_kernels.local_implicit.functional import WORKSPACE
 from ..common import checkpoints
 from ..common.masking import output_size
 from ..common.network import WEIGHTS, Network
+from ..common.progress import Progress, multiplications, parameters, shares
 from .edsr import EDSR
 
 # LIIF's names of the encoders that `EDSR` implements, with their defaults.
@@ -114,6 +116,7 @@ class LIIF(Network, LocalImplicitDecoder):
         *,
         size: tuple[int, int] | None = None,
         workspace: int = WORKSPACE,
+        progress: Progress = None,
         **options: Any,
     ) -> torch.Tensor:
         """Renders an image [B, 3, h, w] in [0, 1] at another size: [B, 3, H, W] in [0, 1], in the parameters' dtype.
@@ -126,7 +129,8 @@ class LIIF(Network, LocalImplicitDecoder):
             scale: H = round(scale h), W = round(scale w); the network was trained for 1 to 4.
             size: (H, W), instead of scale.
             workspace: bytes.
-            options: of `LocalImplicitDecoder.render`: cell, backend, progress.
+            progress: called as progress(done, total) while encoding and decoding, see `common.progress`.
+            options: of `LocalImplicitDecoder.render`: cell, backend.
 
         Raises:
             TypeError: image is not a floating-point tensor.
@@ -139,8 +143,14 @@ class LIIF(Network, LocalImplicitDecoder):
         require(image.shape[1] == 3, "image", "have shape [B, 3, h, w]", shape(image))
         image = image.to(parameter.dtype)
         size = output_size(image, size, scale)
-        feat = self.encoder.tiled(image * 2 - 1, workspace)
-        return self.render(feat, size, workspace=workspace, **options).add_(1).div_(2).clamp_(0, 1)
+        encoding = decoding = None
+        if progress is not None:
+            of_encoder = parameters(self.encoder) * self.encoder.tiled_pixels(image, workspace)
+            of_decoder = multiplications(self) * len(image) * math.prod(size)
+            encoding, decoding = shares(progress, of_encoder, of_decoder)
+        feat = self.encoder.tiled(image * 2 - 1, workspace, encoding)
+        out = self.render(feat, size, workspace=workspace, progress=decoding, **options)
+        return out.add_(1).div_(2).clamp_(0, 1)
 
     @classmethod
     def _read(cls, path: checkpoints.FilePath) -> checkpoints.Checkpoint:
@@ -157,7 +167,7 @@ def _read_pth(path: checkpoints.FilePath) -> checkpoints.Checkpoint:
     if not isinstance(model, dict) or not {"name", "args", "sd"} <= model.keys():
         raise ValueError("it has no model of name, args and sd")
     if model["name"] != "liif":
-        raise ValueError(f"it contains a {model['name']!r}")
+        raise ValueError(f"it contains the network {model['name']!r}")
     args = dict(model["args"])
     encoder, imnet = args.pop("encoder_spec"), args.pop("imnet_spec")
     if encoder["name"] not in ENCODERS:

@@ -19,7 +19,8 @@ import torch
 from PIL import Image
 
 from inr_kernels import cli
-from inr_kernels.cli import upscale
+from inr_kernels._core.dispatch import OPS
+from inr_kernels.cli import arguments, inpaint, pictures
 from inr_kernels.models.data import images
 
 
@@ -79,7 +80,7 @@ def test_formats(mode, suffix):
 @pytest.mark.parametrize("suffix", ["jpg", "webp", "bmp", "tif", "gif"])
 def test_reads(suffix):
     Image.fromarray(EIGHT["RGB"]).save(f"in.{suffix}")
-    assert run("upscale", f"in.{suffix}", "--size", "9x10", "-o", "out.png") == 0
+    assert run("upscale", f"in.{suffix}", "--size", "10x9", "-o", "out.png") == 0
     with Image.open("out.png") as image:
         assert image.size == (10, 9) and image.mode == "RGB"
 
@@ -187,7 +188,7 @@ def test_colour_profile(suffix, depth, folder):
     [
         ((1, 1, 3), ("--scale", "3.7"), (4, 4)),
         ((1, 40, 3), ("--scale", "1"), (40, 1)),
-        ((3, 2, 3), ("--size", "3x17"), (17, 3)),
+        ((3, 2, 3), ("--size", "17x3"), (17, 3)),
         ((5, 4, 3), ("--scale", "30"), (120, 150)),
     ],
 )
@@ -215,25 +216,29 @@ def test_options(folder):
 
 @pytest.mark.parametrize("scale", ["nan", "inf", "-2", "0", "two", "1e999"])
 def test_invalid_scale(capsys, scale):
-    message = f"argument --scale: must be a finite positive number; got {scale}"
+    message = f"argument --scale: must be a positive finite number; got {scale}"
     assert_refused(capsys, 2, message, "upscale", "in.png", f"--scale={scale}", "-o", "out.png")
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--size", "12"), "argument --size: must be HEIGHTxWIDTH; got 12"),
-        (("--size", "0x9"), "argument --size: must be a finite positive integer; got 0"),
+        (("--size", "12"), "argument --size: must be WIDTHxHEIGHT, e.g. 1920x1080; got 12"),
+        (("--size", "0x9"), "argument --size: must be a positive integer; got 0"),
         (("--scale", "2", "--size", "9x9"), "not allowed with"),
         ((), "one of the arguments --scale --size is required"),
-        (("--scale", "0.5"), "output must not be smaller than the input's 6x5; got --scale 0.5"),
-        (("--size", "9x4"), "output must not be smaller than the input's 6x5; got --size 9x4"),
+        (("--scale", "0.5"), "output must not be smaller than the input's 5x6; got --scale 0.5"),
+        (("--size", "9x4"), "output must not be smaller than the input's 5x6; got --size 9x4"),
         (("--scale", "2", "--backend", "abacus"), "invalid choice: 'abacus'"),
-        (("--scale", "2", "--threads", "0"), "must be a finite positive integer; got 0"),
-        (("--scale", "2", "--threads", "9" * 400), "must be a finite positive integer; got 9"),
-        (("--scale", "2", "--workspace", "x"), "must be a finite positive integer; got x"),
+        (("--scale", "2", "--threads", "0"), "must be a positive integer; got 0"),
+        (("--scale", "2", "--threads", "9" * 400), "must be a positive integer; got 9"),
+        (("--scale", "2", "--workspace", "x"), "must be a positive integer; got x"),
         (("--scale", "2", "-o", "out.xcf"), "output must end in .png .* got out.xcf"),
         (("--scale", "2", "-o", "in.png"), "output must be another file than the input"),
+        (("--size", "40000x6", "--workspace", "1"), "argument --workspace: must be at least 2 for these sizes; got 1"),
+        (("--scale", "2", "--model", "lif"), "argument --model: must be liif or the path of a checkpoint; got lif"),
+        (("--scale", "2", "--model", "Dear"), ".* got Dear [(]inr-kernels inpaint takes it[)]"),
+        (("--scale", "2", "--max-memory", "0"), "argument --max-memory: must be a positive finite number; got 0"),
     ],
 )
 def test_wrong_command_lines(capsys, words, message):
@@ -243,9 +248,29 @@ def test_wrong_command_lines(capsys, words, message):
     assert before == (os.stat("in.png").st_mtime_ns, os.stat("in.png").st_size)
 
 
-@pytest.mark.parametrize("words", [(), ("upscale",), ("enlarge",)])
+@pytest.mark.parametrize("words", [("upscale",), ("enlarge",)])
 def test_no_command(capsys, words):
     assert_refused(capsys, 2, "", *words)
+
+
+def test_an_empty_command_line_shows_the_help(capsys):
+    assert run() == 0
+    shown = capsys.readouterr()
+    assert run("--help") == 0
+    assert shown == capsys.readouterr() and "usage: inr-kernels" in shown.out
+
+
+def test_the_help_names_what_exists():
+    """`arguments` repeats what modules define that import torch."""
+    assert {f".{name}" for name in arguments.FORMATS} == {*images.FORMATS}
+    assert {*arguments.BACKENDS} == {*OPS["local_implicit"].backends}
+    assert arguments.NETWORKS["inpaint"] == tuple(inpaint.NETWORKS)
+
+
+@pytest.mark.parametrize("name", ["liif", "LIIF"])
+def test_the_name_of_the_network_has_any_case(name):
+    Image.fromarray(EIGHT["RGB"]).save("in.png")
+    assert run("upscale", "in.png", "--scale", "2", "--model", name, "-o", "out.png") == 0
 
 
 @pytest.mark.parametrize(
@@ -264,7 +289,8 @@ def test_no_command(capsys, words):
         (("in.png", "--max-megapixels", "1e-5"), "5 x 6 .* limit of 1e-05 .*--max-megapixels"),
         (("rgba.png", "-o", "out.jpg"), "JPEG holds no transparency"),
         (("in.png", "--scale", "4000", "-o", "o.webp"), "WEBP holds at most 16383 pixels a side"),
-        (("in.png", "--scale", "1e6"), "6000000x5000000 needs about .* GB of memory, .* are free"),
+        ((".", "-o", "."), "[.]: is a folder; the output must be a file"),
+        (("in.png", "--scale", "1e6"), "5000000x6000000 from an input of 5x6 needs about .* GB of memory, .* are free"),
         (("in.png", "--scale", "1e300"), "needs about .* GB of memory"),
     ],
 )
@@ -311,10 +337,22 @@ def test_says_that_it_uses_one_frame(capsys):
     assert "in.gif: has 2 frames; using the first" in capsys.readouterr().err
 
 
-def test_progress_counts_rows(monkeypatch):
+def test_more_memory_than_the_limit(capsys, monkeypatch):
+    """Is refused before the picture is decoded; an option lifts the limit."""
+    Image.new("1", (9000, 9000)).save("huge.png")
+    monkeypatch.setattr(images, "read", None)
+    monkeypatch.setattr(pictures, "free_memory", lambda: 99 << 30)
+    words = ("upscale", "huge.png", "--scale", "1.5", "-o", "out.png")
+    message = "13500x13500 from an input of 9000x9000 needs about 18.0 GB of memory, more than the limit of 16 GB; "
+    assert_refused(capsys, 1, message + "--max-memory raises it", *words)
+    with pytest.raises(TypeError):  # decodes it
+        cli.main([*words, "--max-memory", "18.1"])
+
+
+def test_progress_reaches_the_end(monkeypatch):
     bars = []
 
-    class Bar(upscale.tqdm):
+    class Bar(pictures.tqdm):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs | {"disable": False})
 
@@ -322,10 +360,10 @@ def test_progress_counts_rows(monkeypatch):
             bars.append((self.n, self.total))
             super().close()
 
-    monkeypatch.setattr(upscale, "tqdm", Bar)
+    monkeypatch.setattr(pictures, "tqdm", Bar)
     Image.fromarray(EIGHT["RGB"]).save("in.png")
     run("upscale", "in.png", "--scale", "7", "-o", "out.png")
-    assert bars[0] == (42, 42)
+    assert bars[0] == (1, 1)
 
 
 def test_a_failed_write_keeps_the_older_file(capsys, folder, monkeypatch):
@@ -345,7 +383,7 @@ def test_a_failed_write_keeps_the_older_file(capsys, folder, monkeypatch):
     [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)],
 )
 def test_interrupted_half_way(folder, sent, status):
-    """A job of some minutes is interrupted as soon as the progress bar on the terminal shows rows."""
+    """A job of some minutes is interrupted as soon as the progress bar on the terminal shows some progress."""
     Image.fromarray(noise(200, 200, 3)).save("in.png")
     (folder / "out.png").write_text("older")
     words = ["upscale", "in.png", "--scale", "20", "-o", "out.png", "--workspace", "32"]
@@ -357,7 +395,7 @@ def test_interrupted_half_way(folder, sent, status):
     with subprocess.Popen([sys.executable, "-c", program, *words], stderr=theirs) as process:
         os.close(theirs)
         shown, end = b"", time.monotonic() + 60
-        while not re.search(rb" [1-9]\d*/4000 ", shown) and time.monotonic() < end:
+        while not re.search(rb"[1-9]\d*%", shown) and time.monotonic() < end:
             with contextlib.suppress(OSError):
                 shown += os.read(ours, 4096)
         process.send_signal(sent)
@@ -372,7 +410,24 @@ def test_info(capsys):
     out = capsys.readouterr().out
     for word in ("inr_kernels", "torch", "triton", "threads", "CUDA archs"):
         assert re.search(rf"^{word} +\S", out, re.MULTILINE)
-    assert re.search(r"local_implicit on cpu, float32\n +cpu +runs\n", out)
+    assert re.search(r"local_implicit on cpu, float32\n +cpu +runs  <- default\n", out)
+
+
+@pytest.mark.parametrize("name", ["reference", "triton", "foo"])
+def test_info_marks_the_requested_backend(capsys, monkeypatch, name):
+    monkeypatch.setenv("INR_KERNELS_BACKEND", name)
+    assert run("info") == 0
+    out = capsys.readouterr().out
+    marked = re.findall(r"^  (\w+) .*<- (.*)$", out, re.MULTILINE)
+    assert marked == [(name, "requested by INR_KERNELS_BACKEND")] * len(OPS)
+    assert f"\nINR_KERNELS_BACKEND {name}\n" in out
+
+
+def test_an_unknown_backend_in_the_environment(capsys, monkeypatch):
+    monkeypatch.setenv("INR_KERNELS_BACKEND", "foo")
+    Image.fromarray(EIGHT["RGB"]).save("in.png")
+    message = "got 'foo' from the environment variable INR_KERNELS_BACKEND"
+    assert_refused(capsys, 1, message, "upscale", "in.png", "--scale", "2", "-o", "out.png")
 
 
 def test_demo(capsys, folder):
@@ -392,7 +447,7 @@ def test_demo(capsys, folder):
     [
         (("--scale", "0.5"), 2, "must be 1 to 50; got 0.5"),
         (("-o", "demo.doc"), 2, "output must end in"),
-        (("-o", "none/demo.png"), 1, "none: the folder of the output does not exist"),
+        (("-o", "none/demo.png"), 1, "none/demo.png: the folder of the output does not exist"),
     ],
 )
 def test_demo_errors(capsys, words, status, message):

@@ -69,6 +69,12 @@ def test_log_names_the_accelerated_module(log):
     )
 
 
+def test_one_line_says_what_was_replaced(caplog):
+    """At the default level."""
+    accelerate(nn.ModuleDict({"a": TakesFeatures(), "b": TakesFeatures(), "c": nn.Linear(2, 2)}))
+    assert caplog.messages == ["accelerate replaced in ModuleDict: LIIF's decoder (2)"]
+
+
 def test_no_supported_module(log):
     accelerate(nn.Linear(2, 2))
     assert log.messages == ["accelerate found no supported module in Linear"]

@@ -61,6 +61,7 @@ def test_autocast_returns_the_dtype_of_the_original(cls, dtype):
 @pytest.mark.parametrize("protocol", [0, 2, 5])
 def test_copies_and_pickles(cls, protocol, caplog):
     model, args = accelerate(cls()), problem()
+    caplog.clear()
     with torch.no_grad():
         theirs = model(*args)
         for twin in (copy.deepcopy(model), copy.copy(model), pickle.loads(pickle.dumps(model, protocol))):

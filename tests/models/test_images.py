@@ -163,6 +163,8 @@ def test_every_mode_of_every_format_is_read_as_pillow_shows_it(mode, kind):
     shown = numpy.asarray(shown, dtype=float)
     shown = shown[..., None] if shown.ndim == 2 else shown
     assert numpy.abs(got - shown).max() < 1
+    header = images.read_header(data, 1e6)
+    assert header == (*picture.colour.shape[2:], picture.alpha is not None)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif", ".bmp"])

@@ -94,10 +94,22 @@ def test_dtypes(name):
 
 
 @every_network
-def test_progress_ends_with_all_rows(name):
-    model, (image, mask), rows = network(name), example(), []
-    model.inpaint(image, mask, workspace=1 << 22, progress=lambda *done: rows.append(done))
-    assert rows[-1] == (2 * 21, 2 * 21)
+@pytest.mark.parametrize("options", [{}, {"workspace": 1 << 22}])
+def test_progress(name, options):
+    """It grows while the image is encoded and while it is decoded, and reaches the total."""
+    model, (image, mask), seen = network(name), example(), []
+    encode, encoded = model.encode, []
+
+    def count(*args):
+        features = encode(*args)
+        encoded.append(len(seen))
+        return features
+
+    model.encode = count
+    model.inpaint(image, mask, progress=lambda *done: seen.append(done), **options)
+    done, totals = zip(*seen, strict=True)
+    assert list(done) == sorted({*done}) and done[-1] == totals[-1] and len({*totals}) == 1
+    assert 1 < encoded[0] < len(seen)
 
 
 @every_network

@@ -16,7 +16,7 @@ from inr_kernels.models import IN2, LIIF, FeatureRefiner, IN2Config, LaMa, LaMaC
 from inr_kernels.models.common.frozen import measured
 
 DISK = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (15, 15))
-SIDE = 16  # the smallest min_side, for pyramids of small images
+SIDE = 16  # min_side, for pyramids of small images
 
 
 def halved(x):
@@ -258,7 +258,7 @@ def test_errors():
     model = LaMa(TINY)
     with pytest.raises(TypeError, match="network must be an Inpainter, with encode and decode; got LIIF"):
         FeatureRefiner(LIIF(LIIFConfig(features=8, blocks=1, hidden=(8,))))
-    bad = {"min_side": (0, 15, 20.5), "max_scales": (0, None), "iterations": (0, True), "lr": (0, float("nan"))}
+    bad = {"min_side": (0, 12, 20.5), "max_scales": (0, None), "iterations": (0, True), "lr": (0, float("nan"))}
     bad |= {"modulo": (0,), "max_memory": (0, 1.5)}
     for name, values in bad.items():
         for value in values:

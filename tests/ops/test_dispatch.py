@@ -1,6 +1,7 @@
 """The choice of the backend, with local_implicit as the op: precedence, errors, `explain`, the fallback's warning."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -43,6 +44,30 @@ def test_requested_backend_that_cannot_run_raises(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(RuntimeError, match="backend 'triton' cannot run local_implicit: it takes CUDA tensors"):
         local_implicit_decode(**arguments(), backend="triton")
+
+
+@pytest.mark.parametrize(("name", "error"), [("foo", ValueError), ("triton", RuntimeError)])
+def test_errors_name_the_environment_variable(monkeypatch, name, error):
+    """If the backend comes from there."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setenv("INR_KERNELS_BACKEND", name)
+    with pytest.raises(error, match=f"{name}' from the environment variable INR_KERNELS_BACKEND"):
+        local_implicit_decode(**arguments())
+    monkeypatch.delenv("INR_KERNELS_BACKEND")
+    with pytest.raises(error, match=name) as raised:
+        local_implicit_decode(**arguments(), backend=name)
+    assert "INR_KERNELS_BACKEND" not in str(raised.value)
+
+
+def test_explain_marks_the_requested_backend(monkeypatch, capsys):
+    def marked(**options):
+        return re.findall(r"^  (\w+) .*<- (.*)$", explain("local_implicit", torch.zeros(1, 1, 1, 1), **options), re.M)
+
+    assert marked() == [("cpu", "default")] and marked(backend="reference") == [("reference", "requested")]
+    monkeypatch.setenv("INR_KERNELS_BACKEND", "reference")
+    assert marked() == [("reference", "requested by INR_KERNELS_BACKEND")]
+    with inr_kernels.backend("cpu"):
+        assert marked() == [("cpu", "requested")]
 
 
 def test_explain(capsys):

@@ -15,6 +15,7 @@ from .checks import cast_parameters, check_decoder, check_queries, check_size
 from .hoist import Form, feature_columns, hoist_features
 
 WORKSPACE = 256 << 20
+REPORTS, SHORTEST_BAND = 25, 16  # calls of `progress` for an image, and the rows that are worth one
 
 
 def _facts(
@@ -176,6 +177,7 @@ def render(
         tuple(map(len, weights)),
         form,
         workspace,
+        size[0] if progress is None else max(SHORTEST_BAND, -(-size[0] // REPORTS)),
     ):
         part = feat[images]
         grid = (len(part), bottom - top, width)
@@ -258,8 +260,12 @@ def plan_bands(
     widths: Sequence[int],
     form: Form,
     workspace: int,
+    longest: int,
 ) -> list[Band]:
-    """The bands of `render` for features [B, C, h, w] and layers of these widths, within `workspace` bytes."""
+    """The bands of `render` for features [B, C, h, w] and layers of these widths.
+
+    They take at most `workspace` bytes, and have at most `longest` rows.
+    """
     batch, channels, height, width = feat_shape
     # The padded features, the convolution's own buffer (at worst its unfolded input) and its output, in the
     # working precision and, for half precision on a CPU, once more in float32.
@@ -279,7 +285,7 @@ def plan_bands(
     for image in range(0, batch, images):
         top = 0
         for bottom in range(1, size[0] + 1):
-            if bottom == size[0] or images * cost(top, bottom + 1) > workspace:
+            if bottom in (size[0], top + longest) or images * cost(top, bottom + 1) > workspace:
                 rows = first[top], last[bottom - 1] + 1
                 bands.append(Band(slice(image, image + images), top, bottom, rows))
                 top = bottom

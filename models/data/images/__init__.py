@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from .picture import FORMATS, KEEPS, MAX_SIDE, OPAQUE, SAVE, Picture
-from .reading import READS, read
+from .reading import READS, Header, read, read_header
 from .writing import encode, write
 
 __all__ = [
@@ -17,9 +17,11 @@ __all__ = [
     "OPAQUE",
     "READS",
     "SAVE",
+    "Header",
     "Picture",
     "encode",
     "read",
+    "read_header",
     "shrink",
     "to_image",
     "to_tensor",

@@ -9,7 +9,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 import torch
@@ -27,10 +27,27 @@ _EXIF |= {"XPTitle", "XPComment", "XPAuthor", "XPKeywords", "XPSubject"}
 _SCALED = {"L;2": 85, "L;4": 17}  # how Pillow scales such samples to 8 bits; the transparent sample it does not scale
 _SRGB_GAMMA = 45455  # of a gAMA chunk
 _ORIENTATION = re.compile(rb'tiff:Orientation="[0-9]"|<tiff:Orientation>[0-9]</tiff:Orientation>')  # in XMP
+_TURNED = (5, 6, 7, 8)  # EXIF orientations that swap the sides
 _BITS, _PHOTOMETRIC = 258, 262  # TIFF tags
 
 
-def read(source: str | os.PathLike | bytes, max_pixels: float) -> Picture:
+class Header(NamedTuple):
+    """What a picture's file says before its pixels are decoded: the sides as it is shown, and whether it has alpha."""
+
+    height: int
+    width: int
+    alpha: bool
+
+
+def read_header(source: str | os.PathLike | bytes, max_pixels: float, name: str = "") -> Header:
+    """Reads the sides of an image file; arguments and errors: as `read`."""
+    with _reading(source, name) as data, _open_checked(_decodable(data)[0], max_pixels) as image:
+        turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
+        width, height = reversed(image.size) if turned else image.size
+        return Header(height, width, image.has_transparency_data)
+
+
+def read(source: str | os.PathLike | bytes, max_pixels: float, name: str = "") -> Picture:
     """Reads the first frame of an image file, upright: grey or RGB, with alpha, 8 or 16 bits.
 
     16 bits are kept of greyscale and of any PNG. Palettes, CMYK and the like become RGB, by the colour profile if there
@@ -39,16 +56,24 @@ def read(source: str | os.PathLike | bytes, max_pixels: float) -> Picture:
     Args:
         source: a path, which is read once, or the bytes of a file.
         max_pixels: the largest number of pixels.
+        name: of the picture, for errors; "": the path, or "the input".
 
     Raises:
         OSError: the file cannot be opened.
         ValueError: it is not an image of a known format, damaged, or has more than max_pixels.
     """
-    name = "the input" if isinstance(source, bytes) else os.fspath(source)
+    with _reading(source, name) as data:
+        return _read(data, max_pixels)
+
+
+@contextlib.contextmanager
+def _reading(source: str | os.PathLike | bytes, name: str) -> Iterator[bytes]:
+    """The bytes of the source; what decoding them raises becomes a ValueError with the name."""
+    name = name or ("the input" if isinstance(source, bytes) else os.fspath(source))
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
     try:
         with _quiet_pillow():
-            return _read(data, max_pixels)
+            yield data
     except UnidentifiedImageError:
         raise ValueError(f"{name}: {_why_unknown(data)}") from None
     except DAMAGED as error:
@@ -92,12 +117,18 @@ def _open(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data), formats=formats)
 
 
-def _read(data: bytes, max_pixels: float) -> Picture:
-    """Decodes the bytes of a file as `read` describes; raises ValueError for too many pixels, or what Pillow raises."""
+def _decodable(data: bytes) -> tuple[bytes, list[png.Chunk], bool]:
+    """A file that Pillow opens, the PNG chunks that it must not see, and whether its samples are inverted."""
     extra: list[png.Chunk] = []
     if data.startswith(png.SIGNATURE):
         data, extra = png.split(data)
     data, inverted = _without_white_is_zero(data)
+    return data, extra, inverted
+
+
+@contextlib.contextmanager
+def _open_checked(data: bytes, max_pixels: float) -> Iterator[Any]:
+    """As `_open`; raises ValueError for too many pixels."""
     with _open(data) as image:
         width, height = image.size
         if width * height > max_pixels:
@@ -105,6 +136,13 @@ def _read(data: bytes, max_pixels: float) -> Picture:
                 f"{width} x {height} pixels are more than the limit of {max_pixels / 1e6:g}"
                 " megapixels; --max-megapixels raises it"
             )
+        yield image
+
+
+def _read(data: bytes, max_pixels: float) -> Picture:
+    """Decodes the bytes of a file as `read` describes; raises ValueError for too many pixels, or what Pillow raises."""
+    data, extra, inverted = _decodable(data)
+    with _open_checked(data, max_pixels) as image:
         picture = Picture(torch.empty(0))
         raw = image.tile[0].args if image.format == "PNG" and image.tile else ""  # before anything loads the pixels
         frames = _frames(image, extra)

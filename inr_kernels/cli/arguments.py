@@ -1,0 +1,194 @@
+"""The command lines of all commands, and their help. Imports nothing heavy: `--help` is shown at once."""
+
+import argparse
+from importlib.metadata import version
+
+from .parsing import Parser, gigabytes, megabytes, model, positive, size
+
+# Of `upscale` and `inpaint`; tests compare these with what the modules that import torch define.
+FORMATS = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff")
+BACKENDS = ("cpu", "cuda", "triton", "reference")
+NETWORKS = {"upscale": ("liif",), "inpaint": ("dear", "in2")}
+
+DESCRIPTION = (
+    "Enlarge pictures and fill their holes, show what this machine runs, or compare speed and quality in a demo."
+)
+
+UPSCALE = """\
+Render an image at a larger size, by any factor.
+
+  inr-kernels upscale in.png --scale 3.7 -o out.png
+  inr-kernels upscale in.png --size 1920x1080 -o out.png
+
+Reads PNG, JPEG, WebP, TIFF, BMP, GIF, AVIF, JPEG 2000, PPM, TGA and ICO (and HEIC with pillow-heif); writes PNG, JPEG,
+WebP, TIFF or BMP, as the suffix of the output or --format says. Greyscale, transparency (upscaled bicubically), 16 bits
+(in PNG, and in TIFF without colour), colour profiles, resolution, EXIF, XMP and text are kept where the format can hold
+them; a line on stderr names what it cannot. Images are rotated as their EXIF orientation says.
+
+The name "-" is the standard input or output. Pipes and devices are read once, and written in place."""
+
+INPAINT = """\
+Fill the missing pixels of an image, optionally at a larger size.
+
+  inr-kernels inpaint in.png --mask mask.png -o out.png
+  inr-kernels inpaint in.png --mask mask.png --scale 2.5 -o large.png
+
+The mask is an image of the same size: white pixels are filled, black ones are kept; grey counts as white from 128 (of
+255) on. At the input's size the kept pixels do not change (in PNG, BMP and, except for 16-bit colour, TIFF).
+Strokes on a transparent layer work, too: the mask is brightness times opacity.
+Formats, greyscale, transparency, 16 bits, colour profiles, the name "-" and pipes: as in `inr-kernels upscale`.
+
+Networks, --model:
+
+  dear    the better of the two that ship, and the one for larger sizes. It encodes the image in tiles with their
+          surroundings; with --tile 0 every known pixel attends to every pixel, as in the paper: twice the pixels take
+          four times as long, and the progress bar stands still meanwhile.
+  in2     several times faster: it sees the whole image at once, in time proportional to the number of pixels.
+          Sides of at least 9 pixels. At a larger size every pixel is predicted, with poor quality: use it without
+          --scale.
+  PATH    a checkpoint of DEAR, IN2 or LaMa: a .safetensors file of this package, or LaMa's own .ckpt. LaMa fills at
+          the input's size only.
+
+Both networks that ship are small and were trained on a few photographs, in2 so briefly that its fills stay visible:
+use them for scratches and strokes, not for whole objects."""
+
+INFO = """\
+Show this machine, the installed versions, and which implementation of each operator runs here.
+
+Each operator's implementations are listed in the order in which they are tried, with the reason if one does not run.
+"<-" marks the one that is used, which the environment variable INR_KERNELS_BACKEND can change."""
+
+DEMO = """\
+Shrink a photograph, enlarge it again with plain PyTorch and with the fused kernels, and compare.
+
+Prints time, memory and PSNR (how close an output is to the original; higher is better), and writes one picture that
+shows all outputs side by side. The shipped model was not trained on this photograph."""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser of all command lines; the parsed `command` is None if the command line is empty."""
+    parser = Parser(
+        prog="inr-kernels",
+        description=DESCRIPTION,
+        epilog="`inr-kernels COMMAND --help` shows the options of a command.",
+    )
+    parser.add_argument("--version", action="version", version=f"inr-kernels {version('inr-kernels')}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        raw = argparse.RawDescriptionHelpFormatter
+        return commands.add_parser(name, help=text.split("\n")[0], description=text, formatter_class=raw)
+
+    _add_upscale(add("upscale", UPSCALE))
+    _add_inpaint(add("inpaint", INPAINT))
+    add("info", INFO)
+    _add_demo(add("demo", DEMO))
+    return parser
+
+
+def _add_upscale(parser):
+    parser.add_argument("input", help="an image; -: the standard input")
+    _add_output(parser)
+    _add_size(parser, required=True)
+    _add_model(parser, "upscale", "liif, or a LIIF checkpoint (.safetensors, yinboc/liif's .pth)")
+    _add_computation(parser, megapixels=100)
+
+
+def _add_inpaint(parser):
+    parser.add_argument("input", help="an image; -: the standard input")
+    parser.add_argument(
+        "--mask",
+        required=True,
+        help="an image of the same size; white: fill; -: the standard input, if the image is not",
+    )
+    _add_output(parser)
+    _add_size(parser, required=False)
+    _add_model(parser, "inpaint", "dear, in2 or a checkpoint")
+    parser.add_argument(
+        "--tile",
+        type=positive(int, or_zero=True),
+        metavar="PIXELS",
+        help="DEAR only: side of a tile, 0: whole image; default: 32",
+    )
+    _add_computation(parser, megapixels=25)
+
+
+def _add_output(parser):
+    parser.add_argument("-o", "--output", required=True, help="the image to write; -: the standard output")
+    parser.add_argument(
+        "--format",
+        type=str.lower,
+        choices=FORMATS,
+        help="format of the output; default: as its suffix says, PNG for the standard output, pipes and devices",
+    )
+
+
+def _add_size(parser, required):
+    """Adds --scale and --size, of which only one may be given."""
+    target = parser.add_mutually_exclusive_group(required=required)
+    target.add_argument("--scale", type=positive(float), metavar="FACTOR", help="how many times larger, e.g. 2 or 3.7")
+    target.add_argument(
+        "--size",
+        type=size,
+        metavar="WxH",
+        help="width and height of the output in pixels, e.g. 1920x1080; another aspect ratio stretches the image",
+    )
+
+
+def _add_model(parser, command, text):
+    names = NETWORKS[command]
+    parser.add_argument("--model", type=model(command, NETWORKS), default=names[0], help=f"{text}; default: {names[0]}")
+
+
+def _add_computation(parser, megapixels):
+    """Adds the options that say how to compute, and within which limits; megapixels: the default limit of the input."""
+    group = parser.add_argument_group("computation")
+    group.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        help="implementation to compute with; default: the fastest that runs here (see `inr-kernels info`)",
+    )
+    group.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to compute; default: cpu")
+    group.add_argument(
+        "--workspace",
+        type=megabytes,
+        default="256",
+        metavar="MB",
+        help="working memory in megabytes, in addition to the pictures and the network's features; default: 256",
+    )
+    group.add_argument("--threads", type=positive(int), metavar="N", help="CPU threads; default: PyTorch's choice")
+    group.add_argument(
+        "--max-megapixels",
+        type=positive(float),
+        default=megapixels,
+        metavar="N",
+        help="refuse larger inputs; default: %(default)s",
+    )
+    group.add_argument(
+        "--max-memory",
+        type=gigabytes,
+        default="16",
+        metavar="GB",
+        help="refuse work that needs more memory, all together; default: 16",
+    )
+    group.add_argument("--quiet", action="store_true", default=None, help="show no progress bar")  # None: on terminals
+
+
+def _add_demo(parser):
+    parser.add_argument(
+        *("-o", "--output"), default="demo.png", metavar="FILE", help="the picture to write; default: %(default)s"
+    )
+    parser.add_argument(
+        "--scale",
+        type=positive(float),
+        default=3.7,
+        metavar="FACTOR",
+        help="how much to shrink and enlarge; default: %(default)s",
+    )
+    parser.add_argument(
+        "--repeat",
+        type=positive(int),
+        default=3,
+        metavar="N",
+        help="number of measurements, of which the median is shown; default: %(default)s",
+    )

@@ -1,0 +1,68 @@
+"""Progress of long computations: `progress(done, total)` is called from time to time, the last time with done = total.
+
+done grows with the work, so about evenly with time; its unit is any.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+from torch import nn
+
+from inr_kernels import LocalImplicitDecoder
+
+# Fused decoders do about this many multiplications in the time that an encoder takes for one (measured on a CPU).
+FUSED = 2.5
+
+Progress: TypeAlias = Callable[[float, float], object] | None
+
+
+def shares(progress: Callable[[float, float], object], *work: float) -> list[Progress]:
+    """Splits a progress callback among phases that follow each other.
+
+    Args:
+        progress: of the whole.
+        work: of each phase, e.g. in multiplications.
+
+    Returns:
+        A callback for each phase.
+    """
+
+    def share(before: float, own: float) -> Progress:
+        return lambda done, total: progress(before + own * (done / total), sum(work))
+
+    return [share(before, own) for before, own in zip(itertools.accumulate(work, initial=0), work, strict=False)]
+
+
+@contextmanager
+def reporting(modules: Sequence[nn.Module], progress: Progress) -> Iterator[None]:
+    """In the block, reports each of these modules when it has run, in equal parts; each must run once."""
+    if progress is None:
+        yield
+        return
+    done = itertools.count(1)
+
+    def report(*_: object) -> None:
+        progress(next(done), len(modules))
+
+    hooks = [module.register_forward_hook(report) for module in modules]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def parameters(*modules: nn.Module) -> int:
+    """The number of parameters; a convolution's is about its multiplications for a pixel of its output."""
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())
+
+
+def multiplications(decoder: LocalImplicitDecoder) -> int:
+    """The multiplications of an encoder that take the time of a pixel of `decoder.render`'s output.
+
+    Each of the four neighbours passes the MLP, without the first layer, which runs at the input's size.
+    """
+    layers: Any = decoder.imnet.layers
+    return round(4 * parameters(*layers[1:]) / FUSED)
