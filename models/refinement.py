@@ -17,6 +17,7 @@ from .common.network import Inpainter
 from .common.progress import Progress
 
 EPS = 1e-8  # of the published code, in the comparisons of masks
+IMAGES = 15  # of three channels in float32 that exist at a time
 EROSION = 7  # radius of the disk, in pixels of the smaller scale
 
 
@@ -148,6 +149,10 @@ class FeatureRefiner:
     def forwards(self, height: int, width: int) -> int:
         """The number of forwards for an image of that size: one at the smallest scale, `iterations` at the others."""
         return 1 + (self.scales(height, width) - 1) * (self.iterations + self.paper)
+
+    def bytes_per_pixel(self) -> int:
+        """Estimates the memory that a call needs for a pixel of the image, in addition to 256 MB."""
+        return self.network.bytes_per_refined_pixel() + IMAGES * 3 * 4
 
     def _refined(
         self, network: Inpainter, image: torch.Tensor, mask: torch.Tensor, tick: Callable[[], None]

@@ -271,3 +271,7 @@ class Inpainter(Network, nn.Module):
     def bytes_per_pixel(self) -> int:
         """Estimates the memory that `inpaint` needs for a pixel of the input, in addition to workspace and output."""
         raise NotImplementedError
+
+    def bytes_per_refined_pixel(self) -> int:
+        """Estimates the memory that feature refinement needs for a pixel, in addition to workspace and images."""
+        return 3 * (self.bytes_per_pixel() + self.bytes_per_output_pixel)

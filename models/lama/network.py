@@ -224,6 +224,12 @@ class LaMa(Inpainter):
         """Estimates the memory that `inpaint` needs for a pixel, in addition to the output."""
         return round(5 * self.config.features * next(self.parameters()).element_size())
 
+    def bytes_per_refined_pixel(self) -> int:
+        """As `Inpainter.bytes_per_refined_pixel`; the first and last layers run in bands of rows."""
+        level = self.config.downsamplings
+        maps = 20 * self.config.width(level) / 4**level  # features, gradients, Adam's moments, the maps of a layer
+        return round((maps + self.config.blocks) * next(self.parameters()).element_size())
+
     @classmethod
     def _read(cls, path: checkpoints.FilePath, activation: str = "sigmoid") -> checkpoints.Checkpoint:
         return _read(path, activation)
