@@ -19,7 +19,8 @@ def constant(layers: Iterable[nn.Module]) -> list[nn.Module]:
     norm and the ReLU after it. Their weights are folded once, here. Other layers, and those with hooks, are returned
     themselves.
     """
-    out, rest = [], list(layers)
+    out: list[nn.Module] = []
+    rest: list[Any] = list(layers)
     while rest:
         padding = [rest.pop(0)] if _is(rest[0], nn.ReflectionPad2d) and rest[1:] and _is_supported(rest[1]) else []
         layer = rest.pop(0)
@@ -53,6 +54,9 @@ def _complement(conv: Any) -> tuple[int, ...]:
 
 class _ConstantConvolution(nn.Module):
     """relu(norm(conv(pad(x)))) or norm(conv(pad(x)))."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
 
     def __init__(self, conv: Any, norm: nn.Module, relu: bool, reflected: tuple[int, ...]):
         super().__init__()
@@ -112,5 +116,6 @@ class _Convolve(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[None, torch.Tensor]:
         if ctx.layer.relu:
-            grad = grad * signs.unpack(*ctx.saved_tensors, grad.shape)
+            (bits,) = ctx.saved_tensors
+            grad = grad * signs.unpack(bits, grad.shape)
         return None, ctx.layer.input_gradient(grad).to(ctx.dtype)

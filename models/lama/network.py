@@ -202,8 +202,8 @@ class LaMa(Inpainter):
         first, step = config.downsamplings + 2, 1 << config.downsamplings  # of the blocks; pixels to one of theirs
         after = first + config.blocks + 1
         for block in layers[first : after - 1]:
-            if isinstance(block, FFCResnetBlock):
-                block.conv1, block.conv2 = frozen(block.conv1), frozen(block.conv2)
+            for name in ("conv1", "conv2") if isinstance(block, FFCResnetBlock) else ():
+                setattr(block, name, frozen(getattr(block, name)))
         middle: list[nn.Module] = [Recomputed(block) for block in layers[first : after - 1]]
         # The last convolution sees 3 pixels to each side, the ones with a stride step - 1 in all.
         halo, rows = -(-(step + 2) // step), max(1, MIN_BAND // step)

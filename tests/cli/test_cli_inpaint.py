@@ -158,6 +158,7 @@ def test_refines(capsys, monkeypatch):
     )
     os.remove("out.png")
     refused(capsys, 1, "needs about .* GB of memory, more than the limit of 0.01 GB", *words, "--max-memory", "0.01")
+    words[words.index("tiny.safetensors")] = "in2"
     refused(capsys, 2, "argument --refine: works at the input's size 42x27 only; got --scale 2", *words, "--scale", 2)
     refused(capsys, 2, "argument --tile: does not apply with --refine; got 9", *words, "--tile", 9)
 

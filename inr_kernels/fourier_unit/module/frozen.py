@@ -54,11 +54,11 @@ def _is_supported(layer: Any) -> bool:
 def _is_supported_spectral(spectral: Any) -> bool:
     if not computes(spectral, SpectralTransform) or spectral.enable_lfu or spectral.stride != 1:
         return False
-    first: Any = spectral.conv1
     unit = spectral.fu
-    if type(first) is not nn.Sequential or [type(m) for m in first] != [nn.Conv2d, nn.BatchNorm2d, nn.ReLU]:
+    first = list(spectral.conv1) if computes(spectral.conv1, nn.Sequential) else []
+    if [type(layer) for layer in first] != [nn.Conv2d, nn.BatchNorm2d, nn.ReLU]:
         return False
-    if not computes(first, nn.Sequential) or not computes(unit, FourierUnit) or unit.spatial_scale_factor is not None:
+    if not computes(unit, FourierUnit) or unit.spatial_scale_factor is not None:
         return False
     pointwise = all(map(is_pointwise, (first[0], unit.conv_layer, spectral.conv2)))
     return pointwise and folds(*first[1:]) and type(unit.bn) is nn.BatchNorm2d and folds(unit.bn, nn.ReLU())
