@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from inr_kernels._core.checks import is_positive_int, require
-from inr_kernels.local_implicit.functional import WORKSPACE
 
 from .common.frozen import Recomputed, measured
 from .common.masking import blend, known
@@ -17,6 +16,7 @@ from .common.network import Inpainter
 from .common.progress import Progress
 
 EPS = 1e-8  # of the published code, in the comparisons of masks
+WORKSPACE = 64 << 20  # bytes for a band of rows; larger bands are slower, as they leave the CPU's caches
 IMAGES = 15  # of three channels in float32 that exist at a time
 EROSION = 7  # radius of the disk, in pixels of the smaller scale
 
@@ -137,7 +137,7 @@ class FeatureRefiner:
                 if progress is not None:
                     progress(next(done), total)
 
-            network = self.network.frozen(min(WORKSPACE, self.max_memory or WORKSPACE))
+            network = self.network.frozen(WORKSPACE)
             out = [self._refined(network, image[i : i + 1], mask[i : i + 1], tick) for i in range(len(image))]
             return torch.cat(out) if out else image.clone()
 
@@ -151,7 +151,7 @@ class FeatureRefiner:
         return 1 + (self.scales(height, width) - 1) * (self.iterations + self.paper)
 
     def bytes_per_pixel(self) -> int:
-        """Estimates the memory that a call needs for a pixel of the image, in addition to 256 MB."""
+        """Estimates the memory that a call needs for a pixel of the image, in addition to the workspace of bands of rows."""
         return self.network.bytes_per_refined_pixel() + IMAGES * 3 * 4
 
     def _refined(

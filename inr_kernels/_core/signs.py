@@ -24,6 +24,11 @@ def unpack(bits: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     return flat[: math.prod(shape)].view(*shape)
 
 
+def select(grad: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
+    """Returns the gradient where a bit is set, else 0: the backward of a ReLU whose signs `pack` packed."""
+    return unpack(bits, grad.shape).to(grad.dtype).mul_(grad)  # in half the time of a product with a bool tensor
+
+
 def _packed_by_numpy(flat):
     return torch.from_numpy(numpy.packbits(flat.numpy(), bitorder="little"))
 

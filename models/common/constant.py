@@ -117,5 +117,5 @@ class _Convolve(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[None, torch.Tensor]:
         if ctx.layer.relu:
             (bits,) = ctx.saved_tensors
-            grad = grad * signs.unpack(bits, grad.shape)
+            grad = signs.select(grad, bits)
         return None, ctx.layer.input_gradient(grad).to(ctx.dtype)

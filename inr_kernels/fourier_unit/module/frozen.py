@@ -119,20 +119,19 @@ class _KeepSigns(torch.autograd.Function):
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(*(signs.pack(positive) for positive in (y > 0, spectrum, out_l > 0, out_g > 0)))
             ctx.layer, ctx.requested, ctx.dtypes = layer, requested, (x_l.dtype, x_g.dtype)
-            ctx.shapes = y.shape, spectrum.shape, out_l.shape, out_g.shape
         return out_l, out_g
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g_l: torch.Tensor, g_g: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         layer = ctx.layer
-        y, spectrum, *outputs = map(signs.unpack, ctx.saved_tensors, ctx.shapes)
+        y, spectrum, out_l, out_g = ctx.saved_tensors
         steps, requested = op.steps(g_g, ctx.requested), ctx.requested
-        g_l, g_g = g_l * outputs[0], g_g * outputs[1]
+        g_l, g_g = signs.select(g_l, out_l), signs.select(g_g, out_g)
         d_y = _transposed(g_g, layer.last_weight, layer.last_groups)
         weight, groups = layer.unit_weight, layer.unit_groups
         d_y = d_y + spectral_pipeline.input_gradient(steps, d_y, spectrum, weight, groups, layer.norm)
-        d_g = _transposed(d_y * y, layer.first_weight, layer.groups)
+        d_g = _transposed(signs.select(d_y, y), layer.first_weight, layer.groups)
         local, across = layer.local_weight.to(g_l.dtype), layer.across_weight.to(g_l.dtype)
         channels = across.shape[1]
         from_both = torch.cat((local[:, :channels], across))

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from inr_kernels._core import signs
 from inr_kernels._core.dispatch import Backend
 from inr_kernels._core.registration import only_needed
 
@@ -63,7 +64,7 @@ def forward_positive(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A unit with a folded norm, x [B, C, H, W] -> y [B, O, H, W], and where its ReLU's input is positive.
 
-    The latter, bool [B, O, H, 2 W'], is all that `input_gradient` needs.
+    The latter, bool [B, O, H, 2 W'], is all that `input_gradient` needs, as bits.
     """
     z = steps.product(steps.transform(x.to(weight.dtype), norm), weight, shift, True, groups)
     positive = _real(z) > 0
@@ -71,10 +72,10 @@ def forward_positive(
 
 
 def input_gradient(
-    steps: Steps, grad: torch.Tensor, positive: torch.Tensor, weight: torch.Tensor, groups: int, norm: str
+    steps: Steps, grad: torch.Tensor, bits: torch.Tensor, weight: torch.Tensor, groups: int, norm: str
 ) -> torch.Tensor:
-    """The gradient of x [B, C, H, W] from that of y and the signs of `forward_positive`."""
-    g = _of_spectrum(steps, grad, weight.dtype, norm) * positive
+    """The gradient of x [B, C, H, W] from that of y and the packed signs of `forward_positive`."""
+    g = signs.select(_of_spectrum(steps, grad, weight.dtype, norm), bits)
     return _of_input(steps, g, weight, groups, norm, grad.shape[2:]).to(grad.dtype)
 
 
