@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from inr_kernels._core.checks import is_positive_int, require
+from inr_kernels.local_implicit.functional import WORKSPACE
 
 from .common.frozen import Recomputed, measured
 from .common.masking import blend, known
@@ -16,7 +17,6 @@ from .common.network import Inpainter
 from .common.progress import Progress
 
 EPS = 1e-8  # of the published code, in the comparisons of masks
-WORKSPACE = 64 << 20  # bytes for a band of rows; larger bands are slower, as they leave the CPU's caches
 IMAGES = 15  # of three channels in float32 that exist at a time
 EROSION = 7  # radius of the disk, in pixels of the smaller scale
 
