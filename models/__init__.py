@@ -3,12 +3,12 @@
 import os
 from typing import Any
 
-from .common.checkpoints import identify
+from .common import checkpoints
 from .common.network import Inpainter, Network
 from .dear import DEAR, DEARConfig
 from .in2 import IN2, ImplicitPyramidDecoder, ImplicitUpsample, IN2Config
 from .lama import LaMa, LaMaConfig
-from .liif import EDSR, LIIF, LIIFConfig
+from .liif import EDSR, LIIF, RDN, LIIFConfig
 from .refinement import FeatureRefiner
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "EDSR",
     "IN2",
     "LIIF",
+    "RDN",
     "DEARConfig",
     "FeatureRefiner",
     "IN2Config",
@@ -36,8 +37,8 @@ def from_checkpoint(path: str | os.PathLike[str], **options: Any) -> Network:
     """Opens a checkpoint of any network of this package, in eval mode.
 
     The name in the file says which network it is. Files without a name are recognized by their state-dict keys: those
-    of older releases, LaMa's Lightning checkpoints and its generator in a safetensors file. yinboc/liif's .pth files
-    have a name.
+    of older releases, and the files of LaMa's and LIIF's users. `LaMa` and `LIIF` list the formats. No code of a file
+    is run.
 
     Args:
         path: of the file.
@@ -46,7 +47,7 @@ def from_checkpoint(path: str | os.PathLike[str], **options: Any) -> Network:
 
     Raises:
         OSError: the file cannot be read.
-        TypeError: the network in the file does not have this option.
+        TypeError: the network in the file does not have this option, or path is no path.
         ValueError: it is damaged, or not a checkpoint of these networks; the message gives the reason.
 
     Example:
@@ -54,5 +55,7 @@ def from_checkpoint(path: str | os.PathLike[str], **options: Any) -> Network:
         >>> type(model).__name__, isinstance(model, Inpainter)
         ('DEAR', True)
     """
-    network: type[Network] = identify(path, NETWORKS)
-    return network.from_checkpoint(path, **options)
+    with checkpoints.errors(path, *NETWORKS):
+        contents = checkpoints.read(path)
+        network: type[Network] = checkpoints.identify(contents, NETWORKS)
+    return network._from_contents(path, contents, options)

@@ -151,7 +151,7 @@ class FeatureRefiner:
         return 1 + (self.scales(height, width) - 1) * (self.iterations + self.paper)
 
     def bytes_per_pixel(self) -> int:
-        """Estimates the memory that a call needs for a pixel of the image, in addition to the workspace of bands of rows."""
+        """Estimates the memory that a call needs for a pixel of the image, in addition to a workspace of 256 MB."""
         return self.network.bytes_per_refined_pixel() + IMAGES * 3 * 4
 
     def _refined(

@@ -97,10 +97,10 @@ __device__ __forceinline__ float area(const NearestPixel& y, const NearestPixel&
 // clamped to the last query and to the band, which keeps all reads in bounds.
 template <bool First>
 __device__ __forceinline__ Row<First> locate(const Queries& q, std::int64_t first, int i) {
-  const bool spread = !First && q.ensemble;  // four rows per query
+  const bool four_rows = !First && q.ensemble;  // per query
   first = first < q.count ? first : q.count - 1;
   const std::int64_t left = q.count - 1 - first;
-  unsigned col = unsigned(first % q.cols) + unsigned(min(left, std::int64_t(spread ? i / 4 : i)));
+  unsigned col = unsigned(first % q.cols) + unsigned(min(left, std::int64_t(four_rows ? i / 4 : i)));
   const std::int64_t line = first / q.cols + col / q.cols;
   const std::int64_t batch = line / q.rows, row = line % q.rows;
   col %= q.cols;
@@ -114,7 +114,7 @@ __device__ __forceinline__ Row<First> locate(const Queries& q, std::int64_t firs
   Row<First> out;
 #pragma unroll
   for (int s = 0; s < Row<First>::samples; ++s) {
-    const int t = First ? s : spread ? i % 4 : 0;
+    const int t = First ? s : four_rows ? i % 4 : 0;
     const NearestPixel v = t & 2 ? bottom : top, h = t & 1 ? right : left_;
     const int line_in_band = min(max(v.index - q.band_start, 0), q.band_rows - 1);
     out.pixel[s] = (unsigned(batch) * q.band_rows + line_in_band) * q.horizontal.size + h.index;

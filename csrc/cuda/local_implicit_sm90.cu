@@ -24,7 +24,7 @@ static_assert(groups * multiplier_registers + copier_registers <= (groups + 1) *
 struct SharedMemory {
   char slot[slots][slice_bytes];  // aligned to 1024 bytes, for the swizzle
   Barrier full[slots], empty[slots];
-  Barrier turn[groups];  // complete when the group may multiply
+  Barrier may_multiply[groups];
 };
 static_assert(sizeof(SharedMemory) <= 227 << 10, "more shared memory than a block may use");
 
@@ -73,7 +73,7 @@ __device__ __forceinline__ void decode_rows(const Decoder& p, SharedMemory& memo
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, group = warp / 4;
   const int per_query = !First && p.queries.ensemble ? 4 : 1;
   Slot at(0);
-  unsigned turn = group == 0;  // parity 1 does not wait: group 0 begins
+  unsigned parity = group == 0;  // parity 1 does not wait: group 0 begins
   const auto first_query = [&](int tile) {
     return (std::int64_t(tile) * cluster_rows + int(cluster_rank()) * block_rows + warp * 16) / per_query;
   };
@@ -92,8 +92,8 @@ __device__ __forceinline__ void decode_rows(const Decoder& p, SharedMemory& memo
       float sum[W / 8][4];
 #pragma unroll
       for (int j = 0; j < W / 32; ++j) start_sum(p, rows, layer, 32 * j + 8 * t, sum + 4 * j);
-      wait(memory.turn[group], turn);
-      turn ^= 1;
+      wait(memory.may_multiply[group], parity);
+      parity ^= 1;
       int before = 0;
 #pragma unroll
       for (int s = 0; s < slices; ++s, at.advance()) {
@@ -108,7 +108,7 @@ __device__ __forceinline__ void decode_rows(const Decoder& p, SharedMemory& memo
         }
         before = at.index;
       }
-      if (lane == 0) arrive(memory.turn[group ^ 1]);
+      if (lane == 0) arrive(memory.may_multiply[group ^ 1]);
       // Locates the next tile's row while the products are pending.
       if (!First && layer == 0) mine = locate<First>(p.queries, first_query(tile + tiles.step), lane % 16);
       wait_for_products<0>();
@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(threads, 1) decode(const Decoder p, int tiles)
   SharedMemory& memory = *reinterpret_cast<SharedMemory*>(shared_memory());
   if (threadIdx.x == 0) {
     for (int s = 0; s < slots; ++s) initialize(memory.full[s], 1), initialize(memory.empty[s], blocks * warps);
-    for (int g = 0; g < groups; ++g) initialize(memory.turn[g], warps / groups);
+    for (int g = 0; g < groups; ++g) initialize(memory.may_multiply[g], warps / groups);
     fence_barrier_init();
   }
   cluster_barrier();

@@ -12,8 +12,9 @@ import torch
 from . import native
 from .dispatch import Backend, Facts
 
-# `Type` of csrc/inr.h.
+# The values of `Type` and `Padding` in csrc/inr.h.
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+PADDINGS = {"zeros": 0, "replicate": 1, "reflect": 2, "valid": 3}
 
 
 def why_not_cpu(facts: Facts) -> str:

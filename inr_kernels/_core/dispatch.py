@@ -103,6 +103,17 @@ class Op:
         arguments.check()
         return arguments, self.choose(backend, arguments.facts())
 
+    def fake(self, outputs: Callable[[Any], Any]) -> Callable[..., Any]:
+        """The op's fake implementation: checks the arguments, and returns their `outputs`, without values."""
+
+        def run(*values: Any) -> Any:
+            *fields, _ = values
+            arguments = self.arguments(*fields)
+            arguments.check()
+            return outputs(arguments)
+
+        return run
+
     def choose(self, argument: str | None, facts: Facts) -> Backend:
         """The backend to run: the requested one or an error, else the first that can run.
 
@@ -207,6 +218,7 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> str:
         The printed text.
 
     Raises:
+        TypeError: args are not those of the function.
         ValueError: op is neither a function nor a name of an op of this package.
 
     Example:
@@ -218,10 +230,15 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> str:
     """
     known = next((o for o in OPS.values() if op in (o.name, o.function)), None)
     if known is None:
-        raise ValueError(f"op must be one of {', '.join(OPS)}; got {op!r}")
+        got = f"a module, {type(op).__name__}" if isinstance(op, torch.nn.Module) else repr(op)
+        raise ValueError(f"op must be one of {', '.join(OPS)}, or its function; got {got}")
     if not (args or kwargs):
         args = (torch.empty(1, 1, 1, 1, dtype=torch.float32, device="cpu"),)
-    facts = known.facts(*args, **kwargs)
+    try:
+        facts = known.facts(*args, **kwargs)
+    except (AttributeError, TypeError) as error:
+        got = ", ".join(type(value).__name__ for value in (*args, *kwargs.values()))
+        raise TypeError(f"args must be those of {known.function.__name__}, first a torch.Tensor; got {got}") from error
     reasons = {name: candidate.why_not(facts) for name, candidate in known.backends.items()}
     used, mark = requested_backend(kwargs.get("backend")), "requested"
     if not used:

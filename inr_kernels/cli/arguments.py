@@ -94,7 +94,7 @@ def _add_upscale(parser):
     parser.add_argument("input", help="an image; -: the standard input")
     _add_output(parser)
     _add_size(parser, required=True)
-    _add_model(parser, "upscale", "liif, or a LIIF checkpoint (.safetensors, yinboc/liif's .pth)")
+    _add_model(parser, "upscale", "liif, or a LIIF checkpoint (.safetensors, yinboc/liif's or mmagic's .pth)")
     _add_computation(parser, megapixels=100)
 
 
@@ -155,7 +155,7 @@ def _add_computation(parser, megapixels):
     group.add_argument(
         "--backend",
         choices=BACKENDS,
-        help="implementation to compute with; default: the fastest that runs here (see `inr-kernels info`)",
+        help="implementation to compute with; default: the first that can run here (see `inr-kernels info`)",
     )
     group.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to compute; default: cpu")
     group.add_argument(

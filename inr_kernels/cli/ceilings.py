@@ -38,13 +38,13 @@ def _once_on_gpu(run, device):
 def gemm_flops(device: torch.device | str, dtype: torch.dtype, n: int | None = None) -> float:
     """FLOP/s of torch's product of two n x n matrices (n: 8192 on a GPU, 2048 on a CPU)."""
     n = n or (8192 if torch.device(device).type == "cuda" else 2048)
-    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    a, b = (torch.randn(n, n, dtype=torch.float32, device=device).to(dtype) for _ in range(2))
     return 2 * n**3 / best_seconds(lambda: a @ b, device)
 
 
 def copy_bytes(device: torch.device | str, size: int | None = None) -> float:
     """Bytes/s, read plus written, of a copy of `size` bytes of random numbers (1 GB on a GPU, 256 MB on a CPU)."""
     size = size or (1 << 30 if torch.device(device).type == "cuda" else 1 << 28)
-    source = torch.rand(size // 4, device=device)
+    source = torch.rand(size // 4, dtype=torch.float32, device=device)
     target = torch.empty_like(source)
     return 2 * size / best_seconds(lambda: target.copy_(source), device)

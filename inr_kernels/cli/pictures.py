@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from inr_kernels._core import dispatch
 from inr_kernels.models.common.files import check_writable, replace_file
 from inr_kernels.models.common.progress import Progress
 from inr_kernels.models.data import images
@@ -28,16 +29,24 @@ STDIN, STDOUT = ("-", "/dev/stdin"), ("-", "/dev/stdout")
 
 
 def prepare(args: argparse.Namespace, **inputs: str) -> None:
-    """Checks that the output can be written and is none of the inputs, and sets its format and the number of threads.
+    """Checks the names and the backend; sets the output's format and the number of threads.
+
+    The output must be writable and none of the inputs.
 
     inputs: the name of each file that is read, by what it is.
     """
+    for what, name in (inputs | {"output": args.output}).items():
+        if not name:
+            raise UsageError(f"the name of the {what} is empty")
     _check_inputs(inputs)
     _check_output(args, inputs)
     if sys.stderr is None:  # closed: a progress bar cannot be shown
         args.quiet = True
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: PyTorch finds no GPU")
+    if dispatch.requested_backend(args.backend):  # raises now if it cannot run
+        op = dispatch.OPS["local_implicit"]
+        op.choose(args.backend, op.facts(torch.empty(1, 1, 1, 1, dtype=torch.float32, device=args.device)))
     if args.threads:
         if args.threads > MAX_THREADS:
             raise UsageError(f"argument --threads: must be at most {MAX_THREADS}; got {args.threads}")
@@ -45,9 +54,6 @@ def prepare(args: argparse.Namespace, **inputs: str) -> None:
 
 
 def _check_inputs(inputs):
-    for what, name in inputs.items():
-        if not name:
-            raise UsageError(f"the name of the {what} is empty")
     if len(inputs) < 2:
         return
     both = " and ".join(inputs)
@@ -72,7 +78,7 @@ def _check_output(args, inputs):
                 raise UsageError(f"output must be another file than the {what}; got {name}")
     if args.format is None and suffix not in images.FORMATS:
         if name not in STDOUT and (os.path.isfile(name) or not os.path.exists(name)):
-            raise UsageError(f"output must end in {' '.join(images.FORMATS)}, or --format say the format; got {name}")
+            raise UsageError(f"output must end in {' '.join(images.FORMATS)} unless --format is given; got {name}")
         suffix = ".png"
     args.suffix = suffix if args.format is None else f".{args.format}"
 

@@ -5,12 +5,11 @@ from typing import NamedTuple
 
 import torch
 
+from inr_kernels._core.backends import PADDINGS
 from inr_kernels._core.checks import is_positive_int, require, require_match, require_tensor, shape
 from inr_kernels._core.dispatch import Facts
 
-# The values of `Padding` and `Normalize` in csrc/inr.h.
-PADDINGS = {"zeros": 0, "replicate": 1, "reflect": 2, "valid": 3}
-NORMALIZATIONS = {"none": 0, "taps": 1, "all": 2}
+NORMALIZATIONS = {"none": 0, "taps": 1, "all": 2}  # the values of `Normalize` in csrc/inr.h
 
 
 def reach(kernel_size: Sequence[int], dilation: int) -> tuple[int, int]:
@@ -67,8 +66,7 @@ class Arguments(NamedTuple):
         self._check_size()
         if kernel.dtype != x.dtype:
             require(False, "kernel", f"have x's dtype {x.dtype}", kernel.dtype)
-        if self.log_window is not None:
-            require_match(self.log_window, "log_window", (kh, kw), self.log_window.dtype, x.device)
+        check_window(self.log_window, x, self.kernel_size, self.normalize)
 
     def _check_size(self):
         x, dilation = self.x, max(self.dilation)
@@ -104,6 +102,16 @@ def check_kernel_size(kernel_size: int | Sequence[int], pair: bool = False) -> t
     fits = len(sides) == 2 and all(n % 2 for n in sides)
     require(fits, "kernel_size", "be (kh, kw), both odd" if pair else "be K or (kh, kw), both odd", kernel_size)
     return sides
+
+
+def check_window(log_window: torch.Tensor | None, x: torch.Tensor, kernel_size: Sequence[int], normalize: str) -> None:
+    """Raises unless log_window is None or, with a softmax, a constant floating-point tensor [kh, kw]."""
+    if log_window is not None:
+        require_tensor(log_window, "log_window", dims=(2,), like=x)
+        fits = log_window.shape == tuple(kernel_size)
+        require(fits, "log_window", f"have shape {list(kernel_size)}", shape(log_window))
+        require(normalize != "none", "log_window", "be None without a softmax (normalize='none')", "a tensor")
+        require(not log_window.requires_grad, "log_window", "be a constant", "a tensor that requires a gradient")
 
 
 def check_positive(value: int | Sequence[int], name: str) -> tuple[int, ...]:

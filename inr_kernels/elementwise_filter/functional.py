@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import torch
 
 from inr_kernels._core import dispatch
-from inr_kernels._core.checks import apply_autocast, is_positive_int, require, require_tensor, shape
+from inr_kernels._core.checks import apply_autocast, is_positive_int, require, require_tensor, shape, without_autocast
 
 from . import op, reference
-from .arguments import Arguments, check_kernel_size, check_options, check_tensors
+from .arguments import Arguments, check_kernel_size, check_options, check_tensors, check_window
 
 
 @op.OP.public()
@@ -83,13 +83,13 @@ def elementwise_filter(
     kernel_size = check_kernel_size(kernel_size)
     dilations = check_options(dilation, stride, upscale, padding, normalize)
     groups = _check_groups(groups, x, kernel, kernel_size)
-    _check_window(log_window, x, normalize)
+    check_window(log_window, x, kernel_size, normalize)
     requested = dispatch.reference_if_transformed(dispatch.requested_backend(backend), x, kernel)
     x, kernel = apply_autocast(x, kernel)
     alpha, beta, gamma = float(alpha), float(beta), float(gamma)
     options = stride, upscale, padding, normalize, alpha, beta, gamma
     arguments = Arguments(x, kernel, kernel_size, groups, dilations, *options, log_window)
-    with torch.autocast(x.device.type, enabled=False):  # already applied
+    with without_autocast(x):  # already applied
         if requested == "reference":
             arguments.check()  # the op checks its arguments itself
             out = reference.elementwise_filter(*arguments)
@@ -118,7 +118,8 @@ def pixelwise_reconstruct(image: torch.Tensor, kernel: torch.Tensor, *, backend:
         >>> pixelwise_reconstruct(torch.rand(1, 3, 6, 7), torch.rand(1, 9, 6, 7)).shape
         torch.Size([1, 3, 6, 7])
     """
-    require_tensor(kernel, "kernel", dims=(4,))
+    for value, name in ((image, "image"), (kernel, "kernel")):
+        require_tensor(value, name, dims=(4,))
     side = math.isqrt(kernel.shape[1])
     require(side * side == kernel.shape[1] and side % 2, "kernel", "have K² channels, K odd", shape(kernel))
     return elementwise_filter(image, kernel, kernel_size=side, groups=1, backend=backend)
@@ -133,11 +134,3 @@ def _check_groups(groups, x, kernel, kernel_size):
         return channels // taps
     require(is_positive_int(groups), "groups", f"divide x's {x.shape[1]} channels", groups)
     return groups
-
-
-def _check_window(log_window, x, normalize):
-    """None, or a constant tensor of two dimensions for a softmax."""
-    if log_window is not None:
-        require_tensor(log_window, "log_window", dims=(2,), like=x)
-        require(normalize != "none", "log_window", "be None without a softmax (normalize='none')", "a tensor")
-        require(not log_window.requires_grad, "log_window", "be a constant", "a tensor that requires a gradient")

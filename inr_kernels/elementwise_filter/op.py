@@ -18,7 +18,7 @@ from inr_kernels._core.registration import (
 )
 
 from . import reference
-from .arguments import NORMALIZATIONS, PADDINGS, Arguments
+from .arguments import NORMALIZATIONS, Arguments
 
 _ARGUMENTS = (
     "Tensor x, Tensor kernel, int[] kernel_size, SymInt groups, int[] dilation, int stride, int upscale,"
@@ -38,7 +38,7 @@ def _native(a):
         dilations=list(a.dilation),
         stride=a.stride,
         upscale=a.upscale,
-        padding=PADDINGS[a.padding],
+        padding=backends.PADDINGS[a.padding],
         normalize=NORMALIZATIONS[a.normalize],
         coefficients=(a.alpha, a.beta, a.gamma),
         x=x.data_ptr(),
@@ -49,8 +49,13 @@ def _native(a):
     return backends.NativeProblem(problem, x, a.kernel, window)
 
 
+def _output(a):
+    """The uninitialized output."""
+    return a.x.new_empty(a.out_shape())
+
+
 def _cpu_forward(a):
-    out = a.x.new_empty(a.out_shape())
+    out = _output(a)
     if out.numel():
         _native(a).forward(out.data_ptr())
     return out
@@ -88,12 +93,6 @@ OP = Op(
 )
 
 
-def _forward_fake(*args):
-    a = Arguments(*args[:-1])
-    a.check()
-    return a.x.new_empty(a.out_shape())
-
-
 def _backward(grad, *args):
     *args, needs_x, needs_kernel = args
     a, backend = OP.select(*args)
@@ -102,10 +101,11 @@ def _backward(grad, *args):
 
 
 def _backward_fake(grad, x, kernel, *rest):
-    return fake_gradients((x, kernel), rest[-2:], like=grad)
+    *_, needs_x, needs_kernel = rest
+    return fake_gradients((x, kernel), (needs_x, needs_kernel), like=grad)
 
 
-elementwise_filter = define(f"elementwise_filter({_ARGUMENTS}) -> Tensor", OP.forward, _forward_fake)
+elementwise_filter = define(f"elementwise_filter({_ARGUMENTS}) -> Tensor", OP.forward, OP.fake(_output))
 elementwise_filter_backward = define(
     f"elementwise_filter_backward(Tensor grad, {_ARGUMENTS}, bool needs_x, bool needs_kernel) -> (Tensor, Tensor)",
     _backward,

@@ -7,8 +7,6 @@ import torch.nn.functional as F
 
 from .arguments import reach
 
-_MODES = {"zeros": "constant", "replicate": "replicate", "reflect": "reflect"}
-
 
 def weights(kernel: torch.Tensor, groups: int, normalize: str, log_window: torch.Tensor | None) -> torch.Tensor:
     """kernel [B, groups K², Ho, Wo], log_window [kh, kw] or None -> the taps' weights [B, groups, 1, K², Ho, Wo]."""
@@ -49,10 +47,10 @@ def elementwise_filter(
 def _filter(x, taps, kernel_size, dilation, stride, upscale, padding, alpha, beta, gamma):
     if padding != "valid":
         above, left = reach(kernel_size, dilation)
-        x = F.pad(x, (left, left, above, above), mode=_MODES[padding])
+        x = F.pad(x, (left, left, above, above), mode="constant" if padding == "zeros" else padding)
     x = x.unflatten(1, (taps.shape[1], -1))
     # The input pixel that the first tap of every output pixel reads, in the padded input.
-    rows, cols = (torch.arange(n, device=x.device) * stride // upscale for n in taps.shape[-2:])
+    rows, cols = (torch.arange(n, dtype=torch.long, device=x.device) * stride // upscale for n in taps.shape[-2:])
 
     def shifted(i, j):
         return x[..., rows + i * dilation, :][..., cols + j * dilation]

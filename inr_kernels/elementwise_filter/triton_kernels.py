@@ -16,11 +16,14 @@ import triton
 import triton.language as tl
 
 from inr_kernels._core import backends
+from inr_kernels._core.backends import PADDINGS
 from inr_kernels._core.dispatch import Facts
 
-from .arguments import NORMALIZATIONS, PADDINGS, reach
+from .arguments import NORMALIZATIONS, reach
 
 BP = 128  # pixels of a program
+REPLICATE, REFLECT = tl.constexpr(PADDINGS["replicate"]), tl.constexpr(PADDINGS["reflect"])
+NONE, TAPS, ALL = (tl.constexpr(NORMALIZATIONS[name]) for name in ("none", "taps", "all"))
 
 
 def why_not(facts: Facts) -> str:
@@ -44,9 +47,9 @@ def split(count, parts, G, BP: tl.constexpr, BC: tl.constexpr):
 def fold(v, n, PADDING: tl.constexpr):
     """The index of the pixel that padding places at v on an axis of n pixels, and whether there is one."""
     inside = (v >= 0) & (v < n)
-    if PADDING == 1:
+    if PADDING == REPLICATE:
         v, inside = tl.minimum(tl.maximum(v, 0), n - 1), v == v
-    if PADDING == 2:
+    if PADDING == REFLECT:
         v, inside = tl.where(v < 0, -v, tl.where(v < n, v, 2 * (n - 1) - v)), v == v
     return v, inside
 
@@ -91,15 +94,15 @@ def logsumexp(
     """The log of the sum of exponentials over the n channels of a group; G = 1 where one softmax spans all groups."""
     pixels, image, group, _ = split(P, 1, G, BP, 1)
     mask = pixels < P
-    most = tl.full([BP], float("-inf"), tl.float32)
+    max_logit = tl.full([BP], float("-inf"), tl.float32)
     for t in range(n):
         logits = load_logits(kernel, window, pixels, image, group * n + t, t % T, W, strides, mask)
-        most = tl.maximum(most, logits)
+        max_logit = tl.maximum(max_logit, logits)
     total = tl.zeros([BP], tl.float32)
     for t in range(n):
         logits = load_logits(kernel, window, pixels, image, group * n + t, t % T, W, strides, mask)
-        total += tl.exp(logits - most)
-    tl.store(lse + (image * G + group) * P + pixels, most + tl.log(total), mask=mask)
+        total += tl.exp(logits - max_logit)
+    tl.store(lse + (image * G + group) * P + pixels, max_logit + tl.log(total), mask=mask)
 
 
 @triton.jit
@@ -115,33 +118,33 @@ def filter_pixels(
 ):  # fmt: skip
     """out = alpha x + beta box + gamma filtered.
 
-    A softmax over the taps runs online, with the state (most, total, sums): every logit is read once.
+    A softmax over the taps runs online, with the state (max_logit, total, sums): every logit is read once.
     """
     pixels, image, group, channels = split(P, tl.cdiv(CG, BC), G, BP, BC)
     live = pixels < P
     mask = (channels < CG)[:, None] & live[None, :]
     x += (image * G + group) * CG * size[0] * size[1]
-    most, total = tl.full([BP], float("-inf"), tl.float32), tl.zeros([BP], tl.float32)
+    max_logit, total = tl.full([BP], float("-inf"), tl.float32), tl.zeros([BP], tl.float32)
     sums = tl.zeros([BC, BP], tl.float32)
     box = sums
-    if NORMALIZE == 2:
+    if NORMALIZE == ALL:
         shift = tl.load(lse + image * P + pixels, mask=live, other=0.0)
     for t in tl.range(KH * KW, loop_unroll_factor=3):  # unrolling all of 25 or 81 taps would spill
         z = load_tap(x, pixels, channels, t, size, dilation, stride, upscale, origin, KH, KW, PADDING, mask)
         weight = load_logits(kernel, window, pixels, image, group * KH * KW + t, t, size[2], strides, live)
-        if NORMALIZE == 1:
-            higher = tl.maximum(most, weight)
-            higher = tl.where(weight != weight, weight, higher)
-            keep = tl.where(higher == float("-inf"), 0.0, tl.exp(most - higher))
-            weight = tl.where(weight == float("-inf"), 0.0, tl.exp(weight - higher))
-            total = total * keep + weight
-            sums *= keep[None, :]
-            most = higher
-        if NORMALIZE == 2:
+        if NORMALIZE == TAPS:
+            new_max = tl.maximum(max_logit, weight)
+            new_max = tl.where(weight != weight, weight, new_max)
+            rescale = tl.where(new_max == float("-inf"), 0.0, tl.exp(max_logit - new_max))
+            weight = tl.where(weight == float("-inf"), 0.0, tl.exp(weight - new_max))
+            total = total * rescale + weight
+            sums *= rescale[None, :]
+            max_logit = new_max
+        if NORMALIZE == ALL:
             weight = tl.exp(weight - shift)
         sums += weight[None, :] * z
         box += z
-    if NORMALIZE == 1:
+    if NORMALIZE == TAPS:
         sums /= total[None, :]
     result = tl.zeros([BC, BP], tl.float32)
     if gamma != 0:
@@ -177,7 +180,7 @@ def kernel_gradient(
     live = pixels < P
     x += (image * G + group) * CG * size[0] * size[1]
     grad += (image * G + group) * CG * P
-    if NORMALIZE != 0:
+    if NORMALIZE != NONE:
         unit = (image * LG + group % LG) * P + pixels
         shift, mean = tl.load(lse + unit, mask=live, other=0.0), tl.load(means + unit, mask=live, other=0.0)
     for t in range(KH * KW):
@@ -189,7 +192,7 @@ def kernel_gradient(
             z = load_tap(x, pixels, c, t, size, dilation, stride, upscale, origin, KH, KW, PADDING, mask)
             d += tl.sum(g * z, 0)
         d *= gamma
-        if NORMALIZE != 0:
+        if NORMALIZE != NONE:
             logits = load_logits(kernel, window, pixels, image, group * KH * KW + t, t, size[2], strides, live)
             d = tl.exp(logits - shift) * (d - mean)
         at = d_kernel + ((image * G + group) * KH * KW + t) * P + pixels
@@ -231,7 +234,7 @@ def image_gradient(
             here = reads & (last_y > Y) & (size[0] > Y) & (last_x > X) & (size[1] > X)
             p = Y * size[1] + X  # may be out of bounds where nothing reads this pixel: every load is masked
             weight = load_logits(kernel, window, p, image, group * KH * KW + t, t, size[1], strides, here)
-            if NORMALIZE != 0:
+            if NORMALIZE != NONE:
                 weight = tl.exp(weight - tl.load(lse + (image * LG + group % LG) * P + p, mask=here, other=0.0))
             factor = tl.zeros([BP], tl.float32) + beta
             if gamma != 0:
@@ -279,7 +282,7 @@ class _Problem:
     def lse(self):
         """[B, softmax groups, Ho, Wo] float32."""
         groups, n = self.softmax_groups, self.kernel.shape[1] // self.softmax_groups
-        lse = torch.empty(len(self.x), groups, *self.out_size, device=self.x.device)
+        lse = self.x.new_empty(len(self.x), groups, *self.out_size, dtype=torch.float32)
         logsumexp[(triton.cdiv(self.pixels, BP) * len(self.x) * groups,)](
             lse,
             self.kernel,
@@ -309,7 +312,7 @@ class _Problem:
                 grad.new_empty(grad.shape, dtype=torch.float32), lse, (0.0, 0.0, self.coefficients[2])
             )
             means = (grad * filtered).unflatten(2, (self.softmax_groups, -1)).sum(3)
-        d_kernel = torch.empty(self.kernel.shape, device=grad.device)
+        d_kernel = grad.new_empty(self.kernel.shape, dtype=torch.float32)
         for i, (part, dilation) in enumerate(zip(grad, self.dilations, strict=True)):
             kernel_gradient[self.programs(self.pixels, 1)](
                 d_kernel, part, self.x, self.kernel, self.window, lse, None if means is None else means[i],
@@ -324,7 +327,7 @@ class _Problem:
         top, left = reach(self.sides, max(self.dilations)) if folds else (0, 0)
         height, width = self.x.shape[2:]
         virtual = height + 2 * top, width + 2 * left
-        d = torch.zeros(*self.x.shape[:2], *virtual, device=grad.device)
+        d = grad.new_zeros(*self.x.shape[:2], *virtual, dtype=torch.float32)
         for part, dilation in zip(grad, self.dilations, strict=True):
             image_gradient[self.programs(virtual[0] * virtual[1])](
                 d, part, self.kernel, self.window, lse, self.kernel.stride(), self.groups, self.softmax_groups,

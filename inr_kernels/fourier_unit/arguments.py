@@ -8,7 +8,7 @@ from inr_kernels._core.checks import require, require_match, require_tensor, sha
 from inr_kernels._core.dispatch import Facts
 
 NORMS = ("ortho", "backward", "forward")
-PADDINGS = {"reflect": 2, "zeros": 0}  # the values of `Padding` in csrc/inr.h
+PADDINGS = ("reflect", "zeros")  # of conv3x3
 
 
 class Arguments(NamedTuple):
@@ -82,17 +82,17 @@ class ConvolutionArguments(NamedTuple):
         self.check_types()
         if self.padding not in PADDINGS:
             require(False, "padding", f"be one of {', '.join(PADDINGS)}", repr(self.padding))
-        least = 2 if self.padding == "reflect" else 1
+        min_side = 2 if self.padding == "reflect" else 1
         batch, channels, *size = self.x.shape
         require(channels > 0, "x", "have at least one channel", shape(self.x))
-        if min(size) < least:
-            require(False, "x", f"have sides of at least {least} with padding={self.padding!r}", shape(self.x))
+        if min(size) < min_side:
+            require(False, "x", f"have sides of at least {min_side} with padding={self.padding!r}", shape(self.x))
         if self.other is not None:
             fits = (len(self.other), *self.other.shape[2:]) == (batch, *size)
             require(fits, "other", "have x's batch and size", shape(self.other))
             channels += self.other.shape[1]
-        if self.weight.shape[1:] != (channels, 3, 3):
-            require(False, "weight", f"have shape [O, {channels}, 3, 3]", shape(self.weight))
+        if self.weight.shape[1:] != (channels, 3, 3) or not len(self.weight):
+            require(False, "weight", f"have shape [O, {channels}, 3, 3], O > 0", shape(self.weight))
         out = self.out_shape()
         for tensor, name, expected in ((self.bias, "bias", out[1:2]), (self.add, "add", out)):
             if tensor is not None and tensor.shape != expected:

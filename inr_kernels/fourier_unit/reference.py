@@ -61,7 +61,7 @@ def inverse(z: torch.Tensor, size: Sequence[int], norm: str) -> torch.Tensor:
     if z.device.type == "cpu":
         return torch.fft.irfftn(z, s=size, dim=(-2, -1), norm=norm)
     z = torch.fft.ifft(z, dim=-2, norm=norm)
-    column = torch.arange(z.shape[-1], device=z.device)
+    column = torch.arange(z.shape[-1], dtype=torch.long, device=z.device)
     own_mirror = (column == 0) | (2 * column == size[1])
     return torch.fft.irfft(torch.where(own_mirror, z.real + 0j, z), n=size[1], dim=-1, norm=norm)
 
@@ -79,7 +79,7 @@ def product(z: torch.Tensor, weight: torch.Tensor, shift: torch.Tensor | None, r
 
 def dft_factors(n: int, columns: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """[n, columns]: cos and sin of 2 pi j k / n for j < n, k < columns; j k is reduced modulo n before rounding."""
-    j, k = (torch.arange(m, device=like.device) for m in (n, columns))
+    j, k = (torch.arange(m, dtype=torch.long, device=like.device) for m in (n, columns))
     angle = (j[:, None] * k % n).double() * (2 * math.pi / n)
     return angle.cos().to(like.dtype), angle.sin().to(like.dtype)
 
@@ -106,7 +106,7 @@ def dft_image(z: torch.Tensor, size: Sequence[int], norm: str) -> torch.Tensor:
     cos, sin = dft_factors(height, height, z)
     re, im = cos @ re - sin @ im, cos @ im + sin @ re
     cos, sin = dft_factors(width, width // 2 + 1, z)
-    column = torch.arange(width // 2 + 1, device=z.device)
+    column = torch.arange(width // 2 + 1, dtype=torch.long, device=z.device)
     own_mirror = (column == 0) | (2 * column == width)  # the others' conjugate mirrors are not stored
     times = torch.where(own_mirror, 1, 2).to(z.dtype) * norm_factor(height * width, norm, True)
     return re @ (cos * times).T - im @ (sin * times).T

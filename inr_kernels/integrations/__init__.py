@@ -2,7 +2,7 @@
 
 An adapter covers one method of one upstream project. To add one, write a file in this folder that ends with
 
-    ADAPTER = register(Adapter(description, is_candidate, verify))
+    ADAPTER = register(Adapter(description, is_candidate, verify, names))
 
 and add its name to the import below. An adapter provides:
 
@@ -11,7 +11,10 @@ and add its name to the import below. An adapter provides:
   or methods. `accelerate` logs for each candidate that it was accelerated, or why not.
 - `verify(module) -> Match`: checks the structure (`class_swap.check_method` and the adapter's own rules), then runs the
   original method and ours on random inputs (`probe.why_different`). Raises `Unsupported(reason)` if the module must
-  keep its method, else returns `class_swap.match(module, mixin, method_name, details)`.
+  keep its method, else returns `class_swap.match(module, mixin, method_name, details)`. A reason is a sentence about
+  the module ("its query_rgb takes 5 arguments"); the text of an exception of other code is logged at the level DEBUG.
+- `names`: of classes of the upstream project, each with attributes that `is_candidate` looks for. A module whose class
+  has such a name but that is no candidate is logged too, with the first attribute that it lacks.
 - the mixin: a subclass of `AcceleratedModule` that overrides the method. Each call checks that the match still holds
   (`class_swap.why_changed`) and that the arguments are supported; otherwise `class_swap.falls_back` logs the reason,
   and the method calls `super()`.
@@ -24,6 +27,7 @@ import logging
 from collections import Counter
 from typing import TypeVar
 
+import torch
 from torch import nn
 
 from . import class_swap, fac, kernel_conv, lama, liif, natten, raft  # noqa: F401  adapters register themselves
@@ -32,6 +36,7 @@ from .class_swap import ADAPTERS, LOG
 __all__ = ["accelerate", "restore"]
 
 Model = TypeVar("Model", bound=nn.Module)
+SCRIPTED = "it is TorchScript, whose layers are compiled; call accelerate before torch.jit.trace or torch.jit.script"
 
 
 def accelerate(model: Model) -> Model:
@@ -48,7 +53,8 @@ def accelerate(model: Model) -> Model:
     | `forward(frames, core, white_level, rate)`, frames [B, N, (3,) H, W]           |                             |
     | STFAN's `KernelConv2D(K)`, also GLF-CR's: `forward(input, kernel)`. Without    | `elementwise_filter`        |
     | its CUDA extension, see `inr_kernels.integrations.fac`                         |                             |
-    | RAFT's `upsample_flow(flow, mask)` and its copies', any integer factor to 16   | `elementwise_filter`        |
+    | RAFT's `upsample_flow(flow, mask)` and its copies', any integer factor to 16;  | `elementwise_filter`        |
+    | torchvision's `raft_large`, whose forward calls a function of this name        |                             |
     | NATTEN's `NeighborhoodAttention2D` of any version, NAT's and DiNAT's attention | `neighborhood_attention_2d` |
     | in transformers (DiNAT up to 4.53: later versions swap its axes)               |                             |
     | LaMa's FourierUnit, SpectralTransform, FFC and FFC_BN_ACT                      | `fourier_unit`, 3 x 3 conv  |
@@ -57,8 +63,8 @@ def accelerate(model: Model) -> Model:
     on the CPU, with `.cuda()` disabled. Every other candidate keeps its own method, for example for other layers in
     LIIF's MLP, hooks on it, separable kernels, something added to the output, or arguments modified in place. The
     logger "inr_kernels" names each replaced module (INFO; without that level one line says what was replaced) and the
-    reason for each that was not (WARNING). Later changes are detected at the next call: a new hook, layer, flag or MLP,
-    or unsupported arguments make the call use the original method.
+    reason for each that was not (WARNING). Later changes are detected at the next call: a new hook, layer, MLP or value
+    of a flag that the method reads, or unsupported arguments make the call use the original method.
 
     Replacing changes only the object's class, to a subclass of its own class that overrides the method. Parameters,
     state_dict, forward, isinstance, pickle (reading it requires inr_kernels), deepcopy, DataParallel, train(), .to()
@@ -69,6 +75,7 @@ def accelerate(model: Model) -> Model:
 
     - LIIF: coordinates are computed in float32 where the original rounds them to half precision. Without gradients, a
       caller that decodes an image in chunks computes the first layer only once.
+    - torchvision: the forward of `raft_large` then calls our function; inside torch.compile it calls its own.
     - STFAN: its CUDA extension cannot run on a CPU, so it is identified by its name; the code around it is compared.
     - NATTEN: where its functions have no kernel, the forward is compared with PyTorch code in their place, and the
       functions are identified by their names. Calls with dropout of attention weights in training, a hook on that
@@ -92,13 +99,21 @@ def accelerate(model: Model) -> Model:
         >>> from inr_kernels import accelerate
         >>> model = accelerate(torch.nn.Sequential(torch.nn.Linear(2, 3)))  # warns: no supported module in Sequential
     """
-    found, replaced = False, Counter[str]()
+    found, scripted, replaced = False, None, Counter[str]()
     for name, module in _named_modules(model):
+        where = getattr(module, "original_name", type(module).__qualname__) + (f" at {name!r}" if name else "")
+        if isinstance(module, torch.jit.ScriptModule):
+            if scripted is None or not f"{name}.".startswith(scripted):
+                scripted, found = f"{name}." if name else "", True
+                LOG.warning("%s not accelerated: %s", where, SCRIPTED)
+            continue
         for adapter in ADAPTERS:
             if not adapter.is_candidate(module):
+                if reason := adapter.lookalike(module):
+                    found = True
+                    LOG.warning("%s not accelerated: %s", where, reason)
                 continue
             found = True
-            where = type(module).__qualname__ + (f" at {name!r}" if name else "")
             if not (reason := class_swap.replace(module, adapter.verify)):
                 LOG.info("%s accelerated: %s", where, adapter.description)
                 replaced[adapter.description] += 1

@@ -3,7 +3,8 @@
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Collection
+import types
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 LOG = logging.getLogger("inr_kernels")
 UNSUPPORTED_CALL = "a call has arguments of an unsupported type, shape, dtype or device"
+CANNOT_RUN = "it does not run alone, on random inputs on a CPU"
 
 # The arguments of a method, each (name,) or (name, default).
 Signature = tuple[tuple[Any, ...], ...]
@@ -68,6 +70,15 @@ class Adapter(NamedTuple):
     description: str
     is_candidate: Callable[[nn.Module], bool]
     verify: Callable[[nn.Module], Match]
+    names: Mapping[str, Collection[str]] = {}
+
+    def lookalike(self, module: nn.Module) -> str:
+        """Why a module that is no candidate, but whose class has an upstream name, is none; "" for other modules."""
+        names = self.names.get(type(module).__name__, ())
+        missing = next((name for name in names if not hasattr(module, name)), "")
+        if not missing or type(module).__module__.startswith("inr_kernels."):
+            return ""
+        return f"its class has the name of one with {self.description}, but it has no {missing}"
 
 
 ADAPTERS: list[Adapter] = []
@@ -89,7 +100,8 @@ def replace(module: nn.Module, verify: Callable[[nn.Module], Match]) -> str:
     except Unsupported as reason:
         return str(reason)
     except Exception as error:  # upstream code may raise anything
-        return f"running it raised {type(error).__name__}: {error}".splitlines()[0]
+        LOG.debug("%s could not be compared", type(module).__qualname__, exc_info=error)
+        return CANNOT_RUN
     return ""
 
 
@@ -105,19 +117,22 @@ def check_method(module: nn.Module, name: str, accepted: Collection[Signature], 
 
     defaults: whether default values must agree too; without, accepted contains names only.
     """
-    found = _signature(type(module), name)
+    parameters = _parameters(getattr(type(module), name))
+    found = _signature(parameters)
     if found and not defaults:
         found = tuple(argument[:1] for argument in found)
     if found is None or found not in accepted:
-        raise Unsupported(f"{name} does not take {' or '.join(map(_format, accepted))}")
+        taken = f"{len(parameters)} argument{'s' * (len(parameters) != 1)} ({', '.join(map(_plain_text, parameters))})"
+        raise Unsupported(f"its {name} takes {taken}, not {' or '.join(map(_format, accepted))}")
     if name in vars(module):
         raise Unsupported(f"{name} is patched on the object")
     return found
 
 
 def match(module: nn.Module, mixin: type[AcceleratedModule], method: str, details: Any = None) -> Match:
-    """The `Match` of a method, with the object's current flags."""
-    return Match(mixin, method, getattr(type(module), method), tuple(plain_attributes(module).items()), details)
+    """The `Match` of a method, with the object's current flags, but for those that the method does not read."""
+    attributes = read_attributes(module, method)
+    return Match(mixin, method, getattr(type(module), method), tuple(attributes.items()), details)
 
 
 def why_changed(module: AcceleratedModule) -> str:
@@ -146,6 +161,47 @@ def plain_attributes(module: nn.Module) -> dict[str, Any]:
     return {name: value for name, value in plain.items() if value is not None}
 
 
+def read_attributes(module: nn.Module, method: str) -> dict[str, Any]:
+    """Those of `plain_attributes` that the method, or a function that it calls, may read: their names are in its code.
+
+    A counter or a list of timings that only other methods use may change.
+    """
+    names = set(_names(module, method))
+    plain = plain_attributes(module)
+    # These read attributes whose names are not in the code.
+    return plain if names & {"__dict__", "vars", "getattr"} else {k: v for k, v in plain.items() if k in names}
+
+
+def _names(module: nn.Module, method: str) -> Iterator[str]:
+    """All names and strings in the code of a method, and of the methods and functions of these names."""
+    functions, seen = [getattr(type(module), method)], set()
+    own = [vars(module), *(vars(base) for base in type(module).__mro__ if base not in nn.Module.__mro__)]
+    while functions:
+        function = functions.pop()
+        if isinstance(function, property):
+            function = function.fget
+        elif isinstance(function, staticmethod | classmethod | types.MethodType):
+            function = function.__func__
+        if not isinstance(function, types.FunctionType) or function in seen:
+            continue
+        seen.add(function)
+        if function.__module__ and function.__module__.split(".")[0] == "torch":
+            continue
+        names = set(_names_in(function.__code__))
+        yield from names
+        functions += [scope[name] for scope in (*own, function.__globals__) for name in names if name in scope]
+        functions += [cell.cell_contents for cell in function.__closure__ or () if cell != types.CellType()]
+
+
+def _names_in(code: types.CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, str):
+            yield constant
+        elif isinstance(constant, types.CodeType):
+            yield from _names_in(constant)
+
+
 def falls_back(module: AcceleratedModule, reason: str) -> bool:
     """Whether there is a reason to call the original method. Logs it once for each class and reason."""
     if reason and not torch.compiler.is_compiling():
@@ -170,11 +226,20 @@ def _plain(value):
     return value if isinstance(value, (bool, str, int, float)) else None
 
 
-def _signature(cls, name):
+def _parameters(method: Callable[..., Any]) -> list[inspect.Parameter]:
+    """The parameters of a method after self."""
+    return list(inspect.signature(method).parameters.values())[1:]
+
+
+def _signature(parameters):
     """The arguments of a method, or None if some are not positional-or-keyword."""
-    _, *parameters = inspect.signature(getattr(cls, name)).parameters.values()
     plain = all(parameter.kind is parameter.POSITIONAL_OR_KEYWORD for parameter in parameters)
     return tuple((p.name, *([] if p.default is p.empty else [p.default])) for p in parameters) if plain else None
+
+
+def _plain_text(parameter):
+    """The parameter as in its definition, without its annotation."""
+    return str(parameter.replace(annotation=parameter.empty))
 
 
 def _format(signature):

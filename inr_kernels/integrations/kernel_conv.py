@@ -6,7 +6,6 @@ taps come before the colours. The output is `elementwise_filter`'s with dilation
 
 import math
 
-import torch
 from torch import nn
 
 from . import class_swap, probe
@@ -62,7 +61,7 @@ def _why_different(module, form, has_rate, shape, white_level, rate):
         core = random((shape[0], frames[0, ..., 0, 0].numel() * module.kernel_size[0] ** 2, *shape[-2:]), 100)
         bare, leaves, rest = probe.without_weights(module, {}), [frames, core], []
         if white_level is not None:
-            leaves += [torch.tensor([white_level]).requires_grad_()]
+            leaves += [frames.new_tensor([white_level]).requires_grad_()]
             rest = [rate] if has_rate else []
         ours = *leaves, *([1.0, 1] if white_level is None else rest or [1]), form
         return probe.why_different(
@@ -116,4 +115,4 @@ class _WithoutRate(class_swap.AcceleratedModule):
 _ARGUMENTS = (("frames",), ("core",), ("white_level", 1.0))
 _MIXINS = {_ARGUMENTS: _WithoutRate, (*_ARGUMENTS, ("rate", 1)): _WithRate}
 
-ADAPTER = register(Adapter("MISF's KernelConv", is_candidate, verify))
+ADAPTER = register(Adapter("MISF's KernelConv", is_candidate, verify, {"KernelConv": ATTRIBUTES}))

@@ -6,6 +6,7 @@ such as FFCResnetBlock, keep their class.
 """
 
 import copy
+import functools
 import itertools
 
 import torch
@@ -111,7 +112,9 @@ def _why_different(module):
 
 def _run(layer, forward):
     """Outputs, gradients and buffers."""
-    generator = torch.Generator().manual_seed(1)
+    random = functools.partial(
+        torch.randn, generator=torch.Generator().manual_seed(1), dtype=torch.float32, device="cpu"
+    )
     ffc = getattr(layer, "ffc", layer)
     if _kind(layer) is FourierUnit:
         channels = (layer.conv_layer.in_channels // 2,)
@@ -120,12 +123,12 @@ def _run(layer, forward):
     else:
         local = [conv.in_channels for conv in (ffc.convl2l, ffc.convl2g) if isinstance(conv, nn.Conv2d)]
         channels = (local or [0])[0], ffc.global_in_num
-    parts = [torch.randn(2, n, *SIZE, generator=generator).requires_grad_() if n else 0 for n in channels]
+    parts = [random(2, n, *SIZE).requires_grad_() if n else 0 for n in channels]
     out = forward(layer, parts[0] if len(parts) == 1 else tuple(parts))
     out = [
         part for part in (out if isinstance(out, tuple) else (out,)) if isinstance(part, torch.Tensor) and part.dim()
     ]
-    loss = sum((part * torch.randn(part.shape, generator=generator)).sum() for part in out)
+    loss = sum((part * random(*part.shape)).sum() for part in out)
     leaves = [leaf for leaf in (*parts, *layer.parameters()) if isinstance(leaf, torch.Tensor)]
     grads = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
     return [*(part.detach() for part in out), *grads, *(buffer.clone() for buffer in layer.buffers())]
@@ -152,4 +155,6 @@ def _why_not_this_call(module):
     return _why_not(module)
 
 
-ADAPTER = register(Adapter("LaMa's Fourier convolution", is_candidate, verify))
+ADAPTER = register(
+    Adapter("LaMa's Fourier convolution", is_candidate, verify, {kind.__name__: names for kind, names in KINDS.items()})
+)

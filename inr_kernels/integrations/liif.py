@@ -15,7 +15,7 @@ from torch import nn
 
 from inr_kernels._core.hooks import has_hooks
 from inr_kernels.local_implicit.functional import Form, decode_queries, feature_columns
-from inr_kernels.local_implicit.module import HoistCache
+from inr_kernels.local_implicit.module import HoistCache, LocalImplicitDecoder
 
 from . import class_swap, probe
 from .class_swap import AcceleratedModule, Adapter, Match, Unsupported, register
@@ -27,8 +27,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def is_candidate(module: nn.Module) -> bool:
-    """Whether the module has a method query_rgb."""
-    return callable(getattr(type(module), "query_rgb", None))
+    """Whether the module has a method query_rgb and is not ours."""
+    return callable(getattr(type(module), "query_rgb", None)) and not isinstance(module, LocalImplicitDecoder)
 
 
 def verify(module: nn.Module) -> Match:
@@ -43,12 +43,12 @@ def verify(module: nn.Module) -> Match:
         raise Unsupported("imnet's inputs are not features, offset and cell")
     if reason := _why_different(module, channels, ("feature",) in names):
         raise Unsupported(f"query_rgb is not LIIF's: {reason}")
-    details = _Imnet(type(imnet), type(imnet).forward, tuple(class_swap.plain_attributes(imnet).items()))
+    attributes = class_swap.read_attributes(imnet, "forward")
+    details = _Imnet(type(imnet), type(imnet).forward, tuple(attributes.items()))
     match = class_swap.match(module, _MIXINS[names], "query_rgb", details)
-    # The flags may be attributes of the class. mmagic's eval_bsize only sets how calls are split.
-    attributes = {flag: getattr(module, flag) for flag in FLAGS} | dict(match.attributes)
-    attributes.pop("eval_bsize", None)
-    return match._replace(attributes=tuple(attributes.items()))
+    # The flags may be attributes of the class.
+    flags = {flag: getattr(module, flag) for flag in FLAGS}
+    return match._replace(attributes=tuple((flags | dict(match.attributes)).items()))
 
 
 class _Imnet(NamedTuple):
@@ -201,7 +201,9 @@ def _with_random_weights(module, feat, generator):
     vars(model).pop("feat", None)
     for kind in ("_parameters", "_buffers"):
         own = vars(module)[kind].items()
-        vars(model)[kind] = {name: None if t is None else torch.empty(t.shape, dtype=torch.float32) for name, t in own}
+        vars(model)[kind] = {
+            name: None if t is None else torch.empty(t.shape, dtype=torch.float32, device="cpu") for name, t in own
+        }
     with torch.no_grad():
         for tensor in (*model._parameters.values(), *model._buffers.values(), *imnet.parameters(), *imnet.buffers()):
             if tensor is not None:
@@ -223,7 +225,7 @@ class _Stub(nn.Module):
 
 def _give_features(model, feat, feature_given, coord, cell):
     """Runs forward and gen_feat, which may set other attributes too; returns the features that query_rgb will read."""
-    image = torch.rand(2, 3, *SIZE, dtype=torch.float32)
+    image = torch.rand(2, 3, *SIZE, dtype=torch.float32, device="cpu")
     with contextlib.suppress(Exception):  # forward may use attributes of the encoder that a stub lacks
         type(model).forward(model, image, coord, cell)
     if not feature_given:
@@ -238,16 +240,16 @@ def _queries(generator):
     """coord, cell [2, Q, 2]: random, also outside the image, and pixel centres at x1 and x3, where rounding decides."""
     coord = []
     for n in SIZE:
-        parts = [torch.rand(2, 24, generator=generator, dtype=torch.float32) * 5 - 2.5]
+        parts = [torch.rand(2, 24, generator=generator, dtype=torch.float32, device="cpu") * 5 - 2.5]
         for pixels in (n, 3 * n):
             # At x3 the last one is the centre of the last pixel, where both neighbours are the same and areas vanish.
-            centres = -1 + 1 / pixels + 2 / pixels * torch.arange(pixels, dtype=torch.float32)
-            index = torch.randint(pixels, (2, 24), generator=generator)
+            centres = -1 + 1 / pixels + 2 / pixels * torch.arange(pixels, dtype=torch.float32, device="cpu")
+            index = torch.randint(pixels, (2, 24), generator=generator, dtype=torch.long, device="cpu")
             index[:, ::4] = (n - 1) * (pixels // n) + pixels // n // 2
             parts.append(centres[index])
         coord.append(torch.cat(parts, 1))
     coord = torch.stack(coord, -1)
-    scales = 0.01 ** torch.rand(coord.shape, generator=generator, dtype=torch.float32)
+    scales = 0.01 ** torch.rand(coord.shape, generator=generator, dtype=torch.float32, device="cpu")
     return coord, 0.8 * scales  # cells of scales from 0.5 to 50
 
 

@@ -105,10 +105,13 @@ def _pads_small_maps(module, ours):
 
 def _kind(module):
     for kind in _FORWARDS:
-        names = "kernel_size", kind.heads, kind.width, *(name for name, _ in kind.layers), *kind.others
-        if all(hasattr(module, name) for name in names):
+        if all(hasattr(module, name) for name in _attributes(kind)):
             return kind
     return None
+
+
+def _attributes(kind):
+    return "kernel_size", kind.heads, kind.width, *(name for name, _ in kind.layers), *kind.others
 
 
 def _check_parts(module, kind):
@@ -316,4 +319,7 @@ def _small_window(module):
     return window
 
 
-ADAPTER = register(Adapter("neighborhood attention", is_candidate, verify))
+_NAMES = {f"NeighborhoodAttention{n}D": _attributes(NATTEN) for n in (1, 2, 3)}
+_NAMES |= {"NeighborhoodAttention": _attributes(TRANSFORMERS)}
+
+ADAPTER = register(Adapter("neighborhood attention", is_candidate, verify, _NAMES))

@@ -4,6 +4,7 @@ Between computing scores and the weighted sum, a forward may apply any function 
 weights have an entry for every key of the map, zero outside the window, so that softmax and dropout compute the same.
 """
 
+import functools
 import math
 import types
 from collections.abc import Callable, Iterator
@@ -33,7 +34,7 @@ def with_shims(forward: types.FunctionType) -> Iterator[types.FunctionType]:
 
 def _window_mask(size, kernel_size, dilation, is_causal):
     """[H W, H W] bool: which keys are in the window of a query. Found by uniform attention over one-hot values."""
-    one_hot = torch.eye(math.prod(size), dtype=torch.float32).view(1, *size, 1, -1)
+    one_hot = torch.eye(math.prod(size), dtype=torch.float32, device="cpu").view(1, *size, 1, -1)
     window = {"kernel_size": kernel_size, "dilation": dilation, "is_causal": is_causal}
     return _attention(0 * one_hot, 0 * one_hot, one_hot, **window).view(math.prod(size), -1) > 0
 
@@ -45,8 +46,9 @@ def _scores(query, key, kernel_size, dilation=1, is_causal=False, rpb=None):
     if rpb is not None:
         if len(rpb) != query.shape[1]:
             raise ValueError(f"NATTEN's function got {query.shape[1]} heads and a bias for {len(rpb)}")
+        index = functools.partial(torch.arange, dtype=torch.long, device=rpb.device)
         rows, cols = (
-            ((torch.arange(n) - torch.arange(n)[:, None]) // d + side // 2).clamp(0, side - 1)
+            ((index(n) - index(n)[:, None]) // d + side // 2).clamp(0, side - 1)
             for n, d, side in zip(size, check_pair(dilation, "dilation"), rpb.shape[1:], strict=True)
         )
         bias = rpb[:, rows[:, None, :, None], cols[None, :, None, :]]

@@ -88,7 +88,7 @@ def sandbox() -> Iterator[Random]:
     generator = torch.Generator().manual_seed(0)
 
     def random(shape, scale=1):
-        return (scale * torch.randn(shape, generator=generator, dtype=torch.float32)).requires_grad_()
+        return (scale * torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")).requires_grad_()
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))

@@ -1,11 +1,16 @@
-"""RAFT's convex upsampling, the method `upsample_flow(flow, mask)` of RAFT, RAFT-Stereo, GMA, FlowFormer, DocTr, ...
+"""RAFT's convex upsampling, `upsample_flow(flow, mask)`: a method of RAFT, RAFT-Stereo, GMA, FlowFormer, DocTr and
+others, and a function that torchvision's RAFT calls.
 
 flow [N, C, H, W], mask [N, 9 f f, H, W]: every pixel of the f times larger flow is a softmax-weighted mean of f times
 the 3 x 3 flows around it. The factors f and channel counts C that a copy supports are found by running it.
 """
 
+import functools
+import inspect
 import math
-from typing import NamedTuple
+import types
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -14,13 +19,40 @@ from . import class_swap, probe
 from .class_swap import Adapter, Match, Unsupported, register
 from .filter_dtypes import are_supported, filter_as_eager
 
+NAME = "upsample_flow"
 FACTORS = range(1, 17)
 CHANNELS = range(1, 5)
+DOES_NOT_RUN = "it takes no mask of 9 f² channels with a factor f from 1 to 16, or uses layers of the model"
 
 
 def is_candidate(module: nn.Module) -> bool:
-    """Whether the module has a method upsample_flow."""
-    return callable(getattr(type(module), "upsample_flow", None))
+    """Whether the module has a method upsample_flow, or its forward calls a function of that name."""
+    return callable(getattr(type(module), NAME, None)) or _function(module) is not None
+
+
+def verify(module: nn.Module) -> Match:
+    """The match of one upsample_flow; Unsupported if it is not RAFT's."""
+    if (function := _function(module)) is not None:
+        return _verify_function(module, function)
+    class_swap.check_method(module, NAME, [(("flow",), ("mask",))])
+    supported = _compare(lambda: probe.without_weights(module, {}), lambda bare: bare.upsample_flow)
+    return class_swap.match(module, _Method, NAME, supported)
+
+
+def _verify_function(module: nn.Module, function: Callable[..., Any]) -> Match:
+    """The match of a forward that calls upsample_flow(flow, up_mask), as torchvision's."""
+    names = tuple(inspect.signature(function).parameters)
+    if names != ("flow", "up_mask"):
+        raise Unsupported(f"its function {NAME} takes ({', '.join(names)}), not (flow, up_mask)")
+    if getattr(module, "mask_predictor", function) is None:
+        raise Unsupported("it has no mask_predictor (raft_small): its flow is enlarged by bilinear interpolation")
+    if "forward" in vars(module):
+        raise Unsupported("forward is patched on the object")
+    supported = _compare(nn.Module, lambda _: function)
+    forward: Any = type(module).forward
+    details = _Forward(function, _with_function(forward, functools.partial(_upsample_flow, function, supported)))
+    # Nothing that forward reads matters: all its code but the function stays.
+    return Match(_Caller, "forward", forward, (), details)
 
 
 class _Supported(NamedTuple):
@@ -30,35 +62,68 @@ class _Supported(NamedTuple):
     channels: tuple[int, ...]
 
 
-def verify(module: nn.Module) -> Match:
-    """The match of one upsample_flow; Unsupported if it is not RAFT's."""
-    class_swap.check_method(module, "upsample_flow", [(("flow",), ("mask",))])
-    reasons = {factor: _why_not(module, factor, 2) for factor in FACTORS}
+class _Forward(NamedTuple):
+    """The function that a forward calls, and the forward with ours in its place."""
+
+    function: Callable[..., Any]
+    forward: Callable[..., Any]
+
+
+def _function(module: nn.Module) -> Callable[..., Any] | None:
+    """The function upsample_flow that the forward of the class calls, None if it calls none."""
+    forward = type(module).forward
+    if not isinstance(forward, types.FunctionType) or NAME not in forward.__code__.co_names:
+        return None
+    function = forward.__globals__.get(NAME)
+    return function if isinstance(function, types.FunctionType) else None
+
+
+def _with_function(forward, function):
+    """The method, with another function of the name."""
+    names = forward.__globals__ | {NAME: function}
+    made = types.FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__)
+    made.__kwdefaults__ = forward.__kwdefaults__
+    return made
+
+
+def _upsample_flow(function, supported, flow, up_mask=None):
+    """Our upsample_flow, which calls the original function where ours does not serve."""
+    if up_mask is None or not _fits(supported, flow, up_mask):
+        return function(flow, up_mask)
+    return _upsample(flow, up_mask, _factor(up_mask))
+
+
+def _compare(make: Callable[[], nn.Module], method: Callable[[Any], Callable[..., Any]]) -> _Supported:
+    """The factors and channels for which a method of the object that `make` returns agrees with ours.
+
+    Raises:
+        Unsupported: there are none.
+    """
+    reasons = {factor: _why_not(make, method, factor, 2) for factor in FACTORS}
     factors = tuple(factor for factor, reason in reasons.items() if not reason)
     if not factors:
-        reason = min(reasons.values(), key=lambda reason: reason.startswith("it raised"))
+        reason = min(reasons.values(), key=lambda reason: reason == DOES_NOT_RUN)
         raise Unsupported(f"upsample_flow is not RAFT's: {reason}")
-    channels = tuple(count for count in CHANNELS if not _why_not(module, factors[0], count))
-    return class_swap.match(module, _Upsampling, "upsample_flow", _Supported(factors, channels))
+    channels = tuple(count for count in CHANNELS if not _why_not(make, method, factors[0], count))
+    return _Supported(factors, channels)
 
 
-def _why_not(module, factor, channels):
-    """Why upsample_flow differs from ours for this factor and channel count, "" if it does not."""
+def _why_not(make, method, factor, channels):
+    """Why the method differs from ours for this factor and channel count, "" if it does not."""
     try:
         problems = ((2, 4, 3, 1), (1, 1, 5, 30))
-        return probe.first_reason(_why_different(module, factor, channels, *problem) for problem in problems)
-    except Exception as error:  # usually because the mask is for another factor
-        return f"it raised {type(error).__name__}: {error}".splitlines()[0]
+        return probe.first_reason(_why_different(make(), method, factor, channels, *problem) for problem in problems)
+    except Exception:  # usually because the mask is for another factor
+        return DOES_NOT_RUN
 
 
-def _why_different(module, factor, channels, batch, height, width, scale):
-    """Why upsample_flow differs from ours on random numbers, without its submodules; "" if it does not."""
+def _why_different(bare, method, factor, channels, batch, height, width, scale):
+    """Why the method differs from ours on random numbers, without submodules; "" if it does not."""
     with probe.sandbox() as random:
         leaves = [random((batch, count, height, width), scale) for count in (channels, 9 * factor**2)]
-        bare = probe.without_weights(module, {})
         return probe.why_different(
             bare,
-            lambda _: bare.upsample_flow(*leaves),
+            lambda _: method(bare)(*leaves),
             lambda _: _upsample(*leaves, factor, "reference"),
             leaves,
             random,
@@ -75,30 +140,43 @@ def _upsample(flow, mask, factor, backend=None):
     return out.reshape(batch, channels, factor * height, factor * width)
 
 
-class _Upsampling(class_swap.AcceleratedModule):
+class _Method(class_swap.AcceleratedModule):
     def upsample_flow(self, flow, mask):
         """RAFT's method."""
-        if class_swap.falls_back(self, _why_not_this_call(self, flow, mask)):
+        reason = class_swap.why_changed(self)
+        if not reason and not _fits(self._inr_match.details, flow, mask):
+            reason = class_swap.UNSUPPORTED_CALL
+        if class_swap.falls_back(self, reason):
             return super().upsample_flow(flow, mask)
         return _upsample(flow, mask, _factor(mask))
+
+
+class _Caller(class_swap.AcceleratedModule):
+    def forward(self, *args, **kwargs):
+        """The forward of torchvision's RAFT, with our upsample_flow."""
+        if torch.compiler.is_compiling():  # the compiler does not trace a function with other globals
+            return super().forward(*args, **kwargs)
+        function, forward = self._inr_match.details
+        reason = class_swap.why_changed(self)
+        if not reason and self._inr_match.original.__globals__[NAME] is not function:
+            reason = f"its function {NAME} was replaced"
+        if class_swap.falls_back(self, reason):
+            return super().forward(*args, **kwargs)
+        return forward(self, *args, **kwargs)
 
 
 def _factor(mask: torch.Tensor) -> int:
     return math.isqrt(mask.shape[1] // 9)
 
 
-def _why_not_this_call(module, flow, mask):
-    if reason := class_swap.why_changed(module):
-        return reason
-    factors, channels = module._inr_match.details
-    fits = (
+def _fits(supported, flow, mask):
+    return (
         are_supported(flow, mask)
         and (flow.dim(), mask.dim()) == (4, 4)
-        and flow.shape[1] in channels
-        and _factor(mask) in factors
+        and flow.shape[1] in supported.channels
+        and _factor(mask) in supported.factors
         and mask.shape == (len(flow), 9 * _factor(mask) ** 2, *flow.shape[2:])
     )
-    return "" if fits else class_swap.UNSUPPORTED_CALL
 
 
-ADAPTER = register(Adapter("RAFT's upsample_flow", is_candidate, verify))
+ADAPTER = register(Adapter("RAFT's upsample_flow", is_candidate, verify, {"RAFT": (NAME,), "RAFTStereo": (NAME,)}))

@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from inr_kernels._core import backends
+from inr_kernels._core.checks import require, require_input
 
 from .functional import WORKSPACE, Form, decode_queries, hoist_features, render
+from .functional.checks import check_widths
 
 
 class LocalImplicitDecoder(nn.Module):
@@ -52,14 +54,9 @@ class LocalImplicitDecoder(nn.Module):
         ensemble_after: str = "last",
     ):
         super().__init__()
-        widths = [*hidden, out_channels]
-        if not hidden or min(in_channels, *widths) < 1:
-            raise ValueError(
-                f"in_channels, hidden and out_channels must be positive, hidden not empty; "
-                f"got {in_channels}, {tuple(hidden)}, {out_channels}"
-            )
-        if ensemble_after not in ("last", "first"):
-            raise ValueError(f'ensemble_after must be "last" or "first"; got {ensemble_after!r}')
+        check_widths(in_channels, hidden, out_channels)
+        require(ensemble_after in ("last", "first"), "ensemble_after", 'be "last" or "first"', repr(ensemble_after))
+        self.in_channels = in_channels
         self.form = Form(feat_unfold, local_ensemble, ensemble_after)
         self.cell_decode = cell_decode
         inputs = [in_channels * 9 if feat_unfold else in_channels, *hidden]
@@ -67,15 +64,17 @@ class LocalImplicitDecoder(nn.Module):
         if cell_decode:
             inputs[1 if ensemble_after == "first" else 0] += 2
         layers = []
-        for n_in, n_out in zip(inputs, widths, strict=True):
+        for n_in, n_out in zip(inputs, (*hidden, out_channels), strict=True):
             layers += [nn.Linear(n_in, n_out), nn.ReLU()]
         self.imnet = nn.Module()
         self.imnet.layers = nn.Sequential(*layers[:-1])
         self._hoisted = HoistCache()
 
-    def _linears(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    def _parameters_for(self, feat: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Weights and biases; raises unless feat fits them."""
         layers: Any = self.imnet.layers
         linears = list(layers)[::2]
+        require_input(feat, "feat", self.in_channels, linears[0].weight)
         return [layer.weight for layer in linears], [layer.bias for layer in linears]
 
     def forward(
@@ -90,7 +89,7 @@ class LocalImplicitDecoder(nn.Module):
         if self.cell_decode and cell is None:
             raise ValueError("cell must be given for a decoder with cell_decode=True; got None")
         cell = cell if self.cell_decode else None  # LIIF ignores it, too
-        weights, biases = self._linears()
+        weights, biases = self._parameters_for(feat)
         hoist = self._hoisted.keyed(feat, weights[0], biases[0])
         return decode_queries(feat, coord, cell, weights, biases, self.form, backend=backend, hoist=hoist)
 
@@ -108,7 +107,7 @@ class LocalImplicitDecoder(nn.Module):
 
         progress: called after each band as progress(finished rows, total rows).
         """
-        weights, biases = self._linears()
+        weights, biases = self._parameters_for(feat)
         return render(
             feat,
             size,

@@ -33,8 +33,8 @@ _MAX_CUDA_WIDTH = 256
 
 
 def _why_not_depth(facts):
-    depth, most = len(facts.widths) - 1, native.load()[0].max_depth
-    return f"it takes at most {most} layers after the first; got {depth}" if depth > most else ""
+    depth, max_depth = len(facts.widths) - 1, native.load()[0].max_depth
+    return f"it takes at most {max_depth} layers after the first; got {depth}" if depth > max_depth else ""
 
 
 def why_not_cpu(facts: Facts) -> str:
@@ -107,11 +107,16 @@ class _Native(backends.NativeProblem):
         self.problem.forward_cuda(wgmma, out.data_ptr(), workspace.data_ptr(), backends.stream(out.device))
 
 
+def _output(a):
+    """The uninitialized output."""
+    return a.hoisted.new_empty(a.out_shape())
+
+
 def _cpu_forward(a):
     dtype = a.hoisted.dtype
     if dtype == torch.float16 or (dtype == torch.bfloat16 and not cpu_has_bfloat16()):
         return _cpu_forward(a.to(torch.float32)).to(dtype)
-    out = a.hoisted.new_empty(a.out_shape())
+    out = _output(a)
     if out.numel():
         _Native(a).forward(out.data_ptr())
     return out
@@ -155,7 +160,7 @@ def uses_wgmma(a: Arguments, kernel: str = "") -> bool:
 
 
 def _cuda_forward(a, kernel=""):
-    out = a.hoisted.new_empty(a.out_shape())
+    out = _output(a)
     if out.numel():
         with backends.on(out.device):
             _Native(a).forward_cuda(out, uses_wgmma(a, kernel))
@@ -165,7 +170,7 @@ def _cuda_forward(a, kernel=""):
 def _reference_forward(a):
     """Decodes `_REFERENCE_QUERIES` queries at a time: the reference runs in bounded memory."""
     batch, rows, cols = a.y.shape
-    out = a.hoisted.new_empty(a.out_shape())
+    out = _output(a)
     row_step = max(1, _REFERENCE_QUERIES // max(1, batch * cols))
     col_step = max(1, _REFERENCE_QUERIES // max(1, batch))
     for row in range(0, rows, row_step):
@@ -209,11 +214,6 @@ OP = Op(
 )
 
 
-def _forward_fake(*args):
-    a = Arguments(*args[:-1])
-    return a.hoisted.new_empty(a.out_shape())
-
-
 def _backward(grad, *args):
     *args, needs_hoisted, needs_weights = args
     a, backend = OP.select(*args)
@@ -230,7 +230,7 @@ def _backward_fake(grad, *args):
     return *fake_gradients((a.hoisted, a.position_weight), needs, like=grad), *lists
 
 
-local_implicit = define(f"local_implicit({_ARGUMENTS}) -> Tensor", OP.forward, _forward_fake)
+local_implicit = define(f"local_implicit({_ARGUMENTS}) -> Tensor", OP.forward, OP.fake(_output))
 local_implicit_backward = define(
     f"local_implicit_backward(Tensor grad, {_ARGUMENTS}, bool needs_hoisted, bool needs_weights)"
     " -> (Tensor, Tensor, Tensor[], Tensor[])",

@@ -11,14 +11,17 @@ import torch
 import torch.nn.functional as F
 
 
-def pixel_centres(n: int, device: torch.device | str | None = None) -> torch.Tensor:
+def pixel_centres(n: int, device: torch.device | str = "cpu") -> torch.Tensor:
     """[n] float32: the centres of n pixels that span [-1, 1], rounded as LIIF's make_coord rounds them."""
     radius = 2 / (2 * n)
     return -1 + radius + (2 * radius) * torch.arange(n, dtype=torch.float32, device=device)
 
 
 def nearest_pixel(coord: torch.Tensor, n: int, side: int, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """The pixel nearest to coord shifted by `side` (-1, 0, 1) half pixels: (index, offset of coord in half pixels)."""
+    """The nearest of n pixels to coord [...] float32 shifted by `side` (-1, 0, 1) half pixels.
+
+    Returns its index [...] int64, and the offset of coord from its centre in half pixels, [...] float32.
+    """
     moved = (coord.detach() + (side * (2 / n / 2) + eps)).clamp(-1 + 1e-6, 1 - 1e-6)
     index = (((moved + 1) * n - 1) / 2).round().long().clamp(0, n - 1)
     return index, (coord - pixel_centres(n, coord.device)[index]) * n
@@ -27,9 +30,10 @@ def nearest_pixel(coord: torch.Tensor, n: int, side: int, eps: float) -> tuple[t
 def neighbours(
     y: torch.Tensor, x: torch.Tensor, size: Sequence[int], local_ensemble: bool
 ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
-    """The pixels around each query, in the order (-,-), (-,+), (+,-), (+,+), or only the nearest one.
+    """The pixels of a map of size (h, w) around queries at y, x [...], in the order (-,-), (-,+), (+,-), (+,+).
 
-    Returns lists of rows, columns [...], offsets [..., 2] and ensemble weights [...].
+    Without local_ensemble only the nearest one. Returns four lists with an element per pixel: rows [...] and columns
+    [...] int64, offsets (y, x) [..., 2] in half pixels, and ensemble weights [...].
     """
     sides, eps = ((-1, 1), 1e-6) if local_ensemble else ((0,), 0)
     rows, cols, offsets, areas = [], [], [], []
@@ -54,7 +58,7 @@ def relative_cell(cell: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 
 
 def mlp(x: torch.Tensor, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Applies Linear layers with a ReLU between them."""
+    """Applies Linear layers with a ReLU between them: x [..., N0], weights[i] [N(i+1), N(i)] -> [..., Nk]."""
     for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
         x = F.linear(x, weight, bias).relu()
     return F.linear(x, weights[-1], biases[-1])
@@ -74,9 +78,9 @@ def local_implicit(
     """feat [B, C, h, w], coord [B, ..., 2], cell like coord or None -> [B, ..., out_channels]."""
     size = feat.shape[-2:]
     if feat_unfold:
-        feat = F.unfold(feat, 3, padding=1).view(feat.shape[0], -1, *size)
+        feat = F.unfold(feat, 3, padding=1).unflatten(2, size)
     feat = feat.permute(0, 2, 3, 1)
-    batch = torch.arange(len(feat), device=feat.device).view(-1, *[1] * (coord.dim() - 2))
+    batch = torch.arange(len(feat), dtype=torch.long, device=feat.device).view(-1, *[1] * (coord.dim() - 2))
     tail = [] if cell is None else [relative_cell(cell, size).to(feat.dtype)]
     inputs = [] if ensemble_after == "first" else tail
     out: Any = 0
@@ -109,7 +113,7 @@ def decode(
     """`local_implicit` from the hoisted first layer on: [B, R, S, out_channels]. The arguments are the op's (op.py)."""
     size = (height, hoisted.shape[2])
     dtype = hoisted.dtype
-    batch = torch.arange(len(hoisted), device=hoisted.device).view(-1, 1, 1)
+    batch = torch.arange(len(hoisted), dtype=torch.long, device=hoisted.device).view(-1, 1, 1)
     tail = [] if cell is None else [relative_cell(cell, size).to(dtype)]
     inputs = [] if ensemble_first else tail
     out: Any = 0

@@ -26,7 +26,7 @@ class Arguments(NamedTuple):
     kernel_size: Sequence[int]
     dilation: Sequence[int]
     stride: Sequence[int]
-    is_causal: Sequence[bool]
+    is_causal: Sequence[int]  # 0 or 1: torch.jit.trace takes no list of bools
     scale: float
 
     def facts(self) -> Facts:
@@ -48,7 +48,7 @@ class Arguments(NamedTuple):
                 require(False, name, f"have query's dtype {query.dtype}", tensor.dtype)
         for pair, name in ((self.kernel_size, "kernel_size"), (self.dilation, "dilation"), (self.stride, "stride")):
             check_pair(pair, name)
-        check_causal(self.is_causal)
+        check_causal([bool(value) for value in self.is_causal])
         if any(s > k for s, k in zip(self.stride, self.kernel_size, strict=True)):
             require(False, "stride", f"be at most kernel_size {tuple(self.kernel_size)}", tuple(self.stride))
         size = query.shape[1:3]

@@ -6,13 +6,14 @@ from typing import Any
 import torch
 
 from inr_kernels._core import dispatch
-from inr_kernels._core.checks import apply_autocast, require, require_tensor, result_dtype
+from inr_kernels._core.checks import apply_autocast, require, require_tensor, result_dtype, without_autocast
 
 from . import op
 from .arguments import Arguments, Facts, check_causal, check_pair, check_tensors, exact
 
 
 def _facts(query: torch.Tensor, *args: Any, rpb: Any = None, scale: float | None = None, **kwargs: Any) -> Facts:
+    """What decides on the backend of a call, of which `explain` may be given query only."""
     return Facts(query.device, result_dtype(query), rpb is not None, scale)
 
 
@@ -129,15 +130,16 @@ def _attend(qkv, kernel_size, dilation, stride, is_causal, rpb, scale, return_ls
     if rpb is not None:
         require_tensor(rpb, "rpb", dims=(3,), like=qkv[0])
     if scale is None:
-        scale = qkv[0].shape[-1] ** -0.5
+        scale = int(qkv[0].shape[-1]) ** -0.5  # torch.jit.trace has sizes in tensors
     number = isinstance(scale, (int, float)) and not isinstance(scale, bool)
     require(number, "scale", "be a number or None", repr(scale))
     requested = dispatch.requested_backend(backend)
     requested = dispatch.reference_if_transformed(requested, *qkv, *([] if rpb is None else [rpb]))
     qkv = apply_autocast(*qkv)
     rpb = None if rpb is None else rpb.to(exact(qkv[0].dtype))
-    arguments = Arguments(qkv, rpb, kernel_size, dilation, stride, check_causal(is_causal), float(scale))
-    with torch.autocast(qkv[0].device.type, enabled=False):  # already applied
+    is_causal = [int(value) for value in check_causal(is_causal)]
+    arguments = Arguments(qkv, rpb, kernel_size, dilation, stride, is_causal, float(scale))
+    with without_autocast(qkv[0]):  # already applied
         if requested in ("reference", "natten"):
             arguments.check()  # the op checks its arguments itself
             out, lse = (op.run_natten if requested == "natten" else op.run_reference)(arguments)

@@ -53,7 +53,7 @@ class NeighborhoodAttention2D(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.rpb = None
         if rel_pos_bias:
-            self.rpb = nn.Parameter(torch.empty(num_heads, *(2 * k - 1 for k in self.kernel_size)))
+            self.rpb = nn.Parameter(self.qkv.weight.new_empty(num_heads, *(2 * k - 1 for k in self.kernel_size)))
             nn.init.trunc_normal_(self.rpb, std=0.02)
         self.proj = nn.Linear(dim, dim)
 

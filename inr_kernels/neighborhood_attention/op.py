@@ -22,12 +22,10 @@ from inr_kernels._core.registration import (
 )
 
 from . import reference
-from .arguments import Arguments, Facts, exact, unpack
-
-__all__ = ["OP", "Facts", "exact", "neighborhood_attention", "neighborhood_attention_backward", "run_natten"]
+from .arguments import Arguments, exact, unpack
 
 _ARGUMENTS = (
-    "Tensor[] qkv, Tensor? rpb, int[] kernel_size, int[] dilation, int[] stride, bool[] is_causal, float scale,"
+    "Tensor[] qkv, Tensor? rpb, int[] kernel_size, int[] dilation, int[] stride, int[] is_causal, float scale,"
     " str backend"
 )
 
@@ -36,7 +34,7 @@ def _native(a):
     query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in a.unpack())
     rpb = None if a.rpb is None else a.rpb.contiguous()
     batch, height, width, heads, dim = query.shape
-    y, x = zip((height, width), a.kernel_size, a.dilation, a.stride, a.is_causal, strict=True)
+    y, x = zip((height, width), a.kernel_size, a.dilation, a.stride, map(bool, a.is_causal), strict=True)
     problem = native.load()[0].NeighborhoodAttention(
         type=backends.TYPES[query.dtype],
         batch=batch,
@@ -132,7 +130,7 @@ def run_natten(a: Arguments) -> tuple[torch.Tensor, torch.Tensor]:
         kernel_size=tuple(a.kernel_size),
         dilation=tuple(a.dilation),
         stride=tuple(a.stride),
-        is_causal=tuple(a.is_causal),
+        is_causal=tuple(map(bool, a.is_causal)),
         scale=a.scale,
         return_lse=True,
     )
@@ -156,12 +154,6 @@ OP = Op(
 )
 
 
-def _forward_fake(*args):
-    a = Arguments(*args[:-1])
-    a.check()
-    return _outputs(a)
-
-
 def _backward(grad, grad_lse, lse, *args):
     *args, needs = args
     a, backend = OP.select(*args)
@@ -170,14 +162,15 @@ def _backward(grad, grad_lse, lse, *args):
 
 
 def _backward_fake(grad, grad_lse, lse, qkv, rpb, *rest):
-    *grads, d_rpb = fake_gradients([*qkv, lse if rpb is None else rpb], rest[-1], like=grad)
+    *_, needs = rest
+    *grads, d_rpb = fake_gradients([*qkv, lse if rpb is None else rpb], needs, like=grad)
     return grads, d_rpb
 
 
 neighborhood_attention = define(
     f"neighborhood_attention({_ARGUMENTS}) -> (Tensor, Tensor)",
     OP.forward,
-    _forward_fake,
+    OP.fake(_outputs),
 )
 neighborhood_attention_backward = define(
     f"neighborhood_attention_backward(Tensor grad, Tensor grad_lse, Tensor lse, {_ARGUMENTS}, bool[] needs)"

@@ -19,7 +19,7 @@ class Axis(NamedTuple):
 
 
 def window(
-    length: int, kernel_size: int, dilation: int, stride: int, is_causal: bool, device: torch.device | None = None
+    length: int, kernel_size: int, dilation: int, stride: int, is_causal: bool, device: torch.device | str = "cpu"
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """NATTEN's rule on one axis: the keys in the window of each query.
 
@@ -27,7 +27,7 @@ def window(
         keys: [length, kernel_size], the position of every key of every query.
         seen: the same shape, False for the taps that a causal window excludes.
     """
-    query = torch.arange(length, device=device)
+    query = torch.arange(length, dtype=torch.long, device=device)
     residue, i = query % dilation, query // dilation
     n = (length - residue + dilation - 1) // dilation  # tokens of the query's residue class
     group = i // stride * stride
@@ -38,7 +38,7 @@ def window(
         lead = torch.minimum(group + stride // 2, n - 1)
         start = torch.minimum((lead - kernel_size // 2).clamp(min=0), n - kernel_size)
         end = start + kernel_size
-    taps = start[:, None] + torch.arange(kernel_size, device=device)
+    taps = start[:, None] + torch.arange(kernel_size, dtype=torch.long, device=device)
     seen = taps < end[:, None]
     return residue[:, None] + dilation * torch.where(seen, taps, start[:, None]), seen
 
@@ -51,7 +51,7 @@ def neighborhood_attention(
     kernel_size: Sequence[int],
     dilation: Sequence[int],
     stride: Sequence[int],
-    is_causal: Sequence[bool],
+    is_causal: Sequence[int],
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """query, key, value [B, H, W, heads, dim], rpb [heads, 2 Kh - 1, 2 Kw - 1] or None -> out, lse [B, H, W, heads].
@@ -59,7 +59,7 @@ def neighborhood_attention(
     Scores and lse are at least float32. The arguments are the op's (op.py).
     """
     exact = torch.promote_types(query.dtype, torch.float32)
-    y, x = map(Axis, query.shape[1:3], kernel_size, dilation, stride, is_causal)
+    y, x = map(Axis, query.shape[1:3], kernel_size, dilation, stride, map(bool, is_causal))
     (rows, rows_seen), (cols, cols_seen) = (window(*axis, query.device) for axis in (y, x))
     query = query * scale
     taps = list(itertools.product(*map(range, kernel_size)))
@@ -69,7 +69,11 @@ def neighborhood_attention(
 
     def steps(keys, axis):
         """The offsets of the keys from their queries in units of the dilation, plus kernel_size - 1."""
-        return (keys - torch.arange(axis.length, device=keys.device)) // axis.dilation + axis.kernel_size - 1
+        return (
+            (keys - torch.arange(axis.length, dtype=keys.dtype, device=keys.device)) // axis.dilation
+            + axis.kernel_size
+            - 1
+        )
 
     scores = []
     for i, j in taps:

@@ -41,7 +41,7 @@ def window(i, n, kernel, stride, CAUSAL: tl.constexpr):
 
 
 @triton.jit
-def viewers(first, last, n, kernel, stride, CAUSAL: tl.constexpr):
+def queries_of_keys(first, last, n, kernel, stride, CAUSAL: tl.constexpr):
     """The queries [begin, end) whose windows contain any of the keys first ... last."""
     begin, end = first, last + 1
     while (begin > 0) & (window(begin - 1, n, kernel, stride, CAUSAL)[1] > first):
@@ -68,13 +68,13 @@ def tile(size, heads, dilation, TY: tl.constexpr, TX: tl.constexpr):
 
 
 @triton.jit
-def least(values, mask):
+def masked_min(values, mask):
     """The smallest of the values under the mask."""
     return tl.min(tl.where(mask, values, 1 << 30))
 
 
 @triton.jit
-def most(values, mask):
+def masked_max(values, mask):
     """The largest of the values under the mask."""
     return tl.max(tl.where(mask, values, -1))
 
@@ -145,11 +145,11 @@ def attend(
     y_start, y_end = window(iy, ny, kernel[0], stride[0], CAUSAL_Y)
     x_start, x_end = window(ix, nx, kernel[1], stride[1], CAUSAL_X)
     y_end = tl.where(live, y_end, y_start)
-    highest = tl.full([TY * TX], float("-inf"), tl.float32)
+    max_logit = tl.full([TY * TX], float("-inf"), tl.float32)
     total = tl.zeros([TY * TX], tl.float32)
     sums = tl.zeros([TY * TX, BD], tl.float32)
-    for t in range(least(y_start, live), most(y_end, live)):
-        for c in range(least(x_start, live), most(x_end, live), BN):
+    for t in range(masked_min(y_start, live), masked_max(y_end, live)):
+        for c in range(masked_min(x_start, live), masked_max(x_end, live), BN):
             columns = c + tl.arange(0, BN)
             seen = ((t >= y_start) & (t < y_end))[:, None]
             seen &= (columns[None, :] >= x_start[:, None]) & (columns[None, :] < x_end[:, None])
@@ -157,16 +157,16 @@ def attend(
             k = load_tokens(key, key_strides, image, head, to_y, to_x, exists, dim, BD)
             steps_y, steps_x = (t - iy)[:, None], columns[None, :] - ix[:, None]
             s = scores(q, k, rpb, head, steps_y, steps_x, seen, scale, kernel, PRECISION)
-            higher = tl.maximum(highest, tl.max(s, 1))
-            shift = tl.where(higher == float("-inf"), 0.0, higher)
-            keep, weights = tl.exp(highest - shift), tl.exp(s - shift[:, None])
+            new_max = tl.maximum(max_logit, tl.max(s, 1))
+            shift = tl.where(new_max == float("-inf"), 0.0, new_max)
+            rescale, weights = tl.exp(max_logit - shift), tl.exp(s - shift[:, None])
             v = load_tokens(value, value_strides, image, head, to_y, to_x, exists, dim, BD)
-            total = total * keep + tl.sum(weights, 1)
-            sums = sums * keep[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
-            highest = higher
+            total = total * rescale + tl.sum(weights, 1)
+            sums = sums * rescale[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
+            max_logit = new_max
     store_tokens(out, out_strides, image, head, y, x, live, dim, sums / total[:, None], BD)
     at = ((image * size[0] + y) * size[1] + x) * heads + head
-    tl.store(lse + at, highest + tl.log(total), mask=live)
+    tl.store(lse + at, max_logit + tl.log(total), mask=live)
 
 
 @triton.jit
@@ -193,12 +193,12 @@ def query_backward(
     y_start, y_end = window(iy, ny, kernel[0], stride[0], CAUSAL_Y)
     x_start, x_end = window(ix, nx, kernel[1], stride[1], CAUSAL_X)
     y_end = tl.where(live, y_end, y_start)
-    rows, end = least(y_start, live), most(y_end, live)
+    rows, end = masked_min(y_start, live), masked_max(y_end, live)
     sums = tl.zeros([TY * TX, BD], tl.float32)
     for t in range(rows, end + (end - rows if d_query is not None else 0)):  # a pass for delta, a pass for d_query
         again = t >= end
         t -= tl.where(again, end - rows, 0)
-        for c in range(least(x_start, live), most(x_end, live), BN):
+        for c in range(masked_min(x_start, live), masked_max(x_end, live), BN):
             columns = c + tl.arange(0, BN)
             seen = ((t >= y_start) & (t < y_end))[:, None]
             seen &= (columns[None, :] >= x_start[:, None]) & (columns[None, :] < x_end[:, None])
@@ -237,8 +237,10 @@ def key_value_backward(
     k = load_tokens(key, key_strides, image, head, y, x, live, dim, BD)
     v = load_tokens(value, value_strides, image, head, y, x, live, dim, BD)
     d_k, d_v = tl.zeros([TY * TX, BD], tl.float32), tl.zeros([TY * TX, BD], tl.float32)
-    row, rows_end = viewers(least(iy, live), most(iy, live), ny, kernel[0], stride[0], CAUSAL_Y)
-    column, columns_end = viewers(least(ix, live), most(ix, live), nx, kernel[1], stride[1], CAUSAL_X)
+    row, rows_end = queries_of_keys(masked_min(iy, live), masked_max(iy, live), ny, kernel[0], stride[0], CAUSAL_Y)
+    column, columns_end = queries_of_keys(
+        masked_min(ix, live), masked_max(ix, live), nx, kernel[1], stride[1], CAUSAL_X
+    )
     for i in range(row, rows_end):
         y_start, y_end = window(i, ny, kernel[0], stride[0], CAUSAL_Y)
         for c in range(column, columns_end, BN):
@@ -318,7 +320,7 @@ class _Problem:
         self.window = tuple(kernel_size), tuple(dilation), tuple(stride)
         self.shape = tuple(self.size), self.heads, self.dim, scale, *self.window
         self.taps = [2 * k - 1 for k in kernel_size]
-        self.forms = {"CAUSAL_Y": is_causal[0], "CAUSAL_X": is_causal[1], "BD": block}
+        self.forms = {"CAUSAL_Y": bool(is_causal[0]), "CAUSAL_X": bool(is_causal[1]), "BD": block}
         self.tiles = self.forms | {"PRECISION": backends.precision(), "TY": height, "TX": TX, "BN": BN}
         # Without a limit ptxas would spill registers in order to fit more programs.
         self.tiles |= {"num_warps": 4 if block <= 64 else 8, "num_stages": 1, "maxnreg": 255}

@@ -6,13 +6,14 @@ from typing import Any
 import torch
 
 from inr_kernels._core import dispatch
-from inr_kernels._core.checks import require, require_tensor, result_dtype, shape
+from inr_kernels._core.checks import require, require_tensor, result_dtype, shape, without_autocast
 
 from . import op, reference
 from .arguments import Arguments, Facts, statistics_dtype
 
 
 def _facts(feat: torch.Tensor, *args: Any, **kwargs: Any) -> Facts:
+    """What decides on the backend of a call, of which `explain` may be given feat only."""
     return Facts(feat.device, result_dtype(feat), feat.shape[1])
 
 
@@ -30,8 +31,10 @@ def unmask_attention(
         E = softmax((1 - M) F F^T scale) F,  F [N, C] the pixels' features, M [N] the mask; softmax along a row
 
     A pixel with M = 1 has only zero scores: it gets the mean of F, exactly, and its attention is not computed, so the
-    time depends on the number of unmasked pixels. Memory is O(N C), in the backward too: no backend stores an N x N
-    matrix. Only the form that gives the gradient of a mask and supports torch.func stores it.
+    time depends on the number of unmasked pixels. NaN or infinity in F reaches such a pixel through that mean only, in
+    the channels that hold it; with `mask_keys`, what masked pixels hold reaches no pixel. Memory is O(N C), in the
+    backward too: no backend stores an N x N matrix. Only the form that gives the gradient of a mask and supports
+    torch.func stores it.
 
     Args:
         feat: F, [B, C, H, W], float32, float64, bfloat16 or float16 (half precision accumulates in float32).
@@ -65,7 +68,7 @@ def unmask_attention(
     scale = _check_scale(scale, feat.shape[1])
     requested = dispatch.reference_if_transformed(dispatch.requested_backend(backend), feat, mask)
     dtype = result_dtype(feat)
-    with torch.autocast(feat.device.type, enabled=False):  # applied here
+    with without_autocast(feat):  # applied here
         tokens = feat.to(dtype).flatten(2)
         weight = 1 - mask.to(statistics_dtype(dtype)).flatten(1).clamp(0, 1)
         arguments = Arguments(tokens, weight, scale, mask_keys)
@@ -83,12 +86,9 @@ def _check_tensors(feat, mask):
     """Raises unless feat is a feature map and mask a mask of its size."""
     require_tensor(feat, "feat", dims=(4,))
     require(min(feat.shape[1:]) > 0, "feat", "have at least one channel and one pixel, [B, C, H, W]", shape(feat))
-    if not isinstance(mask, torch.Tensor) or mask.is_complex():
-        got = mask.dtype if isinstance(mask, torch.Tensor) else type(mask).__name__
-        raise TypeError(f"mask must be a real torch.Tensor; got {got}")
+    require_tensor(mask, "mask", like=feat, integers=True)
     expected = [len(feat), 1, *feat.shape[2:]]
     require(list(mask.shape) == expected, "mask", f"have shape {expected} for feat {shape(feat)}", shape(mask))
-    require(mask.device == feat.device, "mask", f"be on {feat.device}", mask.device)
 
 
 def _check_scale(scale, channels):

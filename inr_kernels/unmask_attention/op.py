@@ -92,12 +92,6 @@ OP = Op(
 )
 
 
-def _forward_fake(*args):
-    a = Arguments(*args[:-1])
-    a.check()
-    return _outputs(a)
-
-
 def _backward(grad, out, softmax, *args):
     a, backend = OP.select(*args)
     a.check_saved(grad, out, softmax)
@@ -108,7 +102,7 @@ def _backward_fake(grad, out, softmax, feat, *_):
     return feat.new_empty(feat.shape)
 
 
-unmask_attention = define(f"unmask_attention({_ARGUMENTS}) -> (Tensor, Tensor)", OP.forward, _forward_fake)
+unmask_attention = define(f"unmask_attention({_ARGUMENTS}) -> (Tensor, Tensor)", OP.forward, OP.fake(_outputs))
 unmask_attention_backward = define(
     f"unmask_attention_backward(Tensor grad, Tensor out, Tensor softmax, {_ARGUMENTS}) -> Tensor",
     _backward,

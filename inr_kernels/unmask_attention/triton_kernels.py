@@ -84,7 +84,7 @@ def attend(
         live = rows < n_queries
         own = load_tokens(tokens, rows, n_queries, channels, C)
         scale = tl.load(factor + image * N + rows, mask=live, other=0.0)
-        most, total = tl.full([BM], float("-inf"), tl.float32), tl.zeros([BM], tl.float32)
+        max_logit, total = tl.full([BM], float("-inf"), tl.float32), tl.zeros([BM], tl.float32)
         sums = tl.zeros([BM, BC], tl.float32)
         for j in range(0, n_keys, BN):
             columns = j + tl.arange(0, BN)
@@ -93,15 +93,15 @@ def attend(
             if bias is not None:
                 scores += tl.load(bias + image * N + columns, mask=columns < n_keys, other=0.0)[None, :]
             scores = tl.where((columns < n_keys)[None, :], scores, float("-inf"))
-            higher = tl.maximum(most, tl.max(scores, 1))
-            keep, weights = tl.exp(most - higher), tl.exp(scores - higher[:, None])
-            total = total * keep + tl.sum(weights, 1)
-            sums = tl.dot(weights.to(others.dtype), others, sums * keep[:, None], input_precision=PRECISION)
-            most = higher
+            new_max = tl.maximum(max_logit, tl.max(scores, 1))
+            rescale, weights = tl.exp(max_logit - new_max), tl.exp(scores - new_max[:, None])
+            total = total * rescale + tl.sum(weights, 1)
+            sums = tl.dot(weights.to(others.dtype), others, sums * rescale[:, None], input_precision=PRECISION)
+            max_logit = new_max
         result = sums / total[:, None]
         at = (image * N + rows)[:, None] * C + channels[None, :]
         tl.store(out + at, result.to(out.dtype.element_ty), mask=live[:, None] & (channels < C)[None, :])
-        tl.store(softmax + image * 2 * N + rows, most, mask=live)
+        tl.store(softmax + image * 2 * N + rows, max_logit, mask=live)
         tl.store(softmax + image * 2 * N + N + rows, total, mask=live)
 
 
@@ -112,7 +112,7 @@ def attend_backward(
     grads,  # [B, N, C] contiguous: gradients of the output, sorted likewise
     factor,  # [B, N] float32: weight times scale
     bias,  # [B, N] float32: added to a key's scores; or None
-    most,  # [B, N] float32: the softmax's maximum
+    max_logit,  # [B, N] float32: the softmax's maximum
     inverse,  # [B, N] float32: 1 / the softmax's sum
     mean,  # [B, N] float32: gradient . output
     queries,  # [B] int32: how many tokens are queries
@@ -136,7 +136,7 @@ def attend_backward(
         own = load_tokens(tokens, rows, n_keys, channels, C)
         own_grad = load_tokens(grads, rows, n_queries, channels, C)
         own_factor = tl.load(factor + here, mask=is_query, other=0.0)[:, None]
-        own_most = tl.load(most + here, mask=is_query, other=float("inf"))[:, None]
+        own_max = tl.load(max_logit + here, mask=is_query, other=float("inf"))[:, None]
         own_inverse = tl.load(inverse + here, mask=is_query, other=0.0)[:, None]
         own_mean = tl.load(mean + here, mask=is_query, other=0.0)[:, None]
         if bias is not None:
@@ -152,7 +152,7 @@ def attend_backward(
                 scores = products * own_factor
                 if bias is not None:
                     scores += tl.load(bias + there, mask=other_is_key, other=0.0)[None, :]
-                scores = tl.where(other_is_key[None, :], scores - own_most, float("-inf"))
+                scores = tl.where(other_is_key[None, :], scores - own_max, float("-inf"))
                 d = tl.dot(own_grad, tl.trans(others), input_precision=PRECISION) - own_mean
                 coefficients += tl.exp(scores) * own_inverse * d * own_factor
             if j < n_queries:
@@ -161,7 +161,7 @@ def attend_backward(
                 scores = products * other_factor
                 if bias is not None:
                     scores += own_bias
-                scores -= tl.load(most + there, mask=other_is_query, other=float("inf"))[None, :]
+                scores -= tl.load(max_logit + there, mask=other_is_query, other=float("inf"))[None, :]
                 p = tl.exp(scores) * tl.load(inverse + there, mask=other_is_query, other=0.0)[None, :]
                 d = tl.dot(own, tl.trans(other_grads), input_precision=PRECISION)
                 d -= tl.load(mean + there, mask=other_is_query, other=0.0)[None, :]
@@ -230,9 +230,12 @@ def forward(
     if not feat.numel():
         return feat.new_empty(feat.shape), weight.new_empty(len(weight), 2, weight.shape[1])
     p = _Problem(feat, weight, scale, mask_keys)
-    out, softmax = torch.empty_like(p.tokens), torch.empty(len(feat), 2, feat.shape[2], device=feat.device)
+    out, softmax = torch.empty_like(p.tokens), weight.new_empty(len(feat), 2, feat.shape[2])
     p.launch(attend, FORWARD_BLOCKS, out, softmax, p.tokens, p.factor, p.bias)
-    mean = p.per_key((feat.float() * p.key_weight[:, None]).sum(2)).to(feat.dtype)
+    weighted = feat.float() * p.key_weight[:, None]
+    if mask_keys:
+        weighted.masked_fill_(p.key_weight[:, None] == 0, 0)  # NaN and infinity of holes
+    mean = p.per_key(weighted.sum(2)).to(feat.dtype)
     is_query = weight[:, None] != 0
     softmax = torch.empty_like(softmax).scatter_(2, p.order[:, None].expand_as(softmax), softmax)
     # In place: a tensor of the two numbers would be copied from the CPU, which a CUDA graph cannot capture.
@@ -258,9 +261,11 @@ def backward(
     # g . out, as a sum of two terms: where a token mostly attends to itself, the first cancels the kernel's g . f with
     # the same rounding.
     mean = (g * f).sum(1) + (g * (out.float() - f)).sum(1)
-    most, inverse, mean = (t.gather(1, p.order) for t in (softmax[:, 0], 1 / softmax[:, 1], mean))
-    d_tokens = torch.empty(p.tokens.shape, device=feat.device)
-    p.launch(attend_backward, BACKWARD_BLOCKS, d_tokens, p.tokens, p.sort(grad), p.factor, p.bias, most, inverse, mean)
+    max_logit, inverse, mean = (t.gather(1, p.order) for t in (softmax[:, 0], 1 / softmax[:, 1], mean))
+    d_tokens = feat.new_empty(p.tokens.shape, dtype=torch.float32)
+    p.launch(
+        attend_backward, BACKWARD_BLOCKS, d_tokens, p.tokens, p.sort(grad), p.factor, p.bias, max_logit, inverse, mean
+    )
     from_means = p.per_key((g * ~is_query[:, None]).sum(2)) * p.key_weight[:, None]  # masked rows output the mean
     from_scores = p.unsort(d_tokens)
     if mask_keys:  # masked tokens are neither queries nor keys

@@ -10,7 +10,7 @@ import torch
 
 from inr_kernels._core import dispatch
 from inr_kernels._core.backends import is_capturing
-from inr_kernels._core.checks import require
+from inr_kernels._core.checks import is_positive_int, require
 
 DEVICE = "cuda"
 WARM_UP = 3  # calls before the capture: libraries choose kernels, Triton compiles
@@ -47,10 +47,7 @@ class Graphed:
     """
 
     def __init__(self, model: torch.nn.Module, shapes: Sequence[Sequence[int]], **options: Any):
-        for shape in shapes:
-            fits = len(shape) > 0 and all(isinstance(n, int) and n > 0 for n in shape)
-            require(fits, "shape", "hold positive integers", tuple(shape))
-        self.model, self.shapes, self.options = model, [tuple(shape) for shape in shapes], options
+        self.model, self.shapes, self.options = model, [check_shape(shape) for shape in shapes], options
         self._captured: _Captured | None = None
 
     def __call__(self, *inputs: Any) -> Any:
@@ -86,9 +83,17 @@ class Graphed:
 
 def graphed_pair(model: torch.nn.Module, shape: Sequence[int], **options: Any) -> Graphed:
     """Returns a `Graphed` of a network that takes an image of `shape` [B, C, H, W] and a mask [B, 1, H, W]."""
-    require(len(shape) == 4, "shape", "be [B, 3, H, W]", tuple(shape))
+    shape = check_shape(shape)
+    require(len(shape) == 4, "shape", "be [B, 3, H, W]", shape)
     batch, _, *sides = shape
     return Graphed(model, [shape, (batch, 1, *sides)], **options)
+
+
+def check_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of an input as a tuple; ValueError unless it consists of positive integers."""
+    fits = isinstance(shape, Sequence) and len(shape) > 0 and all(map(is_positive_int, shape))
+    require(fits, "shape", "be a sequence of positive integers", repr(shape))
+    return tuple(shape)
 
 
 def _rebuild(model: torch.nn.Module, shapes: Sequence[Sequence[int]], options: dict[str, Any]) -> Graphed:

@@ -2,11 +2,22 @@
 
 import numbers
 import operator
+from typing import Any
 
 import torch
 
+from inr_kernels._core import dispatch
+from inr_kernels._core.backends import is_capturing
 from inr_kernels._core.checks import require, require_tensor, shape
 from inr_kernels.local_implicit.functional import check_size
+
+
+def check_image(image: torch.Tensor, device: torch.device, *, channels: int = 3, min_side: int = 1) -> None:
+    """Raises unless a network on `device` takes the image; arguments and errors: as `check_mask`."""
+    require_tensor(image, "image", dims=(4,))
+    require(image.device == device, "image", f"be on the network's device {device}", image.device)
+    rule = f"have shape [B, {channels}, H, W] with sides of at least {min_side}"
+    require(image.shape[1] == channels and min(image.shape[2:]) >= min_side, "image", rule, shape(image))
 
 
 def check_mask(
@@ -29,14 +40,8 @@ def check_mask(
         TypeError: image or mask is not a tensor of these dtypes.
         ValueError: a shape or device that does not fit.
     """
-    require_tensor(image, "image", dims=(4,))
-    require(image.device == device, "image", f"be on the network's device {device}", image.device)
-    rule = f"have shape [B, {channels}, H, W] with sides of at least {min_side}"
-    require(image.shape[1] == channels and min(image.shape[2:]) >= min_side, "image", rule, shape(image))
-    if not isinstance(mask, torch.Tensor):
-        raise TypeError(f"mask must be a torch.Tensor; got {type(mask).__name__}")
-    if mask.is_complex():
-        raise TypeError(f"mask must have a bool, integer or floating-point dtype; got {mask.dtype}")
+    check_image(image, device, channels=channels, min_side=min_side)
+    require_tensor(mask, "mask", integers=True)
     require(mask.device == image.device, "mask", f"be on {image.device}, like image", mask.device)
     batch, _, *sides = image.shape
     rule = f"have shape [B, 1, H, W] = {[batch, 1, *sides]} or [B, H, W] = {[batch, *sides]}"
@@ -44,6 +49,38 @@ def check_mask(
     mask = mask if mask.is_floating_point() and mask.dtype.itemsize > 1 else mask.to(image.dtype)
     mask = mask.nan_to_num(nan=1).clamp(0, 1)
     return mask if mask.dim() == 4 else mask.unsqueeze(1)
+
+
+def check_range(image: torch.Tensor, mask: torch.Tensor | None = None) -> None:
+    """Raises unless the image's known values can be meant for [0, 1]; bicubic resampling may overshoot a little.
+
+    Raises:
+        ValueError: values below -0.5 or above 1.5, such as those of a picture in 0 ... 255 or -1 ... 1.
+    """
+    if not image.numel() or not _has_values(image):
+        return
+    low, high = (t.item() for t in (image if mask is None else known(image, mask)).aminmax())
+    require(not (low < -0.5 or high > 1.5), "image", "have values in [0, 1]", f"values from {low:g} to {high:g}")
+
+
+def check_weights(network: Any, out: torch.Tensor) -> None:
+    """Raises if a network's output is not finite because its weights are not.
+
+    Raises:
+        ValueError: the weights hold NaN or infinity.
+    """
+    # The sum reads the output once and needs no memory; the weights are read only if it is not finite.
+    if not _has_values(out) or out.sum(dtype=torch.promote_types(out.dtype, torch.float32)).isfinite():
+        return
+    wrong = next((name for name, weight in network.state_dict().items() if not weight.isfinite().all()), None)
+    if wrong is not None:
+        raise ValueError(f"the weights of this {network.NETWORK} hold NaN or infinity, first in {wrong}")
+
+
+def _has_values(tensor: torch.Tensor) -> bool:
+    """Whether Python may read the tensor's values: not while it is traced, captured or transformed."""
+    hidden = torch.compiler.is_compiling() or type(tensor) is not torch.Tensor or tensor.is_meta
+    return not (hidden or dispatch.is_transformed(tensor) or is_capturing(tensor.device))
 
 
 def known(image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

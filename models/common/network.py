@@ -16,7 +16,7 @@ from inr_kernels.local_implicit.functional import WORKSPACE
 from . import checkpoints
 from .frozen import frozen_copy
 from .graphs import Graphed, graphed_pair
-from .masking import blend, check_mask, output_size
+from .masking import blend, check_mask, check_range, check_weights, output_size
 from .progress import Progress, reporting, shares
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
@@ -34,6 +34,7 @@ class Network:
         CONFIG: the class of its config.
         KEY: a state-dict key that no other network has; it identifies files without a name.
         PRETRAINED: the checkpoint that ships with the package, or None.
+        READS: files of other projects that `from_checkpoint` opens, for its errors.
 
     Attributes:
         config: what fixes its structure.
@@ -44,6 +45,7 @@ class Network:
     CONFIG: ClassVar[Callable[..., Any]]
     KEY: ClassVar[str]
     PRETRAINED: ClassVar[Path | None] = None
+    READS: ClassVar[str] = ""
 
     config: Any
     notes: Any
@@ -54,13 +56,18 @@ class Network:
         Args:
             path: of the file; an existing one is replaced.
             notes: any JSON value; None: the network's own.
-            dtype: of the parameters in the file; None: their own.
+            dtype: of the parameters in the file, a floating-point torch.dtype; None: their own.
+
+        Raises:
+            OSError: the file cannot be written.
+            TypeError: notes is no JSON value, or dtype no torch.dtype.
+            ValueError: dtype is not a floating-point type.
         """
         checkpoints.save(self, path, self.notes if notes is None else notes, dtype)
 
     @classmethod
     def from_checkpoint(cls: type[N], path: checkpoints.FilePath, **options: Any) -> N:
-        """Opens what `save` wrote, in eval mode, with parameters in the default dtype.
+        """Opens what `save` wrote, in eval mode, on the CPU, with parameters in the default dtype.
 
         Args:
             path: of the file.
@@ -69,23 +76,34 @@ class Network:
 
         Raises:
             OSError: the file cannot be read.
-            TypeError: the network does not have this option.
-            ValueError: it is damaged, or is not a checkpoint of this network; the message gives the reason.
+            TypeError: the network does not have this option, or path is no path.
+            ValueError: it is damaged, or is not a checkpoint of this network; the message says what was found, and what
+                is readable.
         """
-        read: Callable[..., checkpoints.Checkpoint] = cls._read
+        cls._check_options(options)
+        with checkpoints.errors(path, cls):
+            contents = checkpoints.read(path)
+        return cls._from_contents(path, contents, options)
+
+    @classmethod
+    def _from_contents(cls: type[N], path: checkpoints.FilePath, contents: checkpoints.Contents, options: Any) -> N:
+        """`from_checkpoint` of a file that has been read."""
+        reading, making = cls._check_options(options)
         make: Callable[..., Any] = cls
-        of_read, of_make = (inspect.signature(function).parameters for function in (read, make))
-        supported = (of_read.keys() | of_make.keys()) - {"path", "config"}
+        with checkpoints.errors(path, cls):
+            checkpoint = cls._read(contents, **reading)
+            return checkpoints.build(checkpoint, contents.size, cls, lambda config: make(config, **making))
+
+    @classmethod
+    def _check_options(cls, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Splits the options of `from_checkpoint` into those of `_read` and of the class; TypeError for others."""
+        of_read, of_class = (inspect.signature(function).parameters for function in (cls._read, cls))
+        supported = (of_read.keys() | of_class.keys()) - {"contents", "config"}
         if unknown := sorted(options.keys() - supported):
             names = ", ".join(sorted(supported)) or "none"
             raise TypeError(f"{cls.NETWORK} has no option {', '.join(unknown)}; its options are: {names}")
-        reading, making = ({k: v for k, v in options.items() if k in names} for names in (of_read, of_make))
-        return checkpoints.load(
-            path,
-            cls.NETWORK,
-            lambda path: read(path, **reading),
-            lambda config: make(cls.CONFIG(**config), **making),
-        )
+        reading, making = ({k: v for k, v in options.items() if k in names} for names in (of_read, of_class))
+        return reading, making
 
     @classmethod
     def pretrained(cls: type[N], **options: Any) -> N:
@@ -100,9 +118,11 @@ class Network:
         return cls.from_checkpoint(cls.PRETRAINED, **options)
 
     @classmethod
-    def _read(cls, path: checkpoints.FilePath) -> checkpoints.Checkpoint:
-        """Reads a file for `from_checkpoint`; a network with further formats or options overrides this."""
-        return checkpoints.read(path, cls.NETWORK)
+    def _read(cls, contents: checkpoints.Contents) -> checkpoints.Checkpoint:
+        """Finds the checkpoint in a file; a network with further formats or options overrides this."""
+        if checkpoint := checkpoints.parse(contents, cls.NETWORK):
+            return checkpoint
+        raise checkpoints.Unreadable("its metadata has no config")
 
 
 class Inpainter(Network, nn.Module):
@@ -146,7 +166,8 @@ class Inpainter(Network, nn.Module):
         Args:
             features: of `encode`.
             size: (H', W').
-            workspace: bytes of working memory that the rendering in bands of rows may use.
+            workspace: bytes of working memory that the rendering in bands of rows may use; LaMa, which renders all
+                rows at once, does not read it.
             progress: called as progress(done, total), see `common.progress`.
         """
         raise NotImplementedError
@@ -179,12 +200,13 @@ class Inpainter(Network, nn.Module):
         size = output_size(image, size, scale)
         if progress is None:
             return self.decode(self.encode(image, mask), size, **options)
-        in_modules, in_others, decoding = shares(progress, *self._work(image, size))
+        encoding, others, decoding = self._work(image, size)
+        in_modules, in_encode, in_decode = shares(progress, encoding, others, decoding)
         with reporting(self._encoding_modules(), in_modules):
             features = self.encode(image, mask)
-        if in_others is not None:
-            in_others(1, 1)
-        return self.decode(features, size, progress=decoding, **options)
+        if others:
+            in_encode(1, 1)
+        return self.decode(features, size, progress=in_decode, **options)
 
     def _work(self, image: torch.Tensor, size: tuple[int, int]) -> tuple[float, float, float]:
         """The work of `_encoding_modules`, of the rest of `encode`, and of `decode`, in any unit, for `progress`."""
@@ -222,9 +244,13 @@ class Inpainter(Network, nn.Module):
     ) -> torch.Tensor:
         """Returns `forward` without gradients, with the prediction clamped to [0, 1], in bounded working memory.
 
-        Arguments and errors: as `predict`.
+        Arguments and errors: as `predict`; ValueError also for an image whose known values are not in [0, 1], such as
+        0 ... 255, and for weights that hold NaN.
         """
-        return self._blended(image, mask, self.predict(image, mask, size, scale=scale, **options).clamp_(0, 1))
+        check_range(image, self._mask(image, mask))
+        prediction = self.predict(image, mask, size, scale=scale, **options)
+        check_weights(self, prediction)
+        return self._blended(image, mask, prediction.clamp_(0, 1))
 
     def _blended(self, image: torch.Tensor, mask: torch.Tensor, prediction: torch.Tensor) -> torch.Tensor:
         prediction = prediction.to(image.dtype)

@@ -15,10 +15,11 @@ from inr_kernels import LocalImplicitDecoder
 # Fused decoders do about this many multiplications in the time that an encoder takes for one (measured on a CPU).
 FUSED = 2.5
 
-Progress: TypeAlias = Callable[[float, float], object] | None
+Report: TypeAlias = Callable[[float, float], object]
+Progress: TypeAlias = Report | None
 
 
-def shares(progress: Callable[[float, float], object], *work: float) -> list[Progress]:
+def shares(progress: Report, *work: float) -> list[Report]:
     """Splits a progress callback among phases that follow each other.
 
     Args:
@@ -29,7 +30,7 @@ def shares(progress: Callable[[float, float], object], *work: float) -> list[Pro
         A callback for each phase.
     """
 
-    def share(before: float, own: float) -> Progress:
+    def share(before: float, own: float) -> Report:
         return lambda done, total: progress(before + own * (done / total), sum(work))
 
     return [share(before, own) for before, own in zip(itertools.accumulate(work, initial=0), work, strict=False)]

@@ -41,7 +41,8 @@ def liif_pair(photos: Photos, rng: Rng) -> tuple[torch.Tensor, torch.Tensor]:
     axes = (1, 0, 2) if rng.random() < 0.5 else (0, 1, 2)
     channels = rng.permutation(3)
     inp, original = (
-        torch.from_numpy(numpy.asarray(p)[tuple(flips)][..., channels].transpose(axes).copy()) / 127.5 - 1
+        torch.from_numpy(numpy.asarray(p, numpy.float32)[tuple(flips)][..., channels].transpose(axes).copy()) / 127.5
+        - 1
         for p in (source, target)
     )
     return inp.permute(2, 0, 1), original
@@ -60,8 +61,8 @@ def liif_batch(
         source, target = liif_pair(photos, rng)
         n = len(target)
         pixels = torch.from_numpy(rng.integers(n, size=(queries, 2)))
-        rgb = target[pixels[:, 0], pixels[:, 1]]
-        parts.append((source, (2 * pixels + 1) / n - 1, torch.full((2,), 2 / n), rgb))
+        rgb, pixels = target[pixels[:, 0], pixels[:, 1]], pixels.to(target.dtype)
+        parts.append((source, (2 * pixels + 1) / n - 1, source.new_full((2,), 2 / n), rgb))
     inp, coord, cell, rgb = map(torch.stack, zip(*parts, strict=True))
     return inp, coord, cell, rgb
 

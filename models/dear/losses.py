@@ -29,8 +29,8 @@ def sample_queries(
         coord [B, count, 2], (y, x) in [-1, 1]; cell [B, 2], the size of a pixel; rgb [B, count, 3], their colours.
     """
     batch, _, height, width = image.shape
-    size = torch.tensor([height, width])
-    pixels = (torch.rand(batch, count, 2, generator=generator) * size).long().to(image.device)
-    rgb = image[torch.arange(batch, device=image.device)[:, None], :, pixels[..., 0], pixels[..., 1]]
-    size = size.to(image.device)
+    draws = torch.rand(batch, count, 2, generator=generator, dtype=torch.float32, device="cpu").to(image.device)
+    size = draws.new_tensor([height, width])
+    pixels = (draws * size).long()
+    rgb = image[torch.arange(batch, dtype=torch.long, device=image.device)[:, None], :, pixels[..., 0], pixels[..., 1]]
     return (2 * pixels + 1) / size - 1, (2 / size).expand(batch, 2), rgb

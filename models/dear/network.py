@@ -91,6 +91,11 @@ class DEARConfig:
             side = getattr(self, name)
             require(side > 0 and side % 2 == 1, name, "be odd and positive", side)
 
+    @property
+    def depth(self) -> int:
+        """Layers that it repeats, each with tensors of its own."""
+        return self.blocks + self.filter_blocks + len(self.hidden)
+
 
 SMALL = DEARConfig(
     channels=64, features=32, blocks=6, filter_blocks=1, fill="smooth", norm="none", hidden=(128, 128, 128)
@@ -234,7 +239,9 @@ class DEAR(Inpainter):
         attended = self._ops.unmask_attention(feat, mask.to(feat.dtype), mask_keys=config.mask_keys)
         return torch.cat([feat, attended, weight], 1), kernels[..., :height, :width]
 
-    def _encode_tiles(self, seen: torch.Tensor, mask: torch.Tensor, side: int, progress: Progress) -> torch.Tensor:
+    def _encode_tiles(
+        self, seen: torch.Tensor, mask: torch.Tensor, side: int, progress: Progress = None
+    ) -> torch.Tensor:
         """`encode`'s map, from tiles with half a side of their surroundings."""
         return map_tiles(lambda *part: self._encode(*part)[0], seen, mask, side=side, halo=side // 2, progress=progress)
 

@@ -105,7 +105,7 @@ class ClampedAttention(NeighborhoodAttention2D):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, H, W, C] -> [B, H, W, C]."""
-        height, width = (min(k, n) for k, n in zip(self.kernel_size, x.shape[1:3], strict=True))
+        height, width = (min(k, int(n)) for k, n in zip(self.kernel_size, x.shape[1:3], strict=True))
         kernel = (height, width)
         rpb: torch.Tensor | None = self.rpb
         if rpb is not None:  # its middle: the distances in the smaller window

@@ -72,6 +72,8 @@ def neighborhood_attention(
 
 def _window(length: int, kernel_size: int, device: torch.device) -> Pair:
     """[length, K] each: the positions that each pixel of an axis sees, and their distances from it, plus K - 1."""
-    pixel = torch.arange(length, device=device)[:, None]
-    seen = (pixel - kernel_size // 2).clamp(0, length - kernel_size) + torch.arange(kernel_size, device=device)
+    pixel = torch.arange(length, dtype=torch.long, device=device)[:, None]
+    seen = (pixel - kernel_size // 2).clamp(0, length - kernel_size) + torch.arange(
+        kernel_size, dtype=torch.long, device=device
+    )
     return seen, seen - pixel + kernel_size - 1

@@ -21,6 +21,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from inr_kernels._core.checks import require
 
+from ..common.checkpoints import load_data
+
 # torchvision's vgg19 up to relu5_1: channels of the convolutions, "M" = max pooling; indices of relu1_1 ... relu5_1.
 VGG19 = (64, 64, "M", 128, 128, "M", 256, 256, 256, 256, "M", 512, 512, 512, 512, "M", 512)
 VGG19_RELUS = (1, 6, 11, 20, 29)
@@ -77,7 +79,7 @@ class VGG19Features(nn.Module):
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: a weight is missing.
+        ValueError: it is no file of torch.save, or a weight is missing.
 
     Source: Simonyan and Zisserman, Very Deep Convolutional Networks for Large-Scale Image Recognition, ICLR 2015.
     """
@@ -96,13 +98,13 @@ class VGG19Features(nn.Module):
             else:
                 layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_data(path)
         missing = [name for name in self.state_dict() if not isinstance(state, dict) or name not in state]
         require(not missing, "path", "hold a state dict of torchvision's vgg19", f"no {', '.join(missing[:3])}")
         self.load_state_dict({name: state[name] for name in self.state_dict()})
         self.requires_grad_(False).eval()
         for name, values in (("mean", (0.485, 0.456, 0.406)), ("std", (0.229, 0.224, 0.225))):
-            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
+            self.register_buffer(name, next(self.parameters()).new_tensor(values).view(3, 1, 1), persistent=False)
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         """[B, 3, H, W] in [0, 1] -> the five maps [B, C_i, h_i, w_i], each at half the size of the one before."""

@@ -94,7 +94,17 @@ class IN2Config:
             require(both, "ratio", f"give a width of {width} at least one local and one global channel", self.ratio)
             least = max(self.compress, self.squeeze)
             require(width >= least, "channels", f"be at least max(compress, squeeze) = {least}", self.channels)
-        require(self.channels[-1] % self.heads == 0, "heads", f"divide {self.channels[-1]} channels", self.heads)
+        require(
+            self.heads and self.channels[-1] % self.heads == 0,
+            "heads",
+            f"divide {self.channels[-1]} channels",
+            self.heads,
+        )
+
+    @property
+    def depth(self) -> int:
+        """Layers that it repeats, each with tensors of its own."""
+        return len(self.channels) + self.groups * self.blocks + len(self.hidden)
 
     def grids(self, size: tuple[int, int]) -> list[tuple[int, int]]:
         """The sizes (h, w) of the encoder's maps for an image of `size` (H, W), the largest first."""

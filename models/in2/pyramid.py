@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from inr_kernels._core.checks import require, require_tensor
+from inr_kernels._core.checks import require, require_input, without_autocast
 from inr_kernels.local_implicit import local_implicit_decode
 from inr_kernels.local_implicit.functional import WORKSPACE, Form, check_size, render
+from inr_kernels.local_implicit.functional.checks import check_widths
 
 from ..common.deprecated import eager_or_reference
 from ..common.progress import FUSED, Progress, parameters, shares
@@ -62,18 +63,15 @@ class ImplicitUpsample(nn.Module):
     ):
         super().__init__()
         require(mode in MODES, "mode", f"be one of {', '.join(MODES)}", repr(mode))
-        widths = in_channels, *hidden, out_channels
-        require(
-            hidden and min(widths) > 0, "in_channels, hidden, out_channels", "be positive, hidden not empty", widths
-        )
-        self.mode, self.cell_scale = mode, cell_scale
+        check_widths(in_channels, hidden, out_channels)
+        self.in_channels, self.mode, self.cell_scale = in_channels, mode, cell_scale
         self.eager = eager_or_reference(eager, reference)
         self.form = Form(feat_unfold=False, ensemble_after=MODES[mode])
         inputs = [in_channels, *hidden]
         inputs[0] += 4 if mode == "liif" else 2
         inputs[1] += 2 if mode == "split" else 0
         layers = []
-        for n_in, n_out in zip(inputs, widths[1:], strict=True):
+        for n_in, n_out in zip(inputs, (*hidden, out_channels), strict=True):
             layers += [nn.Linear(n_in, n_out), nn.ReLU()]
         self.layers = nn.Sequential(*layers[:-1])
         linears: list[Any] = list(self.layers)[::2]
@@ -104,10 +102,10 @@ class ImplicitUpsample(nn.Module):
             ValueError: a shape, size, device or workspace that does not fit.
         """
         weights, biases = self._linears()
-        require_tensor(feat, "feat", dims=(4,), like=weights[0])
+        require_input(feat, "feat", self.in_channels, weights[0])
         size = check_size(size)
         options: dict[str, Any] = {"workspace": workspace, "progress": progress}
-        sides = [torch.full((len(feat),), self.cell_scale / n, device=feat.device) for n in size]
+        sides = [feat.new_full((len(feat),), self.cell_scale / n, dtype=torch.float32) for n in size]
         cell = torch.stack(sides, -1)
         if self.eager:
             coord = torch.stack(torch.meshgrid(*(_centres(n, feat.device) for n in size), indexing="ij"), -1)
@@ -193,7 +191,7 @@ class ImplicitPyramidDecoder(nn.Module):
             TypeError, ValueError: as `ImplicitUpsample.forward`; ValueError also for another number of sizes.
         """
         require(len(sizes) == len(self.layers), "sizes", f"have one size per layer, {len(self.layers)} in all", sizes)
-        parts: list[Progress] = [None] * len(sizes)
+        parts: Sequence[Progress] = [None] * len(sizes)
         if progress is not None:
             parts = shares(progress, *self.work([len(feat) * math.prod(size) for size in sizes]))
         for layer, size, part in zip(self.layers[:-1], sizes[:-1], parts[:-1], strict=True):
@@ -212,7 +210,7 @@ def _centres(n: int, device: torch.device) -> torch.Tensor:
 
 def _taps(weight: torch.Tensor, bias: torch.Tensor, head: nn.Conv2d) -> tuple[torch.Tensor, torch.Tensor]:
     """Merges a Linear and the 3 x 3 convolution behind it into one Linear: what a pixel adds to its nine neighbours."""
-    with torch.autocast(weight.device.type, enabled=False):
+    with without_autocast(weight):
         kernel = head.weight.flip(2, 3)
         taps = torch.einsum("ocij,cn->oijn", kernel, weight), torch.einsum("ocij,c->oij", kernel, bias)
     return taps[0].flatten(0, 2), taps[1].flatten()

@@ -1,9 +1,7 @@
 """LaMa: inpainting with fast Fourier convolutions, at any size."""
 
-import dataclasses
 import math
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +12,13 @@ from torch import nn
 from inr_kernels._core.checks import require
 from inr_kernels._core.hooks import is_untouched
 from inr_kernels.fourier_unit import frozen
-from inr_kernels.local_implicit.functional import WORKSPACE
+from inr_kernels.local_implicit.functional import WORKSPACE, check_size, check_workspace
 
 from ..common import checkpoints
 from ..common.constant import constant
+from ..common.deprecated import deprecated
 from ..common.frozen import InBands, Recomputed
-from ..common.graphs import Graphed
+from ..common.graphs import Graphed, check_shape
 from ..common.masking import check_mask, known, output_size
 from ..common.network import Inpainter
 from ..common.progress import Progress, parameters, reporting
@@ -41,6 +40,9 @@ class LaMaConfig:
         max_features: see features.
         enable_lfu: whether the blocks have local Fourier units.
         activation: "sigmoid", "tanh" or "none", on the output.
+
+    Raises:
+        ValueError: activation is none of them.
     """
 
     inputs: int = 4
@@ -53,6 +55,14 @@ class LaMaConfig:
     enable_lfu: bool = False
     activation: str = "sigmoid"
 
+    def __post_init__(self) -> None:
+        require(self.activation in ACTIVATIONS, "activation", f"be one of {', '.join(ACTIVATIONS)}", self.activation)
+
+    @property
+    def depth(self) -> int:
+        """Layers that it repeats, each with tensors of its own."""
+        return self.downsamplings + self.blocks
+
     def width(self, level: int) -> int:
         """Channels after `level` downsamplings."""
         return min(self.max_features, self.features << level)
@@ -61,11 +71,19 @@ class LaMaConfig:
 class LaMa(Inpainter):
     """LaMa's generator: convolutions down, FFC blocks, convolutions up. Its state dict has LaMa's keys, `model.*`.
 
-    `from_checkpoint` also opens LaMa's published Lightning checkpoints, and the generator alone in a safetensors file.
-    There the keys are `model.*` or `generator.model.*`; other keys (of a discriminator) are ignored, and the config is
-    derived from the shapes. Its option `activation`, "sigmoid" by default as in LaMa's published models, is the
-    activation on the output where the file does not name it. Pickled objects of other libraries become placeholders:
-    none of their code runs. LaMa has no `eager` option.
+    `from_checkpoint` also opens the files that LaMa is distributed in; the config is derived from the shapes:
+
+    - Lightning checkpoints, of torch before 1.6 too, and state dicts in a file of torch.save or safetensors
+    - the TorchScript archive big-lama.pt of IOPaint, simple-lama and other tools
+    - the zip file that LaMa publishes, with config.yaml and models/best.ckpt
+
+    The generator's keys may have prefixes ("generator.", "model.", "module."); other keys are ignored. The option
+    `activation` is the activation on the output where neither the file nor config.yaml names it, "sigmoid" by default
+    as in LaMa's published models. LaMa has no `eager` option.
+
+    No code of a file is run. Pickles are read by torch's weights-only unpickler, and objects of classes that it does
+    not know, such as Lightning's callbacks, become empty containers. Of a TorchScript archive the pickle and the
+    tensors are read in the same way; its sources are neither compiled nor read.
 
     The generator itself is `model.model`: it takes
     [B, 4, H, W], the masked image in [0, 1] and the mask, and returns [B, 3, H', W'], H and W rounded up to multiples
@@ -92,6 +110,7 @@ class LaMa(Inpainter):
     NETWORK = "LaMa"
     CONFIG = LaMaConfig
     KEY = "model.1.ffc.convl2l.weight"
+    READS = "LaMa's Lightning checkpoints, TorchScript archives, zip files and state dicts"
 
     def __init__(self, config: LaMaConfig = LaMaConfig()):
         super().__init__()
@@ -144,16 +163,18 @@ class LaMa(Inpainter):
     def decode(
         self, features: Any, size: tuple[int, int], *, workspace: int = WORKSPACE, progress: Progress = None
     ) -> torch.Tensor:
-        """As `Inpainter.decode`, but at the size of the encoded image only, and all rows at once.
+        """As `Inpainter.decode`, but at the size of the encoded image only, and all rows at once, whatever `workspace`.
 
         Raises:
             ValueError: another size.
         """
+        size = check_size(size)
+        check_workspace(workspace)
         with reporting(self._layers(slice(self.split, None)), progress):
             out = self.model[self.split :](features)
         step = 1 << self.config.downsamplings
         fits = all(n - step < wanted <= n for wanted, n in zip(size, out.shape[2:], strict=True))
-        require(fits, "size", f"be that of the encoded image, at most {tuple(out.shape[2:])}", tuple(size))
+        require(fits, "size", f"be that of the encoded image, at most {tuple(out.shape[2:])}", size)
         return out[..., : size[0], : size[1]]
 
     def predict(
@@ -180,8 +201,8 @@ class LaMa(Inpainter):
         **options: Any,
     ) -> torch.Tensor:
         """As `Inpainter.forward`. A single tensor of 4 channels is deprecated; it goes to the generator, `model`."""
-        if mask is None and image.shape[1] == self.config.inputs:
-            warnings.warn("LaMa(x) is deprecated: call LaMa.model(x) or LaMa(image, mask)", DeprecationWarning, 2)
+        if mask is None and isinstance(image, torch.Tensor) and image.shape[1:2] == (self.config.inputs,):
+            deprecated("LaMa(x) is deprecated: call LaMa.model(x) or LaMa(image, mask)")
             return self.model(image)
         return super().forward(image, mask, size, scale=scale, **options)
 
@@ -189,8 +210,8 @@ class LaMa(Inpainter):
         self, shape: tuple[int, ...], size: tuple[int, int] | None = None, *, scale: float | None = None, **options: Any
     ) -> Graphed:
         """As `Inpainter.graphed`. A shape of 4 channels is deprecated; it gives a graph of the generator, `model`."""
-        if len(shape) == 4 and shape[1] == self.config.inputs:
-            warnings.warn("graphed([B, 4, H, W]) is deprecated: give the image's shape", DeprecationWarning, 2)
+        if check_shape(shape)[1:2] == (self.config.inputs,):
+            deprecated("graphed([B, 4, H, W]) is deprecated: give the image's shape")
             return Graphed(self.model, [shape])
         return super().graphed(shape, size, scale=scale, **options)
 
@@ -231,34 +252,24 @@ class LaMa(Inpainter):
         return round((maps + self.config.blocks) * next(self.parameters()).element_size())
 
     @classmethod
-    def _read(cls, path: checkpoints.FilePath, activation: str = "sigmoid") -> checkpoints.Checkpoint:
-        return _read(path, activation)
-
-
-def _read(path: checkpoints.FilePath, activation: str) -> checkpoints.Checkpoint:
-    """Reads a file of ours, another's safetensors, or one of torch.save."""
-    if checkpoints.is_safetensors(path):
-        checkpoint = checkpoints.read(path, LaMa.NETWORK)
-        if checkpoint.config is not None:
+    def _read(cls, contents: checkpoints.Contents, activation: str = "sigmoid") -> checkpoints.Checkpoint:
+        if checkpoint := checkpoints.parse(contents, cls.NETWORK):
             return checkpoint
-        state: Any = checkpoint.state
-    else:
-        content = checkpoints.read_torch(path)
-        state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ValueError("it has no state_dict of tensors")
-    if any(name.startswith("generator.") for name in state):
-        state = {
-            name.removeprefix("generator."): value for name, value in state.items() if name.startswith("generator.")
-        }
-    return checkpoints.Checkpoint(dataclasses.asdict(_config_of(state, activation)), state, {})
+        state = checkpoints.state_dict(contents, cls.KEY)
+        written = _written_activation(contents.texts.get("config.yaml", ""))
+        return checkpoints.Checkpoint(_config_of(state, written or activation), state, {})
 
 
-def _config_of(state: Mapping[str, torch.Tensor], activation: str) -> LaMaConfig:
+def _written_activation(config: str) -> str:
+    """The activation in LaMa's config.yaml, "" if it names none; true is tanh there."""
+    found = re.search(r"^\s*add_out_act:\s*(\w+)", config, re.MULTILINE)
+    name = found[1].lower() if found else ""
+    return {"true": "tanh", "false": "none"}.get(name, name)
+
+
+def _config_of(state: Mapping[str, torch.Tensor], activation: str) -> dict[str, Any]:
     """The config of a state dict with these shapes."""
     shapes = {name: tuple(value.shape) for name, value in state.items()}
-    if LaMa.KEY not in shapes:
-        raise ValueError("it has no generator's " + LaMa.KEY)
     down = sum(bool(re.fullmatch(r"model\.\d+\.ffc\.convl2l\.weight", name)) for name in shapes) - 1
     blocks = [name for name in shapes if re.fullmatch(r"model\.\d+\.conv1\.ffc\.convl2l\.weight", name)]
     features, inputs, *_ = shapes[LaMa.KEY]
@@ -266,14 +277,14 @@ def _config_of(state: Mapping[str, torch.Tensor], activation: str) -> LaMaConfig
     width = local + (shapes[across][0] if across in shapes else 0)
     ratio = (width - local) / width
     last = max(int(match[1]) for name in shapes if (match := re.fullmatch(r"model\.(\d+)\.weight", name)))
-    return LaMaConfig(
-        inputs,
-        shapes[f"model.{last}.weight"][0],
-        features,
-        down,
-        len(blocks),
-        ratio if int(width * ratio) == width - local else math.nextafter(ratio, 1),
-        max_features=width if width < features << down else 1024,
-        enable_lfu=any(".lfu." in name for name in shapes),
-        activation=activation,
-    )
+    return {
+        "inputs": inputs,
+        "outputs": shapes[f"model.{last}.weight"][0],
+        "features": features,
+        "downsamplings": down,
+        "blocks": len(blocks),
+        "ratio": ratio if int(width * ratio) == width - local else math.nextafter(ratio, 1),
+        "max_features": width if width < features << down else 1024,
+        "enable_lfu": any(".lfu." in name for name in shapes),
+        "activation": activation,
+    }

@@ -1,20 +1,9 @@
 """EDSR without its upsampler: the encoder that maps an image to features of the same size."""
 
-import math
-
 import torch
 from torch import nn
 
-from ..common.progress import Progress, reporting
-from ..common.tiling import map_tiles, pixels_with_halo
-
-# Feature maps of a tile in memory at once in a residual block, convolution buffers included.
-LIVE_MAPS = 4
-
-
-def conv(inputs: int, outputs: int) -> nn.Conv2d:
-    """Returns a 3 x 3 convolution that keeps the size: [B, inputs, H, W] -> [B, outputs, H, W]."""
-    return nn.Conv2d(inputs, outputs, 3, padding=1)
+from .encoder import Encoder, conv
 
 
 class MeanShift(nn.Conv2d):
@@ -26,9 +15,9 @@ class MeanShift(nn.Conv2d):
     def __init__(self, sign: int):
         super().__init__(3, 3, 1)
         self.requires_grad_(False)
-        self.weight.copy_(torch.eye(3)[:, :, None, None])
+        nn.init.dirac_(self.weight)
         assert self.bias is not None
-        self.bias.copy_(sign * torch.tensor([0.4488, 0.4371, 0.4040]))
+        self.bias.copy_(sign * self.bias.new_tensor([0.4488, 0.4371, 0.4040]))
 
 
 class ResBlock(nn.Module):
@@ -44,7 +33,7 @@ class ResBlock(nn.Module):
         return torch.add(x, self.body(x), alpha=self.res_scale)
 
 
-class EDSR(nn.Module):
+class EDSR(Encoder):
     """x = head(image), features = x + body(x): [B, 3, h, w] -> [B, features, h, w].
 
     The state dict has the keys of LIIF's `edsr-baseline` (16 blocks of 64 features) with
@@ -65,36 +54,15 @@ class EDSR(nn.Module):
         body = [ResBlock(features, res_scale) for _ in range(blocks)]
         self.body = nn.Sequential(*body, conv(features, features))
         self.out_dim = features
-        self.halo = 2 * blocks + 2  # receptive field to each side: one pixel per convolution
+        self.halo = 2 * blocks + 2  # one pixel per convolution
+        self.live_maps = 4  # in a residual block, convolution buffers included
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """[B, 3, h, w] -> [B, features, h, w]."""
-        x = self.head(image.contiguous(memory_format=torch.channels_last))
+        x = self.head(self.checked(image))
         return x + self.body(x)
 
-    def tiled(self, image: torch.Tensor, workspace: int, progress: Progress = None) -> torch.Tensor:
-        """As `forward`, exact for any size, on tiles that overlap by the receptive field.
-
-        Args:
-            image: [B, 3, h, w].
-            workspace: bytes of working memory in addition to the features, approximately; a tile is never smaller
-                than its overlap.
-            progress: called as progress(done, total) after each tile, or after each block if there is one tile only.
-        """
-        side = self._tile_side(image, workspace)
-        if side is None:
-            with reporting(list(self.body), progress):
-                return self(image)
-        return map_tiles(self, image, side=side, halo=self.halo, progress=progress)
-
-    def tiled_pixels(self, image: torch.Tensor, workspace: int) -> int:
-        """The pixels that `tiled` computes, overlaps included, for an image [B, 3, h, w]."""
-        side = self._tile_side(image, workspace)
-        height, width = image.shape[2:]
-        return len(image) * (height * width if side is None else pixels_with_halo((height, width), side, self.halo))
-
-    def _tile_side(self, image: torch.Tensor, workspace: int) -> int | None:
-        """None: the whole image at once."""
-        pixel = LIVE_MAPS * self.out_dim * image.element_size() * max(1, len(image))
-        side = max(math.isqrt(workspace // pixel) - 2 * self.halo, 2 * self.halo)
-        return None if max(image.shape[2:]) <= side + 2 * self.halo else side
+    @property
+    def stages(self) -> list[nn.Module]:
+        """The residual blocks and the last convolution."""
+        return list(self.body)

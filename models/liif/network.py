@@ -1,4 +1,4 @@
-"""LIIF: an EDSR encoder in front of the local implicit decoder; renders an image at any size."""
+"""LIIF: an encoder, EDSR or RDN, in front of the local implicit decoder; renders an image at any size."""
 
 import math
 from dataclasses import dataclass
@@ -6,21 +6,19 @@ from typing import Any
 
 import torch
 
-from inr_kernels._core.checks import require, require_tensor, shape
+from inr_kernels._core.checks import require
 from inr_kernels.local_implicit import LocalImplicitDecoder
 from inr_kernels.local_implicit.functional import WORKSPACE
 
 from ..common import checkpoints
-from ..common.masking import output_size
+from ..common.masking import check_image, check_range, check_weights, output_size
 from ..common.network import WEIGHTS, Network
 from ..common.progress import Progress, multiplications, parameters, shares
+from . import published
 from .edsr import EDSR
+from .rdn import RDN
 
-# LIIF's names of the encoders that `EDSR` implements, with their defaults.
-ENCODERS = {
-    "edsr-baseline": {"n_resblocks": 16, "n_feats": 64, "res_scale": 1.0},
-    "edsr": {"n_resblocks": 32, "n_feats": 256, "res_scale": 0.1},
-}
+ENCODERS = ("edsr", "rdn")
 
 
 @dataclass(frozen=True)
@@ -31,6 +29,11 @@ class LIIFConfig:
         blocks, features, res_scale: of the encoder, see `EDSR`.
         hidden: widths of the decoder's hidden layers.
         local_ensemble, feat_unfold, cell_decode: LIIF's flags.
+        encoder: "edsr" or "rdn".
+        growth, convolutions: of an RDN, see `RDN`; it has no res_scale.
+
+    Raises:
+        ValueError: encoder is neither, or there are no features, or no blocks in an RDN.
     """
 
     blocks: int = 16
@@ -40,17 +43,34 @@ class LIIFConfig:
     local_ensemble: bool = True
     feat_unfold: bool = True
     cell_decode: bool = True
+    encoder: str = "edsr"
+    growth: int = 64
+    convolutions: int = 8
+
+    def __post_init__(self) -> None:
+        require(self.encoder in ENCODERS, "encoder", f"be one of {', '.join(ENCODERS)}", repr(self.encoder))
+        require(self.features > 0, "features", "be positive", self.features)
+        require(self.blocks > 0 or self.encoder != "rdn", "blocks", "be positive in an RDN", self.blocks)
+
+    @property
+    def depth(self) -> int:
+        """Layers that it repeats, each with tensors of its own."""
+        return self.blocks * (self.convolutions if self.encoder == "rdn" else 1) + len(self.hidden)
 
 
 SMALL = LIIFConfig(blocks=8, features=32, hidden=(128, 128, 128))
 
 
 class LIIF(Network, LocalImplicitDecoder):
-    """An image as a continuous function: features = EDSR(image), rgb = decoder(features, coord, cell).
+    """An image as a continuous function: features = encoder(image), rgb = decoder(features, coord, cell).
 
     `forward`, `gen_feat` and `query_rgb` are LIIF's, on values in [-1, 1]; `upscale` takes and returns images in
-    [0, 1]. The state dict has LIIF's keys, `encoder.*` and `imnet.*`. `from_checkpoint` opens yinboc/liif's .pth files,
-    too. LIIF has no `eager` option.
+    [0, 1]. The state dict has LIIF's keys, `encoder.*` and `imnet.*`. LIIF has no `eager` option.
+
+    `from_checkpoint` also opens yinboc/liif's .pth files with the encoders `edsr-baseline`, `edsr` and `rdn`, and state
+    dicts of `LIIFEDSRNet` and `LIIFRDNNet` of mmagic, alone or as the file's `state_dict`. A state dict does not say
+    everything: its decoder is taken to have a local ensemble, its residual blocks a factor of 1, or of 0.1 if there are
+    32 of 256 features, as in the published models.
 
     `LIIF.pretrained()` has 229 K parameters, 8 blocks of 32 features. It was trained on nine photographs of
     scikit-image (`models/training/liif.py`, 7000 steps; `notes` hold the list). PSNR on scikit-image's held-out
@@ -72,6 +92,7 @@ class LIIF(Network, LocalImplicitDecoder):
     CONFIG = LIIFConfig
     KEY = "imnet.layers.0.weight"
     PRETRAINED = WEIGHTS / "liif_small.safetensors"
+    READS = "yinboc/liif's files and mmagic's state dicts, with EDSR or RDN encoders"
 
     def __init__(self, config: LIIFConfig = LIIFConfig()):
         super().__init__(
@@ -81,7 +102,11 @@ class LIIF(Network, LocalImplicitDecoder):
             local_ensemble=config.local_ensemble,
             cell_decode=config.cell_decode,
         )
-        self.encoder = EDSR(config.blocks, config.features, config.res_scale)
+        self.encoder: EDSR | RDN
+        if config.encoder == "rdn":
+            self.encoder = RDN(config.blocks, config.features, config.growth, config.convolutions)
+        else:
+            self.encoder = EDSR(config.blocks, config.features, config.res_scale)
         self.config = config
         self.notes = {}
         self.feat: torch.Tensor | None = None
@@ -134,54 +159,28 @@ class LIIF(Network, LocalImplicitDecoder):
 
         Raises:
             TypeError: image is not a floating-point tensor.
-            ValueError: a shape, size, scale or device that does not fit.
+            ValueError: a shape, size, scale or device that does not fit; values that are not in [0, 1], such as
+                0 ... 255; weights that hold NaN.
         """
         if (scale is None) == (size is None):
             raise ValueError(f"give either scale or size; got scale={scale}, size={size}")
         parameter = next(self.parameters())
-        require_tensor(image, "image", dims=(4,), like=parameter)
-        require(image.shape[1] == 3, "image", "have shape [B, 3, h, w]", shape(image))
-        image = image.to(parameter.dtype)
+        check_image(image, parameter.device)
+        check_range(image)
         size = output_size(image, size, scale)
         encoding = decoding = None
         if progress is not None:
             of_encoder = parameters(self.encoder) * self.encoder.tiled_pixels(image, workspace)
             of_decoder = multiplications(self) * len(image) * math.prod(size)
             encoding, decoding = shares(progress, of_encoder, of_decoder)
-        feat = self.encoder.tiled(image * 2 - 1, workspace, encoding)
+        feat = self.encoder.tiled(image.to(parameter.dtype) * 2 - 1, workspace, encoding)
         out = self.render(feat, size, workspace=workspace, progress=decoding, **options)
+        check_weights(self, out)
         return out.add_(1).div_(2).clamp_(0, 1)
 
     @classmethod
-    def _read(cls, path: checkpoints.FilePath) -> checkpoints.Checkpoint:
-        return checkpoints.read(path, cls.NETWORK) if checkpoints.is_safetensors(path) else _read_pth(path)
+    def _read(cls, contents: checkpoints.Contents) -> checkpoints.Checkpoint:
+        return checkpoints.parse(contents, cls.NETWORK) or published.read(contents, cls.KEY)
 
     def __getstate__(self) -> dict[str, Any]:  # copies and pickles do not contain the last features
         return {**self.__dict__, "feat": None}
-
-
-def _read_pth(path: checkpoints.FilePath) -> checkpoints.Checkpoint:
-    """Reads yinboc/liif's {"model": {"name": "liif", "args": ..., "sd": state dict}, ...}."""
-    checkpoint = checkpoints.read_torch(path)
-    model = checkpoint.get("model") if isinstance(checkpoint, dict) else None
-    if not isinstance(model, dict) or not {"name", "args", "sd"} <= model.keys():
-        raise ValueError("it has no model of name, args and sd")
-    if model["name"] != "liif":
-        raise ValueError(f"it contains the network {model['name']!r}")
-    args = dict(model["args"])
-    encoder, imnet = args.pop("encoder_spec"), args.pop("imnet_spec")
-    if encoder["name"] not in ENCODERS:
-        raise ValueError(f"its encoder is {encoder['name']!r}, supported are {', '.join(ENCODERS)}")
-    edsr = {**ENCODERS[encoder["name"]], **encoder.get("args", {})}
-    if not edsr.get("no_upsampling"):
-        raise ValueError("its encoder has an upsampler")
-    if imnet is None or imnet["name"] != "mlp" or imnet["args"]["out_dim"] != 3:
-        raise ValueError(f"its decoder is not an mlp with three outputs: {imnet}")
-    config = {
-        "blocks": edsr["n_resblocks"],
-        "features": edsr["n_feats"],
-        "res_scale": edsr["res_scale"],
-        "hidden": tuple(imnet["args"]["hidden_list"]),
-        **args,
-    }
-    return checkpoints.Checkpoint(config, model["sd"], {})

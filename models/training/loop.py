@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from inr_kernels._core.checks import require
 
+from ..common.checkpoints import load_data
 from ..common.files import replace_file
 from ..data.photographs import HELD_OUT, TRAINED_ON
 
@@ -80,13 +81,13 @@ def optimize(
         eps: Adam's.
 
     Raises:
-        ValueError: --resume of a run that trained other objects.
+        ValueError: --resume of a run that trained other objects, or whose state cannot be read.
     """
     optimizer = torch.optim.Adam(model.parameters(), eps=eps)
     state, start = args.out.with_suffix(".training.pt"), 0
     parts = {"model": model, "optimizer": optimizer, **(extra_state or {})}
     if args.resume:
-        saved = torch.load(state, weights_only=True)
+        saved = load_data(state)
         start = saved.pop("step")
         require(saved.keys() == parts.keys(), "--resume", f"find {', '.join(parts)} in {state}", ", ".join(saved))
         for name, part in parts.items():

@@ -5,6 +5,7 @@ import re
 from importlib.metadata import requires
 
 import pytest
+import torch
 from tree import LIBRARY, OPS, ROOT, files, module_name
 
 import inr_kernels
@@ -21,7 +22,7 @@ NETWORKS = {path.parent.name for path in ROOT.glob("models/*/network.py")} - {"c
 # the __init__ of an op, of the package and of models/; models.training is what the recipes of the networks share.
 OP_LAYERS = ["arguments", "triton_kernels", "reference", "op", "functional", "module", "<op>"]
 LAYERS = ["_C", "_core", *OP_LAYERS, "integrations", "inr_kernels", "models.common", "<network>", "models"]
-LAYERS += ["models.data", "models.evaluation", "models.training", "<recipe>", "app", "cli", "__main__"]
+LAYERS += ["models.data", "models.evaluation", "models.training", "<recipe>", "cli", "__main__"]
 # Layers that not every higher layer may import.
 IMPORTERS = {"_C": {"_core", "op"}, "triton_kernels": {"op"}, "reference": {"op", "functional"}}
 
@@ -76,6 +77,10 @@ def test_imports_go_one_way(file):
     assert not wrong, f"{file} must not import {wrong}"
 
 
+def test_every_layer_has_modules():
+    assert {location(module)[0] for module in MODULES} == set(LAYERS)
+
+
 @pytest.mark.parametrize(
     ("importer", "imported", "expected"),
     [
@@ -111,6 +116,13 @@ def test_every_op_is_registered():
     """A folder may define several ops: fourier_unit has conv3x3 too."""
     assert set(OPS) <= set(dispatch.OPS)
     assert {op.function.__module__.split(".")[1] for op in dispatch.OPS.values()} == set(OPS)
+
+
+def test_opcheck_runs_on_every_op():
+    """Of forwards and of backwards; conv3x3's backward consists of ops that have their own."""
+    names = {name for op in dispatch.OPS for name in (op, f"{op}_backward") if hasattr(torch.ops.inr_kernels, name)}
+    tests = "".join(path.read_text() for path in ROOT.glob("tests/ops/test_*.py"))
+    assert set(re.findall(r"opcheck\(torch\.ops\.inr_kernels\.(\w+)\.default", tests)) == names
 
 
 # Ops whose C++ kernels have other files.

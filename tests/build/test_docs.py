@@ -19,6 +19,7 @@ from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
 import inr_kernels
 from inr_kernels import cli
+from inr_kernels._core import dispatch
 from inr_kernels.integrations.class_swap import LOG
 from inr_kernels.models.data import images
 
@@ -193,14 +194,30 @@ def test_edits_for_a_new_op():
     assert not unlisted, "list them in CONTRIBUTING.md, or here if they only use the op"
 
 
+def table(page, first):
+    """The cells of the page's table, whose header begins with `first`: the header, then the rows."""
+    lines = re.search(rf"(?:^\| {first} \|.*\n)(?:^\|.*\n)+", (ROOT / page).read_text(), re.MULTILINE)[0].splitlines()
+    header, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    return header, rows
+
+
 def test_table_of_what_each_format_keeps():
-    text = (ROOT / "docs/pictures.md").read_text()
-    header, table = re.search(r"^\| of the picture \|(.+)\|\n.+\n((?:\|.+\n)+)", text, re.MULTILINE).groups()
-    kinds = header.replace(" ", "").split("|")
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    (_, *header), rows = table("docs/pictures.md", "of the picture")
+    kinds = [kind.replace(" ", "") for kind in header]
     kept = {kind: {name for name, *cells in rows if cells[i] != "–"} for i, kind in enumerate(kinds)}
     assert {kind: names - {"transparency", "16 bits"} for kind, names in kept.items()} == images.KEEPS
     assert {kind for kind, names in kept.items() if "transparency" not in names} == images.OPAQUE
+
+
+def test_tables_of_ops():
+    """Each has a row per op; they name its function, its layer, and whether it has a CUDA C++ kernel."""
+    ops = {name: dispatch.OPS[name] for name in tree.OPS}
+    (_, readme), (_, start), (_, gpus) = (table(page, "op") for page in ("README.md", "docs/index.md", "docs/gpu.md"))
+    assert {name for name, *_ in readme} == {f"[`{op}`](docs/ops/{op}.md)" for op in ops}
+    assert {name for name, *_ in start} == {f"[`{op.function.__name__}`](ops/{name}.md)" for name, op in ops.items()}
+    layers = {name for name in inr_kernels.__all__ if isinstance(getattr(inr_kernels, name), type)}
+    assert {re.match(r"`(\w+)`", layer)[1] for _, layer, _ in start} == layers
+    assert {name: cuda != "–" for name, _, cuda in gpus} == {f"`{n}`": "cuda" in op.backends for n, op in ops.items()}
 
 
 def test_citation():

@@ -12,9 +12,8 @@ import threading
 
 import numpy
 import pytest
+from command_line import run
 from PIL import Image
-
-from inr_kernels import cli
 
 RGB = numpy.random.default_rng(0).integers(0, 255, (9, 14, 3), numpy.uint8)
 HOLES = numpy.zeros((9, 14), numpy.uint8)
@@ -29,15 +28,6 @@ def folder(tmp_path, monkeypatch):
     Image.fromarray(RGB).save("in.png")
     Image.fromarray(HOLES).save("mask.png")
     return tmp_path
-
-
-def run(*words):
-    """Runs a command line and returns its exit status."""
-    try:
-        cli.main([str(word) for word in words])
-    except SystemExit as end:
-        return end.code
-    return 0
 
 
 @contextlib.contextmanager
@@ -150,6 +140,7 @@ def test_a_format_for_a_name_without_a_suffix():
         (("pipe", "--mask", "pipe"), "input and mask are the same pipe or device, which can be read only once"),
         (("", "--mask", "mask.png"), "the name of the input is empty"),
         (("in.png", "--mask", ""), "the name of the mask is empty"),
+        (("in.png", "--mask", "mask.png", "-o", ""), "the name of the output is empty"),
         (("in.png", "--mask", "mask.png", "-o", "out"), "output must end in .png .* got out"),
         (("in.png", "--mask", "mask.png", "--format", "gif"), "argument --format: invalid choice: 'gif'"),
     ],

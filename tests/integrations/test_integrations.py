@@ -71,6 +71,7 @@ def test_log_names_the_accelerated_module(log):
 
 def test_one_line_says_what_was_replaced(caplog):
     """At the default level."""
+    caplog.set_level(logging.WARNING, logger="inr_kernels")
     accelerate(nn.ModuleDict({"a": TakesFeatures(), "b": TakesFeatures(), "c": nn.Linear(2, 2)}))
     assert caplog.messages == ["accelerate replaced in ModuleDict: LIIF's decoder (2)"]
 

@@ -260,3 +260,11 @@ def test_cmyk_is_converted_by_its_profile():
 def test_other_files_raise_value_error(data, reason):
     with pytest.raises(ValueError, match=reason):
         read(data)
+
+
+def test_errors_do_not_control_the_terminal(tmp_path):
+    path = tmp_path / "\x1b[31mred.png"
+    path.write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"\\x1b\[31mred\.png: not a picture") as raised:
+        read(path)
+    assert str(raised.value).isprintable()

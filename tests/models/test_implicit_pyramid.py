@@ -100,8 +100,8 @@ def test_wrong_number_of_sizes():
     ("arguments", "options", "message"),
     [
         ((4, 4), {"mode": "nearest"}, "mode must be one of split, bilinear, liif; got 'nearest'"),
-        ((4, 4), {"hidden": ()}, "hidden, out_channels must be positive, hidden not empty"),
-        ((0, 4), {}, "in_channels, hidden, out_channels must be positive"),
+        ((4, 4), {"hidden": ()}, r"hidden a sequence of them that is not empty; got 4, \(\), 4"),
+        ((0, 4), {}, "in_channels, hidden and out_channels must be positive integers"),
     ],
 )
 def test_errors(arguments, options, message):
@@ -112,5 +112,5 @@ def test_errors(arguments, options, message):
 def test_feature_errors():
     with pytest.raises(ValueError, match="feat must have 4 dimensions"):
         ImplicitUpsample(4, 4)(torch.randn(4, 5, 5), (9, 9))
-    with pytest.raises(ValueError, match=r"weights\[0\] must have shape \[N, 7\]"):
+    with pytest.raises(ValueError, match=r"feat must have 4 channels; got \[1, 5, 5, 5\]"):
         ImplicitUpsample(4, 4)(torch.randn(1, 5, 5, 5), (9, 9))

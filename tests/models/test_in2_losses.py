@@ -96,6 +96,11 @@ def test_other_weights_are_refused(tmp_path):
         ValueError, match=r"path must hold a state dict of torchvision's vgg19; got no features\.0\.bias"
     ):
         VGG19Features(tmp_path / "other.pth")
+    (tmp_path / "text.pth").write_text("hello")
+    with pytest.raises(
+        ValueError, match=r"text\.pth cannot be read: it is neither a safetensors file nor one of torch"
+    ):
+        VGG19Features(tmp_path / "text.pth")
     with pytest.raises(FileNotFoundError):
         VGG19Features(tmp_path / "none.pth")
 

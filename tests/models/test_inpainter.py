@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from PIL import Image
 
 from inr_kernels.models import DEAR, IN2, DEARConfig, IN2Config, LaMa, LaMaConfig
 from inr_kernels.models.common.masking import blend, check_mask, known, output_size
@@ -128,6 +129,10 @@ IMAGE, MASK = torch.rand(2, 3, 20, 24), torch.zeros(2, 1, 20, 24)
     [
         (IMAGE.byte(), MASK, TypeError, "image must have a floating-point dtype; got torch.uint8"),
         (IMAGE.numpy(), MASK, TypeError, "image must be a torch.Tensor; got ndarray"),
+        (Image.new("RGB", (24, 20)), MASK, TypeError, "image must be a torch.Tensor; got Image"),
+        (IMAGE.to_sparse(), MASK, TypeError, "image must be a dense tensor; got torch.sparse_coo"),
+        (IMAGE, MASK.to_sparse(), TypeError, "mask must be a dense tensor; got torch.sparse_coo"),
+        (IMAGE, MASK.numpy(), TypeError, "mask must be a torch.Tensor; got ndarray"),
         (IMAGE, None, TypeError, "mask must be a torch.Tensor; got NoneType"),
         (
             IMAGE,
@@ -150,6 +155,48 @@ def test_errors(name, image, mask, error, message):
     for method in (model.encode, model.predict, model, model.inpaint):
         with pytest.raises(error, match=message):
             method(image, mask)
+
+
+@every_network
+@pytest.mark.parametrize(("factor", "shift"), [(255, 0), (2, -1)])
+def test_inpaint_checks_the_range_of_known_values(name, factor, shift):
+    model, (image, mask) = network(name), example()
+    with pytest.raises(ValueError, match=r"image must have values in \[0, 1\]; got values from"):
+        model.inpaint(image * factor + shift, mask)
+    model.inpaint(image * 1.4 - 0.2, mask)  # as bicubic resampling overshoots
+
+
+@every_network
+def test_inpaint_names_weights_that_are_not_finite(name):
+    model, (image, mask) = network(name), example()
+    next(model.parameters()).data[0] = torch.nan
+    with pytest.raises(ValueError, match=f"weights of this {model.NETWORK} hold NaN or infinity, first in "):
+        model.inpaint(image, mask)
+    assert model(image, mask).isnan().any()  # only inpaint reads the values
+
+
+@every_network
+def test_meta_tensors_have_shapes_only(name):
+    model = NETWORKS[name]().eval().to("meta")
+    out = model.inpaint(IMAGE.to("meta"), MASK.to("meta"))
+    assert out.is_meta and out.shape == IMAGE.shape
+
+
+@every_network
+@pytest.mark.parametrize("workspace", [None, "x", -1])
+def test_workspace_errors(name, workspace):
+    with pytest.raises(ValueError, match="workspace must be a positive number of bytes; got"):
+        NETWORKS[name]().eval().inpaint(IMAGE, MASK, workspace=workspace)
+
+
+@every_network
+def test_errors_of_decode_and_graphed(name):
+    model = NETWORKS[name]().eval()
+    with pytest.raises(ValueError, match="size must be two positive integers"):
+        model.decode(model.encode(IMAGE, MASK), None)
+    for shape in (3, None, (1, 3, "x", 4), (1, 3, 0, 4)):
+        with pytest.raises(ValueError, match="shape must be a sequence of positive integers; got"):
+            model.graphed(shape)
 
 
 @every_network

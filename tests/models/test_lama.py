@@ -6,6 +6,7 @@ import types
 import pytest
 import torch
 import torch.nn.functional as F
+from op_backends import backends_of
 from safetensors.torch import save_file
 from torch import nn
 
@@ -45,7 +46,7 @@ def published(golden):
     return arrays, {name[6:]: value for name, value in arrays.items() if name.startswith("state.")}
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu", "triton"])
+@pytest.mark.parametrize("backend", backends_of("fourier_unit"))
 def test_equals_lamas_generator(published, backend):
     arrays, state = published
     model = LaMa(TINY)
@@ -182,11 +183,13 @@ def test_a_single_tensor_is_deprecated():
     model, x = LaMa(TINY).eval(), torch.rand(1, 4, 16, 16)
     with torch.no_grad():
         expected = model.model(x)
-        with pytest.warns(DeprecationWarning, match=r"LaMa\(x\) is deprecated"):
+        with pytest.warns(DeprecationWarning, match=r"LaMa\(x\) is deprecated") as warned:
             assert torch.equal(model(x), expected)
-        with pytest.warns(DeprecationWarning, match=r"graphed\(\[B, 4, H, W\]\) is deprecated"):
+            model.forward(x)
+        with pytest.warns(DeprecationWarning, match=r"graphed\(\[B, 4, H, W\]\) is deprecated") as also:
             fast = model.graphed(x.shape)
         assert torch.equal(fast(x), expected)
+    assert {warning.filename for warning in (*warned, *also)} == {__file__}  # the caller's
 
 
 def lamas(layer, x):
@@ -300,7 +303,7 @@ def test_gates_and_local_units_have_lamas_keys():
     assert "convg2g.lfu.conv_layer.weight" in gated.state_dict()
     out = gated((torch.randn(1, 8, 6, 6), torch.randn(1, 8, 6, 6)))
     assert [part.shape for part in out] == [(1, 8, 6, 6)] * 2
-    with pytest.raises(ValueError, match=r"x must be square and even for enable_lfu; got \[1, 4, 6, 8\]"):
+    with pytest.raises(ValueError, match=r"must be equal and even for enable_lfu; got \[6, 8\]"):
         gated((torch.randn(1, 8, 6, 8), torch.randn(1, 8, 6, 8)))
 
 
@@ -333,8 +336,32 @@ def test_layer_errors():
     layer = FFC_BN_ACT(8, 8, 3, padding=1, **RATIOS).eval()
     with pytest.raises(ValueError, match="x must have sides of at least 2 with padding='reflect'"):
         layer((torch.zeros(1, 2, 1, 4), torch.zeros(1, 6, 1, 4)))
-    with pytest.raises(ValueError, match="for x's 1 channels"):
+    with pytest.raises(ValueError, match=r"x must have 3 channels; got \[1, 1, 4, 4\]"):
         layer.ffc.convg2g.fu(torch.zeros(1, 1, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("x", "text"),
+    [
+        (torch.zeros(1, 8, 4, 4), r"x's local part must have 2 channels; got \[1, 8, 4, 4\]"),
+        (
+            (torch.zeros(1, 2, 4, 4), torch.zeros(1, 5, 4, 4)),
+            r"x's global part must have 6 channels; got \[1, 5, 4, 4\]",
+        ),
+        (
+            (torch.zeros(1, 2, 4, 4), torch.zeros(1, 6, 4, 5)),
+            r"global part must have the local part's batch 1 and size",
+        ),
+        (
+            torch.zeros(1, 2, 4, 4).double(),
+            r"x's local part must have the layer's dtype torch.float32; got torch.float64",
+        ),
+    ],
+)
+@pytest.mark.parametrize("training", [False, True])
+def test_errors_name_the_part(x, text, training):
+    with pytest.raises(ValueError, match=text):
+        FFC_BN_ACT(8, 8, 3, padding=1, **RATIOS).train(training)(x)
 
 
 def test_compiles():

@@ -3,8 +3,10 @@
 import copy
 import pickle
 
+import numpy
 import pytest
 import torch
+from PIL import Image
 from training_cases import resumed, same
 
 from inr_kernels import LocalImplicitDecoder
@@ -30,15 +32,44 @@ def conv(name, outputs, inputs, kernel=3):
     [
         (torch.zeros(1, 3, 9, 9).byte(), TypeError, "image must have a floating-point dtype; got torch.uint8"),
         ([[0.0]], TypeError, "image must be a torch.Tensor; got list"),
+        (numpy.zeros((9, 9, 3)), TypeError, "image must be a torch.Tensor; got ndarray"),
+        (Image.new("RGB", (9, 9)), TypeError, "image must be a torch.Tensor; got Image"),
+        (torch.zeros(1, 3, 9, 9).to_sparse(), TypeError, "image must be a dense tensor; got torch.sparse_coo"),
         (torch.zeros(3, 9, 9), ValueError, "image must have 4 dimensions"),
-        (torch.zeros(1, 4, 9, 9), ValueError, r"image must have shape \[B, 3, h, w\]"),
-        (torch.zeros(1, 3, 9, 9, device="meta"), ValueError, "image must be on cpu; got meta"),
+        (torch.zeros(1, 3, 9, 0), ValueError, r"image must have shape .*; got \[1, 3, 9, 0\]"),
+        (torch.zeros(1, 4, 9, 9), ValueError, r"image must have shape \[B, 3, H, W\] with sides of at least 1"),
+        (torch.zeros(1, 3, 9, 9, device="meta"), ValueError, "image must be on the network's device cpu; got meta"),
     ],
-    ids=["integers", "list", "three dimensions", "four channels", "meta"],
+    ids=["integers", "list", "array", "picture", "sparse", "three dimensions", "no pixel", "four channels", "meta"],
 )
 def test_upscale_checks_its_image(image, kind, message):
-    with pytest.raises(kind, match=message):
-        LIIF(TINY).upscale(image, 2)
+    model = LIIF(TINY)
+    for run in (lambda: model.upscale(image, 2), lambda: model.gen_feat(image), lambda: model.encoder(image)):
+        with pytest.raises(kind, match=message):
+            run()
+
+
+@pytest.mark.parametrize("workspace", [None, "x", -1, True])
+def test_upscale_checks_its_workspace(workspace):
+    with pytest.raises(ValueError, match="workspace must be a positive number of bytes; got"):
+        LIIF(TINY).upscale(torch.zeros(1, 3, 9, 9), 2, workspace=workspace)
+
+
+@pytest.mark.parametrize(("factor", "shift"), [(255, 0), (2, -1)])
+def test_upscale_checks_the_range(factor, shift):
+    image = torch.linspace(0, 1, 243).view(1, 3, 9, 9)
+    with pytest.raises(ValueError, match=r"image must have values in \[0, 1\]; got values from"):
+        LIIF(TINY).upscale(image * factor + shift, 2)
+    assert LIIF(TINY).upscale(image * 1.4 - 0.2, 2).shape == (1, 3, 18, 18)  # as bicubic resampling overshoots
+
+
+def test_upscale_names_weights_that_are_not_finite():
+    model = LIIF(TINY)
+    model.encoder.head[0].weight.data[0, 0, 0, 0] = torch.nan
+    with pytest.raises(
+        ValueError, match=r"weights of this LIIF hold NaN or infinity, first in encoder\.head\.0\.weight"
+    ):
+        model.upscale(torch.zeros(1, 3, 9, 9), 2)
 
 
 def test_upscale_of_an_empty_batch():
@@ -113,8 +144,16 @@ def damaged(kind):
     checkpoint, model = published(TINY)
     sd = model.state_dict()
     args = checkpoint["model"]["args"]
-    if kind == "rdn":
-        args["encoder_spec"] = {"name": "rdn", "args": {}}
+    if kind == "swinir":
+        args["encoder_spec"] = {"name": "swinir", "args": {}}
+    elif kind == "rdn":
+        args["encoder_spec"] = {"name": "rdn", "args": {"no_upsampling": True, "RDNconfig": "C"}}
+    elif kind == "encoder":
+        del args["encoder_spec"]
+    elif kind == "decoder":
+        args["imnet_spec"] = None
+    elif kind == "flag":
+        args["posenc"] = True
     elif kind == "upsampler":
         args["encoder_spec"]["args"]["no_upsampling"] = False
     elif kind == "lte":
@@ -123,8 +162,8 @@ def damaged(kind):
         checkpoint["model"]["sd"] = {k: v for k, v in sd.items() if "head" not in k}
     elif kind == "shape":
         checkpoint["model"]["sd"] = sd | {"imnet.layers.0.bias": torch.zeros(5)}
-    elif kind == "bare":
-        return sd
+    elif kind == "nothing":
+        return {"model": {"weight": torch.zeros(3)}}
     elif kind == "tensor":
         return torch.zeros(3)
     return checkpoint
@@ -133,13 +172,17 @@ def damaged(kind):
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        ("rdn", "its encoder is 'rdn', supported are edsr-baseline, edsr"),
+        ("swinir", "its encoder is 'swinir', supported are edsr-baseline, edsr, rdn"),
+        ("rdn", "its RDN is not one of 3 x 3 convolutions and the configuration A or B"),
+        ("encoder", "its model has no encoder_spec"),
+        ("decoder", "its model has no imnet_spec"),
+        ("flag", "its config has the entry 'posenc', which a LIIF does not have"),
         ("upsampler", "its encoder has an upsampler"),
-        ("lte", "it contains a 'lte'"),
-        ("missing", "Missing key.*encoder.head.0.weight"),
-        ("shape", "size mismatch for imnet.layers.0.bias"),
-        ("bare", "it has no model of name, args and sd"),
-        ("tensor", "it has no model of name, args and sd"),
+        ("lte", "it contains the network 'lte'"),
+        ("missing", "it has no tensor encoder.head.0.weight, which its config needs"),
+        ("shape", r"its tensor imnet.layers.0.bias has the shape \[5\]; its config needs \[16\]"),
+        ("nothing", "it has no tensor imnet.layers.0.weight"),
+        ("tensor", "it has no state dict, but a value of the type Tensor"),
     ],
 )
 def test_unsupported_checkpoints(tmp_path, kind, reason):
@@ -166,7 +209,7 @@ def test_safetensors_of_another_model(tmp_path):
     from safetensors.torch import save_file
 
     save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="its metadata has no config"):
+    with pytest.raises(ValueError, match=r"it has no tensor imnet\.layers\.0\.weight"):
         LIIF.from_checkpoint(tmp_path / "other.safetensors")
 
 
@@ -244,6 +287,15 @@ def test_upscale_in_pieces():
     assert done == sorted(set(done)) and len(done) > 3 and seen[-1][0] == seen[-1][1]
 
 
+@pytest.mark.parametrize("encoder", ["edsr", "rdn"])
+def test_progress_of_an_encoder_in_one_piece(encoder):
+    """It is reported after each block."""
+    model, seen = LIIF(LIIFConfig(blocks=3, features=8, hidden=(8,), encoder=encoder)), []
+    model.upscale(torch.rand(1, 3, 20, 22), 2, progress=lambda *done: seen.append(done))
+    done = [part for part, _ in seen]
+    assert done == sorted({*done}) and len(done) > 3 and done[-1] == seen[-1][1]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_upscale_in_other_dtypes(dtype):
     model, picture = LIIF.pretrained(), torch.rand(1, 3, 12, 13)
@@ -257,7 +309,7 @@ def test_upscale_in_other_dtypes(dtype):
     [
         ((1, 3, 4, 4), {}, "give either scale or size; got scale=None, size=None"),
         ((1, 3, 4, 4), {"scale": 2, "size": (8, 8)}, "give either scale or size"),
-        ((1, 1, 4, 4), {"scale": 2}, r"image must have shape \[B, 3, h, w\]; got \[1, 1, 4, 4\]"),
+        ((1, 1, 4, 4), {"scale": 2}, r"image must have shape \[B, 3, H, W\] .*; got \[1, 1, 4, 4\]"),
         ((3, 4, 4), {"scale": 2}, "image must have 4 dimensions"),
         ((1, 3, 4, 4), {"size": (0, 8)}, "size must be two positive integers"),
     ],

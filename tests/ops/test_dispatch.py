@@ -1,11 +1,13 @@
 """The choice of the backend, with local_implicit as the op: precedence, errors, `explain`, the fallback's warning."""
 
 import dataclasses
+import os
 import re
 
 import pytest
 import torch
 from local_implicit_cases import Case
+from op_backends import backends_of
 
 import inr_kernels
 from inr_kernels import LocalImplicitDecoder, explain, local_implicit_decode
@@ -17,6 +19,13 @@ def arguments():
     """The arguments of a valid call."""
     feat, coord, cell, weights, biases = Case().cast(torch.float32)
     return {"feat": feat, "coord": coord, "cell": cell, "weights": weights, "biases": biases}
+
+
+@pytest.mark.parametrize("name", dispatch.OPS)
+def test_the_tests_run_every_kernel(name):
+    """Tests that run each of `backends_of` an op would pass without the kernels that cannot run here."""
+    interpreted = {"triton"} if os.environ.get("TRITON_INTERPRET") == "1" else set()
+    assert {"cpu", "reference"} | interpreted <= set(backends_of(name))
 
 
 def test_backend_precedence(monkeypatch):

@@ -6,12 +6,12 @@ import torch.nn.functional as F
 from elementwise_filter_cases import DELTA, LITERAL, PLAIN, SHAPES, Case, assert_kernel_as_accurate
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from op_backends import backends_of
 
 from inr_kernels import elementwise_filter
 from inr_kernels.elementwise_filter import pixelwise_reconstruct
 
-BACKENDS = ["reference", "cpu", "triton"]
-KERNELS = ["cpu", "triton"]
+BACKENDS = backends_of("elementwise_filter")
 KERNELCONV = [f"kernelconv_k{k}_r{r}_{i}" for k in (3, 5) for r in (1, 2) for i in (0, 1)]
 
 

@@ -3,11 +3,13 @@
 import pytest
 import torch
 from elementwise_filter_cases import DELTA, Case
+from op_backends import backends_of
 
 import inr_kernels
 from inr_kernels import ElementwiseFilter, elementwise_filter, explain
 from inr_kernels.elementwise_filter import pixelwise_reconstruct
 
+BACKENDS = backends_of("elementwise_filter")
 X, KERNEL = torch.zeros(2, 4, 5, 6), torch.zeros(2, 36, 5, 6)
 
 # What is wrong -> changes to a good call, the error, and what its text must say.
@@ -124,6 +126,7 @@ OUT_OF_BOUNDS = [
     (7, "none", "padding must be one of zeros"),
     (8, "zeros", "normalize must be one of none"),
     (12, torch.zeros(2, 2), r"log_window must have shape \[3, 3\]; got \[2, 2\]"),
+    (12, torch.zeros(3, 3), "log_window must be None without a softmax"),
 ]
 
 
@@ -136,6 +139,27 @@ def test_op_checks_bounds(position, wrong, text):
         op(*good[:position], wrong, *good[position + 1 :])
 
 
+@pytest.mark.parametrize(
+    ("window", "error", "text"),
+    [
+        (
+            torch.zeros(3, 3, dtype=torch.int32),
+            TypeError,
+            "log_window must have a floating-point dtype; got torch.int32",
+        ),
+        (torch.zeros(9), ValueError, r"log_window must have 2 dimensions; got \[9\]"),
+        (torch.zeros(3, 3, requires_grad=True), ValueError, "log_window must be a constant"),
+    ],
+)
+def test_op_and_function_check_the_window(window, error, text):
+    with pytest.raises(error, match=text):
+        torch.ops.inr_kernels.elementwise_filter(
+            X, KERNEL, [3, 3], 4, [1], 1, 1, "zeros", "taps", 0.0, 0.0, 1.0, window, ""
+        )
+    with pytest.raises(error, match=text):
+        elementwise_filter(X, KERNEL, kernel_size=3, normalize="taps", log_window=window)
+
+
 @pytest.mark.parametrize("wrong", [X[None, :1], X[None].double()])
 def test_op_checks_the_gradient(wrong):
     good = [X, KERNEL, [3, 3], 4, [1], 1, 1, "zeros", "none", 0.0, 0.0, 1.0, None, ""]
@@ -143,7 +167,7 @@ def test_op_checks_the_gradient(wrong):
         torch.ops.inr_kernels.elementwise_filter_backward(wrong, *good, True, True)
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu", "triton"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_empty_batch(backend):
     x, kernel = X[:0].clone().requires_grad_(), KERNEL[:0].clone().requires_grad_()
     out = elementwise_filter(x, kernel, kernel_size=3, normalize="taps", backend=backend)
@@ -152,10 +176,10 @@ def test_empty_batch(backend):
     assert [g.shape for g in grads] == [x.shape, kernel.shape]
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu", "triton"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("needed", ["x", "kernel"])
 @pytest.mark.parametrize("normalize", ["none", "taps"])
-def test_only_the_needed_gradient_is_computed(needed, normalize, backend):
+def test_only_needed_gradients_are_computed(needed, normalize, backend):
     tensors = {"x": torch.randn(1, 2, 4, 5), "kernel": torch.randn(1, 18, 4, 5)}
     full = {name: t.clone().requires_grad_() for name, t in tensors.items()}
     expected = torch.autograd.grad(

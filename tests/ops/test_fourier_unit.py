@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from fourier_unit_cases import SHAPES, Case, assert_kernel_as_accurate
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from op_backends import backends_of
 from torch import nn
 
 import inr_kernels
@@ -14,8 +15,8 @@ from inr_kernels import fourier_unit
 from inr_kernels.fourier_unit import FFC_BN_ACT, conv3x3
 from inr_kernels.fourier_unit.op import dft_matmul
 
-BACKENDS = ["reference", "cpu", "triton"]
-KERNELS = ["cpu", "triton"]
+BACKENDS = backends_of("fourier_unit")
+KERNELS = [name for name in BACKENDS if name != "reference"]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 

@@ -5,11 +5,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from local_implicit_cases import FLAGS, SHAPES, Case, assert_kernel_as_accurate
+from op_backends import backends_of
 
 from inr_kernels import LocalImplicitDecoder, local_implicit_decode
 from inr_kernels.local_implicit import reference
-from inr_kernels.local_implicit.functional.hoist import Form, convolve_by_products, hoist_features
+from inr_kernels.local_implicit.functional.hoist import Form, convolve_as_matmuls, hoist_features
 
+# Triton: test_local_implicit_triton.py
+BACKENDS = [name for name in backends_of("local_implicit") if name != "triton"]
 GOLDEN = [
     *(f"liif_u{u:d}e{e:d}c{c:d}" for u, e, c in FLAGS),
     *("liif_x1", "liif_x3", "liif_x4_random_out1", "liif_full256"),
@@ -29,7 +32,7 @@ def liif(arrays, dtype=torch.float32):
     return args, {"feat_unfold": unfold, "local_ensemble": ensemble}
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", GOLDEN)
 def test_output_equals_liifs(golden, name, backend):
     arrays = golden(name)
@@ -52,7 +55,7 @@ def gradients(arrays, backend, dtype=torch.float32):
     return torch.autograd.grad(out, [feat, *weights, *biases], arrays["grad_out"].to(dtype))
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", [n for n in GOLDEN if n != "liif_full256"])
 def test_gradients_equal_liifs(golden, name, backend):
     arrays = golden(name)
@@ -132,7 +135,7 @@ def test_gradgradcheck_through_the_reference():
     assert torch.autograd.gradgradcheck(decode, [feat.requires_grad_(), weights[0].requires_grad_()])
 
 
-def test_second_derivative_of_the_kernels_is_refused():
+def test_kernels_raise_on_second_derivative():
     feat, coord, cell, weights, biases = Case().cast(torch.float32)
     out = local_implicit_decode(feat.requires_grad_(), coord, cell, weights, biases, backend="cpu")
     (grad,) = torch.autograd.grad(out.square().sum(), feat, create_graph=True)
@@ -159,7 +162,7 @@ def test_reads_past_a_row_stay_within_the_heap_allocation():
 
 
 @pytest.mark.parametrize("needed", ["feat", "weights"])
-def test_only_the_needed_gradients_are_computed(needed):
+def test_only_needed_gradients_are_computed(needed):
     case = Case()
     feat, coord, cell, weights, biases = case.cast(torch.float32)
     leaves = [feat] if needed == "feat" else [*weights, *biases]
@@ -227,12 +230,12 @@ def test_module_equals_the_function():
     assert torch.equal(out, local_implicit_decode(*args, ensemble_after="first"))
 
 
-def test_hoisting_by_products_equals_the_convolution():
+def test_hoisting_as_matmuls_equals_the_convolution():
     for unfold, side in ((True, 3), (False, 1)):
         feat, bias = torch.randn(2, 5, 6, 7, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
         kernel = torch.randn(4, 5, side, side, dtype=torch.float64)
         padded = torch.nn.functional.pad(feat, (0, 0, 1, 1)) if unfold else feat
-        products = convolve_by_products(padded, kernel, bias)
+        products = convolve_as_matmuls(padded, kernel, bias)
         convolution = hoist_features(feat, kernel.flatten(1), bias, Form(unfold))
         torch.testing.assert_close(products, convolution)
 

@@ -10,6 +10,7 @@ import weakref
 import pytest
 import torch
 from local_implicit_cases import Case
+from op_backends import backends_of
 
 from inr_kernels import LocalImplicitDecoder, local_implicit_decode
 from inr_kernels.local_implicit import module
@@ -76,8 +77,10 @@ def test_bad_argument(name):
 
 
 BAD_DECODERS = {
-    "no hidden layer": ({"hidden": ()}, "hidden not empty"),
-    "no channels": ({"in_channels": 0}, "must be positive"),
+    "no hidden layer": ({"hidden": ()}, "hidden a sequence of them that is not empty"),
+    "a number of layers": ({"hidden": 16}, "hidden a sequence of them that is not empty; got 4, 16, 3"),
+    "a width that is no integer": ({"hidden": (8, "9")}, "must be positive integers"),
+    "no channels": ({"in_channels": 0}, "must be positive integers"),
     "no such ensemble": ({"ensemble_after": "never"}, "ensemble_after must be"),
 }
 
@@ -93,6 +96,22 @@ def test_bad_decoder(name):
 def test_bad_render_size(size):
     with pytest.raises(ValueError, match="size must be two positive integers"):
         LocalImplicitDecoder(4, hidden=(8,)).render(torch.randn(1, 4, 3, 3), size)
+
+
+@pytest.mark.parametrize(
+    ("feat", "text"),
+    [
+        (torch.zeros(1, 5, 3, 3), r"feat must have 4 channels; got \[1, 5, 3, 3\]"),
+        (torch.zeros(1, 4, 3, 3).double(), "feat must have the layer's dtype torch.float32; got torch.float64"),
+        (torch.zeros(1, 4, 3, 3, device="meta"), "feat must be on cpu; got meta"),
+    ],
+)
+def test_decoder_names_feat_not_its_weights(feat, text):
+    decoder = LocalImplicitDecoder(4, hidden=(8,))
+    with pytest.raises(ValueError, match=text):
+        decoder(feat, torch.zeros(1, 1, 2), torch.zeros(1, 2))
+    with pytest.raises(ValueError, match=text):
+        decoder.render(feat, (5, 5))
 
 
 def test_decoder_requires_its_cell():
@@ -154,7 +173,7 @@ def test_non_finite_values_do_not_spread(where, bad):
     torch.testing.assert_close(ours[finite], theirs[finite], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", [name for name in backends_of("local_implicit") if name != "triton"])
 @pytest.mark.parametrize(
     ("unfold", "cell", "after"), [(True, True, "last"), (False, False, "last"), (True, True, "first")]
 )
@@ -170,9 +189,9 @@ def test_render_equals_queries_on_the_grid(size, unfold, cell, after, backend):
         assert torch.equal(full, query) if backend == "cpu" else torch.allclose(full, query, atol=1e-6)
         with pytest.raises(ValueError, match="workspace must be at least") as error:
             decoder.render(feat, size, workspace=1)
-        least = int(re.search(r"at least (\d+) bytes", str(error.value))[1])
+        min_bytes = int(re.search(r"at least (\d+) bytes", str(error.value))[1])
         bands = []
-        banded = decoder.render(feat, size, workspace=least, backend=backend, progress=lambda *a: bands.append(a))
+        banded = decoder.render(feat, size, workspace=min_bytes, backend=backend, progress=lambda *a: bands.append(a))
     assert len(bands) >= 2 * min(size[0], 3)
     torch.testing.assert_close(banded, image, rtol=1e-5, atol=1e-6)
 
@@ -190,6 +209,8 @@ def test_render_rejects_too_small_a_workspace():
     decoder = LocalImplicitDecoder(4, hidden=(9, 8))
     with pytest.raises(ValueError, match=r"workspace must be at least \d+ bytes for these shapes; got 100"):
         decoder.render(torch.randn(1, 4, 5, 6), (9, 9), workspace=100)
+    with pytest.raises(ValueError, match="workspace must be a number of bytes; got None"):
+        decoder.render(torch.randn(1, 4, 5, 6), (9, 9), workspace=None)
 
 
 MEMORY = """

@@ -9,12 +9,14 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from neighborhood_attention_cases import SHAPES, Case, assert_kernel_as_accurate
+from op_backends import backends_of
 
 import inr_kernels
 from inr_kernels import NeighborhoodAttention2D, neighborhood_attention_2d, neighborhood_attention_2d_packed
 from inr_kernels.neighborhood_attention import reference
 
-BACKENDS = ["reference", "cpu"]  # Triton: test_neighborhood_attention_triton.py
+# Triton: test_neighborhood_attention_triton.py
+BACKENDS = [name for name in backends_of("neighborhood_attention") if name != "triton"]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 NATTEN = ["k7", "k7x5", "k_full", "k3d2_odd", "k5d3", "even_k4", "stride", "causal"]
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from neighborhood_attention_cases import Case
+from op_backends import backends_of
 
 import inr_kernels
 from inr_kernels import (
@@ -21,7 +22,7 @@ from inr_kernels.neighborhood_attention.arguments import Facts
 
 Q = torch.zeros(2, 6, 7, 2, 4)
 RPB = torch.zeros(2, 5, 5)
-BACKENDS = ["reference", "cpu", "triton"]
+BACKENDS = backends_of("neighborhood_attention")
 
 # What is wrong -> changes to a good call, the error, and what its text must say.
 BAD = {
@@ -139,7 +140,7 @@ def test_empty_batch(backend):
 
 
 @pytest.mark.parametrize("needed", range(4))
-def test_only_the_needed_gradient_is_computed(needed):
+def test_only_needed_gradients_are_computed(needed):
     case = Case(kernel_size=3, bias=True)
     tensors = [t.float() for t in (*case.tensors[0].unbind(3), case.tensors[1])]
 
@@ -202,16 +203,24 @@ def arguments(packed=False, gradients=False, **options):
 @pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize("options", [{}, {"bias": True}, {"packed": True}], ids=str)
 def test_opcheck_forward(options, gradients):
-    op = torch.ops.inr_kernels.neighborhood_attention.default
-    torch.library.opcheck(op, arguments(gradients=gradients, **options))
+    args = arguments(gradients=gradients, **options)
+    torch.library.opcheck(torch.ops.inr_kernels.neighborhood_attention.default, args)
 
 
-@pytest.mark.parametrize("needs", [(True,) * 4, (True, False, False, False), (False, True, False, True)])
-def test_opcheck_backward(needs):
-    args = arguments(bias=True)
+@pytest.mark.parametrize(
+    ("bias", "needs"),
+    [
+        (True, [True, True, True, True]),
+        (True, [True, False, False, False]),
+        (True, [False, True, False, True]),
+        (False, [True, True, True, False]),
+    ],
+)
+def test_opcheck_backward(bias, needs):
+    args = arguments(bias=bias)
     out, lse = torch.ops.inr_kernels.neighborhood_attention(*args)
-    op = torch.ops.inr_kernels.neighborhood_attention_backward.default
-    torch.library.opcheck(op, (torch.randn_like(out), torch.randn_like(lse), lse, *args, list(needs)))
+    args = torch.randn_like(out), torch.randn_like(lse), lse, *args, needs
+    torch.library.opcheck(torch.ops.inr_kernels.neighborhood_attention_backward.default, args)
 
 
 class Block(torch.nn.Module):

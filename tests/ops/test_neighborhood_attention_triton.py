@@ -8,7 +8,8 @@ import torch
 from neighborhood_attention_cases import Case, assert_kernel_as_accurate
 
 from inr_kernels import neighborhood_attention_2d
-from inr_kernels.neighborhood_attention import op, triton_kernels
+from inr_kernels.neighborhood_attention import triton_kernels
+from inr_kernels.neighborhood_attention.arguments import Facts, exact
 
 SMALL = {"batch": 1, "heads": 1, "size": (4, 9)}
 CASES = {
@@ -67,7 +68,7 @@ def test_bias_gradient_in_parts_equals_one_sum(monkeypatch):
 
 
 @pytest.mark.parametrize("needed", range(4))
-def test_only_the_needed_gradient(needed):
+def test_only_needed_gradients(needed):
     case = Case(1, (2, 3), 1, 2, 2, bias=True)
     tensors = [t.float() for t in (*case.tensors[0].unbind(3), case.tensors[1])]
     leaves = [t.clone().requires_grad_(i == needed) for i, t in enumerate(tensors)]
@@ -79,7 +80,7 @@ def test_only_the_needed_gradient(needed):
 
 
 def test_why_not():
-    facts = [op.Facts(torch.device("cpu"), dtype) for dtype in (torch.float64, torch.bfloat16)]
+    facts = [Facts(torch.device("cpu"), dtype) for dtype in (torch.float64, torch.bfloat16)]
     assert "float64" in triton_kernels.why_not(facts[0])
     assert "bfloat16" in triton_kernels.why_not(facts[1])
 
@@ -93,12 +94,12 @@ def test_paper_shape_on_a_gpu(dilation, dtype):
     runs = []
     for dtype_, backend in ((dtype, "triton"), (dtype, "reference"), (torch.float64, "reference")):
         leaves = [t.to(dtype_).requires_grad_() for t in qkv.unbind(3)]
-        bias = rpb.to(op.exact(dtype_)).requires_grad_()
+        bias = rpb.to(exact(dtype_)).requires_grad_()
         out = neighborhood_attention_2d(*leaves, 7, dilation=dilation, rpb=bias, backend=backend)
         runs.append([out, *torch.autograd.grad(out.sum(), [*leaves, bias])])
-    for ours, theirs, exact in zip(*runs, strict=True):
-        allowed = 2 * (theirs - exact).norm() + 2e-3 * exact.norm()
-        assert (ours - exact).norm() <= allowed
+    for ours, theirs, truth in zip(*runs, strict=True):
+        allowed = 2 * (theirs - truth).norm() + 2e-3 * truth.norm()
+        assert (ours - truth).norm() <= allowed
 
 
 @pytest.mark.gpu

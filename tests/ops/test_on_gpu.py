@@ -31,9 +31,9 @@ KERNELS = [(op, name) for op in CASES for name in OPS[op].backends if name not i
 def problems():
     """Parameters: op, backend, dtype, the case's options."""
     for op, backend in KERNELS:
-        for turn, dtype in enumerate(DTYPES):
+        for remainder, dtype in enumerate(DTYPES):
             for i, (name, options) in enumerate(CASES[op].gpu_problems(dtype)):
-                if i == 0 or i % len(DTYPES) == turn:
+                if i == 0 or i % len(DTYPES) == remainder:
                     short = str(dtype).removeprefix("torch.")
                     yield pytest.param(op, backend, dtype, options, id=f"{op}-{backend}-{short}-{name}")
 

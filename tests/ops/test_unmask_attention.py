@@ -5,12 +5,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from op_backends import backends_of
 from unmask_attention_cases import HOLES, SHAPES, Case, assert_kernel_as_accurate, mask_of
 
 from inr_kernels import unmask_attention
 
-BACKENDS = ["reference", "cpu", "triton"]
-KERNELS = ["cpu", "triton"]
+BACKENDS = backends_of("unmask_attention")
+KERNELS = [name for name in BACKENDS if name != "reference"]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
@@ -142,6 +143,23 @@ def test_nan_and_infinity_reach_every_pixel_of_their_image(value, backend):
     out = unmask_attention(feat, mask, backend=backend)
     assert not out[0, 1].isfinite().any()
     assert out[1].isfinite().all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("pixel", [0, 1], ids=["hole", "known"])
+@pytest.mark.parametrize("mask_keys", [False, True])
+def test_holes_get_the_mean_of_values_that_are_not_finite(mask_keys, pixel, value, backend):
+    """In the channels that hold them; with mask_keys, those of holes reach no pixel."""
+    feat, mask = torch.rand(1, 3, 2, 4), torch.tensor([1.0, 0, 1, 0, 0.5, 0, 0, 1]).view(1, 1, 2, 4)
+    feat[0, 1].view(-1)[pixel] = value
+    out, holes = unmask_attention(feat, mask, mask_keys=mask_keys, backend=backend), (mask == 1).flatten()
+    share = (1 - mask if mask_keys else torch.ones_like(mask)).flatten()
+    mean = (torch.where(share > 0, feat.flatten(2) * share, 0)).sum(2) / share.sum()
+    torch.testing.assert_close(out.flatten(2)[..., holes], mean[..., None].expand(1, 3, 3), equal_nan=True)
+    assert mean.isfinite().all() == (mask_keys and pixel == 0)
+    if mask_keys and pixel == 0:
+        assert out.isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
 from inr_kernels.integrations import liif, restore
+from inr_kernels.integrations.class_swap import CANNOT_RUN
 from inr_kernels.local_implicit.reference import pixel_centres
 
 
@@ -324,10 +325,10 @@ UNSUPPORTED = {
     "no clamp": (NoClamp, OUTPUT),
     "areas not mirrored": (NotMirrored, OUTPUT),
     "5 x 5": (Unfold5, "are not features, offset and cell"),
-    "5 x 5, whose inputs would fit": (lambda: Unfold5(channels=9), "RuntimeError: mat1 and mat2 shapes cannot"),
+    "5 x 5, whose inputs would fit": (lambda: Unfold5(channels=9), CANNOT_RUN),
     "clamps the cell": (SmallCells, OUTPUT),
     "another MLP": (lambda: StoresFeatures(mlp=Residual), OUTPUT),
-    "more arguments": (Options, "query_rgb does not take (coord, cell) or (feature, coord, cell)"),
+    "more arguments": (Options, "its query_rgb takes 3 arguments (coord, cell=None, **_), not (coord, cell) or ("),
     "dropout": (lambda: StoresFeatures(extra=lambda _: nn.Dropout()), LAYERS),
     "batch norm": (lambda: StoresFeatures(extra=nn.BatchNorm1d), LAYERS),
     "GELU": (lambda: StoresFeatures(activation=nn.GELU), LAYERS),

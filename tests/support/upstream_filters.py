@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd import Function
 
+from inr_kernels.integrations.class_swap import CANNOT_RUN
+
 kernelconv2d_cuda = None  # a CUDA extension, not installed here
 
 
@@ -304,9 +306,9 @@ UNSUPPORTED = {
     "stores its output": (StoresOutput, "it sets attributes"),
     "no gradient to the frames": (Detached, GRADIENTS),
     "noise in training": (Noisy, OUTPUT),
-    "more arguments": (MoreArguments, "forward does not take (frames, core"),
-    "another default": (OtherDefault, "forward does not take (frames, core"),
-    "a gate": (Gated, "running it raised AttributeError"),
+    "more arguments": (MoreArguments, "its forward takes "),
+    "another default": (OtherDefault, "its forward takes "),
+    "a gate": (Gated, CANNOT_RUN),
     "separable": (lambda: KernelConv(sep_conv=True), "its kernels are separable"),
     "a bias": (lambda: KernelConv(core_bias=True), "its kernels have a bias"),
     "two sizes": (lambda: KernelConv((3, 5)), "kernel_size must be a list of one odd number; got [3, 5]"),
@@ -314,9 +316,9 @@ UNSUPPORTED = {
     "patched KernelConv": (lambda: patched(KernelConv, "forward"), "forward is patched on the object"),
     "zero padding": (ZeroPadded, "pad is not ReplicationPad2d(1)"),
     "adds its input": (PlusInput, OUTPUT),
-    "crops first": (PaddedTwice, "running it raised"),
+    "crops first": (PaddedTwice, CANNOT_RUN),
     "of the absolute values": (SignLost, OUTPUT),
-    "an extension of another name": (AnotherExtension, "running it raised NotImplementedError"),
+    "an extension of another name": (AnotherExtension, CANNOT_RUN),
     "even K": (lambda: KernelConv2D(4), "kernel_size must be an odd number; got 4"),
     "a hook on pad": (hooked, "pad has a hook"),
     "patched KernelConv2D": (lambda: patched(KernelConv2D, "forward"), "forward is patched on the object"),
@@ -327,8 +329,11 @@ UNSUPPORTED = {
     "replicates the flow": (ReplicatedFlow, OUTPUT),
     "adds bilinear flow": (PlusBilinear, OUTPUT),
     "modifies the flow in place": (FlowInPlace, IN_PLACE),
-    "a network of its own": (UsesItsNetwork, "has no attribute 'net'"),
-    "a factor too large": (lambda: Raft(17), "it raised RuntimeError"),
-    "features": (TakesFeatures, "upsample_flow does not take (flow, mask)"),
+    "a network of its own": (UsesItsNetwork, "or uses layers of the model"),
+    "a factor too large": (lambda: Raft(17), "it takes no mask of 9 f² channels with a factor f from 1 to 16"),
+    "features": (
+        TakesFeatures,
+        "its upsample_flow takes 3 arguments (flow, feature, bilinear=False), not (flow, mask)",
+    ),
     "patched upsample_flow": (lambda: patched(Raft, "upsample_flow"), "upsample_flow is patched on the object"),
 }

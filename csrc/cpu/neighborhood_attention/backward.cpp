@@ -48,21 +48,21 @@ class GradientRows : public NeighborhoodRows<T> {
     this->stage_keys(windows[count - 1].end);
     if (bias_rows) clear(static_cast<Vec<T>*>(bias_sums), max_rows * p.y.kernel * plan.offsets);
     for (std::int64_t v = 0; v < plan.vectors; ++v) {
-      const Partners<R>& partners = plan.key_partners[v];
+      const Neighbours<R>& neighbours = plan.key_neighbours[v];
       R *weight[max_rows], *score_gradient[max_rows];
       for (int r = 0; r < count; ++r) {
-        const std::int64_t at = (partners.first + p.x.kernel - 1) * plan.row_length + (v + 1) * lanes<T>;
+        const std::int64_t at = (neighbours.first + p.x.kernel - 1) * plan.row_length + (v + 1) * lanes<T>;
         weight[r] = weights[i + r] + at;
         score_gradient[r] = score_gradients[i + r] + at;
       }
-      this->multiply_windows(count, windows, query, this->keys, partners, v, weight, layout);
-      this->multiply_windows(count, windows, grad, this->values, partners, v, score_gradient, layout);
+      this->multiply_windows(count, windows, query, this->keys, neighbours, v, weight, layout);
+      this->multiply_windows(count, windows, grad, this->values, neighbours, v, score_gradient, layout);
       for (int r = 0; r < count; ++r)
-        softmax_backward(i + r, windows[r], weight[r], score_gradient[r], partners, v, static_cast<const R*>(lse),
+        softmax_backward(i + r, windows[r], weight[r], score_gradient[r], neighbours, v, static_cast<const R*>(lse),
                               static_cast<const R*>(grad_lse), bias_rows ? bias_sum(r) : nullptr);
       if (!grad_query.data) continue;
       this->clear_sums();
-      this->combine_windows(count, windows, score_gradient, layout, this->keys, partners, v);
+      this->combine_windows(count, windows, score_gradient, layout, this->keys, neighbours, v);
       for (int r = 0; r < count; ++r)
         if (owns(i + r)) this->unstage(this->sum(r), Vec<T>{} + R(p.scale), grad_query, i + r, v);
     }
@@ -72,13 +72,13 @@ class GradientRows : public NeighborhoodRows<T> {
 
   // Computes the gradients of the key rows [t, t + count), given S' as `scores` and the queries as `ring`; or of the
   // value rows, given P and the output's gradients.
-  void add_key_rows(std::int64_t t, int count, const ColumnPartners<R>& query_partners, const Ring<R>& scores,
+  void add_key_rows(std::int64_t t, int count, const ColumnNeighbours<R>& query_neighbours, const Ring<R>& scores,
                     const Ring<R>& ring, const Tokens& to) {
     const std::int64_t last = queries_of_key(p.y, t + count - 1, this->n).end;
     for (std::int64_t v = 0; v < plan.vectors; ++v) {
-      const Partners<R>& partners = query_partners[v];
+      const Neighbours<R>& neighbours = query_neighbours[v];
       // A query from which the key has offset o lies o steps before the key.
-      const std::int64_t back = (v + 1) * lanes<T> - partners.first * p.x.dilation;
+      const std::int64_t back = (v + 1) * lanes<T> - neighbours.first * p.x.dilation;
       this->clear_sums();
       for (std::int64_t i = queries_of_key(p.y, t, this->n).begin; i < last; ++i) {
         const Window w = windows_of[i % slots];
@@ -86,9 +86,9 @@ class GradientRows : public NeighborhoodRows<T> {
         const R* from[max_rows];
         for (int r = first; r < end; ++r)
           from[r - first] =
-              scores[i] + (t + r - w.begin) * layout.key + (partners.first + p.x.kernel - 1) * plan.row_length + back;
+              scores[i] + (t + r - w.begin) * layout.key + (neighbours.first + p.x.kernel - 1) * plan.row_length + back;
         this->combine_rows(first, end - first, from, plan.row_length - p.x.dilation, ring[i] + back, -p.x.dilation,
-                           partners);
+                           neighbours);
       }
       for (int r = 0; r < count; ++r) this->unstage(this->sum(r), Vec<T>{} + R(1), to, t + r, v);
     }
@@ -99,7 +99,7 @@ class GradientRows : public NeighborhoodRows<T> {
  private:
   // Replaces in `weight` the scores by P, and in `score_gradient` P' by S'. Both: `layout`, from the window's first row
   // and the first offset of vector v on; lse, grad_lse: [batch, height, width, heads]; bias_sums: [y.kernel][offsets]
-  void softmax_backward(std::int64_t i, Window rows, R* weight, R* score_gradient, const Partners<R>& partners,
+  void softmax_backward(std::int64_t i, Window rows, R* weight, R* score_gradient, const Neighbours<R>& neighbours,
                              std::int64_t v, const R* lse, const R* grad_lse, Vec<T>* bias_sums) const {
     Vec<T> shift{}, mean{};
     const std::int64_t pixel = (task.image * p.y.length + this->y(i)) * p.x.length + v * lanes<T>;
@@ -108,23 +108,23 @@ class GradientRows : public NeighborhoodRows<T> {
       if (grad_lse) mean[k] = -grad_lse[(pixel + k) * p.heads + task.head];
     }
     for (std::int64_t t = rows.begin; t < rows.end; ++t) {
-      const R* bias = this->bias(i, t, partners);
-      for (std::int64_t o = 0; o < partners.count; ++o) {
+      const R* bias = this->bias(i, t, neighbours);
+      for (std::int64_t o = 0; o < neighbours.count; ++o) {
         const std::int64_t at = (t - rows.begin) * layout.key + o * layout.offset;
         const Vec<T> score = load(weight + at) - shift + (bias ? bias[o] : R(0));
-        const Vec<T> w = masked<T>(exp_negative(score), partners.masks[o]);
-        const Vec<T> d = masked<T>(load(score_gradient + at), partners.masks[o]);
+        const Vec<T> w = masked<T>(exp_negative(score), neighbours.masks[o]);
+        const Vec<T> d = masked<T>(load(score_gradient + at), neighbours.masks[o]);
         store(weight + at, w);
         store(score_gradient + at, d);
         mean += w * d;
       }
     }
     for (std::int64_t t = rows.begin; t < rows.end; ++t)
-      for (std::int64_t o = 0; o < partners.count; ++o) {
+      for (std::int64_t o = 0; o < neighbours.count; ++o) {
         const std::int64_t at = (t - rows.begin) * layout.key + o * layout.offset;
         const Vec<T> d = load(weight + at) * (load(score_gradient + at) - mean);
         store(score_gradient + at, d);
-        if (bias_sums) bias_sums[(t - rows.begin) * plan.offsets + partners.first + o + p.x.kernel - 1] += d;
+        if (bias_sums) bias_sums[(t - rows.begin) * plan.offsets + neighbours.first + o + p.x.kernel - 1] += d;
       }
   }
 
@@ -173,11 +173,11 @@ Status backward(const NeighborhoodAttention& p, const void* lse, const Tokens& g
                 const NeighborhoodAttentionGradients& to) {
   using R = Real<T>;
   const NeighborhoodPlan<T> plan(p);
-  const ColumnPartners<R> query_partners(p.x, true);
+  const ColumnNeighbours<R> query_neighbours(p.x, true);
   Buffer<R> bias_rows;
   if (to.bias && !bias_rows.resize(p.batch * p.heads * p.y.length * p.y.kernel * plan.offsets))
     return Status::out_of_memory;
-  if (!plan.key_partners || !query_partners) return Status::out_of_memory;
+  if (!plan.key_neighbours || !query_neighbours) return Status::out_of_memory;
   const bool needs_keys = to.key.data || to.value.data;
   const Status status = for_each_band<GradientRows<T>>(plan, [&](GradientRows<T>& rows) {
     std::int64_t next = needs_keys ? queries_of_key(p.y, rows.task.begin, rows.n).begin : rows.task.begin;
@@ -187,8 +187,8 @@ Status backward(const NeighborhoodAttention& p, const void* lse, const Tokens& g
       const std::int64_t needed = needs_keys ? queries_of_key(p.y, t + count - 1, rows.n).end : t + count;
       for (; next < needed; next += max_rows)
         rows.add_query_rows(next, int(clamp(rows.n - next, 0, max_rows)), lse, grad_out, grad_lse, to.query, bias_rows);
-      if (to.key.data) rows.add_key_rows(t, count, query_partners, rows.score_gradients, rows.queries, to.key);
-      if (to.value.data) rows.add_key_rows(t, count, query_partners, rows.weights, rows.grads, to.value);
+      if (to.key.data) rows.add_key_rows(t, count, query_neighbours, rows.score_gradients, rows.queries, to.key);
+      if (to.value.data) rows.add_key_rows(t, count, query_neighbours, rows.weights, rows.grads, to.value);
     }
   });
   if (status == Status::ok && to.bias) sum_bias(p, static_cast<const R*>(bias_rows), static_cast<R*>(to.bias));

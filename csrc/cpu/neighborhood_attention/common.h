@@ -38,7 +38,7 @@ struct NeighborhoodTask {
 // How the problem is divided into tasks, and the sizes of staged rows.
 template <class T>
 struct NeighborhoodPlan {
-  explicit NeighborhoodPlan(const NeighborhoodAttention& problem) : p(problem), key_partners(p.x, false) {
+  explicit NeighborhoodPlan(const NeighborhoodAttention& problem) : p(problem), key_neighbours(p.x, false) {
     vectors = round_up(p.x.length, lanes<T>) / lanes<T>;
     row_length = ((vectors + 2) | 1) * lanes<T>;  // odd, so that channels fall into different cache sets
     offsets = 2 * p.x.kernel - 1;
@@ -73,7 +73,7 @@ struct NeighborhoodPlan {
   }
 
   const NeighborhoodAttention& p;
-  ColumnPartners<Real<T>> key_partners;
+  ColumnNeighbours<Real<T>> key_neighbours;
   std::int64_t vectors;           // of the columns of a row
   std::int64_t row_length;        // of a staged row of one channel: a vector as margin, the columns, a margin
   std::int64_t offsets;           // 1 - kernel ... kernel - 1
@@ -111,16 +111,16 @@ INR_NOINLINE void multiply(const T* const* a, const T* b, std::int64_t b_step, s
 }
 
 // Weighted sums of R rows and D channels, for a vector of columns: sums[r][d] += sum_o weights[r][o] b[d][o].
-// weights: [R] pointers to [partners.count] vectors weight_step apart; b: [D][row], vectors b_step apart;
+// weights: [R] pointers to [neighbours.count] vectors weight_step apart; b: [D][row], vectors b_step apart;
 // sums: [R] pointers to [D][lanes]
 template <int R, int D, class T>
 INR_NOINLINE void combine(const T* const* weights, std::int64_t weight_step, const T* b, std::int64_t b_step,
-                      std::int64_t row, const Partners<T>& partners, T* const* sums) {
+                      std::int64_t row, const Neighbours<T>& neighbours, T* const* sums) {
   Vec<T> sum[R][D];
   for (int r = 0; r < R; ++r)
     for (int d = 0; d < D; ++d) sum[r][d] = load(sums[r] + d * lanes<T>);
-  for (std::int64_t o = 0; o < partners.count; ++o) {
-    const Mask<T> mask = partners.masks[o];
+  for (std::int64_t o = 0; o < neighbours.count; ++o) {
+    const Mask<T> mask = neighbours.masks[o];
     Vec<T> value[D];
     for (int d = 0; d < D; ++d) value[d] = masked<T>(load(b + d * row + o * b_step), mask);
     for (int r = 0; r < R; ++r) {
@@ -211,7 +211,7 @@ class NeighborhoodRows {
   // windows: [count]; queries: [count] pointers to [dim][row_length]; ring: the keys; scores: [count] pointers to
   // `layout`. Queries and keys may be any two kinds of staged tokens.
   INR_NOINLINE void multiply_windows(int count, const Window* windows, const R* const* queries, const Ring<R>& ring,
-                                     const Partners<R>& partners, std::int64_t v, R* const* scores,
+                                     const Neighbours<R>& neighbours, std::int64_t v, R* const* scores,
                                      ScoreLayout layout) const {
     for_each_row(count, windows, [&](std::int64_t t, int first, int rows) {
       const R* a[max_rows];
@@ -220,10 +220,10 @@ class NeighborhoodRows {
         a[r] = queries[first + r] + (v + 1) * lanes<T>;
         to[r] = scores[first + r] + (t - windows[first + r].begin) * layout.key;
       }
-      const R* b = ring[t] + (v + 1) * lanes<T> + partners.first * p.x.dilation;
-      std::int64_t blocks = (partners.count + max_wide - 1) / max_wide;
-      for (std::int64_t o = 0, wide; o < partners.count; o += wide, --blocks) {
-        wide = (partners.count - o + blocks - 1) / blocks;
+      const R* b = ring[t] + (v + 1) * lanes<T> + neighbours.first * p.x.dilation;
+      std::int64_t blocks = (neighbours.count + max_wide - 1) / max_wide;
+      for (std::int64_t o = 0, wide; o < neighbours.count; o += wide, --blocks) {
+        wide = (neighbours.count - o + blocks - 1) / blocks;
         with_constant<max_rows>(rows, [&](auto RowCount) {
           with_constant<max_wide>(wide, [&](auto C) {
             multiply<RowCount, C>(a, b + o * p.x.dilation, p.x.dilation, p.dim, plan.row_length, to, layout.offset);
@@ -236,24 +236,24 @@ class NeighborhoodRows {
 
   // sums[r] += scores[r] . values of its window. Arguments as in multiply_windows; ring: the values.
   INR_NOINLINE void combine_windows(int count, const Window* windows, R* const* scores, ScoreLayout layout,
-                                    const Ring<R>& ring, const Partners<R>& partners, std::int64_t v) {
+                                    const Ring<R>& ring, const Neighbours<R>& neighbours, std::int64_t v) {
     for_each_row(count, windows, [&](std::int64_t t, int first, int rows) {
       const R* weights[max_rows];
       for (int r = 0; r < rows; ++r) weights[r] = scores[first + r] + (t - windows[first + r].begin) * layout.key;
-      const R* b = ring[t] + (v + 1) * lanes<T> + partners.first * p.x.dilation;
-      combine_rows(first, rows, weights, layout.offset, b, p.x.dilation, partners);
+      const R* b = ring[t] + (v + 1) * lanes<T> + neighbours.first * p.x.dilation;
+      combine_rows(first, rows, weights, layout.offset, b, p.x.dilation, neighbours);
     });
   }
 
   // Adds the weighted sums of rows [first, first + rows), all channels in blocks. Arguments as in `combine`.
   INR_NOINLINE void combine_rows(int first, int rows, const R* const* weights, std::int64_t weight_step, const R* b,
-                                 std::int64_t b_step, const Partners<R>& partners) {
+                                 std::int64_t b_step, const Neighbours<R>& neighbours) {
     for (std::int64_t d = 0; d < p.dim; d += max_wide) {
       R* to[max_rows];
       for (int r = 0; r < rows; ++r) to[r] = sum(first + r) + d * lanes<T>;
       with_constant<max_rows>(rows, [&](auto RowCount) {
         with_constant<max_wide>(clamp(p.dim - d, 0, max_wide), [&](auto D) {
-          combine<RowCount, D>(weights, weight_step, b + d * plan.row_length, b_step, plan.row_length, partners, to);
+          combine<RowCount, D>(weights, weight_step, b + d * plan.row_length, b_step, plan.row_length, neighbours, to);
         });
       });
     }
@@ -263,11 +263,11 @@ class NeighborhoodRows {
   R* sum(int r) const { return sums + r * p.dim * lanes<T>; }
   void clear_sums() { clear(static_cast<R*>(sums), max_rows * p.dim * lanes<T>); }
 
-  // The bias of the scores of query row i and key row t, from the first offset on: [partners.count], or nullptr.
-  const R* bias(std::int64_t i, std::int64_t t, const Partners<R>& partners) const {
+  // The bias of the scores of query row i and key row t, from the first offset on: [neighbours.count], or nullptr.
+  const R* bias(std::int64_t i, std::int64_t t, const Neighbours<R>& neighbours) const {
     if (!p.bias) return nullptr;
-    return static_cast<const R*>(p.bias) +
-           (task.head * (2 * p.y.kernel - 1) + t - i + p.y.kernel - 1) * plan.offsets + partners.first + p.x.kernel - 1;
+    const std::int64_t row = task.head * (2 * p.y.kernel - 1) + t - i + p.y.kernel - 1;
+    return static_cast<const R*>(p.bias) + row * plan.offsets + neighbours.first + p.x.kernel - 1;
   }
 
   const NeighborhoodPlan<T>& plan;

@@ -29,12 +29,12 @@ class QueryRows : public NeighborhoodRows<T> {
     }
     this->stage_keys(windows[count - 1].end);
     for (std::int64_t v = 0; v < plan.vectors; ++v) {
-      const Partners<R>& partners = plan.key_partners[v];
-      this->multiply_windows(count, windows, query, this->keys, partners, v, score, layout);
+      const Neighbours<R>& neighbours = plan.key_neighbours[v];
+      this->multiply_windows(count, windows, query, this->keys, neighbours, v, score, layout);
       Vec<T> total[max_rows];
-      for (int r = 0; r < count; ++r) total[r] = softmax(i + r, windows[r], score[r], partners, v, lse);
+      for (int r = 0; r < count; ++r) total[r] = softmax(i + r, windows[r], score[r], neighbours, v, lse);
       this->clear_sums();
-      this->combine_windows(count, windows, score, layout, this->values, partners, v);
+      this->combine_windows(count, windows, score, layout, this->values, neighbours, v);
       for (int r = 0; r < count; ++r) this->unstage(this->sum(r), R(1) / total[r], out, i + r, v);
     }
   }
@@ -42,23 +42,23 @@ class QueryRows : public NeighborhoodRows<T> {
  private:
   // Replaces the scores of row i by exp(score - maximum), writes lse, and returns the sum of the exponentials.
   // score: `layout`, from the window's first row and the first offset of vector v on
-  Vec<T> softmax(std::int64_t i, Window rows, R* score, const Partners<R>& partners, std::int64_t v, R* lse) const {
+  Vec<T> softmax(std::int64_t i, Window rows, R* score, const Neighbours<R>& neighbours, std::int64_t v, R* lse) const {
     const Vec<T> minus_infinity = Vec<T>{} - R(__builtin_inf());
     Vec<T> maximum = minus_infinity, sum{};
     for (std::int64_t t = rows.begin; t < rows.end; ++t) {
-      const R* bias = this->bias(i, t, partners);
+      const R* bias = this->bias(i, t, neighbours);
       R* s = score + (t - rows.begin) * layout.key;
-      for (std::int64_t o = 0; o < partners.count; ++o) {
+      for (std::int64_t o = 0; o < neighbours.count; ++o) {
         Vec<T> value = load(s + o * layout.offset);
         if (bias) value += bias[o];
-        value = partners.masks[o] ? value : minus_infinity;
+        value = neighbours.masks[o] ? value : minus_infinity;
         store(s + o * layout.offset, value);
         maximum = value > maximum ? value : maximum;
       }
     }
     for (std::int64_t t = rows.begin; t < rows.end; ++t) {
       R* s = score + (t - rows.begin) * layout.key;
-      for (std::int64_t o = 0; o < partners.count; ++o) {
+      for (std::int64_t o = 0; o < neighbours.count; ++o) {
         const Vec<T> e = exp_negative(load(s + o * layout.offset) - maximum);
         store(s + o * layout.offset, e);
         sum += e;
@@ -79,7 +79,7 @@ class QueryRows : public NeighborhoodRows<T> {
 template <class T>
 Status forward(const NeighborhoodAttention& p, const Tokens& out, void* lse) {
   const NeighborhoodPlan<T> plan(p);
-  if (!plan.key_partners) return Status::out_of_memory;
+  if (!plan.key_neighbours) return Status::out_of_memory;
   return for_each_band<QueryRows<T>>(plan, [&](QueryRows<T>& rows) {
     for (std::int64_t i = rows.task.begin; i < rows.task.end; i += max_rows)
       rows.attend(i, int(clamp(rows.task.end - i, 0, max_rows)), out, static_cast<Real<T>*>(lse));

@@ -1,4 +1,4 @@
-// NATTEN's window rule, and which lanes of a vector of columns have a partner at which offset.
+// NATTEN's window rule, and which lanes of a vector of columns have a neighbour at which offset.
 #pragma once
 
 #include "../../inr.h"
@@ -42,26 +42,26 @@ INR_INLINE std::int64_t class_size(const Axis& a, std::int64_t residue) {
   return (a.length - residue + a.dilation - 1) / a.dilation;
 }
 
-// The offsets at which any lane of a vector has a partner, and for each the lanes that have one.
+// The offsets at which any lane of a vector has a neighbour, and for each the lanes that have one.
 template <class T>
-struct Partners {
+struct Neighbours {
   std::int64_t first = 0, count = 0;
   const Mask<T>* masks = nullptr;  // [count]
 };
 
-// The partners of every vector of columns: the keys of queries, or for_keys the queries of keys.
+// The neighbours of every vector of columns: the keys of queries, or for_keys the queries of keys.
 template <class T>
-class ColumnPartners {
+class ColumnNeighbours {
  public:
-  ColumnPartners(const Axis& a, bool for_keys) : axis_(a), reach_(a.kernel - 1) {
+  ColumnNeighbours(const Axis& a, bool for_keys) : axis_(a), reach_(a.kernel - 1) {
     const std::int64_t vectors = round_up(a.length, lanes<T>) / lanes<T>;
-    partners_.resize(vectors);
+    neighbours_.resize(vectors);
     masks_.resize(vectors * (2 * reach_ + 1));
     if (!*this) return;
     for (std::int64_t v = 0; v < vectors; ++v) find(v, for_keys);
   }
-  explicit operator bool() const { return partners_ && masks_; }
-  const Partners<T>& operator[](std::int64_t v) const { return partners_[v]; }
+  explicit operator bool() const { return neighbours_ && masks_; }
+  const Neighbours<T>& operator[](std::int64_t v) const { return neighbours_[v]; }
 
  private:
   void find(std::int64_t v, bool for_keys) {
@@ -75,14 +75,14 @@ class ColumnPartners {
       first = low < first ? low : first;
       last = high > last ? high : last;
     }
-    partners_[v].first = first;
-    partners_[v].count = last - first;
-    partners_[v].masks = masks + first + reach_;
+    neighbours_[v].first = first;
+    neighbours_[v].count = last - first;
+    neighbours_[v].masks = masks + first + reach_;
   }
 
   const Axis& axis_;
   std::int64_t reach_;
-  Buffer<Partners<T>> partners_;  // [vectors]
+  Buffer<Neighbours<T>> neighbours_;  // [vectors]
   Buffer<Mask<T>> masks_;         // [vectors][2 kernel - 1]
 };
 

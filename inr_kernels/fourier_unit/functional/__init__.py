@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 from inr_kernels._core import dispatch
-from inr_kernels._core.checks import is_positive_int, require, require_tensor, result_dtype, shape
+from inr_kernels._core.checks import is_positive_int, require, require_tensor, result_dtype, shape, without_autocast
 
 from .. import op, reference
 from ..arguments import Arguments, check_norm, check_weight, check_x, compute_dtype
@@ -38,8 +38,8 @@ def fourier_unit(
         p = relu(batch_norm(p))
         y = irfft2([p_0 + i p_1; p_2 + i p_3; ...])
 
-    The spectrum p is not Hermitian. irfft2 is numpy's, on every backend: of the first column and, at an even width, of
-    the last it uses only the part that a real image can have. Any H and W; the spectrum is at least float32, so half
+    The spectrum p is not Hermitian. irfft2 matches numpy.fft.irfft2 on every backend: the non-Hermitian part of the
+    first column and, at an even width, of the last is ignored. Any H and W; the spectrum is at least float32, so half
     precision neither requires powers of two nor overflows.
 
     Args:
@@ -99,7 +99,7 @@ def fourier_unit(
     requested = dispatch.reference_if_transformed(requested, x, weight, bn_weight, bn_bias)
     require(not dft or requested in ("", "reference"), "backend", "be None or 'reference' with dft", repr(requested))
     dtype = result_dtype(x)
-    with torch.autocast(x.device.type, enabled=False):  # applied here
+    with without_autocast(x):  # applied here
         x = x.to(dtype)
         weight, scale, shift = (t.to(compute_dtype(x.dtype)) for t in (weight, bn_weight, bn_bias))
         if not training:

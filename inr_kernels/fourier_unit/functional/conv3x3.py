@@ -3,7 +3,7 @@
 import torch
 
 from inr_kernels._core import dispatch
-from inr_kernels._core.checks import apply_autocast
+from inr_kernels._core.checks import apply_autocast, without_autocast
 
 from .. import op, reference
 from ..arguments import ConvolutionArguments
@@ -63,7 +63,7 @@ def conv3x3(
     requested = dispatch.reference_if_transformed(dispatch.requested_backend(backend), *given)
     x, weight, bias, other, add = apply_autocast(x, weight, bias, other, add)
     arguments = ConvolutionArguments(x, weight, bias, other, add, bool(relu), padding)
-    with torch.autocast(x.device.type, enabled=False):  # already applied
+    with without_autocast(x):  # already applied
         if requested in ("reference", "triton") or not (requested or op.is_for_native(arguments.x)):
             arguments.check()  # the op checks its arguments itself
             return reference.conv3x3(*arguments)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from inr_kernels._core.checks import require, require_input, shape
 from inr_kernels._core.hooks import is_untouched
 
 from ..functional import conv3x3
@@ -199,31 +200,47 @@ def _convolve(ffc, x, after=((None, False), (None, False))):
     x_l, x_g = _parts(x)
     if not is_plain(ffc):
         return _call_modules(ffc, x_l, x_g)
+    _check_parts(ffc, x_l, x_g)
+    (affine_l, relu_l), (affine_g, relu_g) = after
     across = 0
     if type(ffc.convg2g) is not nn.Identity and _is_present(x_g):
-        across = spectral(ffc.convg2g, x_g, None if after[1][0] is None else after[1][0][0])
+        scale, _ = affine_g or (None, None)
+        across = spectral(ffc.convg2g, x_g, scale)
     return (
-        _fused_convolution([(ffc.convl2l, x_l), (ffc.convg2l, x_g)], 0, *after[0]),
-        _fused_convolution([(ffc.convl2g, x_l)], across, *after[1]),
+        _fused_convolution([(ffc.convl2l, x_l), (ffc.convg2l, x_g)], 0, affine_l, relu_l),
+        _fused_convolution([(ffc.convl2g, x_l)], across, affine_g, relu_g),
     )
+
+
+def _check_parts(ffc, x_l, x_g):
+    """Raises unless the parts fit the convolutions that read them, and each other."""
+    for part, name, convs in ((x_l, "local", (ffc.convl2l, ffc.convl2g)), (x_g, "global", (ffc.convg2l,))):
+        for conv in convs:
+            if type(conv) is not nn.Identity and _is_present(part):
+                require_input(part, f"x's {name} part", conv.in_channels, conv.weight)
+    if _is_present(x_l) and _is_present(x_g):
+        batch, _, *size = x_l.shape
+        fits = (len(x_g), *x_g.shape[2:]) == (batch, *size)
+        require(fits, "x's global part", f"have the local part's batch {batch} and size {size}", shape(x_g))
 
 
 def _fused_convolution(pairs, add, affine, relu):
     """Computes relu(scale (sum of conv(x)) + shift + add) as one convolution."""
     pairs = [(conv, x) for conv, x in pairs if type(conv) is not nn.Identity and _is_present(x)]
+    scale, shift = affine or (None, None)
     if not pairs:
         if not _is_present(add):
             return 0
-        add = add if affine is None else add + affine[1].to(add.dtype).view(-1, 1, 1)
+        add = add if shift is None else add + shift.to(add.dtype).view(-1, 1, 1)
         return add.relu() if relu else add
-    conv = pairs[0][0]
-    weight = torch.cat([conv.weight for conv, _ in pairs], 1)
-    bias = None if conv.bias is None else sum(conv.bias for conv, _ in pairs)
+    convs, inputs = zip(*pairs, strict=True)
+    conv = convs[0]  # all have its options
+    weight = torch.cat([conv.weight for conv in convs], 1)
+    bias = None if conv.bias is None else sum(conv.bias for conv in convs)
     if affine is not None:
-        scale, shift = affine
         weight = scaled(weight, scale)
         bias = (shift if bias is None else shift + bias * scale).to(weight.dtype)
-    inputs, add = [x for _, x in pairs], add if _is_present(add) else None
+    add = add if _is_present(add) else None
     geometry = conv.kernel_size, conv.stride, conv.dilation, conv.padding
     if geometry == ((3, 3), (1, 1), (1, 1), (1, 1)) and conv.padding_mode in ("zeros", "reflect"):
         other = inputs[1] if len(inputs) > 1 else None

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from inr_kernels._core.checks import require, require_input
 from inr_kernels._core.hooks import is_untouched
 
 from ..functional import fourier_unit, through_spectrum
@@ -107,6 +108,7 @@ def _unit(unit, x):
     conv, bn = unit.conv_layer, unit.bn
     if not (is_pointwise(conv) and type(bn) is nn.BatchNorm2d and bn.affine and is_untouched(bn)):
         return through_spectrum(x, lambda z: bn(conv(z.to(getattr(conv, "weight", z).dtype))).relu(), unit.fft_norm)
+    require_input(x, "x", conv.in_channels // 2, conv.weight, any_dtype=True)
     training = bn.training or bn.running_mean is None
     return fourier_unit(
         x,
@@ -163,8 +165,8 @@ def _first_layers(layers, x):
 def _quarters(lfu, x):
     """Applies a unit to the four quarters of a map, stacked as channels, and repeats the result over the map."""
     height, width = x.shape[2:]
-    if height != width or height % 2:
-        raise ValueError(f"x must be square and even for enable_lfu; got {list(x.shape)}")
+    even = height == width and height % 2 == 0
+    require(even, "x's sides divided by the stride", "be equal and even for enable_lfu", [height, width])
     parts = x[:, : x.shape[1] // 4]
     for dim in (2, 3):
         parts = torch.cat(parts.split(height // 2, dim), 1)

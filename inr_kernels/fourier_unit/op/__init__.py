@@ -99,9 +99,8 @@ def steps(x: torch.Tensor, requested: str) -> spectral_pipeline.Steps:
     return next(STEPS[name]() for name, backend in OP.backends.items() if backend is chosen)
 
 
-def _forward_fake(*args):
-    a = Arguments(*args[:-1])
-    a.check()
+def _outputs(a):
+    """Uninitialized y, mean and variance."""
     mean, var = (a.weight.new_empty(len(a.weight) if a.training else 0) for _ in range(2))
     return a.x.new_empty(a.out_shape()), mean, var
 
@@ -123,7 +122,7 @@ def _backward_fake(grad, mean, var, x, weight, scale, shift, *rest):
 fourier_unit = define(
     f"fourier_unit(Tensor x, Tensor weight, Tensor scale, Tensor shift, {_OPTIONS}) -> (Tensor, Tensor, Tensor)",
     OP.forward,
-    _forward_fake,
+    OP.fake(_outputs),
 )
 fourier_unit_backward = define(
     "fourier_unit_backward(Tensor grad, Tensor mean, Tensor var, Tensor x, Tensor weight, Tensor scale, Tensor shift,"

@@ -14,7 +14,7 @@ from inr_kernels._core.dispatch import Backend, Facts, Op, always
 from inr_kernels._core.registration import define, only_needed, register_autograd
 
 from .. import reference
-from ..arguments import PADDINGS, ConvolutionArguments
+from ..arguments import ConvolutionArguments
 
 _DTYPES = torch.float32, torch.float64
 
@@ -30,8 +30,13 @@ def _why_not_winograd(facts: Facts) -> str:
     return backends.why_not_cpu(facts)
 
 
+def _output(a):
+    """The uninitialized output."""
+    return a.x.new_empty(a.out_shape())
+
+
 def _winograd(a):
-    out = a.x.new_empty(a.out_shape())
+    out = _output(a)
     if not out.numel():
         return out
     inputs = [_with_contiguous_images(t) for t in (a.x, a.other) if t is not None]
@@ -41,7 +46,7 @@ def _winograd(a):
         size=(len(a.x), *a.x.shape[2:]),
         x=[*((t.data_ptr(), t.shape[1], t.stride(0)) for t in inputs), (0, 0, 0)][:2],
         outputs=len(weight),
-        padding=PADDINGS[a.padding],
+        padding=backends.PADDINGS[a.padding],
         weight=weight.data_ptr(),
         bias=backends.address(bias),
         add=backends.address(add),
@@ -74,17 +79,11 @@ CONV3X3 = Op(
 )
 
 
-def _fake(*args):
-    a = ConvolutionArguments(*args[:-1])
-    a.check()
-    return a.x.new_empty(a.out_shape())
-
-
 conv3x3 = define(
     "conv3x3(Tensor x, Tensor weight, Tensor? bias, Tensor? other, Tensor? add, bool relu, str padding, str backend)"
     " -> Tensor",
     CONV3X3.forward,
-    _fake,
+    CONV3X3.fake(_output),
 )
 
 

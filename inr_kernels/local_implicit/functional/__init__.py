@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import torch
 
 from inr_kernels._core import dispatch
-from inr_kernels._core.checks import require, require_tensor, result_dtype, shape
+from inr_kernels._core.checks import require, require_tensor, result_dtype, shape, without_autocast
 
 from .. import op, reference
 from ..arguments import Facts
-from .checks import cast_parameters, check_decoder, check_queries, check_size
+from .checks import cast_parameters, check_decoder, check_queries, check_size, check_workspace
 from .hoist import Form, feature_columns, hoist_features
 
 WORKSPACE = 256 << 20
@@ -21,6 +21,7 @@ REPORTS, SHORTEST_BAND = 25, 16  # calls of `progress` for an image, and the row
 def _facts(
     feat: torch.Tensor, coord: Any = None, cell: Any = None, weights: Sequence[torch.Tensor] = (), *_: Any, **__: Any
 ) -> Facts:
+    """What decides on the backend of a call, of which `explain` may be given feat only."""
     return Facts(feat.device, result_dtype(feat), tuple(map(len, weights)))
 
 
@@ -158,13 +159,14 @@ def render(
         [B, out_channels, H, W].
     """
     height, width = check_size(size)
+    check_workspace(workspace)
     check_decoder(feat, weights, biases, form, cell_decode=cell_decode)
     require(cell is None or cell_decode, "cell", "be None for a decoder without cell", "a tensor")
     if cell is not None:
         require_tensor(cell, "cell", dims=(2,), like=feat)
         require(shape(cell) == [len(feat), 2], "cell", f"have shape [B, 2] with B = {len(feat)}", shape(cell))
     elif cell_decode:
-        sides = (torch.full((len(feat),), 2 / n, device=feat.device) for n in (height, width))
+        sides = (feat.new_full((len(feat),), 2 / n, dtype=torch.float32) for n in (height, width))
         cell = torch.stack(tuple(sides), -1)
     y, x = op.centres(height, feat.device), op.centres(width, feat.device)
     requested = dispatch.requested_backend(backend)
@@ -212,7 +214,7 @@ def decode_grid(
     band_start: int = 0,
 ) -> torch.Tensor:
     """y, x [B, R, S], cell [B, R, S, 2] -> [B, R, S, out_channels]; `hoist` may cover a band of feature rows."""
-    with torch.autocast(feat.device.type, enabled=False):  # already applied
+    with without_autocast(feat):  # already applied
         return _decode_grid(feat, y, x, cell, weights, biases, form, requested, hoist, band_start)
 
 
@@ -278,9 +280,9 @@ def plan_bands(
     def cost(top, bottom):
         return (last[bottom - 1] + 3 - first[top]) * row_bytes + (bottom - top) * query_bytes
 
-    least = max(cost(row, row + 1) for row in range(size[0]))
-    require(workspace >= least, "workspace", f"be at least {least} bytes for these shapes", workspace)
-    images = max(1, min(batch, workspace // least))
+    min_bytes = max(cost(row, row + 1) for row in range(size[0]))
+    require(workspace >= min_bytes, "workspace", f"be at least {min_bytes} bytes for these shapes", workspace)
+    images = max(1, min(batch, workspace // min_bytes))
     bands = []
     for image in range(0, batch, images):
         top = 0

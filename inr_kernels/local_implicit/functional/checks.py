@@ -1,10 +1,12 @@
 """Checks of local_implicit's public arguments, and the dtype that it computes in."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Sequence, Sized
+from numbers import Real
 
 import torch
 
-from inr_kernels._core.checks import require, require_tensor, result_dtype, shape
+from inr_kernels._core.checks import has_autocast, is_positive_int, require, require_tensor, result_dtype, shape
 
 from .. import op
 from ..arguments import check_count, check_dtypes, check_layer
@@ -20,7 +22,7 @@ def cast_parameters(
     inference where the processor multiplies it. The features are cast later, band by band; coordinates never are.
     """
     dtype = result_dtype(feat)
-    if not torch.is_autocast_enabled(feat.device.type):
+    if not has_autocast(feat):
         for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
             check_dtypes(i, weight, bias, "feat", dtype)
     working = dtype
@@ -44,6 +46,9 @@ def check_decoder(
     require(min(feat.shape[1:]) > 0, "feat", "have at least one channel and one pixel, [B, C, h, w]", shape(feat))
     after = form.ensemble_after
     require(after in ("last", "first"), "ensemble_after", 'be "last" or "first"', repr(after))
+    for value, name in ((weights, "weights"), (biases, "biases")):
+        if not isinstance(value, Sized):
+            raise TypeError(f"{name} must be a list of tensors; got {type(value).__name__}")
     require(len(weights) >= 2, "weights", "hold at least two Linear weights", len(weights))
     check_count(weights, biases)
     inputs = feature_columns(feat.shape[1], form) + 2 + (2 if cell_decode and after == "last" else 0)
@@ -77,12 +82,24 @@ def check_queries(
     return coord.float(), None if cell is None else cell.float()
 
 
+def check_widths(in_channels: int, hidden: Sequence[int], out_channels: int) -> None:
+    """Raises unless a decoder can have these widths."""
+    fits = isinstance(hidden, Sequence) and hidden and all(map(is_positive_int, (in_channels, *hidden, out_channels)))
+    rule = "be positive integers, hidden a sequence of them that is not empty"
+    require(fits, "in_channels, hidden and out_channels", rule, f"{in_channels!r}, {hidden!r}, {out_channels!r}")
+
+
+def check_workspace(workspace: float) -> None:
+    """Raises unless workspace is a positive number of bytes."""
+    fits = isinstance(workspace, Real) and not isinstance(workspace, bool) and workspace > 0
+    require(fits, "workspace", "be a positive number of bytes", repr(workspace))
+
+
 def check_size(size: Sequence[int]) -> tuple[int, int]:
     """(H, W), both positive integers."""
-    try:
-        fits = [int(n) == n and n > 0 for n in size] == [True, True]
-    except (TypeError, ValueError, OverflowError):
-        fits = False
+    height = width = 0
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        height, width = map(int, size)
+    fits = height > 0 and width > 0 and (height, width) == tuple(size)
     require(fits, "size", "be two positive integers (H, W)", size)
-    height, width = map(int, size)
     return height, width

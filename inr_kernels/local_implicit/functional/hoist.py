@@ -38,7 +38,7 @@ def hoist_features(
     else:
         feat, kernel = feat[:, :, begin:end], kernel[:, :, None, None]
     if feat.device.type == "cuda" and weight.dtype.itemsize > 2:
-        return convolve_by_products(feat.to(weight.dtype), kernel, bias)
+        return convolve_as_matmuls(feat.to(weight.dtype), kernel, bias)
     last = torch.channels_last
     hoisted = F.conv2d(
         feat.to(weight.dtype, memory_format=last),
@@ -49,7 +49,7 @@ def hoist_features(
     return hoisted.permute(0, 2, 3, 1).contiguous()
 
 
-def convolve_by_products(feat: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+def convolve_as_matmuls(feat: torch.Tensor, kernel: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """Convolves by matrix products, for float32 on a GPU: cuDNN would use TF32 whatever the matmul precision is.
 
     feat [B, C, rows (+ 2), w], kernel [N1, C, K, K] with K = 3 or 1 -> [B, rows, w, N1].

@@ -77,7 +77,7 @@ class _Problem:
         self.P = P
         matrices = self.hoisted.new_zeros(L * W + self.OP, W)
         self.hidden, self.last = matrices[: L * W].view(L, W, W), matrices[L * W :]
-        vectors = torch.zeros((L + 1) * 3 * P + 4 * W, device=self.hoisted.device)
+        vectors = self.hoisted.new_zeros((L + 1) * 3 * P + 4 * W, dtype=torch.float32)
         self.affine, self.position = vectors[: -4 * W].view(L + 1, 3, P), vectors[-4 * W :].view(4, W)
         torch._foreach_copy_(
             [m[: self.widths[i + 1], : self.widths[i]] for i, m in enumerate([*self.hidden, self.last])],
@@ -171,7 +171,7 @@ class _Problem:
         affine = self.affine[layer, :, : self.W].to(state.dtype)
         torch.addmm(affine[0], state, self.hidden[layer].T, out=out)
         if self.late_cell and layer == 0:
-            i, (_, R, S) = torch.arange(begin, end, device=state.device), self.y.shape
+            i, (_, R, S) = torch.arange(begin, end, dtype=torch.long, device=state.device), self.y.shape
             cell_y, cell_x = self.cell[i // S // R, i // S % R, i % S].unbind(-1)
             cell = torch.stack((cell_y * self.height, cell_x * self.width), -1)
             out.addmm_(cell.to(state.dtype), affine[1:])
@@ -240,7 +240,7 @@ class _Sums:
 
     def __init__(self, p):
         self.p = p
-        zeros = functools.partial(torch.zeros, device=p.hoisted.device)
+        zeros = functools.partial(p.hoisted.new_zeros, dtype=torch.float32)
         self.hidden, self.hidden_extras = (zeros(SPLITS, p.depth, p.W, k) for k in (p.W, 16))
         self.last, self.last_extras = (zeros(SPLITS, 1, p.OP, k) for k in (p.W, 16))
         self.position = zeros(SPLITS, 1, p.W, 16)
@@ -322,7 +322,7 @@ def backward(
     grad = grad.contiguous()
     with backends.on(grad.device):
         sums = _Sums(p)
-        d_map = torch.zeros(p.hoisted.shape, device=grad.device)
+        d_map = grad.new_zeros(p.hoisted.shape, dtype=torch.float32)
         total = p.y.numel()
         longest = p.longest_run(states=2 * (p.depth + 1))
         for begin in range(0, total, longest):

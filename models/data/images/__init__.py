@@ -31,7 +31,7 @@ __all__ = [
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
     """An 8-bit RGB image of Pillow -> [1, 3, h, w], float32 in [0, 1]."""
-    return torch.from_numpy(numpy.array(image)).permute(2, 0, 1)[None] / 255
+    return torch.from_numpy(numpy.array(image, numpy.float32)).permute(2, 0, 1)[None] / 255
 
 
 def to_image(tensor: torch.Tensor) -> Image.Image:

@@ -15,6 +15,7 @@ import numpy
 import torch
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
+from ...common.files import printable
 from . import png
 from .picture import Picture
 
@@ -42,8 +43,11 @@ class Header(NamedTuple):
 def read_header(source: str | os.PathLike | bytes, max_pixels: float, name: str = "") -> Header:
     """Reads the sides of an image file; arguments and errors: as `read`."""
     with _reading(source, name) as data, _open_checked(_decodable(data)[0], max_pixels) as image:
-        turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
-        width, height = reversed(image.size) if turned else image.size
+        exif, (width, height) = image.getexif(), image.size
+        if image.format == "TIFF":  # the sides in the file; Pillow's are already those of the upright picture
+            width, height = exif[ExifTags.Base.ImageWidth], exif[ExifTags.Base.ImageLength]
+        if exif.get(ExifTags.Base.Orientation) in _TURNED:
+            width, height = height, width
         return Header(height, width, image.has_transparency_data)
 
 
@@ -69,7 +73,7 @@ def read(source: str | os.PathLike | bytes, max_pixels: float, name: str = "") -
 @contextlib.contextmanager
 def _reading(source: str | os.PathLike | bytes, name: str) -> Iterator[bytes]:
     """The bytes of the source; what decoding them raises becomes a ValueError with the name."""
-    name = name or ("the input" if isinstance(source, bytes) else os.fspath(source))
+    name = printable(name or ("the input" if isinstance(source, bytes) else os.fspath(source)))
     data = source if isinstance(source, bytes) else Path(source).read_bytes()
     try:
         with _quiet_pillow():
@@ -77,7 +81,7 @@ def _reading(source: str | os.PathLike | bytes, name: str) -> Iterator[bytes]:
     except UnidentifiedImageError:
         raise ValueError(f"{name}: {_why_unknown(data)}") from None
     except DAMAGED as error:
-        raise ValueError(f"{name}: {error or type(error).__name__}") from error
+        raise ValueError(f"{name}: {printable(str(error)) or type(error).__name__}") from error
 
 
 @contextlib.contextmanager
@@ -143,7 +147,7 @@ def _read(data: bytes, max_pixels: float) -> Picture:
     """Decodes the bytes of a file as `read` describes; raises ValueError for too many pixels, or what Pillow raises."""
     data, extra, inverted = _decodable(data)
     with _open_checked(data, max_pixels) as image:
-        picture = Picture(torch.empty(0))
+        picture = Picture(torch.empty(0, dtype=torch.float32, device="cpu"))
         raw = image.tile[0].args if image.format == "PNG" and image.tile else ""  # before anything loads the pixels
         frames = _frames(image, extra)
         if frames > 1:
