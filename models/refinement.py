@@ -57,7 +57,7 @@ class FeatureRefiner:
     - Batches: each image as if alone, one after another.
 
     With `max_memory`, what is kept for the backward is measured at the smallest scale. LaMa's blocks keep one bit per
-    activation: Big-LaMa 0.1 GB at 1024 x 1024, where PyTorch keeps 9.6 GB. Where the bound requires it, a decoder's
+    activation: Big-LaMa 0.14 GB at 1024 x 1024, where PyTorch keeps 9.0 GB. Where the bound requires it, a decoder's
     stages are computed again in the backward, if that keeps less (IN2; DEAR's decoder is one stage). LaMa's first and
     last layers run in bands of rows. In addition to the bound there are the features with their gradient and Adam's
     two moments, the images, and the working memory of one layer: with Big-LaMa 0.6 KB per pixel in all.
@@ -105,9 +105,8 @@ class FeatureRefiner:
         integers = {"min_side": min_side, "max_scales": max_scales, "iterations": iterations, "modulo": modulo}
         for name, value in integers.items():
             require(is_positive_int(value), name, "be a positive integer", repr(value))
-        least = math.ceil(
-            math.sqrt(2) * max(network.min_side, 2)
-        )  # a scale's shorter side is min_side / sqrt(2) at least
+        # The smallest scale's shorter side is at least min_side / sqrt(2).
+        least = math.ceil(math.sqrt(2) * max(network.min_side, 2))
         require(min_side >= least, "min_side", f"be at least {least} for {network.NETWORK}", min_side)
         require(0 < lr < math.inf, "lr", "be positive and finite", lr)
         require(max_memory is None or is_positive_int(max_memory), "max_memory", "be bytes or None", repr(max_memory))
@@ -225,7 +224,7 @@ class _Scale:
             gradient = (gradient * unit).to(prediction.dtype)
             gradients = torch.autograd.grad(prediction, self.features, gradient, allow_unused=True)
             for feature, found in zip(self.features, gradients, strict=True):
-                feature.grad = None if found is None else found / unit
+                feature.grad = found if found is None or unit == 1 else found / unit
             del prediction, gradient, gradients, found  # before the next forward
             optimizer.step()
             tick()

@@ -32,7 +32,7 @@ Fill the missing pixels of an image, optionally at a larger size.
 
   inr-kernels inpaint in.png --mask mask.png -o out.png
   inr-kernels inpaint in.png --mask mask.png --scale 2.5 -o large.png
-  inr-kernels inpaint in.png --mask mask.png --model best.ckpt --refine -o out.png
+  inr-kernels inpaint in.png --mask mask.png --model big-lama.pt --refine -o out.png
 
 The mask is an image of the same size: white pixels are filled, black ones are kept; grey counts as white from 128 (of
 255) on. At the input's size the kept pixels do not change (in PNG, BMP and, except for 16-bit colour, TIFF).
