@@ -10,6 +10,7 @@ from .export import export_onnx, export_program
 from .in2 import IN2, ImplicitPyramidDecoder, ImplicitUpsample, IN2Config
 from .lama import LaMa, LaMaConfig
 from .liif import EDSR, LIIF, RDN, LIIFConfig
+from .refinement import FeatureRefiner
 
 __all__ = [
     "DEAR",
@@ -18,6 +19,7 @@ __all__ = [
     "LIIF",
     "RDN",
     "DEARConfig",
+    "FeatureRefiner",
     "IN2Config",
     "ImplicitPyramidDecoder",
     "ImplicitUpsample",

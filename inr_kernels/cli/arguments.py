@@ -32,6 +32,7 @@ Fill the missing pixels of an image, optionally at a larger size.
 
   inr-kernels inpaint in.png --mask mask.png -o out.png
   inr-kernels inpaint in.png --mask mask.png --scale 2.5 -o large.png
+  inr-kernels inpaint in.png --mask mask.png --model big-lama.pt --refine -o out.png
 
 The mask is an image of the same size: white pixels are filled, black ones are kept; grey counts as white from 128 (of
 255) on. At the input's size the kept pixels do not change (in PNG, BMP and, except for 16-bit colour, TIFF).
@@ -48,6 +49,9 @@ Networks, --model:
           --scale.
   PATH    a checkpoint of DEAR, IN2 or LaMa: a .safetensors file of this package, or LaMa's own .ckpt. LaMa fills at
           the input's size only.
+
+With --refine, large holes in large images get the structure that the network finds at a small size. It takes about 30
+times as long, at the input's size only, and is meant for LaMa.
 
 Both networks that ship are small and were trained on a few photographs, in2 so briefly that its fills stay visible:
 use them for scratches and strokes, not for whole objects."""
@@ -109,6 +113,11 @@ def _add_inpaint(parser):
         type=positive(int, or_zero=True),
         metavar="PIXELS",
         help="DEAR only: side of a tile, 0: whole image; default: 32",
+    )
+    parser.add_argument(
+        "--refine",
+        action="store_true",
+        help="refine the network's features, for holes larger than those of its training",
     )
     _add_computation(parser, megapixels=25)
 

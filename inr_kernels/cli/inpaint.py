@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from inr_kernels._core import dispatch
-from inr_kernels.models import DEAR, IN2, Inpainter, LaMa, from_checkpoint
+from inr_kernels.models import DEAR, IN2, FeatureRefiner, Inpainter, LaMa, from_checkpoint
 
 from . import pictures
 from .parsing import UsageError
@@ -26,21 +26,21 @@ def run(args: Namespace) -> None:
     size = pictures.output_size(source, args)
     model = load(args.model)
     options = check_options(args, model, source, size)
+    refiner = FeatureRefiner(model, max_memory=int(args.max_memory)) if args.refine else None
     needs = model.bytes_per_pixel(**options), model.bytes_per_output_pixel
+    needs = needs if refiner is None else (refiner.bytes_per_pixel(), 0)
     pictures.check_work(source, size, args, *needs)
     picture = source.decode()
     pictures.check_transparency(picture, args)
     mask = read_mask(drawn)
     backend = dispatch.backend(args.backend) if args.backend else contextlib.nullcontext()
     with backend, pictures.computing(args) as progress:
-        colour = model.to(args.device).inpaint(
-            pictures.network_input(picture).to(args.device),
-            mask.to(args.device),
-            size,
-            workspace=args.workspace,
-            progress=progress,
-            **options,
-        )
+        model.to(args.device)
+        image, mask = pictures.network_input(picture).to(args.device), mask.to(args.device)
+        if refiner is not None:
+            colour = refiner(image, mask, progress=progress)
+        else:
+            colour = model.inpaint(image, mask, size, workspace=args.workspace, progress=progress, **options)
     pictures.write(args, picture, colour)
 
 
@@ -67,6 +67,11 @@ def check_options(args: Namespace, model: Inpainter, source: pictures.Source, si
     if isinstance(model, LaMa) and size != source.size:
         own = pictures.shown(source.size)
         raise UsageError(f"{model.NETWORK} fills at the input's size {own} only; got {pictures.requested(args)}")
+    if args.refine and size != source.size:
+        own = pictures.shown(source.size)
+        raise UsageError(f"argument --refine: works at the input's size {own} only; got {pictures.requested(args)}")
+    if args.refine and args.tile is not None:
+        raise UsageError(f"argument --tile: does not apply with --refine; got {args.tile}")
     if isinstance(model, DEAR):
         return {"tile": (TILE if args.tile is None else args.tile) or None}
     if args.tile is not None:

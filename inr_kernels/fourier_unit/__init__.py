@@ -1,6 +1,15 @@
 """The Fourier unit, and the fast Fourier convolution (FFC) of LaMa that contains it."""
 
 from .functional import conv3x3, fourier_unit
-from .module import FFC, FFC_BN_ACT, FFCResnetBlock, FourierUnit, SpectralTransform
+from .module import FFC, FFC_BN_ACT, FFCResnetBlock, FourierUnit, SpectralTransform, frozen
 
-__all__ = ["FFC", "FFC_BN_ACT", "FFCResnetBlock", "FourierUnit", "SpectralTransform", "conv3x3", "fourier_unit"]
+__all__ = [
+    "FFC",
+    "FFC_BN_ACT",
+    "FFCResnetBlock",
+    "FourierUnit",
+    "SpectralTransform",
+    "conv3x3",
+    "fourier_unit",
+    "frozen",
+]

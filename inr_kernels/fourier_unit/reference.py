@@ -67,6 +67,17 @@ def inverse(z: torch.Tensor, size: Sequence[int], norm: str) -> torch.Tensor:
     return torch.fft.irfft(torch.where(own_mirror, z.real + 0j, z), n=size[1], dim=-1, norm=norm)
 
 
+def product(z: torch.Tensor, weight: torch.Tensor, shift: torch.Tensor | None, relu: bool, groups: int) -> torch.Tensor:
+    """The product on a complex spectrum, `Steps.product`: z [B, C, H, W'] -> [B, O, H, W'].
+
+    weight [2 O, 2 C / groups] multiplies real and imaginary parts; shift [2 O] or None is added; then the ReLU.
+    """
+    parts = torch.stack((z.real, z.imag), 2).flatten(1, 2)
+    out = F.conv2d(parts, weight[:, :, None, None], shift, groups=groups)
+    out = (out.relu() if relu else out).unflatten(1, (-1, 2))
+    return torch.complex(out[:, :, 0], out[:, :, 1])
+
+
 def dft_factors(n: int, columns: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """[n, columns]: cos and sin of 2 pi j k / n for j < n, k < columns; j k is reduced modulo n before rounding."""
     j, k = (torch.arange(m, dtype=torch.long, device=like.device) for m in (n, columns))

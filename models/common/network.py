@@ -14,6 +14,7 @@ from torch import nn
 from inr_kernels.local_implicit.functional import WORKSPACE
 
 from . import checkpoints
+from .frozen import frozen_copy
 from .graphs import Graphed, graphed_pair
 from .masking import blend, check_mask, check_range, check_weights, output_size
 from .progress import Progress, reporting, shares
@@ -21,6 +22,7 @@ from .progress import Progress, reporting, shares
 WEIGHTS = Path(__file__).parents[1] / "weights"
 
 N = TypeVar("N", bound="Network")
+P = TypeVar("P", bound="Inpainter")
 Features: TypeAlias = torch.Tensor | tuple[Any, ...]
 
 
@@ -281,6 +283,21 @@ class Inpainter(Network, nn.Module):
         """
         return graphed_pair(self, shape, size=size, scale=scale, **options)
 
+    def frozen(self: P, workspace: int = WORKSPACE) -> P:
+        """Returns a copy in eval mode for gradients of the features only, as feature refinement takes them.
+
+        It shares the memory of the parameters, of which none requires a gradient. Layers may be replaced by equal ones
+        that keep less for the backward; a stage in `common.frozen.Recomputed` can be computed again there.
+
+        Args:
+            workspace: bytes that layers in bands of rows may use.
+        """
+        return frozen_copy(self)
+
     def bytes_per_pixel(self) -> int:
         """Estimates the memory that `inpaint` needs for a pixel of the input, in addition to workspace and output."""
         raise NotImplementedError
+
+    def bytes_per_refined_pixel(self) -> int:
+        """Estimates the memory that feature refinement needs for a pixel, in addition to workspace and images."""
+        return 3 * (self.bytes_per_pixel() + self.bytes_per_output_pixel)

@@ -13,6 +13,7 @@ from inr_kernels._core.checks import require
 from inr_kernels.local_implicit.functional import WORKSPACE
 
 from ..common.deprecated import eager_or_reference
+from ..common.frozen import Recomputed
 from ..common.masking import known
 from ..common.network import WEIGHTS, Inpainter
 from ..common.progress import Progress, parameters
@@ -246,6 +247,12 @@ class IN2(Inpainter):
         feat, grids = features
         out = self.decoder(feat, [*grids, size], workspace=workspace, progress=progress)
         return (out.tanh() + 1) / 2 if self.config.activation == "tanh" else out.sigmoid()
+
+    def frozen(self, workspace: int = WORKSPACE) -> "IN2":
+        """As `Inpainter.frozen`: every layer of the decoder can be computed again in the backward."""
+        model = super().frozen(workspace)
+        model.decoder.layers = nn.ModuleList(map(Recomputed, model.decoder.layers))
+        return model
 
     def bytes_per_pixel(self) -> int:
         """Estimates the memory that `inpaint` needs for a pixel of the input, in addition to workspace and output."""

@@ -10,16 +10,21 @@ import torch
 from torch import nn
 
 from inr_kernels._core.checks import require
+from inr_kernels._core.hooks import is_untouched
+from inr_kernels.fourier_unit import frozen
 from inr_kernels.local_implicit.functional import WORKSPACE, check_size, check_workspace
 
 from ..common import checkpoints
+from ..common.constant import constant
 from ..common.deprecated import deprecated
+from ..common.frozen import InBands, Recomputed
 from ..common.graphs import Graphed, check_shape
 from ..common.masking import check_mask, known, output_size
 from ..common.network import Inpainter
 from ..common.progress import Progress, parameters, reporting
 from .ffc import FFC_BN_ACT, ConcatTupleLayer, FFCResnetBlock
 
+MIN_BAND = 64  # pixels; in a lower band most work would be the halo's
 ACTIVATIONS = {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "none": nn.Identity}
 
 
@@ -210,9 +215,41 @@ class LaMa(Inpainter):
             return Graphed(self.model, [shape])
         return super().graphed(shape, size, scale=scale, **options)
 
+    def frozen(self, workspace: int = WORKSPACE) -> "LaMa":
+        """As `Inpainter.frozen`: the FFC blocks keep one bit per activation, the other layers run in bands of rows."""
+        model = super().frozen(workspace)
+        config, split = self.config, self.split
+        layers: list[Any] = list(model.model)
+        first, step = config.downsamplings + 2, 1 << config.downsamplings  # of the blocks; pixels to one of theirs
+        after = first + config.blocks + 1
+        for block in layers[first : after - 1]:
+            for name in ("conv1", "conv2") if isinstance(block, FFCResnetBlock) else ():
+                setattr(block, name, frozen(getattr(block, name)))
+        middle: list[nn.Module] = [Recomputed(block) for block in layers[first : after - 1]]
+        # The last convolution sees 3 pixels to each side, the ones with a stride step - 1 in all.
+        halo, rows = -(-(step + 2) // step), max(1, MIN_BAND // step)
+        pixel = 10 * config.features * next(self.parameters()).element_size()
+        front, tail = nn.Sequential(*layers[:first]), nn.Sequential(*layers[after:])
+        width = config.width(config.downsamplings)
+        both = 0 < int(width * config.ratio) < width  # whether there are local and global features
+        if both and split >= first and is_untouched(*front.modules()):
+            model.split -= first - 1
+            front = nn.Sequential(InBands(front, 1 / step, halo * step, pixel, workspace, rows * step))
+        if split <= after and is_untouched(*tail.modules()):
+            tail = nn.Sequential(*constant(tail))
+            tail = nn.Sequential(InBands(tail, step, halo, pixel * step * step, workspace, rows))
+        model.model = nn.Sequential(*front, *middle, layers[after - 1], *tail)
+        return model
+
     def bytes_per_pixel(self) -> int:
         """Estimates the memory that `inpaint` needs for a pixel, in addition to the output."""
         return round(5 * self.config.features * next(self.parameters()).element_size())
+
+    def bytes_per_refined_pixel(self) -> int:
+        """As `Inpainter.bytes_per_refined_pixel`; the first and last layers run in bands of rows."""
+        level = self.config.downsamplings
+        maps = 20 * self.config.width(level) / 4**level  # features, gradients, Adam's moments, the maps of a layer
+        return round((maps + self.config.blocks) * next(self.parameters()).element_size())
 
     @classmethod
     def _read(cls, contents: checkpoints.Contents, activation: str = "sigmoid") -> checkpoints.Checkpoint:

@@ -1,5 +1,6 @@
 """The command inr-kernels inpaint."""
 
+import functools
 import os
 import re
 
@@ -10,7 +11,7 @@ from PIL import Image
 
 from inr_kernels import cli
 from inr_kernels.cli import inpaint, pictures
-from inr_kernels.models import DEAR, IN2, LIIF, DEARConfig, IN2Config, LaMa, LaMaConfig, LIIFConfig
+from inr_kernels.models import DEAR, IN2, LIIF, DEARConfig, FeatureRefiner, IN2Config, LaMa, LaMaConfig, LIIFConfig
 from inr_kernels.models.data import images
 
 SAMPLES = numpy.random.default_rng(0).integers(0, 255, (9, 14, 4), numpy.uint8)
@@ -137,6 +138,29 @@ def test_checkpoints_of_every_network():
         assert run("RGB.png", "--mask", "mask.png", "--model", path, "-o", "out.png") == 0
         expected = model.inpaint(picture, mask)
         torch.testing.assert_close(images.read("out.png", 1e6).colour, expected, rtol=0, atol=0.51 / 255)
+
+
+def test_refines(capsys, monkeypatch):
+    """As `FeatureRefiner`, whose memory is estimated before it starts."""
+    refine = functools.partial(FeatureRefiner, min_side=13, iterations=2)
+    monkeypatch.setattr(inpaint, "FeatureRefiner", refine)
+    samples, holes = numpy.tile(SAMPLES[..., :3], (3, 3, 1)), numpy.tile(HOLES, (3, 3))
+    Image.fromarray(samples).save("large.png")
+    Image.fromarray(holes).save("holes.png")
+    model = LaMa(LaMaConfig(features=8, blocks=1)).eval()
+    model.save("tiny.safetensors")
+    words = ["large.png", "--mask", "holes.png", "--model", "tiny.safetensors", "--refine", "-o", "out.png"]
+    assert run(*words) == 0
+    picture, mask = images.read("large.png", 1e6).colour, torch.from_numpy(holes / 255).float()[None, None]
+    assert refine(model).scales(27, 42) == 2
+    torch.testing.assert_close(
+        images.read("out.png", 1e6).colour, refine(model)(picture, mask), rtol=0, atol=0.51 / 255
+    )
+    os.remove("out.png")
+    refused(capsys, 1, "needs about .* GB of memory, more than the limit of 0.01 GB", *words, "--max-memory", "0.01")
+    words[words.index("tiny.safetensors")] = "in2"
+    refused(capsys, 2, "argument --refine: works at the input's size 42x27 only; got --scale 2", *words, "--scale", 2)
+    refused(capsys, 2, "argument --tile: does not apply with --refine; got 9", *words, "--tile", 9)
 
 
 def test_in2_needs_sides_of_9(capsys):

@@ -8,6 +8,7 @@ Fast Fourier Convolution, NeurIPS 2020.
 """
 
 from .ffc import FFC, FFC_BN_ACT, FFCResnetBlock
+from .frozen import frozen
 from .spectral import FourierUnit, SpectralTransform
 
-__all__ = ["FFC", "FFC_BN_ACT", "FFCResnetBlock", "FourierUnit", "SpectralTransform"]
+__all__ = ["FFC", "FFC_BN_ACT", "FFCResnetBlock", "FourierUnit", "SpectralTransform", "frozen"]

@@ -125,7 +125,7 @@ class FFC_BN_ACT(nn.Module):
     def forward(self, x: torch.Tensor | Parts) -> Parts:
         """(local, global) or local -> (local, global)."""
         parts = (self.bn_l, self.act_l), (self.bn_g, self.act_g)
-        if all(folds(*part) for part in parts) and computes(self.ffc, FFC) and _is_plain(self.ffc):
+        if all(folds(*part) for part in parts) and computes(self.ffc, FFC) and is_plain(self.ffc):
             return _convolve(self.ffc, x, [(affine(norm), type(act) is nn.ReLU) for norm, act in parts])
         x_l, x_g = self.ffc(x)
         return self.act_l(self.bn_l(x_l)), self.act_g(self.bn_g(x_g))
@@ -187,7 +187,7 @@ def _is_present(part):
     return isinstance(part, torch.Tensor) and part.dim() > 0
 
 
-def _is_plain(ffc):
+def is_plain(ffc: Any) -> bool:
     """Whether each sum of convolutions can be computed as one convolution of both parts' channels."""
     convs = [conv for conv in (ffc.convl2l, ffc.convg2l, ffc.convl2g) if type(conv) is not nn.Identity]
     plain = all(type(conv) is nn.Conv2d and conv.groups == 1 for conv in convs) and not ffc.gated
@@ -198,7 +198,7 @@ def _is_plain(ffc):
 def _convolve(ffc, x, after=((None, False), (None, False))):
     """Computes both parts of an FFC; after: for each part, (scale, shift) or None, and whether a ReLU follows."""
     x_l, x_g = _parts(x)
-    if not _is_plain(ffc):
+    if not is_plain(ffc):
         return _call_modules(ffc, x_l, x_g)
     _check_parts(ffc, x_l, x_g)
     (affine_l, relu_l), (affine_g, relu_g) = after

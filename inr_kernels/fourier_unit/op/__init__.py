@@ -12,7 +12,7 @@ import importlib
 import torch
 
 from inr_kernels._core import backends, native
-from inr_kernels._core.dispatch import Backend, Op, always
+from inr_kernels._core.dispatch import Backend, Facts, Op, always
 from inr_kernels._core.registration import (
     define,
     fake_gradients,
@@ -25,9 +25,9 @@ from inr_kernels._core.registration import (
 from .. import reference
 from ..arguments import Arguments
 from . import dft_matmul, spectral_pipeline
-from .conv3x3 import CONV3X3, conv3x3, is_for_native
+from .conv3x3 import CONV3X3, conv3x3, input_gradient, is_for_native
 
-__all__ = ["CONV3X3", "OP", "conv3x3", "fourier_unit", "is_for_native"]
+__all__ = ["CONV3X3", "OP", "conv3x3", "fourier_unit", "input_gradient", "is_for_native", "steps"]
 
 _OPTIONS = "bool training, float eps, SymInt groups, str norm, str backend"
 _TRITON = "inr_kernels.fourier_unit.triton_kernels"
@@ -63,6 +63,13 @@ def _triton_steps():
     return spectral_pipeline.Steps(transform, product, inverse)
 
 
+def _reference_steps():
+    return spectral_pipeline.Steps(_fft, reference.product, reference.inverse)
+
+
+STEPS = {"cpu": _cpu_steps, "reference": _reference_steps, "triton": _triton_steps}
+
+
 def _reference_forward(a):
     return reference.fourier_unit(*a)
 
@@ -78,12 +85,18 @@ OP = Op(
     "fourier_unit",
     Arguments,
     {
-        "cpu": spectral_pipeline.backend(backends.why_not_cpu, _cpu_steps),
+        "cpu": spectral_pipeline.backend(backends.why_not_cpu, STEPS["cpu"]),
         "reference": Backend(always, _reference_forward, _reference_backward),
         # After the reference, so opt-in, until the test suite has passed on a GPU.
-        "triton": spectral_pipeline.backend(functools.partial(backends.why_not_triton, _TRITON), _triton_steps),
+        "triton": spectral_pipeline.backend(functools.partial(backends.why_not_triton, _TRITON), STEPS["triton"]),
     },
 )
+
+
+def steps(x: torch.Tensor, requested: str) -> spectral_pipeline.Steps:
+    """The transforms and the product of the backend that runs a unit on x [B, C, H, W]; requested: its name or ""."""
+    chosen = OP.choose(requested, Facts(x.device, x.dtype))
+    return next(STEPS[name]() for name, backend in OP.backends.items() if backend is chosen)
 
 
 def _outputs(a):

@@ -99,7 +99,7 @@ def _autograd(ctx, grad):
         grad = torch.ops.aten.threshold_backward(grad, output, 0)
     d_x = d_weight = d_other = None
     if needs_x or needs_other:
-        d_x = _input_gradient(grad, weight, ctx.padding, ctx.backend)
+        d_x = input_gradient(grad, weight, ctx.padding, ctx.backend)
         if other is not None:
             d_x, d_other = d_x.split((x.shape[1], other.shape[1]), 1)
     if needs_weight:
@@ -108,14 +108,40 @@ def _autograd(ctx, grad):
     return *only_needed((d_x, d_weight, d_bias, d_other, grad), needs), None, None, None
 
 
-def _input_gradient(grad, weight, padding, backend):
-    """The gradient of both inputs' channels: the same convolution, with its kernels rotated by 180 degrees."""
-    rotated = weight.flip(2, 3).transpose(0, 1)
-    if padding == "zeros":
-        return conv3x3(grad, rotated, None, None, None, False, "zeros", backend)
-    padded = conv3x3(F.pad(grad, (1, 1, 1, 1)), rotated, None, None, None, False, "zeros", backend)
-    inner = grad.new_empty(len(grad), weight.shape[1], *grad.shape[2:])
-    return torch.ops.aten.reflection_pad2d_backward(padded, inner, [1, 1, 1, 1])
+def input_gradient(
+    grad: torch.Tensor, weight: torch.Tensor, padding: str, backend: str = "", other: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The gradient of both inputs' channels: the same convolution, with its kernels rotated by 180 degrees.
+
+    Args:
+        grad: [B, O, H, W], of the output; if other is given, of its first channels.
+        weight: [O, C, 3, 3], of the convolution.
+        padding, backend: of the convolution.
+        other: the gradient of the output's other channels, or None.
+    """
+    out = conv3x3(grad, weight.flip(2, 3).transpose(0, 1), None, other, None, False, "zeros", backend)
+    if padding == "reflect" and out.numel():
+        _add_reflected(out, [grad] if other is None else [grad, other], weight)
+    return out
+
+
+def _add_reflected(out, grads, weight):
+    """Adds to the gradient of the input what reaches it through the reflected pixels, one around the image.
+
+    Convolving these strips alone keeps the large convolution at the image's size, for which its tiles are laid out.
+    """
+    *_, height, width = out.shape
+
+    def line(dim, index):
+        return torch.cat([grad.select(dim, index) for grad in grads], 1)
+
+    for kernel, row, onto in ((0, 0, 1), (2, -1, height - 2)):
+        strip = F.conv_transpose1d(line(2, row), weight[:, :, kernel])  # from one pixel left of the image on
+        out[:, :, onto] += strip[..., 1:-1]
+        out[:, :, onto, 1] += strip[..., 0]
+        out[:, :, onto, width - 2] += strip[..., -1]
+    for kernel, column, onto in ((0, 0, 1), (2, -1, width - 2)):
+        out[..., onto] += F.conv_transpose1d(line(3, column), weight[..., kernel], padding=1)
 
 
 register_autograd("conv3x3", _setup_context, _autograd)

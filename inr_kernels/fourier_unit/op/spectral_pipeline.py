@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from inr_kernels._core import signs
 from inr_kernels._core.dispatch import Backend
 from inr_kernels._core.registration import only_needed
 
@@ -58,14 +59,45 @@ def _forward(steps, x, weight, scale, shift, training, eps, groups, norm):
     return steps.inverse(z, x.shape[2:], norm).to(x.dtype), mean, var if training else weight.new_empty(0)
 
 
+def forward_positive(
+    steps: Steps, x: torch.Tensor, weight: torch.Tensor, shift: torch.Tensor, groups: int, norm: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A unit with a folded norm, x [B, C, H, W] -> y [B, O, H, W], and where its ReLU's input is positive.
+
+    The latter, bool [B, O, H, 2 W'], is all that `input_gradient` needs, as bits.
+    """
+    z = steps.product(steps.transform(x.to(weight.dtype), norm), weight, shift, True, groups)
+    positive = _real(z) > 0
+    return steps.inverse(z, x.shape[2:], norm).to(x.dtype), positive
+
+
+def input_gradient(
+    steps: Steps, grad: torch.Tensor, bits: torch.Tensor, weight: torch.Tensor, groups: int, norm: str
+) -> torch.Tensor:
+    """The gradient of x [B, C, H, W] from that of y and the packed signs of `forward_positive`."""
+    g = signs.select(_of_spectrum(steps, grad, weight.dtype, norm), bits)
+    return _of_input(steps, g, weight, groups, norm, grad.shape[2:]).to(grad.dtype)
+
+
+def _of_spectrum(steps, grad, dtype, norm):
+    """The gradient of a spectrum's real view from that of its inverse transform."""
+    return _real(_scale_pairs(steps.transform(grad.to(dtype), ADJOINT[norm]), grad.shape[3], 2))
+
+
+def _of_input(steps, g, weight, groups, norm, size):
+    """The gradient of x from that of the product, as a real view; weight [2 O, 2 C / groups]."""
+    transposed = weight.unflatten(0, (groups, -1)).mT.flatten(0, 1)
+    d_z = steps.product(torch.view_as_complex(g.unflatten(3, (-1, 2))), transposed, None, False, groups)
+    return steps.inverse(_scale_pairs(d_z, size[1], 0.5), size, ADJOINT[norm])
+
+
 def _backward(steps, grad, mean, var, x, weight, scale, shift, training, eps, groups, norm, needs):
     """Gradients of x, weight, scale and shift; None for those that are not needed."""
     needs_x, needs_weight, needs_affine, _ = needs
     if not x.numel():
         return only_needed((x.new_empty(x.shape), *map(torch.zeros_like, (weight, scale, shift))), needs)
-    size, width = x.shape[2:], x.shape[3]
     z = steps.transform(x.to(weight.dtype), norm)
-    g = _real(_scale_pairs(steps.transform(grad.to(weight.dtype), ADJOINT[norm]), width, 2))
+    g = _of_spectrum(steps, grad, weight.dtype, norm)
     factor, summand = _affine(scale, shift, mean, var, eps, training)
     d_scale = d_shift = None
     if training or needs_affine:
@@ -81,13 +113,11 @@ def _backward(steps, grad, mean, var, x, weight, scale, shift, training, eps, gr
         g = torch.ops.aten.threshold_backward(
             g, _real(steps.product(z, weight * factor[:, None], summand, True, groups)), 0
         )
-    g, weight = torch.view_as_complex(g.unflatten(3, (-1, 2))), weight * factor[:, None]
-    d_weight = _outer(g, z, groups) * factor[:, None] if needs_weight else None
-    d_x = None
+    d_weight = d_x = None
+    if needs_weight:
+        d_weight = _outer(torch.view_as_complex(g.unflatten(3, (-1, 2))), z, groups) * factor[:, None]
     if needs_x:
-        transposed = weight.unflatten(0, (groups, -1)).mT.flatten(0, 1)
-        d_z = _scale_pairs(steps.product(g, transposed, None, False, groups), width, 0.5)
-        d_x = steps.inverse(d_z, size, ADJOINT[norm]).to(x.dtype)
+        d_x = _of_input(steps, g, weight * factor[:, None], groups, norm, x.shape[2:]).to(x.dtype)
     return only_needed((d_x, d_weight, d_scale, d_shift), needs)
 
 

@@ -1,0 +1,146 @@
+"""An FFC layer whose weights are constant: it keeps one bit per activation for the gradient of its input."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from inr_kernels._core import dispatch, signs
+
+from .. import op
+from ..arguments import compute_dtype
+from ..functional import conv3x3
+from ..op import spectral_pipeline
+from .ffc import FFC, FFC_BN_ACT, is_plain
+from .folding import affine, computes, folds, is_pointwise, scaled
+from .spectral import FourierUnit, SpectralTransform
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+def frozen(layer: nn.Module) -> nn.Module:
+    """Returns a layer that computes the same as an `FFC_BN_ACT` in evaluation, for gradients of its input only.
+
+    What autograd keeps of it for the backward are the signs before its ReLUs, one bit each. The weights are folded
+    once, here: later changes of the layer's do not reach them.
+
+    Args:
+        layer: an `FFC_BN_ACT` of 3 x 3 convolutions with stride 1 and ReLUs, with local and global channels in and out,
+            as in LaMa's blocks. Any other layer, one in training, with hooks or with gates, is returned itself.
+
+    Example:
+        >>> layer = FFC_BN_ACT(8, 8, 3, 0.75, 0.75, padding=1, activation_layer=nn.ReLU, enable_lfu=False).eval()
+        >>> [part.shape for part in frozen(layer)((torch.randn(1, 2, 5, 7), torch.randn(1, 6, 5, 7)))]
+        [torch.Size([1, 2, 5, 7]), torch.Size([1, 6, 5, 7])]
+    """
+    return _FrozenLayer(layer) if _is_supported(layer) else layer
+
+
+def _is_supported(layer: Any) -> bool:
+    """Whether the layer's forward is the one that `_FrozenLayer` computes."""
+    if not (isinstance(layer, FFC_BN_ACT) and computes(layer, FFC_BN_ACT) and computes(layer.ffc, FFC)):
+        return False
+    ffc: Any = layer.ffc
+    spectral, convs = ffc.convg2g, (ffc.convl2l, ffc.convg2l, ffc.convl2g)
+    if not all(type(conv) is nn.Conv2d for conv in convs) or not is_plain(ffc):
+        return False
+    geometry = {(c.kernel_size, c.stride, c.dilation, c.padding, c.padding_mode in ("reflect", "zeros")) for c in convs}
+    norms = folds(layer.bn_l, layer.act_l) and folds(layer.bn_g, layer.act_g)
+    relus = type(layer.act_l) is nn.ReLU is type(layer.act_g)
+    return geometry == {((3, 3), (1, 1), (1, 1), (1, 1), True)} and norms and relus and _is_supported_spectral(spectral)
+
+
+def _is_supported_spectral(spectral: Any) -> bool:
+    if not computes(spectral, SpectralTransform) or spectral.enable_lfu or spectral.stride != 1:
+        return False
+    unit = spectral.fu
+    first = list(spectral.conv1) if computes(spectral.conv1, nn.Sequential) else []
+    if [type(layer) for layer in first] != [nn.Conv2d, nn.BatchNorm2d, nn.ReLU]:
+        return False
+    if not computes(unit, FourierUnit) or unit.spatial_scale_factor is not None:
+        return False
+    pointwise = all(map(is_pointwise, (first[0], unit.conv_layer, spectral.conv2)))
+    return pointwise and folds(*first[1:]) and type(unit.bn) is nn.BatchNorm2d and folds(unit.bn, nn.ReLU())
+
+
+class _FrozenLayer(nn.Module):
+    """The weights of an `FFC_BN_ACT`, with its norms folded into them."""
+
+    def __init__(self, layer: Any):
+        super().__init__()
+        ffc, spectral = layer.ffc, layer.ffc.convg2g
+        first, unit, last = spectral.conv1, spectral.fu, spectral.conv2
+        both = torch.cat((ffc.convl2l.weight, ffc.convg2l.weight), 1)
+        bias = None if ffc.convl2l.bias is None else ffc.convl2l.bias + ffc.convg2l.bias
+        scale = affine(layer.bn_g)
+        folded = {
+            "local": _folded(both, bias, layer.bn_l),
+            "across": _folded(ffc.convl2g.weight, ffc.convl2g.bias, layer.bn_g),
+            "first": _folded(first[0].weight, None, first[1]),
+            "last": (last.weight if scale is None else scaled(last.weight, scale[0]), None),
+        }
+        weight = unit.conv_layer.weight
+        weight, shift = _folded(weight.to(compute_dtype(weight.dtype)), None, unit.bn)
+        folded["unit"] = weight.flatten(1), shift
+        for name, (weight, bias) in folded.items():
+            self.register_buffer(f"{name}_weight", weight.detach())
+            self.register_buffer(f"{name}_bias", None if bias is None else bias.detach())
+        self.padding, self.norm = ffc.convl2l.padding_mode, unit.fft_norm
+        self.groups, self.unit_groups, self.last_groups = first[0].groups, unit.groups, last.groups
+
+    def forward(self, x: Pair) -> Pair:
+        """(local, global) -> (local, global)."""
+        return _KeepSigns.apply(self, *x)
+
+
+def _folded(weight, bias, norm):
+    """Weight and bias of a convolution and the norm after it."""
+    if (coefficients := affine(norm)) is None:
+        return weight, bias
+    scale, shift = coefficients
+    return scaled(weight, scale), (shift if bias is None else shift + bias * scale).to(weight.dtype)
+
+
+class _KeepSigns(torch.autograd.Function):
+    """Computes a `_FrozenLayer`; differentiable once, by its input."""
+
+    @staticmethod
+    def forward(ctx: Any, layer: Any, x_l: torch.Tensor, x_g: torch.Tensor) -> Pair:
+        requested = dispatch.requested_backend(None)
+        steps, backend = op.steps(x_g, requested), requested or None
+        y = F.conv2d(x_g, layer.first_weight, layer.first_bias, groups=layer.groups).relu_()
+        weight, shift = layer.unit_weight, layer.unit_bias
+        z, spectrum = spectral_pipeline.forward_positive(steps, y, weight, shift, layer.unit_groups, layer.norm)
+        across = F.conv2d(y + z, layer.last_weight, groups=layer.last_groups)
+        options = {"relu": True, "padding": layer.padding, "backend": backend}
+        out_l = conv3x3(x_l, layer.local_weight, layer.local_bias, other=x_g, **options)
+        out_g = conv3x3(x_l, layer.across_weight, layer.across_bias, add=across, **options)
+        if any(ctx.needs_input_grad):
+            ctx.save_for_backward(*(signs.pack(positive) for positive in (y > 0, spectrum, out_l > 0, out_g > 0)))
+            ctx.layer, ctx.requested, ctx.dtypes = layer, requested, (x_l.dtype, x_g.dtype)
+        return out_l, out_g
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, g_l: torch.Tensor, g_g: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        layer = ctx.layer
+        y, spectrum, out_l, out_g = ctx.saved_tensors
+        steps, requested = op.steps(g_g, ctx.requested), ctx.requested
+        g_l, g_g = signs.select(g_l, out_l), signs.select(g_g, out_g)
+        d_y = _transposed(g_g, layer.last_weight, layer.last_groups)
+        weight, groups = layer.unit_weight, layer.unit_groups
+        d_y = d_y + spectral_pipeline.input_gradient(steps, d_y, spectrum, weight, groups, layer.norm)
+        d_g = _transposed(signs.select(d_y, y), layer.first_weight, layer.groups)
+        local, across = layer.local_weight.to(g_l.dtype), layer.across_weight.to(g_l.dtype)
+        channels = across.shape[1]
+        from_both = torch.cat((local[:, :channels], across))
+        d_l = op.input_gradient(g_l, from_both, layer.padding, requested, g_g)
+        d_g += op.input_gradient(g_l, local[:, channels:], layer.padding, requested)
+        return None, d_l.to(ctx.dtypes[0]), d_g.to(ctx.dtypes[1])
+
+
+def _transposed(grad, weight, groups):
+    """The gradient of the input of a 1 x 1 convolution."""
+    weight = weight.to(grad.dtype).unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    return F.conv2d(grad, weight, groups=groups)
