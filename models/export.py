@@ -6,6 +6,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.fx.experimental._config
@@ -144,8 +145,11 @@ def _prepared(network, dynamic, size, batch):
         twin.to(parameter.device)
     else:
         twin = copy.deepcopy(network)
+    twin.eval()  # before the call below: it would change the statistics of batch norms
     image = torch.zeros(batch, 3, height, width, dtype=torch.float32, device=parameter.device)
-    sides = {2: torch.export.Dim("height", min=2), 3: torch.export.Dim("width", min=2)} if dynamic else None
+    least = max(2, getattr(network, "min_side", 1))
+    names = ((2, "height"), (3, "width"))
+    sides = {dim: torch.export.Dim(name, min=least) for dim, name in names} if dynamic else None
     if isinstance(network, LIIF):
         wanted = torch.tensor([2 * height, 2 * width], dtype=torch.int64, device="cpu")
         return _Upscale(twin).eval(), (image, wanted), (sides, None)
@@ -157,7 +161,8 @@ def _prepared(network, dynamic, size, batch):
 @contextlib.contextmanager
 def _plain_pytorch() -> Iterator[None]:
     """Exports without this package's ops, and without the assumption that an open size is not 1 or a multiple."""
-    oblivious = torch.fx.experimental._config.patch(backed_size_oblivious=True)
+    config: Any = torch.fx.experimental._config
+    oblivious = config.patch(backed_size_oblivious=True)
     with torch.no_grad(), inr_kernels.backend("reference"), oblivious:
         yield
 

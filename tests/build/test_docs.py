@@ -176,6 +176,7 @@ USERS += ["inr_kernels/_core/dispatch.py", "csrc/common/memory.h", "docs/backend
 USERS += [
     "tests/build/test_docs.py",
     "tests/build/test_estimate.py",
+    "tests/ops/test_edges.py",
     "tests/ops/test_on_gpu.py",
     "tests/slow_tests.txt",
 ]

@@ -106,7 +106,7 @@ def test_bad_arguments(tmp_path):
         export_onnx(torch.nn.Linear(2, 2), path)
     with pytest.raises(ValueError, match=r"network must be in float32: network.float\(\); got torch.float64"):
         export_onnx(network("LIIF").double(), path)
-    with pytest.raises(ValueError, match="image must have shape .* with sides of at least 5; got"):
+    with pytest.raises(ValueError, match=r"image must have shape .* with sides of at least 5; got"):
         export_onnx(network("LaMa"), path, size=(4, 32))
     with pytest.raises(ValueError, match=r"size must be two positive integers \(H, W\); got \(0, 3\)"):
         export_program(network("LIIF"), size=(0, 3))
