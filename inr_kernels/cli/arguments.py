@@ -8,11 +8,9 @@ from .parsing import Parser, gigabytes, megabytes, model, positive, size
 # Of `upscale` and `inpaint`; tests compare these with what the modules that import torch define.
 FORMATS = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff")
 BACKENDS = ("cpu", "cuda", "triton", "reference")
-NETWORKS = {"upscale": ("liif",), "inpaint": ("dear", "in2")}
+NETWORKS = {"upscale": ("liif",), "inpaint": ("dear", "in2"), "export": ("liif", "dear", "in2")}
 
-DESCRIPTION = (
-    "Enlarge pictures and fill their holes, show what this machine runs, or compare speed and quality in a demo."
-)
+DESCRIPTION = "Enlarge pictures and fill their holes, export networks, show what this machine runs, or compare speed and quality in a demo."
 
 UPSCALE = """\
 Render an image at a larger size, by any factor.
@@ -56,6 +54,16 @@ times as long, at the input's size only, and is meant for LaMa.
 Both networks that ship are small and were trained on a few photographs, in2 so briefly that its fills stay visible:
 use them for scratches and strokes, not for whole objects."""
 
+EXPORT = """\
+Write a network as an ONNX file, for ONNX Runtime and others.
+
+  inr-kernels export --model big-lama.pt -o lama.onnx
+
+Images are [1, 3, height, width], float32, in [0, 1]. Networks that fill holes take image and mask [1, 1, height,
+width], 1 = fill; LIIF takes image and size, two int64: the output's height and width. Height and width stay open,
+unless --size fixes them. The file has standard operators only (opset 20). This takes up to some minutes, and needs
+pip install 'inr-kernels[onnx]'."""
+
 INFO = """\
 Show this machine, the installed versions, and which implementation of each operator runs here.
 
@@ -85,6 +93,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     _add_upscale(add("upscale", UPSCALE))
     _add_inpaint(add("inpaint", INPAINT))
+    _add_export(add("export", EXPORT))
     add("info", INFO)
     _add_demo(add("demo", DEMO))
     return parser
@@ -120,6 +129,12 @@ def _add_inpaint(parser):
         help="refine the network's features, for holes larger than those of its training",
     )
     _add_computation(parser, megapixels=25)
+
+
+def _add_export(parser):
+    _add_model(parser, "export", "liif, dear, in2 or a checkpoint, also LaMa's")
+    parser.add_argument("-o", "--output", required=True, help="the file to write")
+    parser.add_argument("--size", type=size, metavar="WxH", help="the only width and height; default: any")
 
 
 def _add_output(parser):

@@ -8,7 +8,7 @@ from command_line import assert_refused, run
 from PIL import Image
 
 from inr_kernels._core.dispatch import OPS
-from inr_kernels.cli import arguments, inpaint
+from inr_kernels.cli import arguments, export, inpaint
 from inr_kernels.models.data import images
 
 
@@ -31,6 +31,7 @@ def test_the_help_names_what_exists():
     assert {f".{name}" for name in arguments.FORMATS} == {*images.FORMATS}
     assert {*arguments.BACKENDS} == {*OPS["local_implicit"].backends}
     assert arguments.NETWORKS["inpaint"] == tuple(inpaint.NETWORKS)
+    assert arguments.NETWORKS["export"] == tuple(export.NETWORKS)
 
 
 def test_info(capsys):
