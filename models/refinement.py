@@ -60,7 +60,7 @@ class FeatureRefiner:
     activation: Big-LaMa 0.14 GB at 1024 x 1024, where PyTorch keeps 9.0 GB. Where the bound requires it, a decoder's
     stages are computed again in the backward, if that keeps less (IN2; DEAR's decoder is one stage). LaMa's first and
     last layers run in bands of rows. In addition to the bound there are the features with their gradient and Adam's
-    two moments, the images, and the working memory of one layer: with Big-LaMa 0.6 KB per pixel in all.
+    two moments, the images, and the working memory of one layer: with Big-LaMa 0.7 KB per pixel in all.
 
     Args:
         network: any `Inpainter`.
