@@ -232,7 +232,7 @@ def kept(model, features, size):
 
 
 def test_lama_keeps_bits():
-    """A tenth of what the layers themselves would keep, of which the rows' bands are the larger part."""
+    """At most a twentieth of what autograd keeps of the network's own layers."""
     model, (image, mask) = random_norms(LaMa(LaMaConfig(features=16, blocks=6))).eval(), picture(64, 64)
     constant = model.frozen()
     features = [part.requires_grad_() for part in constant.encode(image, mask)]
