@@ -10,7 +10,10 @@ FORMATS = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff")
 BACKENDS = ("cpu", "cuda", "triton", "reference")
 NETWORKS = {"upscale": ("liif",), "inpaint": ("dear", "in2"), "export": ("liif", "dear", "in2")}
 
-DESCRIPTION = "Enlarge pictures and fill their holes, export networks, show what this machine runs, or compare speed and quality in a demo."
+DESCRIPTION = (
+    "Enlarge pictures, fill their holes, export networks, show what this machine runs, or compare speed and quality in"
+    " a demo."
+)
 
 UPSCALE = """\
 Render an image at a larger size, by any factor.

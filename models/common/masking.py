@@ -109,5 +109,5 @@ def output_size(image: torch.Tensor, size: tuple[int, int] | None, scale: float 
         return check_size(size)
     fits = scale is None or (isinstance(scale, numbers.Real) and 0 < scale < float("inf"))
     require(fits, "scale", "be positive and finite", repr(scale))
-    height, width = sides if scale is None else (max(1, round(n * scale)) for n in sides)
+    height, width = (max(1, n if scale is None else round(n * scale)) for n in sides)
     return height, width
