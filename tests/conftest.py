@@ -42,9 +42,13 @@ def pytest_runtest_logreport(report):
     DURATIONS[report.nodeid] += report.duration
 
 
-def pytest_sessionfinish(session):
-    """With --record-slow, writes the list of slow tests, once the workers have finished."""
-    if session.config.option.record_slow and not hasattr(session.config, "workerinput"):
+def pytest_sessionfinish(session, exitstatus):
+    """With --record-slow, writes the list of slow tests, once the workers have finished, unless they were stopped."""
+    if (
+        exitstatus <= pytest.ExitCode.TESTS_FAILED
+        and session.config.option.record_slow
+        and not hasattr(session.config, "workerinput")
+    ):
         SLOW.write_text("".join(f"{name}\n" for name in sorted(DURATIONS) if DURATIONS[name] > 1))
 
 

@@ -242,7 +242,6 @@ def test_dtype_applies_to_floating_point_tensors(path):
         ),
         ({"notes": {(1, 2): 3}}, TypeError, "notes must be a JSON value"),
     ],
-    ids=str,
 )
 def test_save_checks_its_arguments(options, kind, message, path):
     with pytest.raises(kind, match=message):

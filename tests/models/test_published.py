@@ -236,7 +236,7 @@ def arrays(path):
         (lambda path: path.write_bytes(b"hello"), "it is neither a safetensors file nor one of torch.save"),
         (lambda path: path.write_bytes(b""), "it is empty"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "file",
 )
 def test_refusals_say_what_was_found_and_what_is_read(write, reason, tmp_path):
     path = tmp_path / "lama.ckpt"
