@@ -11,6 +11,8 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 
+from inr_kernels._core.text import printable
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs a command line, by default this process's; raises SystemExit on errors.
@@ -91,5 +93,5 @@ def _exit_on_signals() -> Iterator[None]:
 def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         name = f"{error.filename}: " if error.filename is not None else ""
-        return name + error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+        return printable(name + error.strerror)
+    return printable(" ".join(str(error).split())) or type(error).__name__

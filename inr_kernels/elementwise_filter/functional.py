@@ -132,5 +132,6 @@ def _check_groups(groups, x, kernel, kernel_size):
         rule = f"have groups x {taps} channels (kernel_size {kernel_size[0]} x {kernel_size[1]})"
         require(channels and channels % taps == 0, "kernel", rule, shape(kernel))
         return channels // taps
+    groups = int(groups) if isinstance(groups, torch.Tensor) else groups  # a size under torch.jit.trace
     require(is_positive_int(groups), "groups", f"divide x's {x.shape[1]} channels", groups)
     return groups

@@ -21,8 +21,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 
+from inr_kernels._core.text import printable
+
 from . import torch_files
-from .files import printable, replace_file
+from .files import replace_file
 from .torch_files import Contents, Placeholder, StateDict, Unreadable
 
 VERSION = 1

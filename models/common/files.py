@@ -12,16 +12,6 @@ from pathlib import Path
 _NOT_REPLACEABLE = {errno.EBUSY, errno.EXDEV, errno.EPERM, errno.EACCES, errno.EROFS}
 
 
-def printable(text: str) -> str:
-    r"""The text with control characters as escapes ("\x1b"), so that a file's name or header cannot control a terminal.
-
-    Example:
-        >>> printable("\x1b[31mred.png")
-        '\\x1b[31mred.png'
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def replace_file(path: str | os.PathLike, data: bytes) -> None:
     """Writes `data` to `path` through a temporary file in its folder: an interruption leaves an older file intact.
 

@@ -15,7 +15,8 @@ import numpy
 import torch
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from ...common.files import printable
+from inr_kernels._core.text import printable
+
 from . import png
 from .picture import Picture
 
