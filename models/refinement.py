@@ -310,5 +310,5 @@ def _mean_weights(mask: torch.Tensor) -> torch.Tensor:
 def _reflected(n: int, modulo: int, device: torch.device) -> torch.Tensor:
     """The indices that pad n pixels at their end, by reflection, to the next multiple."""
     period = max(2 * (n - 1), 1)
-    index = torch.arange(-(-n // modulo) * modulo, device=device) % period
+    index = torch.arange(-(-n // modulo) * modulo, dtype=torch.long, device=device) % period
     return torch.minimum(index, period - index)

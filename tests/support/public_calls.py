@@ -20,7 +20,7 @@ from upstream_natten import Version15, Version21
 import inr_kernels
 from inr_kernels import models
 from inr_kernels._core.dispatch import OPS
-from inr_kernels.fourier_unit import FFC, FFC_BN_ACT, FFCResnetBlock, SpectralTransform
+from inr_kernels.fourier_unit import FFC, FFC_BN_ACT, FFCResnetBlock, SpectralTransform, frozen
 from inr_kernels.integrations import lama, natten
 from inr_kernels.models.data import crops, images, masks, photographs
 from inr_kernels.models.dear import losses as dear_losses
@@ -87,6 +87,16 @@ def dear(fill):
 def in2(mode):
     config = models.IN2Config(channels=(16, 16), groups=1, blocks=1, hidden=(8, 8), upsample=mode)
     return inpainter(models.IN2(config), scale=1.5)
+
+
+def refined():
+    model = models.LaMa(models.LaMaConfig(features=8, blocks=1)).eval()
+    return call(models.FeatureRefiner(model, min_side=13, max_scales=2, iterations=2), *example)
+
+
+def exported():
+    model = models.LaMa(models.LaMaConfig(features=8, blocks=1)).eval()
+    return lambda: call(models.export_program(model, dynamic=False, size=(21, 26)).module(), *example)()
 
 
 def liif():
@@ -166,11 +176,16 @@ CALLS = {
     "FFC": lambda: ffc(FFC, 8, 8, 3, padding=1),
     "FFC_BN_ACT": lambda: ffc(FFC_BN_ACT, 8, 8, 3, padding=1, activation_layer=nn.ReLU),
     "FFCResnetBlock": lambda: ffc(FFCResnetBlock, 8, "reflect", nn.BatchNorm2d),
+    "frozen": lambda: call(
+        frozen(FFC_BN_ACT(8, 8, 3, 0.75, 0.75, padding=1, activation_layer=nn.ReLU, enable_lfu=False).eval()), parts()
+    ),
     "DEAR": lambda: dear("zeros"),
     "DEAR, smooth": lambda: dear("smooth"),
     **{f"IN2, {mode}": lambda mode=mode: in2(mode) for mode in ("split", "liif")},
     "LaMa": lambda: inpainter(models.LaMa(models.LaMaConfig(features=8, blocks=1))),
     "LIIF": liif,
+    "FeatureRefiner": refined,
+    "export_program": exported,
     "EDSR": lambda: call(models.EDSR(1, 8), torch.rand(1, 3, 9, 8)),
     "RDN": lambda: call(models.RDN(1, 8, 8, 2), torch.rand(1, 3, 9, 8)),
     "ImplicitPyramidDecoder": pyramid,
