@@ -12,7 +12,7 @@ from inr_kernels._core.checks import is_positive_int, require
 from inr_kernels.local_implicit.functional import WORKSPACE
 
 from .common.frozen import Recomputed, measured
-from .common.masking import blend, known
+from .common.masking import blend, check_range, check_weights, known
 from .common.network import Inpainter
 from .common.progress import Progress
 
@@ -125,10 +125,11 @@ class FeatureRefiner:
             progress: called after each forward of the network as progress(forwards done, forwards in all).
 
         Raises:
-            TypeError, ValueError: as `Inpainter.encode`; ValueError also for a max_memory that is too small.
+            TypeError, ValueError: as `Inpainter.inpaint`; ValueError also for a max_memory that is too small.
         """
         with torch.inference_mode(False), torch.no_grad():
             mask = self.network._mask(image, mask)
+            check_range(image, mask)
             image, mask = (t.clone() if t.is_inference() else t for t in (image.detach(), mask.detach()))
             done, total = itertools.count(1), len(image) * self.forwards(*image.shape[2:])
 
@@ -138,7 +139,9 @@ class FeatureRefiner:
 
             network = self.network.frozen(WORKSPACE)
             out = [self._refined(network, image[i : i + 1], mask[i : i + 1], tick) for i in range(len(image))]
-            return torch.cat(out) if out else image.clone()
+            result = torch.cat(out) if out else image.clone()
+            check_weights(self.network, result)
+            return result
 
     def scales(self, height: int, width: int) -> int:
         """The number of scales for an image of that size."""

@@ -1,6 +1,7 @@
 """The command `inr-kernels inpaint`."""
 
 import contextlib
+import math
 from argparse import Namespace
 from typing import Any
 
@@ -30,6 +31,9 @@ def run(args: Namespace) -> None:
     needs = model.bytes_per_pixel(**options), model.bytes_per_output_pixel
     needs = needs if refiner is None else (refiner.bytes_per_pixel(), 0)
     pictures.check_work(source, size, args, *needs)
+    if refiner is not None and refiner.scales(*size) == 1:
+        side = math.ceil(math.sqrt(2) * refiner.min_side)
+        pictures.say(source.name, f"too small to refine, which needs sides of about {side}: filled without")
     picture = source.decode()
     pictures.check_transparency(picture, args)
     mask = read_mask(drawn)

@@ -157,6 +157,10 @@ def test_refines(capsys, monkeypatch):
         images.read("out.png", 1e6).colour, refine(model)(picture, mask), rtol=0, atol=0.51 / 255
     )
     os.remove("out.png")
+    capsys.readouterr()
+    assert run("RGB.png", "--mask", "mask.png", *words[3:]) == 0
+    assert "too small to refine, which needs sides of about 19: filled without" in capsys.readouterr().err
+    os.remove("out.png")
     refused(capsys, 1, "needs about .* GB of memory, more than the limit of 0.01 GB", *words, "--max-memory", "0.01")
     words[words.index("tiny.safetensors")] = "in2"
     refused(capsys, 2, "argument --refine: works at the input's size 42x27 only; got --scale 2", *words, "--scale", 2)

@@ -262,3 +262,16 @@ def test_errors():
                 FeatureRefiner(model, **{name: value})
     with pytest.raises(ValueError, match="mask must have shape"):
         FeatureRefiner(model)(torch.rand(1, 3, 16, 16), torch.ones(1, 1, 16, 15))
+
+
+def test_values_and_weights_are_checked_as_in_inpaint():
+    model = LaMa(LaMaConfig(features=8, blocks=1)).eval()
+    image, mask = torch.rand(1, 3, 40, 40), torch.zeros(1, 1, 40, 40)
+    mask[..., 10:30, 10:30] = 1
+    refiner = FeatureRefiner(model, min_side=16, iterations=2)
+    with pytest.raises(ValueError, match=r"image must have values in \[0, 1\]; got values from 0 to 2"):
+        refiner(image * 255, mask)
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    with pytest.raises(ValueError, match="the weights of this LaMa hold NaN or infinity"):
+        refiner(image, mask)
