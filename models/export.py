@@ -20,6 +20,8 @@ from .common.files import check_writable, replace_file
 from .common.network import Inpainter, Network
 from .liif import LIIF
 
+OPSET = 20
+
 
 def export_program(
     network: Network, *, dynamic: bool = True, size: tuple[int, int] = (64, 96), batch: int = 1
@@ -94,6 +96,7 @@ def export_onnx(
             inputs,
             dynamo=True,
             dynamic_shapes=shapes,
+            opset_version=OPSET,
             input_names=names,
             output_names=["output"],
             verbose=False,
@@ -145,16 +148,14 @@ def _prepared(network, dynamic, size, batch):
         twin.to(parameter.device)
     else:
         twin = copy.deepcopy(network)
-    twin.eval()  # before the call below: it would change the statistics of batch norms
     image = torch.zeros(batch, 3, height, width, dtype=torch.float32, device=parameter.device)
-    least = max(2, getattr(network, "min_side", 1))
+    min_side = max(1 + dynamic, getattr(network, "min_side", 1))  # torch.export cannot leave a size of 1 open
+    require(min(height, width) >= min_side, "size", f"have sides of at least {min_side}", (height, width))
     names = ((2, "height"), (3, "width"))
-    sides = {dim: torch.export.Dim(name, min=least) for dim, name in names} if dynamic else None
+    sides = {dim: torch.export.Dim(name, min=min_side) for dim, name in names} if dynamic else None
     if isinstance(network, LIIF):
         wanted = torch.tensor([2 * height, 2 * width], dtype=torch.int64, device="cpu")
         return _Upscale(twin).eval(), (image, wanted), (sides, None)
-    with torch.no_grad():
-        twin.encode(image, image[:, :1])  # raises for a size that is too small
     return _Inpaint(twin).eval(), (image, image[:, :1].clone()), (sides, sides)
 
 

@@ -57,15 +57,15 @@ class FeatureRefiner:
     - Batches: each image as if alone, one after another.
 
     With `max_memory`, what is kept for the backward is measured at the smallest scale. LaMa's blocks keep one bit per
-    activation: Big-LaMa 0.14 GB at 1024 x 1024, where PyTorch keeps 9.0 GB. Where the bound requires it, a decoder's
-    stages are computed again in the backward, if that keeps less (IN2; DEAR's decoder is one stage). LaMa's first and
-    last layers run in bands of rows. In addition to the bound there are the features with their gradient and Adam's
+    activation: Big-LaMa 0.14 GB at 1024 x 1024, where PyTorch keeps 9.0 GB. Where the bound requires it, the stages of
+    IN2's decoder are computed again in the backward, if that keeps less. LaMa's first and last layers run in bands of
+    rows. In addition to the bound there are the features with their gradient and Adam's
     two moments, the images, and the working memory of one layer: with Big-LaMa 0.7 KB per pixel in all.
 
     Args:
         network: any `Inpainter`.
         min_side: the smallest scale's shorter side is about this: the size of the network's training images.
-        max_scales: most scales; 1: the network's own prediction.
+        max_scales: maximum number of scales; 1: the network's own prediction.
         iterations: forwards per scale; 1: no refinement.
         lr: learning rate of Adam.
         modulo: see above. 1: no padding.

@@ -1,4 +1,4 @@
-"""Bool tensors as bits: of what the backward of a ReLU reads, the signs, a thirty-second of float32 is kept."""
+"""Packs bool tensors into bits. The backward of a ReLU needs only signs: a thirty-second of float32 values."""
 
 import math
 from collections.abc import Sequence
@@ -25,8 +25,11 @@ def unpack(bits: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
 
 
 def select(grad: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
-    """Returns the gradient where a bit is set, else 0: the backward of a ReLU whose signs `pack` packed."""
-    return unpack(bits, grad.shape).to(grad.dtype).mul_(grad)  # in half the time of a product with a bool tensor
+    """Returns the gradient where a bit is set, else 0: the backward of a ReLU whose signs `pack` packed.
+
+    For finite gradients; infinity gives NaN where no bit is set.
+    """
+    return unpack(bits, grad.shape).to(grad.dtype).mul_(grad)  # in a third of the time of torch.where
 
 
 def _packed_by_numpy(flat):

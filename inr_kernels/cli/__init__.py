@@ -76,18 +76,20 @@ def _exit_while_importing() -> Iterator[None]:
 def _exit_on_signals() -> Iterator[None]:
     """SIGTERM and SIGHUP raise SystemExit in the block, so that temporary files are removed.
 
-    Only a process's main thread can set handlers; in another thread nothing changes.
+    An ignored signal stays ignored, as `nohup` sets it, and a handler that was not set from Python stays. Only a
+    process's main thread can set handlers; in another thread nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {name: signal.signal(getattr(signal, name), lambda number, _: sys.exit(128 + number)) for name in names}
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    numbers = [number for number in numbers if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+    before = {number: signal.signal(number, lambda number, _: sys.exit(128 + number)) for number in numbers}
     try:
         yield
     finally:
-        for name, handler in before.items():
-            signal.signal(getattr(signal, name), handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _one_line(error: Exception) -> str:

@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn, TypeVar
 
+from inr_kernels._core.text import printable
+
 Number = TypeVar("Number", int, float)
 
 
@@ -18,7 +20,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Prints the message and exits with status 2."""
-        self.exit(2, f"inr-kernels: {message}\n")
+        self.exit(2, f"inr-kernels: {printable(message)}\n")
         raise AssertionError  # exit does not return
 
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from inr_kernels._core import dispatch
+from inr_kernels._core.text import printable
 from inr_kernels.models.common.files import check_writable, replace_file
 from inr_kernels.models.common.progress import Progress
 from inr_kernels.models.data import images
@@ -39,7 +40,7 @@ def prepare(args: argparse.Namespace, **inputs: str) -> None:
         if not name:
             raise UsageError(f"the name of the {what} is empty")
     _check_inputs(inputs)
-    _check_output(args, inputs)
+    _check_output(args, inputs | {"checkpoint": args.model})
     if sys.stderr is None:  # closed: a progress bar cannot be shown
         args.quiet = True
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -73,9 +74,7 @@ def _check_output(args, inputs):
             raise UsageError("the standard output is a terminal, which shows no picture; redirect it")
     else:
         check_writable(name)
-        for what, path in inputs.items():
-            if os.path.isfile(name) and os.path.exists(path) and os.path.samefile(path, name):
-                raise UsageError(f"output must be another file than the {what}; got {name}")
+        check_other_file(name, inputs)
     if args.format is None and suffix not in images.FORMATS:
         if name not in STDOUT and (os.path.isfile(name) or not os.path.exists(name)):
             raise UsageError(f"output must end in {' '.join(images.FORMATS)} unless --format is given; got {name}")
@@ -83,10 +82,17 @@ def _check_output(args, inputs):
     args.suffix = suffix if args.format is None else f".{args.format}"
 
 
+def check_other_file(output: str, inputs: dict[str, str]) -> None:
+    """Raises UsageError if the output is one of the files that are read; inputs: their names, by what they are."""
+    for what, path in inputs.items():
+        if os.path.isfile(output) and os.path.exists(path) and os.path.samefile(path, output):
+            raise UsageError(f"output must be another file than the {what}; got {output}")
+
+
 def say(name: str, message: str) -> None:
     """Prints one line about a file on stderr, if it is open."""
     if sys.stderr is not None:
-        print(f"inr-kernels: {name}: {message}", file=sys.stderr)
+        print(f"inr-kernels: {printable(name)}: {message}", file=sys.stderr)
 
 
 class Source(NamedTuple):

@@ -101,8 +101,10 @@ def accelerate(model: Model) -> Model:
     """
     found, scripted, replaced = False, None, Counter[str]()
     for name, module in _named_modules(model):
-        where = getattr(module, "original_name", type(module).__qualname__) + (f" at {name!r}" if name else "")
-        if isinstance(module, torch.jit.ScriptModule):
+        is_script = isinstance(module, torch.jit.ScriptModule)
+        kind = str(module.original_name) if is_script else type(module).__qualname__
+        where = kind + (f" at {name!r}" if name else "")
+        if is_script:
             if scripted is None or not f"{name}.".startswith(scripted):
                 scripted, found = f"{name}." if name else "", True
                 LOG.warning("%s not accelerated: %s", where, SCRIPTED)

@@ -5,6 +5,7 @@ flow [N, C, H, W], mask [N, 9 f f, H, W]: every pixel of the f times larger flow
 the 3 x 3 flows around it. The factors f and channel counts C that a copy supports are found by running it.
 """
 
+import dis
 import functools
 import inspect
 import math
@@ -72,7 +73,10 @@ class _Forward(NamedTuple):
 def _function(module: nn.Module) -> Callable[..., Any] | None:
     """The function upsample_flow that the forward of the class calls, None if it calls none."""
     forward = type(module).forward
-    if not isinstance(forward, types.FunctionType) or NAME not in forward.__code__.co_names:
+    if not isinstance(forward, types.FunctionType):
+        return None
+    # Names of attributes, such as a method's, stand in co_names too.
+    if not any(i.opname == "LOAD_GLOBAL" and i.argval == NAME for i in dis.get_instructions(forward)):
         return None
     function = forward.__globals__.get(NAME)
     return function if isinstance(function, types.FunctionType) else None
@@ -152,7 +156,7 @@ class _Method(class_swap.AcceleratedModule):
 
 
 class _Caller(class_swap.AcceleratedModule):
-    def forward(self, *args, **kwargs):
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The forward of torchvision's RAFT, with our upsample_flow."""
         if torch.compiler.is_compiling():  # the compiler does not trace a function with other globals
             return super().forward(*args, **kwargs)

@@ -281,7 +281,7 @@ def identify(contents: Contents, networks: Sequence[Any]) -> Any:
 
 @contextmanager
 def errors(path: FilePath, *networks: Any) -> Iterator[None]:
-    """Turns what reading a file raises into a ValueError of one sentence, but for the system's own OSError.
+    """Turns what reading a file raises into a ValueError of one sentence, but for the OSError of opening it.
 
     It names the file, what was found in it, and what these networks read.
     """

@@ -202,6 +202,8 @@ def _load(file: Any, classes: list[str], **options: Any) -> Any:
             raise Unreadable("it is no file of torch.save, or one of an unknown pickle protocol") from None
         listed = ", ".join(unknown[:3]) + (f" and {len(unknown) - 3} others" if len(unknown) > 3 else "")
         raise Unreadable(f"it cannot be read without running code of {listed}") from None
+    except MemoryError:
+        raise
     except Exception:
         raise Unreadable("it is a damaged or truncated file of torch.save") from None
 

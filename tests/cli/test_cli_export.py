@@ -1,11 +1,14 @@
 """The command export."""
 
+from pathlib import Path
+
 import onnxruntime
 import pytest
 import torch
+from PIL import Image
 
 from inr_kernels.cli import main
-from inr_kernels.models import LaMa, LaMaConfig
+from inr_kernels.models import LIIF, LaMa, LaMaConfig
 
 
 def test_writes_a_network_of_one_size(tmp_path):
@@ -20,12 +23,25 @@ def test_writes_a_network_of_one_size(tmp_path):
     torch.testing.assert_close(torch.from_numpy(filled), model.inpaint(image, mask), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("command", [("export",), ("upscale", "in.png", "--scale", "2", "--format", "png")])
+def test_the_checkpoint_is_not_overwritten(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (5, 4)).save("in.png")
+    path = Path("liif.pt")
+    path.write_bytes(LIIF.PRETRAINED.read_bytes())
+    with pytest.raises(SystemExit):
+        main([*command, "--model", str(path), "-o", str(path)])
+    assert "output must be another file than the checkpoint; got liif.pt" in capsys.readouterr().err
+    assert path.read_bytes() == LIIF.PRETRAINED.read_bytes()
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
         (("--model", "lama"), "must be liif, dear, in2 or the path of a checkpoint; got lama"),
         (("-o", "missing/out.onnx"), "missing/out.onnx: the folder of the output does not exist"),
-        (("--model", "in2", "--size", "8x40"), "image must have shape [B, 3, H, W] with sides of at least 9"),
+        (("-o", "-"), "argument -o/--output: must be the name of a file; got -"),
+        (("--model", "in2", "--size", "8x40"), "size must have sides of at least 9; got (40, 8)"),
     ],
 )
 def test_errors(arguments, error, tmp_path, monkeypatch, capsys):

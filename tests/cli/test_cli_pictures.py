@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from inr_kernels import cli
+from inr_kernels.cli import pictures
 from inr_kernels.models.data import images
 
 RGB = numpy.random.default_rng(0).integers(0, 255, (9, 14, 3), numpy.uint8)
@@ -109,6 +110,23 @@ def test_signal_handlers_are_restored():
         assert signal.getsignal(signal.SIGTERM) is mine and signal.getsignal(signal.SIGHUP) == before[1]
     finally:
         signal.signal(signal.SIGTERM, before[0])
+
+
+def test_an_ignored_signal_stays_ignored(monkeypatch):
+    """As under `nohup`."""
+    before, during = signal.signal(signal.SIGHUP, signal.SIG_IGN), []
+    read = pictures.read
+
+    def watched(*args):
+        during.append(signal.getsignal(signal.SIGHUP))
+        return read(*args)
+
+    monkeypatch.setattr(pictures, "read", watched)
+    try:
+        inpaint("mask.png")
+        assert {*during, signal.getsignal(signal.SIGHUP)} == {signal.SIG_IGN}
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("variables", [{}, {"PYTHONOPTIMIZE": "2"}])

@@ -211,3 +211,25 @@ def test_state_that_the_decoder_does_not_read_may_change():
     assert not is_accelerated(model, *args)
     with without_cuda():
         assert torch.equal(model(*args), original(model, *args))
+
+
+def test_a_method_is_not_the_function_of_its_name(log):
+    """A forward that calls self.upsample_flow, in a module with a function of that name."""
+    namespace = {"nn": nn, "upsample_flow": lambda flow, up_mask: flow}
+    exec(
+        "class Flow(nn.Module):\n"
+        "    def upsample_flow(self, flow, other): return flow\n"
+        "    def forward(self, flow, mask): return self.upsample_flow(flow, mask)\n",
+        namespace,
+    )
+    model = namespace["Flow"]()
+    accelerate(model)
+    (message,) = log.messages
+    assert "not accelerated: its upsample_flow takes" in message and type(model) is namespace["Flow"]
+
+
+def test_a_module_may_have_an_attribute_of_torchscript(log):
+    model = nn.Linear(2, 2)
+    model.original_name = nn.Linear(1, 1)
+    accelerate(model)
+    assert log.messages == ["accelerate found no supported module in Linear"]

@@ -63,7 +63,8 @@ def test_onnx_equals_the_network_at_three_sizes(name, tmp_path, monkeypatch):
     made, path = network(name), tmp_path / "network.onnx"
     export_onnx(made, path)
     model = onnx.load(path)
-    assert not model.functions and {node.domain for node in model.graph.node} == {""}
+    assert not model.functions and [(opset.domain, opset.version) for opset in model.opset_import] == [("", 20)]
+    assert {node.domain for node in model.graph.node} == {""}
     session = onnxruntime.InferenceSession(path)
     names = [given.name for given in session.get_inputs()]
     assert names == ["image", "size" if name == "LIIF" else "mask"]
@@ -112,10 +113,12 @@ def test_bad_arguments(tmp_path):
         export_onnx(torch.nn.Linear(2, 2), path)
     with pytest.raises(ValueError, match=r"network must be in float32: network.float\(\); got torch.float64"):
         export_onnx(network("LIIF").double(), path)
-    with pytest.raises(ValueError, match=r"image must have shape .* with sides of at least 5; got"):
+    with pytest.raises(ValueError, match=r"size must have sides of at least 5; got \(4, 32\)"):
         export_onnx(network("LaMa"), path, size=(4, 32))
     with pytest.raises(ValueError, match=r"size must be two positive integers \(H, W\); got \(0, 3\)"):
         export_program(network("LIIF"), size=(0, 3))
+    with pytest.raises(ValueError, match=r"size must have sides of at least 2; got \(1, 9\)"):
+        export_program(network("LIIF"), size=(1, 9))
     with pytest.raises(ValueError, match="batch must be a positive integer; got 0"):
         export_program(network("LIIF"), batch=0)
     with pytest.raises(FileNotFoundError):
