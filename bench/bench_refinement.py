@@ -47,12 +47,14 @@ def published(model, image, mask, iterations):
         below = decode(model, model.encode(small, small_mask))
         below = small_mask * below + (1 - small_mask) * small
         features = [part.requires_grad_() for part in model.encode(image, mask)]
-    optimizer, wide = torch.optim.Adam(features, 0.002), mask.expand_as(image)
+    optimizer, expanded = torch.optim.Adam(features, 0.002), mask.expand_as(image)
     for step in range(iterations):
         optimizer.zero_grad()
         prediction = decode(model, features)
         inner = _eroded((reduced(mask) == 1).float()).expand_as(below) > 0
-        loss = F.l1_loss(half(prediction)[inner], below[inner]) + F.l1_loss(prediction[wide == 0], image[wide == 0])
+        loss = F.l1_loss(half(prediction)[inner], below[inner]) + F.l1_loss(
+            prediction[expanded == 0], image[expanded == 0]
+        )
         if step < iterations - 1:
             loss.backward()
             optimizer.step()

@@ -154,8 +154,8 @@ def _prepared(network, dynamic, size, batch):
     names = ((2, "height"), (3, "width"))
     sides = {dim: torch.export.Dim(name, min=min_side) for dim, name in names} if dynamic else None
     if isinstance(network, LIIF):
-        wanted = torch.tensor([2 * height, 2 * width], dtype=torch.int64, device="cpu")
-        return _Upscale(twin).eval(), (image, wanted), (sides, None)
+        size = torch.tensor([2 * height, 2 * width], dtype=torch.int64, device="cpu")
+        return _Upscale(twin).eval(), (image, size), (sides, None)
     return _Inpaint(twin).eval(), (image, image[:, :1].clone()), (sides, sides)
 
 

@@ -224,8 +224,8 @@ def computing(args: argparse.Namespace) -> Iterator[Progress]:
             yield report
     except ValueError as error:
         if found := re.match(r"workspace must be at least (\d+) bytes", str(error)):
-            least, got = math.ceil(int(found[1]) / 2**20), args.workspace >> 20
-            raise UsageError(f"argument --workspace: must be at least {least} for these sizes; got {got}") from error
+            minimum, got = math.ceil(int(found[1]) / 2**20), args.workspace >> 20
+            raise UsageError(f"argument --workspace: must be at least {minimum} for these sizes; got {got}") from error
         raise
 
 

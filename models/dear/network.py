@@ -270,9 +270,9 @@ class DEAR(Inpainter):
         colour = self.implicit(encoded, coord, cell, backend=self._backend)
         if self.config.fill == "zeros":
             return colour
-        wide = _at_least_float32(seen)
-        grid = coord.to(wide.dtype).flip(-1)[:, None]  # (x, y)
-        start = F.grid_sample(wide, grid, mode="bicubic", padding_mode="border", align_corners=False)
+        image = _at_least_float32(seen)
+        grid = coord.to(image.dtype).flip(-1)[:, None]  # (x, y)
+        start = F.grid_sample(image, grid, mode="bicubic", padding_mode="border", align_corners=False)
         return colour + start[:, :, 0].transpose(1, 2).to(colour.dtype)
 
     def decode(

@@ -92,8 +92,8 @@ class IN2Config:
         for width in self.channels:
             both = 0 < int(width * self.ratio) < width
             require(both, "ratio", f"give a width of {width} at least one local and one global channel", self.ratio)
-            least = max(self.compress, self.squeeze)
-            require(width >= least, "channels", f"be at least max(compress, squeeze) = {least}", self.channels)
+            minimum = max(self.compress, self.squeeze)
+            require(width >= minimum, "channels", f"be at least max(compress, squeeze) = {minimum}", self.channels)
         require(
             self.heads and self.channels[-1] % self.heads == 0,
             "heads",
@@ -118,14 +118,14 @@ class IN2Config:
     @property
     def shortest(self) -> int:
         """The shortest side of an image that the encoder's padding allows."""
-        least = 2 if self.padding == "reflect" else 1
+        minimum = 2 if self.padding == "reflect" else 1
 
         def shortest_of_smallest(side: int) -> int:
             """The shortest side of the encoder's smallest map for a square image."""
             *_, smallest = self.grids((side, side))
             return min(smallest)
 
-        return next(side for side in itertools.count(least) if shortest_of_smallest(side) >= least)
+        return next(side for side in itertools.count(minimum) if shortest_of_smallest(side) >= minimum)
 
 
 SMALL = IN2Config(channels=(16, 32, 64), groups=1, blocks=2, heads=4, hidden=(64, 64, 64))

@@ -173,7 +173,7 @@ class LaMa(Inpainter):
         with reporting(self._layers(slice(self.split, None)), progress):
             out = self.model[self.split :](features)
         step = 1 << self.config.downsamplings
-        fits = all(n - step < wanted <= n for wanted, n in zip(size, out.shape[2:], strict=True))
+        fits = all(n - step < side <= n for side, n in zip(size, out.shape[2:], strict=True))
         require(fits, "size", f"be that of the encoded image, at most {tuple(out.shape[2:])}", size)
         return out[..., : size[0], : size[1]]
 

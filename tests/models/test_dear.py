@@ -200,8 +200,8 @@ def test_memory_format_does_not_matter():
     image, mask = example(13, 18)
     expected = model(image, mask)
     close(model(image.contiguous(memory_format=torch.channels_last), mask), expected, 1e-12)
-    wide, wider = (torch.cat([x, x], 3)[..., :18] for x in (image, mask))
-    close(model(wide, wider), expected, 1e-12)
+    padded_image, padded_mask = (torch.cat([x, x], 3)[..., :18] for x in (image, mask))
+    close(model(padded_image, padded_mask), expected, 1e-12)
     close(model.to(memory_format=torch.channels_last)(image, mask), expected, 1e-12)
 
 

@@ -6,6 +6,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from exported import ops
 
 import inr_kernels
 from inr_kernels.models import DEAR, IN2, LIIF, DEARConfig, IN2Config, LaMa, LaMaConfig, LIIFConfig
@@ -35,15 +36,9 @@ def inputs(made, size):
     """The inputs of the exported graph for an image of this size, and the output of the network itself."""
     image, mask = torch.rand(1, 3, *size), (torch.rand(1, 1, *size) < 0.3).float()
     if isinstance(made, LIIF):
-        wanted = torch.tensor([2 * size[0] + 1, 3 * size[1]])
-        return (image, wanted), made.upscale(image, size=tuple(wanted.tolist()))
+        target = torch.tensor([2 * size[0] + 1, 3 * size[1]])
+        return (image, target), made.upscale(image, size=tuple(target.tolist()))
     return (image, mask), made.inpaint(image, mask)
-
-
-def ops(program):
-    """The names of the ops in a program and in its subgraphs."""
-    graphs = [module.graph for module in program.graph_module.modules() if isinstance(module, torch.fx.GraphModule)]
-    return {str(node.target) for graph in graphs for node in graph.nodes if node.op == "call_function"}
 
 
 @pytest.mark.parametrize("name", ["LIIF", "LaMa"])  # the others' are part of the next test

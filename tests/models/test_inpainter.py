@@ -39,11 +39,11 @@ def test_methods_follow_from_encode_and_decode(name):
     raw = model.predict(image, mask)
     assert torch.equal(model.decode(model.encode(image, mask), (21, 26)), raw) and raw.requires_grad
     assert raw.shape == image.shape and raw.std() > 1e-4
-    wide = mask.expand_as(image)
-    assert torch.equal(model(image, mask), torch.where(wide, raw, image))
+    holes = mask.expand_as(image)
+    assert torch.equal(model(image, mask), torch.where(holes, raw, image))
     assert torch.equal(model(image, mask, (21, 26)), model(image, mask))
     out = model.inpaint(image, mask)
-    assert torch.equal(out, torch.where(wide, raw.clamp(0, 1), image)) and not out.requires_grad
+    assert torch.equal(out, torch.where(holes, raw.clamp(0, 1), image)) and not out.requires_grad
 
 
 @pytest.mark.parametrize("name", ["DEAR", "DEAR, smooth", "IN2"])
