@@ -40,7 +40,7 @@ def from_checkpoint(path: str | os.PathLike[str], **options: Any) -> Network:
     """Opens a checkpoint of any network of this package, in eval mode.
 
     The name in the file says which network it is. Files without a name are recognized by their state-dict keys: those
-    of older releases, and the files of LaMa's and LIIF's users. `LaMa` and `LIIF` list the formats. No code of a file
+    of older releases, and published files of LaMa and LIIF. `LaMa` and `LIIF` list the formats. No code of a file
     is run.
 
     Args:

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _interrupted() -> int:
-    """Says so on stderr, if it is open; returns the exit status."""
+    """Prints "interrupted" on stderr, if it is open; returns the exit status."""
     if sys.stderr is not None:
         print("inr-kernels: interrupted", file=sys.stderr, flush=True)
     return 128 + signal.SIGINT
@@ -58,7 +58,7 @@ def _run(argv: Sequence[str] | None) -> None:
 def _exit_while_importing() -> Iterator[None]:
     """In the block, SIGINT ends the process at once, if torch is not imported yet.
 
-    An exception would get lost in the initialization of torch's C++ modules. Nothing is there to be cleaned up.
+    An exception would get lost in the initialization of torch's C++ modules. There is nothing to clean up yet.
     """
     in_main = threading.current_thread() is threading.main_thread()
     default = in_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler

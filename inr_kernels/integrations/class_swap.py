@@ -74,7 +74,7 @@ class Adapter(NamedTuple):
     names: Mapping[str, Collection[str]] = {}
 
     def lookalike(self, module: nn.Module) -> str:
-        """Why a module that is no candidate, but whose class has an upstream name, is none; "" for other modules."""
+        """Why a module whose class has an upstream name is no candidate, "" for other modules."""
         names = self.names.get(type(module).__name__, ())
         missing = next((name for name in names if not hasattr(module, name)), "")
         if not missing or type(module).__module__.startswith("inr_kernels."):
@@ -134,7 +134,7 @@ def check_method(module: nn.Module, name: str, accepted: Collection[Signature], 
 
 
 def match(module: nn.Module, mixin: type[AcceleratedModule], method: str, details: Any = None) -> Match:
-    """The `Match` of a method, with the object's current flags, but for those that the method does not read."""
+    """The `Match` of a method, with the current values of the flags that the method reads."""
     attributes = read_attributes(module, method)
     return Match(mixin, method, getattr(type(module), method), tuple(attributes.items()), details)
 

@@ -21,7 +21,7 @@ from .class_swap import Adapter, Match, Unsupported, register
 from .filter_dtypes import are_supported, filter_as_eager
 
 NAME = "upsample_flow"
-OURS = "inr_kernels.upsample_flow"  # a global of the module that calls the function; no name that code could contain
+OURS = "inr_kernels.upsample_flow"  # a global of the calling module; not an identifier, so no code uses it
 FACTORS = range(1, 17)
 CHANNELS = range(1, 5)
 DOES_NOT_RUN = "it takes no mask of 9 f² channels with a factor f from 1 to 16, or uses layers of the model"
@@ -51,12 +51,12 @@ def _verify_function(module: nn.Module, function: Callable[..., Any]) -> Match:
     if "forward" in vars(module):
         raise Unsupported("forward is patched on the object")
     supported = _compare(nn.Module, lambda _: function)
-    # Nothing that forward reads matters: all its code but the function stays.
+    # The flags that forward reads need no check: only the function is replaced.
     return Match(_Caller, "forward", type(module).forward, (), (function, supported))
 
 
 class _Supported(NamedTuple):
-    """What a copy of the method agrees with ours for."""
+    """The factors and channel counts for which a copy of the method agrees with ours."""
 
     factors: tuple[int, ...]
     channels: tuple[int, ...]
@@ -157,7 +157,7 @@ class _Method(class_swap.AcceleratedModule):
 class _Caller(class_swap.AcceleratedModule):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The forward of torchvision's RAFT, with our upsample_flow."""
-        if torch.compiler.is_compiling():  # the compiler does not trace a function with other globals
+        if torch.compiler.is_compiling():  # torch.compile traces the original: ours is made at the call
             return super().forward(*args, **kwargs)
         forward: Any = self._inr_match.original
         function, supported = self._inr_match.details

@@ -28,7 +28,7 @@ from .files import replace_file
 from .torch_files import Contents, Placeholder, StateDict, Unreadable
 
 VERSION = 1
-# Raised by torch, safetensors and files of an unexpected structure; their texts are for programmers.
+# Raised by torch, safetensors and files of an unexpected structure; users do not see their texts.
 UNREADABLE: tuple[type[Exception], ...] = (OSError, EOFError, RuntimeError, TypeError, ValueError, LookupError)
 UNREADABLE += (AttributeError, ArithmeticError, pickle.UnpicklingError, zipfile.BadZipFile, SafetensorError)
 
@@ -79,7 +79,7 @@ def read(path: FilePath, *, mapped: bool = True) -> Contents:
     """Reads a file of any format: safetensors (eight bytes, then a JSON object), or what `torch_files` reads.
 
     Args:
-        mapped: whether tensors may be mapped from the disk, which their copies outlive but they themselves may not.
+        mapped: whether tensors may be memory-mapped. Such tensors become invalid when the file changes; copy them.
 
     Raises:
         Unreadable: it is damaged or of another format.
@@ -191,7 +191,7 @@ def build(checkpoint: Checkpoint, size: int, network: Any, make: Callable[[Any],
         raise Unreadable(f"its config has {config.depth} layers, but the file only {len(state)} tensors")
     try:
         with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the network that is then made warns
+            warnings.simplefilter("ignore")  # making the network will warn again
             expected = make(config).state_dict()
     except Exception as error:
         raise Unreadable(f"no {network.NETWORK} can be made of its config") from error

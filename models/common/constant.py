@@ -1,4 +1,4 @@
-"""Convolutions whose weights are constant: of what autograd keeps for the gradient of their input, one bit per ReLU."""
+"""Convolutions with constant weights, which keep one bit per ReLU for the gradient of their input."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -17,7 +17,7 @@ def constant(layers: Iterable[nn.Module]) -> list[nn.Module]:
 
     Each Conv2d of stride 1 and each ConvTranspose2d becomes one layer with the ReflectionPad2d before it, the batch
     norm and the ReLU after it. Their weights are folded once, here. Other layers, and those with hooks, are returned
-    themselves.
+    unchanged.
     """
     out: list[nn.Module] = []
     rest: list[Any] = list(layers)

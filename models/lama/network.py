@@ -142,7 +142,7 @@ class LaMa(Inpainter):
 
     @property
     def min_side(self) -> int:
-        """Reflection in the blocks needs maps of at least two pixels."""
+        """The minimum side: reflection padding in the blocks needs maps of at least two pixels."""
         return max(4, (1 << self.config.downsamplings) + 1)
 
     def _mask(self, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -150,7 +150,7 @@ class LaMa(Inpainter):
         return check_mask(image, mask, device, channels=self.config.inputs - 1, min_side=self.min_side)
 
     def _work(self, image: torch.Tensor, size: tuple[int, int]) -> tuple[float, float, float]:
-        """Layers: each takes a similar time."""
+        """Numbers of layers, which take similar times."""
         return len(self._layers(slice(self.split))), 0, len(self._layers(slice(self.split, None)))
 
     def _encoding_modules(self) -> list[nn.Module]:
