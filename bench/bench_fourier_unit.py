@@ -1,6 +1,6 @@
 """fourier_unit: LaMa's FFC block, its Fourier unit alone and a training step, against LaMa's own operations in PyTorch.
 
-The least work: a block's 3 x 3 convolutions make up 82 % of its multiply-adds directly and 63 % with Winograd's
+The minimum work: a block's 3 x 3 convolutions make up 82 % of its multiply-adds directly and 63 % with Winograd's
 F(2 x 2, 3 x 3), which needs 4 instead of 9 per value; the rest are three 1 x 1 convolutions, one of them on the
 spectrum, and 2.5 n log2 n per transform. FLOPs are counted for the Winograd form, so that the fraction of the GEMM's
 rate counts necessary work only.

@@ -148,7 +148,7 @@ def test_a_config_that_is_no_json_object(config, path):
 
 
 def test_tensors_that_are_larger_than_their_file(tmp_path):
-    """A tensor may say any size if its strides are 0."""
+    """A tensor may declare any size if its strides are 0."""
     with torch.device("meta"):
         model = LIIF(LIIFConfig(blocks=1, features=100_000, hidden=(8,)))
     state = {name: torch.zeros(()).expand(value.shape) for name, value in model.state_dict().items()}
@@ -250,7 +250,7 @@ def test_save_checks_its_arguments(options, kind, message, path):
 
 
 @pytest.mark.parametrize("path", [12345, None, 1.5, torch.zeros(1)], ids=lambda path: type(path).__name__)
-def test_a_path_that_is_none(path):
+def test_a_value_that_is_no_path(path):
     for load in (models.from_checkpoint, LaMa.from_checkpoint):
         with pytest.raises(TypeError, match=rf"path must be a string or os.PathLike; got {type(path).__name__}"):
             load(path)
