@@ -120,7 +120,7 @@ def check_method(module: nn.Module, name: str, accepted: Collection[Signature], 
     """
     method = getattr(type(module), name)
     if not isinstance(method, types.FunctionType) and inspect.getattr_static(method, "__wrapped__", None) is None:
-        raise Unsupported(f"its {name} is no function, but an object of the type {type(method).__name__}")
+        raise Unsupported(f"its {name} is not a function, but of type {type(method).__name__}")
     parameters = _parameters(method)
     found = _signature(parameters)
     if found and not defaults:

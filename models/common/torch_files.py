@@ -112,7 +112,7 @@ def _read_zip(file: BinaryIO, size: int, path: str | None, packed: bool) -> Cont
     with archive:
         members = [member for member in archive.infolist() if not member.is_dir()]
         if (unpacked := sum(member.file_size for member in members)) > COMPRESSION * size + 2**20:
-            raise Unreadable(f"it has {size} bytes and would unpack to {unpacked}, which no weights do")
+            raise Unreadable(f"it has {size} bytes and would unpack to {unpacked}: weights do not compress like that")
         names = {member.filename: PurePosixPath(member.filename) for member in members}
         root = next((name.parent for name in names.values() if name.name == "data.pkl"), None)
         if root is None:

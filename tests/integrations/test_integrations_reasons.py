@@ -153,7 +153,7 @@ KernelConv, NeighborhoodAttention3D, Plain = (
         ),
         (
             type("Raft", (Raft,), {"upsample_flow": functools.partial(upstream_raft.upsample_flow)}),
-            "its upsample_flow is no function, but an object of the type partial",
+            "its upsample_flow is not a function, but of type partial",
         ),
         (Plain, "its class has the name of one with RAFT's upsample_flow, but it has no upsample_flow"),
         (
