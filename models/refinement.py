@@ -106,8 +106,8 @@ class FeatureRefiner:
         for name, value in integers.items():
             require(is_positive_int(value), name, "be a positive integer", repr(value))
         # The smallest scale's shorter side is at least min_side / sqrt(2).
-        least = math.ceil(math.sqrt(2) * max(network.min_side, 2))
-        require(min_side >= least, "min_side", f"be at least {least} for {network.NETWORK}", min_side)
+        minimum = math.ceil(math.sqrt(2) * max(network.min_side, 2))
+        require(min_side >= minimum, "min_side", f"be at least {minimum} for {network.NETWORK}", min_side)
         require(0 < lr < math.inf, "lr", "be positive and finite", lr)
         require(max_memory is None or is_positive_int(max_memory), "max_memory", "be bytes or None", repr(max_memory))
         self.network, self.min_side, self.max_scales = network, min_side, max_scales
@@ -166,12 +166,12 @@ class FeatureRefiner:
                 tick()
             return image.clone()
         parameter = next(network.parameters())
-        wide = torch.promote_types(parameter.dtype, torch.float32)  # of everything but the network
-        hole = (mask > 0).to(wide)
-        images, holes = [known(image.to(wide), hole)], [hole]
+        dtype = torch.promote_types(parameter.dtype, torch.float32)  # of everything but the network
+        hole = (mask > 0).to(dtype)
+        images, holes = [known(image.to(dtype), hole)], [hole]
         for _ in range(self.scales(*size) - 1):
             images.append(half(images[-1]))
-            holes.append((half(holes[-1]) >= EPS).to(wide))
+            holes.append((half(holes[-1]) >= EPS).to(dtype))
         bound = _Bound(network, self.max_memory) if self.max_memory and len(images) > 1 else None
         out = None
         for level, hole in zip(reversed(images), reversed(holes), strict=True):
@@ -185,7 +185,7 @@ class FeatureRefiner:
                 scale.optimize(out, self.iterations - (not self.paper), self.lr, not self.paper, tick)
                 prediction = scale.decode()
                 tick()
-            prediction = prediction[..., : level.shape[2], : level.shape[3]].to(wide).clamp(0, 1)
+            prediction = prediction[..., : level.shape[2], : level.shape[3]].to(dtype).clamp(0, 1)
             out = torch.where(hole > 0, prediction, level)
         assert out is not None  # there is at least one scale
         return blend(image, mask, out.to(image.dtype))
@@ -223,11 +223,11 @@ class _Scale:
                 prediction = self.decode()
             gradient = self._loss_gradient(prediction.detach(), below, known_weight, inner_weight)
             # A power of two, against underflow in half precision.
-            unit = 2.0**16 if prediction.dtype == torch.float16 else 1.0
-            gradient = (gradient * unit).to(prediction.dtype)
+            loss_scale = 2.0**16 if prediction.dtype == torch.float16 else 1.0
+            gradient = (gradient * loss_scale).to(prediction.dtype)
             gradients = torch.autograd.grad(prediction, self.features, gradient, allow_unused=True)
             for feature, found in zip(self.features, gradients, strict=True):
-                feature.grad = found if found is None or unit == 1 else found / unit
+                feature.grad = found if found is None or loss_scale == 1 else found / loss_scale
             del prediction, gradient, gradients, found  # before the next forward
             optimizer.step()
             tick()
@@ -279,8 +279,8 @@ class _Bound:
             stage.active = excess > 0 and saving > 0
             excess -= saving * stage.active
         sides = " x ".join(map(str, scale.hole.shape[2:]))
-        least = math.ceil(self.max_memory + excess)
-        require(excess <= 0, "max_memory", f"be at least {least} bytes for {sides} pixels", self.max_memory)
+        needed = math.ceil(self.max_memory + excess)
+        require(excess <= 0, "max_memory", f"be at least {needed} bytes for {sides} pixels", self.max_memory)
 
 
 def half(x: torch.Tensor) -> torch.Tensor:

@@ -31,8 +31,8 @@ def affine(norm: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
     """(scale, shift) of a batch norm in evaluation, at least in float32; None for the identity."""
     if isinstance(norm, nn.Identity):
         return None
-    wide = torch.promote_types(norm.weight.dtype, torch.float32)
-    weight, bias, mean, var = (t.to(wide) for t in (norm.weight, norm.bias, norm.running_mean, norm.running_var))
+    dtype = torch.promote_types(norm.weight.dtype, torch.float32)
+    weight, bias, mean, var = (t.to(dtype) for t in (norm.weight, norm.bias, norm.running_mean, norm.running_var))
     scale = weight * torch.rsqrt(var + norm.eps)
     return scale, bias - mean * scale
 
