@@ -134,7 +134,7 @@ def parse(contents: Contents, network: str) -> Checkpoint | None:
 def state_dict(contents: Contents, key: str) -> StateDict:
     """Returns the state dict with the tensor `key` in a file of another project, without a prefix of its names.
 
-    It is the file's `state_dict` entry or the file itself. The prefix is what stands before `key`: "generator." of
+    It is the file's `state_dict` entry or the file itself. The prefix is what precedes `key`: "generator." of
     Lightning and mmagic, "model." or "module." of wrappers, or several. Of several state dicts with this key the
     generator's is taken, else the one with the shortest prefix. Other entries are ignored.
 

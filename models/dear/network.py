@@ -93,7 +93,7 @@ class DEARConfig:
 
     @property
     def depth(self) -> int:
-        """Layers that it repeats, each with tensors of its own."""
+        """The number of repeated layers, each of which has tensors in the state dict."""
         return self.blocks + self.filter_blocks + len(self.hidden)
 
 

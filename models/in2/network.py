@@ -103,7 +103,7 @@ class IN2Config:
 
     @property
     def depth(self) -> int:
-        """Layers that it repeats, each with tensors of its own."""
+        """The number of repeated layers, each of which has tensors in the state dict."""
         return len(self.channels) + self.groups * self.blocks + len(self.hidden)
 
     def grids(self, size: tuple[int, int]) -> list[tuple[int, int]]:

@@ -60,7 +60,7 @@ class LaMaConfig:
 
     @property
     def depth(self) -> int:
-        """Layers that it repeats, each with tensors of its own."""
+        """The number of repeated layers, each of which has tensors in the state dict."""
         return self.downsamplings + self.blocks
 
     def width(self, level: int) -> int:

@@ -54,7 +54,7 @@ class LIIFConfig:
 
     @property
     def depth(self) -> int:
-        """Layers that it repeats, each with tensors of its own."""
+        """The number of repeated layers, each of which has tensors in the state dict."""
         return self.blocks * (self.convolutions if self.encoder == "rdn" else 1) + len(self.hidden)
 
 
