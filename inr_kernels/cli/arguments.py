@@ -46,9 +46,8 @@ Networks, --model:
           surroundings; with --tile 0 every known pixel attends to every pixel, as in the paper: twice the pixels take
           four times as long, and the progress bar stands still meanwhile.
   in2     several times faster: it sees the whole image at once, in time proportional to the number of pixels.
-          Sides of at least 9 pixels. At a larger size every pixel is predicted, with poor quality: use it without
-          --scale.
-  PATH    a checkpoint of DEAR, IN2 or LaMa: a .safetensors file of this package, or a form in which LaMa's users
+          Sides of at least 9 pixels. It fills at the input's size only.
+  PATH    a checkpoint of DEAR, ImplicitAutoencoder, IN2 or LaMa: a .safetensors file of this package, or a form in which LaMa's users
           have it, such as big-lama.pt or .ckpt. LaMa fills at the input's size only.
 
 With --refine, large holes in large images get the structure that the network finds at a small size. It takes about 30
