@@ -1,4 +1,4 @@
-"""Networks: LIIF upscales; DEAR, IN2, LaMa and ImplicitAutoencoder inpaint. `from_checkpoint` opens their checkpoints."""
+"""Networks: LIIF upscales; DEAR, IN2, ImplicitAutoencoder and LaMa inpaint. `from_checkpoint` opens any of them."""
 
 import os
 from typing import Any

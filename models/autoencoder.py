@@ -238,8 +238,8 @@ def autoencoder_loss(
 ) -> torch.Tensor:
     """Returns the deck's loss [], alpha MSE + beta TV.
 
-    MSE is the mean over the missing pixels, TV that of the squared differences between neighbouring pixels of the filled
-    image, per pixel and channel.
+    MSE is the mean over the missing pixels, TV the sum of the squared differences between neighbouring pixels of the
+    filled image per pixel and channel.
 
     Args:
         prediction: of `predict`, [B, 3, H, W].

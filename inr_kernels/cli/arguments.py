@@ -47,8 +47,8 @@ Networks, --model:
           four times as long, and the progress bar stands still meanwhile.
   in2     several times faster: it sees the whole image at once, in time proportional to the number of pixels.
           Sides of at least 9 pixels. It fills at the input's size only.
-  PATH    a checkpoint of DEAR, ImplicitAutoencoder, IN2 or LaMa: a .safetensors file of this package, or a form in which LaMa's users
-          have it, such as big-lama.pt or .ckpt. LaMa fills at the input's size only.
+  PATH    a checkpoint of DEAR, IN2, ImplicitAutoencoder or LaMa: a .safetensors file of this package, or a form in
+          which LaMa's users have it, such as big-lama.pt or .ckpt. The last two fill at the input's size only.
 
 With --refine, large holes in large images get the structure that the network finds at a small size. It takes about 30
 times as long, at the input's size only, and is meant for LaMa.

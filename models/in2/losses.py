@@ -134,8 +134,8 @@ def perceptual_features(weights: LossWeights, path: str | PathLike[str] | None) 
         return None
     if path is None:
         raise ValueError(
-            "the perceptual loss needs the weights of VGG-19: the path of torchvision's vgg19-dcbb9e9d.pth, the state dict "
-            'of torchvision.models.vgg19(weights="IMAGENET1K_V1"); or set loss.perceptual=0'
+            "the perceptual loss needs the weights of VGG-19: the path of torchvision's vgg19-dcbb9e9d.pth, the state "
+            'dict of torchvision.models.vgg19(weights="IMAGENET1K_V1"); or set loss.perceptual=0'
         )
     return VGG19Features(path)
 

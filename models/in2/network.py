@@ -63,7 +63,8 @@ class IN2Config:
             bicubic interpolation of its own fill.
         encoder: "dpb", the paper's downsample processing; "strided", its strided convolutions alone; "lama", LaMa's
             encoder, widened to about the parameters of "dpb", as in the paper's ablation.
-        body: "nhab", neighborhood and channel attention; "ffc", two FFC blocks in the place of each, as in the ablation.
+        body: "nhab", neighborhood and channel attention; "ffc", two FFC blocks in the place of each block, as in the
+            ablation.
         channel_attention: whether encoder and body have any.
         pyramid: False: one layer from the smallest map to the image, as in the ablation.
 
