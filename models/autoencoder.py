@@ -11,7 +11,7 @@ from torch import nn
 from inr_kernels import LocalImplicitDecoder
 from inr_kernels._core.checks import is_positive_int, require, shape
 from inr_kernels.local_implicit.functional import WORKSPACE, Form, check_size, render
-from inr_kernels.local_implicit.reference import pixel_centres
+from inr_kernels.local_implicit.op import centres
 
 from .common.masking import blend, known
 from .common.network import Inpainter
@@ -213,7 +213,7 @@ class ImplicitAutoencoder(Inpainter):
 
 def _positions(like: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """[B, 2, H, W] of like's dtype: (y, x) of the pixels."""
-    y, x = (pixel_centres(n, like.device).to(like.dtype) for n in (height, width))
+    y, x = (centres(n, like.device).to(like.dtype) for n in (height, width))
     return torch.stack((y[:, None].expand(height, width), x.expand(height, width))).expand(len(like), -1, -1, -1)
 
 

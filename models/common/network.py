@@ -99,8 +99,8 @@ class Network:
     def _check_options(cls, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Splits the options of `from_checkpoint` into those of `_read` and of the class; TypeError for others."""
         of_read, of_class = (inspect.signature(function).parameters for function in (cls._read, cls))
-        of_class = {name: kind for name, kind in of_class.items() if kind.kind != kind.VAR_KEYWORD}
-        supported = (of_read.keys() | of_class.keys()) - {"contents", "config"}
+        named = {name for name, parameter in of_class.items() if parameter.kind != parameter.VAR_KEYWORD}
+        supported = (of_read.keys() | named) - {"contents", "config"}
         if unknown := sorted(options.keys() - supported):
             names = ", ".join(sorted(supported)) or "none"
             raise TypeError(f"{cls.NETWORK} has no option {', '.join(unknown)}; its options are: {names}")

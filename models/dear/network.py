@@ -238,7 +238,7 @@ class DEAR(Inpainter):
 
     def _masked(self, image: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """I (1 - M) and M in the parameters' dtype."""
-        dtype = self.decoder[0].weight.dtype
+        dtype = next(self.parameters()).dtype
         mask = self._mask(image, mask).to(dtype)
         return known(image.to(dtype), mask), mask
 
@@ -247,7 +247,7 @@ class DEAR(Inpainter):
         shortest = max(REACH + 1, config.filter_size // 2 + 1)
         padded = encoder_input(seen, mask, shortest, "constant" if config.fill == "zeros" else "replicate")
         latent = self.encoder(padded)
-        guide = self.filter_encoder(padded) if config.dse or config.pim else None
+        guide: Any = self.filter_encoder(padded) if config.dse or config.pim else None
         if config.dse:
             latent = self._filter(latent, guide)
         feat = self.decoder(latent)[..., :height, :width]
@@ -383,10 +383,10 @@ class DEAR(Inpainter):
         """Estimates the memory that `inpaint` needs for a pixel of the input, in addition to workspace and output."""
         config = self.config
         if tile:  # twice the encoded map; the tiles, approximately
-            return round((4 * config.features + 2) * self.decoder[0].weight.element_size()) + 150
+            return round((4 * config.features + 2) * next(self.parameters()).element_size()) + 150
         latent = config.channels / STRIDE**2 * (config.filter_size**2 + 4)  # the filters and their inputs
         values = config.channels + latent + 6 * config.features
-        return round(values * self.decoder[0].weight.element_size())
+        return round(values * next(self.parameters()).element_size())
 
 
 def _at_least_float32(x: torch.Tensor) -> torch.Tensor:

@@ -148,7 +148,7 @@ class FourierBlock(nn.Module):
     def __init__(self, channels: int, config: Any, *, eager: bool = False):
         super().__init__()
         common = ffc_options(config) | {"ratio_gin": config.ratio, "ratio_gout": config.ratio}
-        self.blocks = nn.ModuleList(FFCResnetBlock(channels, **common) for _ in range(2))
+        self.blocks: Any = nn.ModuleList(FFCResnetBlock(channels, **common) for _ in range(2))
         self.widths, self.eager = [channels - int(channels * config.ratio), int(channels * config.ratio)], eager
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

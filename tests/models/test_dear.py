@@ -7,7 +7,6 @@ import itertools
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from tree import ROOT
 
 from inr_kernels.models import DEAR, DEARConfig
 from inr_kernels.models.dear.losses import dear_loss, sample_queries
@@ -78,40 +77,6 @@ def test_equals_plain_pytorch(name):
     coord, cell = torch.rand(2, 40, 2) * 2 - 1, torch.full((2, 2), 0.1)
     cell = cell if fused.config.cell_decode else None
     close(fused.query(image, mask, coord, cell), plain.query(image, mask, coord, cell))
-
-
-ABLATIONS = {
-    "all parts": ({}, 21_962_206),
-    "no DSE": ({"dse": False}, 21_370_078),
-    "no USE": ({"use": False}, 21_945_822),
-    "no PIM": ({"pim": False}, 21_690_435),
-    "base + DSE": ({"use": False, "pim": False}, 21_674_051),
-    "base": ({"dse": False, "use": False, "pim": False}, 10_976_387),
-}
-
-
-@pytest.mark.parametrize("name", ABLATIONS)
-def test_ablations(name, tmp_path):
-    """Their parameters, as the documentation lists them; tiles, progress, memory and checkpoints."""
-    changes, expected = ABLATIONS[name]
-    with torch.device("meta"):
-        assert sum(p.numel() for p in DEAR(DEARConfig(**changes)).parameters()) == expected
-    fields = ", ".join(f"{field}={value}" for field, value in changes.items())
-    assert f"| `DEARConfig({fields})` | {expected:,} |" in (ROOT / "docs/networks.md").read_text()
-    (model, _), (image, mask), done = network(torch.float32, **changes), example(9, 14, dtype=torch.float32), []
-    out = model.inpaint(image, mask, progress=lambda *share: done.append(share))
-    assert done[-1][0] == done[-1][1] and model.bytes_per_pixel() > 0
-    close(model.inpaint(image, mask, tile=16), out, 1e-5)
-    model.save(tmp_path / "dear.safetensors")
-    close(DEAR.from_checkpoint(tmp_path / "dear.safetensors").inpaint(image, mask), out, 0)
-
-
-def test_a_network_without_kernels_does_not_reconstruct():
-    model, (image, mask) = network(pim=False)[0], example(9, 14)
-    _, kernels, _ = model.encode(image, mask)
-    assert kernels.shape == (2, 0, 9, 14)
-    with pytest.raises(ValueError, match="pim must be True in the config to reconstruct; got False"):
-        model.reconstruct(image, mask, kernels)
 
 
 def test_plain_pytorch_calls_no_kernel():

@@ -6,7 +6,6 @@ import pickle
 
 import pytest
 import torch
-from tree import ROOT
 
 from inr_kernels.models import IN2, IN2Config
 from inr_kernels.models.in2.blocks import ChannelAttentionBlock, ClampedAttention
@@ -142,44 +141,6 @@ def test_every_config_field_matters(change):
         out = ours.predict(image, mask)
         close(out, plain.predict(image, mask))
         assert not torch.allclose(out, usual.predict(image, mask), rtol=0, atol=1e-4)
-
-
-ABLATIONS = {
-    "all parts": ({}, 15_501_919),
-    "downsample processing: none": ({"encoder": "strided"}, 13_841_155),
-    "downsample processing: LaMa's encoder": ({"encoder": "lama"}, 15_423_571),
-    "attention: FFC blocks": ({"body": "ffc"}, 15_035_295),
-    "no channel attention": ({"channel_attention": False}, 9_926_499),
-    "no alpha": ({"alpha": 1.0}, 15_501_919),
-    "no pyramid": ({"pyramid": False}, 15_137_695),
-    "the paper's base": ({"encoder": "lama", "body": "ffc", "pyramid": False}, 14_592_723),
-}
-
-
-@pytest.mark.parametrize("name", ABLATIONS)
-def test_ablations(name):
-    """Their parameters, as the documentation lists them; their sizes, gradients and checkpoints."""
-    changes, expected = ABLATIONS[name]
-    with torch.device("meta"):
-        assert count(IN2(IN2Config(**changes))) == expected
-    page = (ROOT / "docs/networks.md").read_text()
-    fields = ", ".join(f"{field}={value!r}" for field, value in changes.items())
-    row = f"| `IN2Config({fields})` | {expected:,} |".replace("'", '"')
-    assert row in page, row
-
-
-@pytest.mark.parametrize("changes", [changes for changes, _ in ABLATIONS.values()], ids=str)
-def test_ablations_are_networks(changes, tmp_path):
-    """The shortest image, gradients of all parameters, progress and checkpoints."""
-    model = stirred(IN2(dataclasses.replace(TINY, **changes)))
-    image, mask = example(1, model.min_side, 13, torch.float)
-    model.predict(image, mask).square().sum().backward()
-    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
-    done = []
-    out = model.inpaint(image, mask, progress=lambda *share: done.append(share))
-    assert done[-1][0] == done[-1][1] and len(done) > 4
-    model.save(tmp_path / "in2.safetensors")
-    assert torch.equal(IN2.from_checkpoint(tmp_path / "in2.safetensors").inpaint(image, mask), out)
 
 
 LARGE = [(443, 591), (591, 443), (683, 384), (768, 1024), (1024, 768), (1024, 576)]
