@@ -175,7 +175,7 @@ def test_refines(capsys, monkeypatch):
     assert "too small to refine, which needs sides of about 19: filled without" in capsys.readouterr().err
     os.remove("out.png")
     refused(capsys, 1, "needs about .* GB of memory, more than the limit of 0.01 GB", *words, "--max-memory", "0.01")
-    words[words.index("tiny.safetensors")] = "in2"
+    words[words.index("tiny.safetensors")] = "dear"
     refused(capsys, 2, "argument --refine: works at the input's size 42x27 only; got --scale 2", *words, "--scale", 2)
     refused(capsys, 2, "argument --tile: does not apply with --refine; got 9", *words, "--tile", 9)
 
@@ -270,9 +270,12 @@ def test_wrong_command_lines(capsys, words, message):
         (("RGB.png", "--mask", "mask.png", "--model", "none.ckpt"), "none.ckpt: No such file or directory"),
         (
             ("RGB.png", "--mask", "mask.png", "--model", "text.png"),
-            "text.png is not a DEAR, IN2, LaMa or LIIF checkpoint",
+            "text.png is not a DEAR, IN2, ImplicitAutoencoder, LaMa or LIIF checkpoint",
         ),
-        (("RGB.png", "--mask", "mask.png", "--model", "cut.safetensors"), "cut.safetensors is not a DEAR, IN2, LaMa"),
+        (
+            ("RGB.png", "--mask", "mask.png", "--model", "cut.safetensors"),
+            "cut.safetensors is not a DEAR, IN2, ImplicitAutoencoder, LaMa",
+        ),
         (
             ("RGB.png", "--mask", "mask.png", "--model", "liif.safetensors"),
             "liif.safetensors is a LIIF checkpoint, which does not inpaint; use inr-kernels upscale",
