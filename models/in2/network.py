@@ -68,8 +68,8 @@ class IN2Config:
         channel_attention: whether encoder and body have any.
         pyramid: False: one layer from the smallest map to the image, as in the ablation.
 
-    The last four are the ablations of the paper's table 7. Its text also names alpha, whose ablation is `alpha=1`;
-    training without different aspects is an option of the training.
+    The last four are the ablations of the paper's table 7, whose training on squares is a matter of the data. `alpha=1`
+    leaves out the small constant before channel attention.
 
     Departures from the paper, each with a field above or because the paper does not say: attention has a residual
     connection, which eq. 1 lacks; groups end in convolutions and skip connections; f of eq. 2 is nonlinear, as the
