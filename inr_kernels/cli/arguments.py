@@ -46,10 +46,9 @@ Networks, --model:
           surroundings; with --tile 0 every known pixel attends to every pixel, as in the paper: twice the pixels take
           four times as long, and the progress bar does not move meanwhile.
   in2     several times faster: it sees the whole image at once, in time proportional to the number of pixels.
-          Sides of at least 9 pixels. At a larger size every pixel is predicted, with poor quality: use it without
-          --scale.
-  PATH    a checkpoint of DEAR, IN2 or LaMa: a .safetensors file of this package, or a file of LaMa as others
-          publish it, such as big-lama.pt or a .ckpt. LaMa fills at the input's size only.
+          Sides of at least 9 pixels. It fills at the input's size only.
+  PATH    a checkpoint of DEAR, IN2, ImplicitAutoencoder or LaMa: a .safetensors file of this package, or a file of
+          LaMa as others publish it, such as big-lama.pt or a .ckpt. The last two fill at the input's size only.
 
 With --refine, large holes in large images get the structure that the network finds at a small size. It takes about 30
 times as long, at the input's size only, and is meant for LaMa.

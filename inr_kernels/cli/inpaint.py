@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from inr_kernels._core import dispatch
-from inr_kernels.models import DEAR, IN2, FeatureRefiner, Inpainter, LaMa, from_checkpoint
+from inr_kernels.models import DEAR, IN2, FeatureRefiner, Inpainter, from_checkpoint
 
 from . import pictures
 from .parsing import UsageError
@@ -68,7 +68,7 @@ def check_options(args: Namespace, model: Inpainter, source: pictures.Source, si
     if min(source.size) < model.min_side:
         had = pictures.shown(source.size)
         raise ValueError(f"{source.label}: {model.NETWORK} needs sides of at least {model.min_side} pixels; got {had}")
-    if isinstance(model, LaMa) and size != source.size:
+    if not model.any_size and size != source.size:
         own = pictures.shown(source.size)
         raise UsageError(f"{model.NETWORK} fills at the input's size {own} only; got {pictures.requested(args)}")
     if args.refine and size != source.size:

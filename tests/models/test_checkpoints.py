@@ -8,11 +8,22 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from inr_kernels import models
-from inr_kernels.models import DEAR, IN2, LIIF, DEARConfig, IN2Config, LaMa, LaMaConfig, LIIFConfig
+from inr_kernels.models import (
+    DEAR,
+    IN2,
+    LIIF,
+    DEARConfig,
+    ImplicitAutoencoder,
+    IN2Config,
+    LaMa,
+    LaMaConfig,
+    LIIFConfig,
+)
 
 NETWORKS = {
     "DEAR": lambda: DEAR(DEARConfig(channels=8, features=4, blocks=1, filter_blocks=1, hidden=(8, 8))),
     "IN2": lambda: IN2(IN2Config(channels=(16, 16), groups=1, blocks=1, hidden=(8, 8))),
+    "ImplicitAutoencoder": lambda: ImplicitAutoencoder(latent="local", channels=4, hidden=(8, 8)),
     "LaMa": lambda: LaMa(LaMaConfig(features=8, blocks=1, activation="tanh")),
     "LIIF": lambda: LIIF(LIIFConfig(blocks=1, features=4, hidden=(8, 8))),
 }
@@ -105,6 +116,8 @@ def changed_config(path, **changes):
     [
         ("DEAR", {"blocks": 10_000_000}, "its config has 10000003 layers, but the file only 34 tensors"),
         ("IN2", {"groups": 10_000_000}, "its config has 10000004 layers, but the file only 183 tensors"),
+        ("ImplicitAutoencoder", {"blocks": 10**7}, "its config has 10000002 layers, but the file only 22 tensors"),
+        ("ImplicitAutoencoder", {"latent": "none"}, "in its config latent must be one of global, local; got 'none'"),
         ("LaMa", {"downsamplings": 10_000_000}, "its config has 10000001 layers, but the file only 105 tensors"),
         ("LIIF", {"encoder": "rdn", "convolutions": 10**9}, "its config has 1000000002 layers, but the file only 18"),
         ("LIIF", {"hidden": [8] * 1000}, "its config has 1001 layers, but the file only 18 tensors"),
@@ -182,7 +195,9 @@ def test_liifs_own_files(tmp_path):
 def test_other_files(content, reason, tmp_path):
     path = tmp_path / "other.ckpt"
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
-    with pytest.raises(ValueError, match=rf"other.ckpt is not a DEAR, IN2, LaMa or LIIF checkpoint: {reason}"):
+    with pytest.raises(
+        ValueError, match=rf"other.ckpt is not a DEAR, IN2, ImplicitAutoencoder, LaMa or LIIF checkpoint: {reason}"
+    ):
         models.from_checkpoint(path)
     with pytest.raises(FileNotFoundError):
         models.from_checkpoint(tmp_path / "none.ckpt")
@@ -207,6 +222,7 @@ def test_options(path):
     [
         ("DEAR", "eagre", "eager, reference"),
         ("IN2", "activation", "eager, reference"),
+        ("ImplicitAutoencoder", "latent", "eager"),
         ("LaMa", "eager", "activation"),
         ("LIIF", "eager", "none"),
     ],

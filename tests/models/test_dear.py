@@ -22,6 +22,11 @@ CONFIGS = {
     "sizes": {"filter_size": 5, "importance_size": 5},
     "keys": {"mask_keys": True},
     "unfold and cell": {"feat_unfold": True, "cell_decode": True},
+    "no ReLU, no sigmoid": {"feature_relu": False, "importance_sigmoid": False},
+    "no DSE": {"dse": False},
+    "no USE": {"use": False},
+    "no PIM": {"pim": False},
+    "base": {"dse": False, "use": False, "pim": False},
 }
 
 
@@ -157,7 +162,8 @@ def test_gradients_equal_those_of_plain_pytorch(name):
     for model in models:
         encoded, kernels, seen = model.encode(image, mask)
         rgb = model.decode_at(encoded, seen, coord, cell if model.config.cell_decode else None)
-        loss = dear_loss(rgb, torch.zeros_like(rgb), model.reconstruct(image, mask, kernels), image)
+        rebuilt = model.reconstruct(image, mask, kernels) if model.config.pim else None
+        loss = dear_loss(rgb, torch.zeros_like(rgb), rebuilt, image)
         loss.backward()
     for (key, ours), theirs in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
         assert ours.grad.any(), key

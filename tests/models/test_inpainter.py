@@ -1,10 +1,10 @@
-"""The interface of the networks that inpaint: the same meaning in DEAR, IN2 and LaMa."""
+"""The interface of the networks that inpaint: the same meaning in each of them."""
 
 import pytest
 import torch
 from PIL import Image
 
-from inr_kernels.models import DEAR, IN2, DEARConfig, IN2Config, LaMa, LaMaConfig
+from inr_kernels.models import DEAR, IN2, DEARConfig, ImplicitAutoencoder, IN2Config, LaMa, LaMaConfig
 from inr_kernels.models.common.masking import blend, check_mask, known, output_size
 
 NETWORKS = {
@@ -13,6 +13,8 @@ NETWORKS = {
         DEARConfig(channels=8, features=4, blocks=1, filter_blocks=1, hidden=(8, 8), fill="smooth")
     ),
     "IN2": lambda: IN2(IN2Config(channels=(16, 16), groups=1, blocks=1, hidden=(8, 8))),
+    "IN2, any size": lambda: IN2(IN2Config(channels=(16, 16), groups=1, blocks=1, hidden=(8, 8), any_size=True)),
+    "ImplicitAutoencoder": lambda: ImplicitAutoencoder(latent="local", channels=8, hidden=(8, 8)),
     "LaMa": lambda: LaMa(LaMaConfig(features=8, blocks=1)),
 }
 every_network = pytest.mark.parametrize("name", NETWORKS)
@@ -46,7 +48,7 @@ def test_methods_follow_from_encode_and_decode(name):
     assert torch.equal(out, torch.where(holes, raw.clamp(0, 1), image)) and not out.requires_grad
 
 
-@pytest.mark.parametrize("name", ["DEAR", "DEAR, smooth", "IN2"])
+@pytest.mark.parametrize("name", ["DEAR", "DEAR, smooth", "IN2, any size"])
 def test_at_another_size_every_pixel_is_predicted(name):
     model, (image, mask) = network(name), example()
     for options in ({"size": (30, 27)}, {"scale": 1.5}):
@@ -54,6 +56,18 @@ def test_at_another_size_every_pixel_is_predicted(name):
         assert raw.shape[2:] == options.get("size", (32, 39))
         assert torch.equal(model(image, mask, **options), raw)
         assert torch.equal(model.inpaint(image, mask, **options), raw.clamp(0, 1))
+
+
+@pytest.mark.parametrize("name", ["IN2", "LaMa", "ImplicitAutoencoder"])
+def test_other_sizes_are_refused(name):
+    """By networks that were trained at the image's size only."""
+    model, (image, mask) = network(name), example()
+    assert not model.any_size and torch.equal(model(image, mask, scale=1.0), model(image, mask))
+    for method in (model, model.predict, model.inpaint):
+        for options in ({"size": (42, 52)}, {"scale": 1.1}):
+            match = rf"size must be the image's \(21, 26\), the only one that this {model.NETWORK} renders; got \("
+            with pytest.raises(ValueError, match=match):
+                method(image, mask, **options)
 
 
 @every_network

@@ -85,8 +85,15 @@ def dear(fill):
 
 
 def in2(mode):
-    config = models.IN2Config(channels=(16, 16), groups=1, blocks=1, hidden=(8, 8), upsample=mode)
+    config = models.IN2Config(channels=(16, 16), groups=1, blocks=1, hidden=(8, 8), upsample=mode, any_size=True)
     return inpainter(models.IN2(config), scale=1.5)
+
+
+def autoencoder(latent):
+    model = models.ImplicitAutoencoder(latent=latent, channels=8, hidden=(8, 8), side=9)
+    if latent == "local":
+        return inpainter(model)
+    return call(model.eval().inpaint, *(x[..., :9, :9] for x in example))
 
 
 def refined():
@@ -182,6 +189,7 @@ CALLS = {
     "DEAR": lambda: dear("zeros"),
     "DEAR, smooth": lambda: dear("smooth"),
     **{f"IN2, {mode}": lambda mode=mode: in2(mode) for mode in ("split", "liif")},
+    **{f"ImplicitAutoencoder, {kind}": lambda kind=kind: autoencoder(kind) for kind in ("global", "local")},
     "LaMa": lambda: inpainter(models.LaMa(models.LaMaConfig(features=8, blocks=1))),
     "LIIF": liif,
     "FeatureRefiner": refined,
