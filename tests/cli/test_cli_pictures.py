@@ -46,9 +46,12 @@ def test_a_mask_drawn_in_the_alpha_channel():
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (HOLES // 255, "the mask has no hole: its largest value is 1 of 255"),
-        ((HOLES // 255).astype(numpy.uint16), "the mask has no hole: its largest value is 1 of 65535"),
-        (HOLES * 0, "the mask has no hole: its largest value is 0 of 255"),
+        (HOLES // 255, "the mask has no hole: its largest value is 1 of 255; pixels are filled from 128 on"),
+        (
+            (HOLES // 255).astype(numpy.uint16),
+            "the mask has no hole: its largest value is 1 of 65535; pixels are filled from 32768 on",
+        ),
+        (HOLES * 0, "the mask has no hole: its largest value is 0 of 255; pixels are filled from 128 on"),
         (HOLES * 0 + 200, "the mask covers the whole image: its smallest value is 200 of 255"),
     ],
 )
