@@ -1,5 +1,6 @@
 """The image and mask that all inpainting networks take: their check, the known part, and the output's size."""
 
+import math
 import numbers
 import operator
 from typing import Any
@@ -60,9 +61,9 @@ def check_range(image: torch.Tensor, mask: torch.Tensor | None = None) -> None:
     if not image.numel() or not _has_values(image):
         return
     low, high = (t.item() for t in (image if mask is None else known(image, mask)).aminmax())
-    got = f"values from {low:g} to {high:g}" if low == low else "NaN"
-    rule = "have values in [0, 1]" + (" where the mask is 0" if mask is not None else "")
-    require(low >= -0.5 and high <= 1.5, "image", rule, got)
+    if math.isnan(low):
+        require(False, "image", "have values in [0, 1]", "NaN" if mask is None else "NaN in a known pixel")
+    require(low >= -0.5 and high <= 1.5, "image", "have values in [0, 1]", f"values from {low:g} to {high:g}")
 
 
 def check_weights(network: Any, out: torch.Tensor) -> None:
