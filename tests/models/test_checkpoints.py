@@ -304,7 +304,7 @@ def test_classes_that_the_caller_allows_are_not_used(tmp_path):
 @pytest.mark.parametrize("load", [models.from_checkpoint, LaMa.from_checkpoint])
 def test_an_option_with_a_wrong_value_is_not_the_files_fault(load, path):
     torch.save(NETWORKS["LaMa"]().state_dict(), path)
-    with pytest.raises(ValueError, match="^activation must be one of sigmoid, tanh, none; got relu$"):
+    with pytest.raises(ValueError, match=r"^activation must be one of sigmoid, tanh, none; got relu$"):
         load(path, activation="relu")
 
 
