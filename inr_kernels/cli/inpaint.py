@@ -20,7 +20,7 @@ MAX_GREY = 1 / 3  # share of grey pixels that the soft edges of strokes hardly r
 
 def run(args: Namespace) -> None:
     """Reads the image and its mask, fills and renders in bands of rows, and writes the result."""
-    pictures.prepare(args)
+    pictures.prepare_computation(args)
     source, drawn = pictures.read("input", args.input, args), pictures.read("mask", args.mask, args)
     if drawn.size != source.size:
         expected, found = pictures.shown(source.size), pictures.shown(drawn.size)

@@ -13,6 +13,8 @@ from inr_kernels._core.files import check_writable
 from .arguments import FORMATS, NETWORKS
 from .parsing import UsageError
 
+# The options of each command that name pictures to read. Other commands name no files, or check them themselves.
+INPUTS: dict[str, tuple[str, ...]] = {"upscale": ("input",), "inpaint": ("input", "mask"), "export": (), "demo": ()}
 STDIN, STDOUT = ("-", "/dev/stdin"), ("-", "/dev/stdout")
 SUFFIXES = tuple(f".{name}" for name in FORMATS)
 
@@ -27,16 +29,17 @@ def check(args: argparse.Namespace) -> None:
         UsageError: a name that is empty, or does not fit the others.
         ValueError: a standard stream is closed.
     """
-    inputs = {what: getattr(args, what) for what in ("input", "mask") if what in args}
-    for what, name in (inputs | ({"output": args.output} if "output" in args else {})).items():
+    if args.command not in INPUTS:
+        return
+    inputs = {what: getattr(args, what) for what in INPUTS[args.command]}
+    for what, name in (inputs | {"output": args.output}).items():
         if not name:
             raise UsageError(f"the name of the {what} is empty")
     _check_distinct(inputs)
     files = dict(inputs)
     if "model" in args and args.model not in NETWORKS[args.command]:
         files["checkpoint"] = args.model
-    if "output" in args:
-        _check_output(args, files)
+    _check_output(args, files)
     for what, name in files.items():
         _check_readable(what, name)
 
@@ -73,7 +76,6 @@ def _check_standard_input():
 
 def _check_output(args, files):
     name, suffix = args.output, Path(args.output).suffix.lower()
-    is_picture = args.command != "export"
     takes_stdout = "format" in args
     if name == "-" and not takes_stdout:
         raise UsageError("argument -o/--output: must be the name of a file; got -")
@@ -84,7 +86,7 @@ def _check_output(args, files):
         for what, path in files.items():
             if os.path.isfile(name) and os.path.exists(path) and os.path.samefile(path, name):
                 raise UsageError(f"output must be another file than the {what}; got {name}")
-    if not is_picture:
+    if args.command == "export":
         return
     given = getattr(args, "format", None)
     if given is None and suffix not in SUFFIXES:

@@ -87,7 +87,7 @@ def model(command: str, networks: Mapping[str, Sequence[str]]) -> Callable[[str]
         names = " or ".join((", ".join(networks[command]), "the path of a checkpoint"))
         others = [f"inr-kernels {other}" for other in networks if text.lower() in networks[other]]
         hint = f" ({others[0]} takes it)" if others else ""
-        if text.lower() == "lama":
+        if text.lower() == "lama" and "dear" in networks[command]:
             hint = " (the weights of LaMa are not part of this package: give their file, such as big-lama.pt)"
         raise argparse.ArgumentTypeError(f"must be {names}; got {text}{hint}")
 

@@ -25,7 +25,7 @@ from .names import STDIN, STDOUT
 from .parsing import UsageError
 
 
-def prepare(args: argparse.Namespace) -> None:
+def prepare_computation(args: argparse.Namespace) -> None:
     """Checks device and backend, and sets the number of threads."""
     if sys.stderr is None:  # closed: a progress bar cannot be shown
         args.quiet = True

@@ -10,7 +10,7 @@ from .networks import open_network
 
 def run(args: Namespace) -> None:
     """Reads the image, renders it in bands of rows, and writes the result."""
-    pictures.prepare(args)
+    pictures.prepare_computation(args)
     source = pictures.read("input", args.input, args)
     size = pictures.output_size(source, args)
     model = open_network(args.model, LIIF)

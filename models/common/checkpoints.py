@@ -100,7 +100,7 @@ def read(path: FilePath, *, mapped: bool = True) -> Contents:
             file.seek(0)
             return torch_files.read(file, size, os.fsdecode(path) if mapped else None)
     try:
-        with safe_open(path, "pt") as tensors:
+        with safe_open(os.fsdecode(path), "pt") as tensors:
             return Contents(tensors.metadata() or {}, {name: tensors.get_tensor(name) for name in tensors.keys()}, size)  # noqa: SIM118
     except SafetensorError as error:
         raise Unreadable("it is a damaged or truncated safetensors file") from error
