@@ -14,9 +14,9 @@ from torch import nn
 
 import inr_kernels
 from inr_kernels._core.checks import is_positive_int, require
+from inr_kernels._core.files import check_writable, replace_file
 from inr_kernels.local_implicit.functional import check_size
 
-from .common.files import check_writable, replace_file
 from .common.network import Inpainter, Network
 from .liif import LIIF
 

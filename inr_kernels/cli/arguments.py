@@ -7,6 +7,7 @@ from .parsing import Parser, gigabytes, megabytes, model, positive, size
 
 # Of `upscale` and `inpaint`; tests compare these with what the modules that import torch define.
 FORMATS = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff")
+MAX_THREADS = 1024  # torch crashes with some ten thousand
 BACKENDS = ("cpu", "cuda", "triton", "reference")
 NETWORKS = {"upscale": ("liif",), "inpaint": ("dear", "in2"), "export": ("liif", "dear", "in2")}
 
@@ -182,7 +183,9 @@ def _add_computation(parser, megapixels):
         metavar="MB",
         help="working memory in megabytes, in addition to the pictures and the network's features; default: 256",
     )
-    group.add_argument("--threads", type=positive(int), metavar="N", help="CPU threads; default: PyTorch's choice")
+    group.add_argument(
+        "--threads", type=positive(int, most=MAX_THREADS), metavar="N", help="CPU threads; default: PyTorch's choice"
+    )
     group.add_argument(
         "--max-megapixels",
         type=positive(float),

@@ -78,8 +78,8 @@ class Network:
         Raises:
             OSError: the file cannot be read.
             TypeError: the network does not have this option, or path is no path.
-            ValueError: it is damaged, or is not a checkpoint of this network; the message says what was found, and what
-                is readable.
+            ValueError: the option cannot have this value; or the file is damaged, or not a checkpoint of this network:
+                the message says what was found, and what is readable.
         """
         cls._check_options(options)
         with checkpoints.errors(path, cls):
@@ -105,6 +105,7 @@ class Network:
             names = ", ".join(sorted(supported)) or "none"
             raise TypeError(f"{cls.NETWORK} has no option {', '.join(unknown)}; its options are: {names}")
         reading, making = ({k: v for k, v in options.items() if k in names} for names in (of_read, of_class))
+        cls.CONFIG(**reading)  # options of `_read` are entries of the config, which checks their values
         return reading, making
 
     @classmethod
@@ -258,7 +259,7 @@ class Inpainter(Network, nn.Module):
         """Returns `forward` without gradients, with the prediction clamped to [0, 1], in bounded working memory.
 
         Arguments and errors: as `predict`; ValueError also for an image whose known values are not in [0, 1], such as
-        0 ... 255, and for weights that hold NaN.
+        0 ... 255 or NaN, and for weights that hold NaN.
         """
         check_range(image, self._mask(image, mask))
         prediction = self.predict(image, mask, size, scale=scale, **options)

@@ -110,7 +110,7 @@ class LaMa(Inpainter):
     NETWORK = "LaMa"
     CONFIG = LaMaConfig
     KEY = "model.1.ffc.convl2l.weight"
-    READS = "LaMa's Lightning checkpoints, TorchScript archives, zip files and state dicts"
+    READS = "LaMa's .ckpt, .pt and .zip"
 
     def __init__(self, config: LaMaConfig = LaMaConfig()):
         super().__init__()

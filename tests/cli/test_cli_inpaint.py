@@ -25,6 +25,7 @@ from inr_kernels.models import (
 )
 from inr_kernels.models.data import images
 
+NETWORKS = {"dear": DEAR, "in2": IN2}
 SAMPLES = numpy.random.default_rng(0).integers(0, 255, (9, 14, 4), numpy.uint8)
 PICTURES = {"L": SAMPLES[..., 0], "LA": SAMPLES[..., :2], "RGB": SAMPLES[..., :3], "RGBA": SAMPLES}
 HOLES = numpy.zeros((9, 14), numpy.uint8)
@@ -66,7 +67,7 @@ def pixels(path):
         return numpy.asarray(image)
 
 
-@pytest.mark.parametrize("model", inpaint.NETWORKS)
+@pytest.mark.parametrize("model", NETWORKS)
 @pytest.mark.parametrize("mode", PICTURES)
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 def test_known_pixels_do_not_change(model, mode, suffix):
@@ -79,7 +80,7 @@ def test_known_pixels_do_not_change(model, mode, suffix):
     assert filled.astype(float).std() < had.astype(float).std()  # noise cannot be predicted
 
 
-@pytest.mark.parametrize(("name", "network"), inpaint.NETWORKS.items())
+@pytest.mark.parametrize(("name", "network"), NETWORKS.items())
 def test_equals_the_models_inpaint(name, network):
     model = network.pretrained()
     picture = images.read("RGB.png", 1e6).colour
@@ -191,7 +192,7 @@ def test_in2_needs_sides_of_9(capsys):
 def test_help_lists_the_networks(capsys):
     assert run("--help") == 0
     out = capsys.readouterr().out
-    assert all(re.search(rf"^  {name}  ", out, re.MULTILINE) for name in (*inpaint.NETWORKS, "PATH"))
+    assert all(re.search(rf"^  {name}  ", out, re.MULTILINE) for name in (*NETWORKS, "PATH"))
 
 
 def test_progress_reaches_the_end(monkeypatch):

@@ -182,7 +182,12 @@ def test_lookalikes_are_told_why(build, reason, log):
 @pytest.mark.parametrize("network", [DEAR, IN2, LIIF])
 def test_our_own_networks_are_no_candidates(network, log):
     accelerate(network.pretrained())
-    assert log.messages == [f"accelerate found no supported module in {network.__name__}"]
+    assert log.messages == [f"accelerate: {network.__name__} already uses the operators of this package"]
+
+
+def test_a_compiled_model(log):
+    accelerate(torch.compile(torch.nn.Linear(2, 2)))
+    assert log.messages == ["accelerate found no supported module in Linear; call accelerate before torch.compile"]
 
 
 def test_errors_of_other_code_are_for_debugging(log):

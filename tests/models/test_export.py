@@ -102,6 +102,17 @@ def test_torch_export_of_one_size(name):
         assert any("inr_kernels" in op for op in ops(program)) == some
 
 
+class Render(torch.nn.Module):
+    """Renders at a size."""
+
+    def __init__(self, made, size):
+        super().__init__()
+        self.network, self.size = made, size
+
+    def forward(self, image):
+        return self.network.render(self.network.encoder(image), self.size)
+
+
 def test_bad_arguments(tmp_path):
     path = tmp_path / "network.onnx"
     with pytest.raises(TypeError, match="network must be a network of this package; got Linear"):
@@ -112,6 +123,9 @@ def test_bad_arguments(tmp_path):
         export_onnx(network("LaMa"), path, size=(4, 32))
     with pytest.raises(ValueError, match=r"size must be two positive integers \(H, W\); got \(0, 3\)"):
         export_program(network("LIIF"), size=(0, 3))
+    for size in ((9,), (9, 9, 9), (-9, 9)):  # in the program that is exported, too
+        with pytest.raises(ValueError, match="size must be two positive integers"):
+            torch.export.export(Render(network("LIIF"), size), (torch.zeros(1, 3, 9, 9),))
     with pytest.raises(ValueError, match=r"size must have sides of at least 2; got \(1, 9\)"):
         export_program(network("LIIF"), size=(1, 9))
     with pytest.raises(ValueError, match="batch must be a positive integer; got 0"):

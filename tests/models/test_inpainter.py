@@ -181,6 +181,20 @@ def test_inpaint_checks_the_range_of_known_values(name, factor, shift):
 
 
 @every_network
+@pytest.mark.parametrize(
+    ("value", "got"),
+    [("nan", "NaN in a known pixel"), ("inf", "values from .* to inf"), ("-inf", "values from -inf to")],
+)
+def test_inpaint_refuses_known_values_that_are_not_finite(name, value, got):
+    model, (image, mask) = network(name), example()
+    image[0, 1, 0, 1] = float(value)  # in the hole
+    model.inpaint(image, mask)
+    image[0, 1, 0, 0] = float(value)
+    with pytest.raises(ValueError, match=rf"image must have values in \[0, 1\]; got {got}"):
+        model.inpaint(image, mask)
+
+
+@every_network
 def test_inpaint_names_weights_that_are_not_finite(name):
     model, (image, mask) = network(name), example()
     next(model.parameters()).data[0] = torch.nan
@@ -219,6 +233,7 @@ def test_errors_of_decode_and_graphed(name):
     [
         ({"size": (9, 9), "scale": 2}, r"size must be None if scale is given; got \(9, 9\) and 2"),
         ({"size": (0, 9)}, "size must be two positive integers"),
+        ({"size": (10**9, 10**9)}, "size must have at most 1099511627776 pixels"),
         ({"scale": float("nan")}, "scale must be positive and finite; got nan"),
         ({"scale": -1}, "scale must be positive and finite; got -1"),
     ],
