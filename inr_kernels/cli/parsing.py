@@ -51,6 +51,11 @@ def size(text: str) -> tuple[int, int]:
     return height, width
 
 
+def numbers(text: str) -> list[float]:
+    """Parses "2,3.7" to positive numbers."""
+    return [positive(float)(part) for part in text.split(",")]
+
+
 def megabytes(text: str) -> int:
     """Parses a number of megabytes (2^20 bytes) to bytes."""
     return positive(int)(text) << 20

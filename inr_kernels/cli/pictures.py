@@ -41,7 +41,12 @@ def prepare(args: argparse.Namespace, **inputs: str) -> None:
             raise UsageError(f"the name of the {what} is empty")
     _check_inputs(inputs)
     _check_output(args, inputs | {"checkpoint": args.model})
-    if sys.stderr is None:  # closed: a progress bar cannot be shown
+    prepare_computation(args)
+
+
+def prepare_computation(args: argparse.Namespace) -> None:
+    """Checks the device and the backend; sets the number of threads, and no progress bar where stderr is closed."""
+    if sys.stderr is None:
         args.quiet = True
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: PyTorch finds no GPU")
