@@ -86,7 +86,12 @@ def markdown(lines: Sequence[Line]) -> str:
     table = [[*heads, *(COLUMNS[name][0] for name in names), "pictures"]]
     for line in lines:
         numbers = (format(line.values.get(name, math.nan), COLUMNS[name][1]) for name in names)
-        texts = [*(getattr(line, name) for name in labels), line.method, *numbers, str(line.pictures)]
+        texts = [
+            *(getattr(line, name) for name in labels),
+            line.method.replace("|", "\\|"),
+            *numbers,
+            str(line.pictures),
+        ]
         table.append(["–" if text == "nan" else text for text in texts])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     left = len(heads)
