@@ -3,7 +3,7 @@
 import argparse
 from importlib.metadata import version
 
-from .parsing import Parser, gigabytes, megabytes, model, numbers, positive, size
+from .parsing import Parser, gigabytes, megabytes, model, positive, scales, size
 
 # Of the commands; tests compare these with what the modules that import torch define.
 FORMATS = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff")
@@ -196,7 +196,7 @@ def _add_evaluate(parser):
     setting = parser.add_mutually_exclusive_group()
     setting.add_argument(
         "--scales",
-        type=numbers,
+        type=scales,
         default=[],
         metavar="N,N",
         help="shrink the pictures by these factors, and enlarge them again",

@@ -51,9 +51,12 @@ def size(text: str) -> tuple[int, int]:
     return height, width
 
 
-def numbers(text: str) -> list[float]:
-    """Parses "2,3.7" to positive numbers."""
-    return [positive(float)(part) for part in text.split(",")]
+def scales(text: str) -> list[float]:
+    """Parses "2,3.7" to numbers above 1."""
+    found = [positive(float)(part) for part in text.split(",")]
+    if min(found) <= 1:
+        raise argparse.ArgumentTypeError(f"must be more than 1; got {min(found):g}")
+    return found
 
 
 def megabytes(text: str) -> int:

@@ -8,8 +8,12 @@ from command_line import assert_refused, run
 from PIL import Image
 
 from inr_kernels._core.dispatch import OPS
-from inr_kernels.cli import arguments, export, inpaint
+from inr_kernels.cli import arguments, evaluate, export, inpaint
 from inr_kernels.models.data import images
+from inr_kernels.models.data.masks import KINDS
+from inr_kernels.models.evaluation.fitting import FITS
+from inr_kernels.models.evaluation.metrics import CONVENTIONS
+from inr_kernels.models.evaluation.samples import PRESETS
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +36,11 @@ def test_the_help_names_what_exists():
     assert {*arguments.BACKENDS} == {*OPS["local_implicit"].backends}
     assert arguments.NETWORKS["inpaint"] == tuple(inpaint.NETWORKS)
     assert arguments.NETWORKS["export"] == tuple(export.NETWORKS)
+    assert arguments.NETWORKS["evaluate"] == tuple(evaluate.NETWORKS)
+    assert tuple(CONVENTIONS) == arguments.CONVENTIONS
+    assert tuple(PRESETS) == arguments.PRESETS
+    assert tuple(FITS) == arguments.FITS
+    assert all(re.search(rf"\b{kind}\b", arguments.EVALUATE) for kind in KINDS)
 
 
 def test_info(capsys):
