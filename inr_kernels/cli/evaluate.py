@@ -66,14 +66,12 @@ def run(args: Namespace) -> None:
     text = report.document(results, about, args.bins)
     print(text, end="")
     if args.output:
-        files = {
-            "table.md": text,
-            "table.csv": report.table_csv([*report.overall(results), *report.by_area(results, args.bins)]),
-            "pictures.csv": report.pictures_csv(results),
-            "plot.png": report.plot(results, args.bins),
-        }
+        lines = [*report.overall(results), *report.by_area(results, args.bins)]
+        texts = {"table.md": text, "table.csv": report.table_csv(lines), "pictures.csv": report.pictures_csv(results)}
+        files = {name: content.encode() for name, content in texts.items()}
+        files["plot.png"] = report.plot(results, args.bins)
         for name, data in files.items():
-            replace_file(Path(args.output) / name, data.encode() if isinstance(data, str) else data)
+            replace_file(Path(args.output) / name, data)
 
 
 def say(message: str) -> None:
@@ -139,5 +137,5 @@ def networks(args: Namespace, uses_masks: bool) -> dict[str, Method]:
         model = NETWORKS[name].pretrained() if name in NETWORKS else from_checkpoint(name)
         if uses_masks and isinstance(model, LIIF):
             raise UsageError(f"argument --model: {name} enlarges and does not fill holes; leave --masks out")
-        methods[label] = method_of(model.to(args.device), args.device)
+        methods[label] = method_of(model, args.device)
     return methods

@@ -2,7 +2,7 @@
 
 import importlib.resources
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,7 +38,7 @@ def load_weights(module: nn.Module, path: str | os.PathLike[str], what: str) -> 
     wrong = [name for name in needed if state[name].shape != needed[name].shape]
     require(not wrong, os.fspath(path), rule, f"other shapes of {', '.join(wrong[:3])}")
     module.load_state_dict({name: state[name] for name in needed}, strict=False)
-    module.requires_grad_(False).eval()
+    module.float().requires_grad_(False).eval()
 
 
 class LPIPS(nn.Module):
@@ -133,13 +133,13 @@ class Mixed(nn.Module):
 
     Args:
         inputs: channels.
-        branches: of each branch the name, and (channels, kernel, [stride]) of its convolutions. A convolution after
-            "split" is parallel to the one before it.
+        branches: of each branch the name, and (channels, kernel, [stride]) of its convolutions; two in a list are
+            parallel.
         pool: of the last branch: "mean" or "maximum" before a convolution of `pooled` channels, or "stride", a maximum
             at half the size that has no convolution.
     """
 
-    def __init__(self, inputs: int, branches: dict[str, Sequence[Any]], pool: str, pooled: int = 0):
+    def __init__(self, inputs: int, branches: Mapping[str, Any], pool: str, pooled: int = 0):
         super().__init__()
         self.pool, self.chains = pool, []
         for branch, layers in branches.items():
@@ -217,7 +217,7 @@ class Inception(nn.Module):
         self.Conv2d_4a_3x3 = Convolution(80, 192, 3, same=False)
         self.pool_2 = nn.MaxPool2d(3, 2)
         self.Mixed_5b, self.Mixed_5c, self.Mixed_5d = _a(192, 32), _a(256, 64), _a(288, 64)
-        down = {"branch3x3": [(384, 3, 2)], "branch3x3dbl": [(64, 1), (96, 3), (96, 3, 2)]}
+        down: dict[str, Any] = {"branch3x3": [(384, 3, 2)], "branch3x3dbl": [(64, 1), (96, 3), (96, 3, 2)]}
         self.Mixed_6a = Mixed(288, down, "stride")
         self.Mixed_6b, self.Mixed_6c, self.Mixed_6d, self.Mixed_6e = _c(128), _c(160), _c(160), _c(192)
         down = {

@@ -3,8 +3,8 @@
 import csv
 import io
 import math
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 from .run import Results, Row
 
@@ -62,8 +62,9 @@ def by_area(results: Results, bins: int = 10) -> list[Line]:
     ]
 
 
-def _grouped(rows, key):
-    groups: dict = {}
+def _grouped(rows: Iterable[Row], key: Callable[[Row], Any]) -> list[tuple[Any, list[Row]]]:
+    """Rows by a key, in the order in which the keys appear."""
+    groups: dict[Any, list[Row]] = {}
     for row in rows:
         groups.setdefault(key(row), []).append(row)
     return list(groups.items())

@@ -69,16 +69,20 @@ class Results:
 
 
 def method_of(model: Network, device: str = "cpu") -> Method:
-    """Returns what a network makes of (image, mask, size); one that inpaints enlarges an image without mask, too.
+    """Moves a network to the device, and returns what it makes of (image, mask, size).
+
+    One that inpaints enlarges an image without mask, too.
 
     Raises:
         ValueError: by the method, for a LIIF and an image with a mask.
     """
-    require(isinstance(model, LIIF | Inpainter), "model", "upscale or inpaint", model.NETWORK)
+    if not isinstance(model, LIIF | Inpainter):
+        raise ValueError(f"model must upscale or inpaint; got {model.NETWORK}")
+    model.to(device)
 
     def run(image: torch.Tensor, mask: torch.Tensor | None, size: tuple[int, int]) -> torch.Tensor:
         image = image.to(device)
-        if isinstance(model, LIIF):
+        if not isinstance(model, Inpainter):
             if mask is not None:
                 raise ValueError("LIIF does not fill holes")
             return model.upscale(image, size=size).cpu()
