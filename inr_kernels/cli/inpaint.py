@@ -9,6 +9,7 @@ import torch
 
 from inr_kernels._core import dispatch
 from inr_kernels.models import DEAR, FeatureRefiner, Inpainter
+from inr_kernels.models.data.masks import opacity
 
 from . import pictures
 from .networks import open_network
@@ -72,9 +73,7 @@ def check_options(args: Namespace, model: Inpainter, source: pictures.Source, si
 def read_mask(source: pictures.Source) -> torch.Tensor:
     """Decodes the mask, brightness times opacity, as [1, 1, h, w], float32, of zeros and ones."""
     drawn = source.decode()
-    mask = drawn.colour.mean(1, keepdim=True)
-    if drawn.alpha is not None:  # strokes on a transparent layer
-        mask = mask * drawn.alpha
+    mask = opacity(drawn)
     holes = (mask >= 0.5).float()
     top = 2**drawn.depth - 1
     smallest, largest = (f"{value * top:.0f} of {top}" for value in (mask.min(), mask.max()))

@@ -61,6 +61,14 @@ def size(text: str) -> tuple[int, int]:
     return height, width
 
 
+def scales(text: str) -> list[float]:
+    """Parses "2,3.7" to numbers above 1."""
+    found = [positive(float)(part) for part in text.split(",")]
+    if min(found) <= 1:
+        raise argparse.ArgumentTypeError(f"must be more than 1; got {min(found):g}")
+    return found
+
+
 def megabytes(text: str) -> int:
     """Parses a number of megabytes (2^20 bytes) to bytes."""
     return positive(int)(text) << 20

@@ -24,7 +24,7 @@ from inr_kernels.fourier_unit import FFC, FFC_BN_ACT, FFCResnetBlock, SpectralTr
 from inr_kernels.integrations import lama, natten
 from inr_kernels.models.data import crops, images, masks, photographs
 from inr_kernels.models.dear import losses as dear_losses
-from inr_kernels.models.evaluation import baselines
+from inr_kernels.models.evaluation import baselines, metrics
 from inr_kernels.models.in2 import losses as in2_losses
 
 
@@ -200,6 +200,8 @@ CALLS = {
     "ImplicitUpsample": lambda: upsample("bilinear", False),
     "ImplicitUpsample, eager": lambda: upsample("liif", True),
     "free_form_mask": lambda: lambda: masks.free_form_mask((20, 30), numpy.random.default_rng(0)),
+    "masks.draw": lambda: lambda: torch.from_numpy(masks.draw("strokes", 20, 30, numpy.random.default_rng(0))),
+    "levels": lambda: call(metrics.levels, example[0], "round"),
     "to_tensor": lambda: lambda: images.to_tensor(photographs.photographs("astronaut")[0].resize((9, 8))),
     "liif_batch": lambda: photos(crops.liif_batch, 2, 5),
     "dear_batch": lambda: photos(crops.dear_batch, 2),
