@@ -162,7 +162,9 @@ def test_refines(capsys, monkeypatch):
     assert "too small to refine, which needs sides of about 19: filled without" in capsys.readouterr().err
     os.remove("out.png")
     passed = []
-    monkeypatch.setattr(inpaint.FeatureRefiner.func, "__call__", lambda self, image, *_, **__: passed.append(self) or image)
+    monkeypatch.setattr(
+        inpaint.FeatureRefiner.func, "__call__", lambda self, image, *_, **__: passed.append(self) or image
+    )
     assert run(*words, "--workspace", 8, "--max-memory", 0.1) == 0
     assert passed[0].workspace == 8 << 20 and 0 < passed[0].max_memory < 0.1e9 - (8 << 20)
     os.remove("out.png")
