@@ -99,6 +99,15 @@ def test_equals_lamas_refinement(golden, order):
     assert spread < 1e-5 and (out - exact).abs().max() <= 1.1 * spread + 1e-7
 
 
+def test_triton_refines_as_the_reference():
+    model, (image, mask) = network("LaMa"), picture(24, 33)
+    refiner = FeatureRefiner(model, min_side=SIDE, iterations=2)
+    with inr_kernels.backend("reference"):
+        expected = refiner(image, mask)
+    with inr_kernels.backend("triton"):
+        torch.testing.assert_close(refiner(image, mask), expected, rtol=0, atol=1e-5)
+
+
 @every_network
 @pytest.mark.parametrize("paper", [False, True])
 def test_equals_a_literal_restatement(name, paper):
