@@ -134,9 +134,9 @@ def bench_unit(measure, smoke, shape, implementation):
 
 
 @pytest.mark.parametrize("implementation", ["eager", "ours"])
-@pytest.mark.parametrize("training", [False, True], ids=["frozen", "training"])
+@pytest.mark.parametrize("training", [False, True], ids=["input gradient", "training"])
 def bench_backward(measure, smoke, training, implementation):
-    """Measures a training step; "frozen": the input's gradient alone, in evaluation mode, as in feature refinement."""
+    """Measures a training step, or forward and input gradient in evaluation mode, as in feature refinement."""
     shape = SMOKE if smoke else SHAPES[0]
     block, x = problem(shape, torch.float32)
     block.train(training).requires_grad_(training)

@@ -1,7 +1,7 @@
 """Feature refinement with Big-LaMa, against the published loop with LaMa's own operations in PyTorch.
 
-Eager is LaMa's order of operations, with the weights frozen as its predictor does, and the published loop: masks are
-reduced and eroded in every iteration. Both run the smallest scale once and refine the next, which is twice as large.
+Eager is LaMa's order of operations, without gradients of the weights, and the published loop: masks are reduced and
+eroded in every iteration. Both run the smallest scale once and refine the next, which is twice as large.
 The minimum work: forwards and backwards of the layers behind the features, where a backward, of the features alone,
 costs as much as a forward (the 3 x 3 convolutions counted directly, Fourier transforms not counted).
 """

@@ -29,10 +29,10 @@ def run(args: Namespace) -> None:
     size = pictures.output_size(source, args)
     model = open_network(args.model, Inpainter)
     options = check_options(args, model, source, size)
-    refiner = FeatureRefiner(model, max_memory=int(args.max_memory)) if args.refine else None
+    refiner = FeatureRefiner(model, workspace=args.workspace) if args.refine else None
     needs = model.bytes_per_pixel(**options), model.bytes_per_output_pixel
     needs = needs if refiner is None else (refiner.bytes_per_pixel(), 0)
-    pictures.check_work(source, size, args, *needs)
+    need = pictures.check_work(source, size, args, *needs)
     if refiner is not None and refiner.scales(*size) == 1:
         side = math.ceil(math.sqrt(2) * refiner.min_side)
         pictures.say(source.name, f"too small to refine, which needs sides of about {side}: filled without")
@@ -44,6 +44,9 @@ def run(args: Namespace) -> None:
         model.to(args.device)
         image, mask = pictures.network_input(picture).to(args.device), mask.to(args.device)
         if refiner is not None:
+            # What the workspace, the images and the files leave for the network.
+            other = need - math.prod(size) * model.bytes_per_refined_pixel()
+            refiner.max_memory = math.floor(args.max_memory - other)
             colour = refiner(image, mask, progress=progress)
         else:
             colour = model.inpaint(image, mask, size, workspace=args.workspace, progress=progress, **options)

@@ -114,8 +114,10 @@ def requested(args: argparse.Namespace) -> str:
 
 def check_work(
     source: Source, size: tuple[int, int], args: argparse.Namespace, input_bytes: int, output_bytes: int = 0
-) -> None:
+) -> float:
     """Checks that the file format can store the output, and that the work stays within the limit and the free memory.
+
+    Returns the estimated bytes of all that is needed.
 
     input_bytes, output_bytes: that the network needs for each pixel, in addition to the working memory.
     """
@@ -133,7 +135,7 @@ def check_work(
     available = free_memory()
     free = math.inf if available is None else available
     if need <= min(free, args.max_memory):
-        return
+        return need
     message = (
         f"an output of {shown(size)} from an input of {shown(source.size)} needs about {need / 1e9:.1f} GB of memory"
     )
@@ -153,7 +155,7 @@ def check_transparency(picture: images.Picture, args: argparse.Namespace) -> Non
 def computing(args: argparse.Namespace) -> Iterator[Progress]:
     """Shows a progress bar on terminals; gives the function that a network calls with the work done and all work.
 
-    A workspace that is too small becomes a mistake on the command line.
+    A workspace or a limit of memory that is too small becomes a mistake on the command line.
     """
     form = "{percentage:3.0f}%|{bar}| {elapsed}, {remaining} left"
     try:
@@ -167,6 +169,9 @@ def computing(args: argparse.Namespace) -> Iterator[Progress]:
         if found := re.match(r"workspace must be at least (\d+) bytes", str(error)):
             minimum, got = math.ceil(int(found[1]) / 2**20), args.workspace >> 20
             raise UsageError(f"argument --workspace: must be at least {minimum} for these sizes; got {got}") from error
+        if found := re.match(r"max_memory must be at least (\d+) bytes .*; got (-?\d+)", str(error)):
+            minimum_gb = (args.max_memory + int(found[1]) - int(found[2])) / 1e9
+            raise UsageError(f"argument --max-memory: must be at least {minimum_gb:.3g} for this image") from error
         raise
 
 

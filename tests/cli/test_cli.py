@@ -287,6 +287,7 @@ def test_backend_that_cannot_run(capsys, monkeypatch):
 
 
 def test_no_gpu(capsys, monkeypatch):
+    Image.fromarray(EIGHT["RGB"]).save("in.png")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     words = ("upscale", "in.png", "--scale", "2", "-o", "out.png", "--device", "cuda")
     assert_refused(capsys, 1, "--device cuda: PyTorch finds no GPU", *words)

@@ -89,6 +89,7 @@ def test_scales(capsys):
     assert run(*words, "liif.safetensors", "--convention", "plain") == 0
     found = table(capsys.readouterr().out)
     assert [*found] == [f"×{scale}, {method}" for scale in (1.5, 2) for method in ("liif", "bicubic", "nearest")]
+    IN2(IN2Config(channels=(16, 16, 32), blocks=1, hidden=(32, 32), any_size=True)).save("small.safetensors")
     assert run(*words, "small.safetensors", "--masks", "noise:20") == 0
     found = table(capsys.readouterr().out)
     assert "×2, small" in found and "×1.5, smooth fill, nearest" in found

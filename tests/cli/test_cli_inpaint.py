@@ -175,6 +175,13 @@ def test_refines(capsys, monkeypatch):
     assert run("RGB.png", "--mask", "mask.png", *words[3:]) == 0
     assert "too small to refine, which needs sides of about 19: filled without" in capsys.readouterr().err
     os.remove("out.png")
+    passed = []
+    monkeypatch.setattr(
+        inpaint.FeatureRefiner.func, "__call__", lambda self, image, *_, **__: passed.append(self) or image
+    )
+    assert run(*words, "--workspace", 8, "--max-memory", 0.1) == 0
+    assert passed[0].workspace == 8 << 20 and 0 < passed[0].max_memory < 0.1e9 - (8 << 20)
+    os.remove("out.png")
     refused(capsys, 1, "needs about .* GB of memory, more than the limit of 0.01 GB", *words, "--max-memory", "0.01")
     words[words.index("tiny.safetensors")] = "dear"
     refused(capsys, 2, "argument --refine: works at the input's size 42x27 only; got --scale 2", *words, "--scale", 2)

@@ -37,6 +37,16 @@ def affine(norm: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
     return scale, bias - mean * scale
 
 
+def folded(
+    weight: torch.Tensor, bias: torch.Tensor | None, coefficients: tuple[torch.Tensor, torch.Tensor] | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weight [O, C, k, k] and bias [O] of a convolution with the (scale, shift) after it; None: nothing follows."""
+    if coefficients is None:
+        return weight, bias
+    scale, shift = coefficients
+    return scaled(weight, scale), (shift if bias is None else shift + bias * scale).to(weight.dtype)
+
+
 def scaled(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """A convolution's weight [O, C, k, k] with its outputs scaled by [O], in the weight's dtype."""
     return (weight * scale.view(-1, 1, 1, 1)).to(weight.dtype)
