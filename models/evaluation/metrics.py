@@ -133,6 +133,7 @@ def _ssim(a: torch.Tensor, b: torch.Tensor, window: str) -> float:
         return float(structural_similarity(*pair, win_size=WINDOW, data_range=1, channel_axis=0))
     if window == "zero-padded":  # whose inner part has a value for each pixel
         a, b = (F.pad(image, [WINDOW // 2] * 4) for image in (a, b))
+    a, b = a.float(), b.float()  # whose convolutions are much faster
     # Its mean would also count windows beyond the border, where the picture is mirrored.
     _, values = _torchmetrics().structural_similarity_index_measure(a, b, data_range=1.0, return_full_image=True)
     inner = slice(WINDOW // 2, -(WINDOW // 2))

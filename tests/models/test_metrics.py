@@ -45,7 +45,7 @@ def test_colour_conventions_are_scikit_images(name, kind, border, options):
     a, b = arrays(*pair(), kind=kind, crop=border)
     assert found["psnr"] == pytest.approx(skimage.peak_signal_noise_ratio(b, a, data_range=1), abs=1e-5)
     expected = skimage.structural_similarity(a, b, win_size=11, data_range=1, channel_axis=0, **options)
-    assert found["ssim"] == pytest.approx(expected, abs=1e-7)
+    assert found["ssim"] == pytest.approx(expected, abs=1e-6)
     assert found["l1"] == pytest.approx(numpy.abs(a - b).mean(), abs=1e-9)
 
 
@@ -70,7 +70,7 @@ def test_lamas_ssim_has_zeros_around_the_picture():
     variances = mean(a * a) - of_a**2 + mean(b * b) - of_b**2
     covariance = mean(a * b) - of_a * of_b
     ssim = (2 * of_a * of_b + 1e-4) * (2 * covariance + 9e-4) / ((of_a**2 + of_b**2 + 1e-4) * (variances + 9e-4))
-    assert compare(a, b, convention=CONVENTIONS["lama"])["ssim"] == pytest.approx(ssim.mean().item(), abs=1e-7)
+    assert compare(a, b, convention=CONVENTIONS["lama"])["ssim"] == pytest.approx(ssim.mean().item(), abs=1e-6)
 
 
 def test_holes_are_measured_alone():
