@@ -7,11 +7,16 @@ import torch.nn.functional as F
 
 
 class Form(NamedTuple):
-    """The form of a decoder: LIIF's flags, and the layer after which the ensemble is formed."""
+    """The form of a decoder: LIIF's flags, the layer after which the ensemble is formed, and LTE's first layer.
+
+    With `texture`, the first weight is [4 K, C * 9 + 2]: the rows of the map `reference.decode_texture` reads, and in
+    the last two columns of the first K rows the weight of the phase.
+    """
 
     feat_unfold: bool = True
     local_ensemble: bool = True
     ensemble_after: str = "last"
+    texture: bool = False
 
 
 def feature_columns(channels: int, form: Form) -> int:
