@@ -8,13 +8,25 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from inr_kernels import models
-from inr_kernels.models import DEAR, IN2, LIIF, DEARConfig, IN2Config, LaMa, LaMaConfig, LIIFConfig
+from inr_kernels.models import (
+    DEAR,
+    IN2,
+    LIIF,
+    LTE,
+    DEARConfig,
+    IN2Config,
+    LaMa,
+    LaMaConfig,
+    LIIFConfig,
+    LTEConfig,
+)
 
 NETWORKS = {
     "DEAR": lambda: DEAR(DEARConfig(channels=8, features=4, blocks=1, filter_blocks=1, hidden=(8, 8))),
     "IN2": lambda: IN2(IN2Config(channels=(16, 16), groups=1, blocks=1, hidden=(8, 8))),
     "LaMa": lambda: LaMa(LaMaConfig(features=8, blocks=1, activation="tanh")),
     "LIIF": lambda: LIIF(LIIFConfig(blocks=1, features=4, hidden=(8, 8))),
+    "LTE": lambda: LTE(LTEConfig(blocks=1, features=4, hidden=(8, 8), hidden_dim=8)),
 }
 every_network = pytest.mark.parametrize("name", NETWORKS)
 
@@ -163,9 +175,11 @@ def test_liifs_own_files(tmp_path):
     args = {"encoder_spec": encoder, "imnet_spec": {"name": "mlp", "args": {"out_dim": 3, "hidden_list": [8, 8]}}}
     torch.save({"model": {"name": "liif", "args": args, "sd": model.state_dict()}}, tmp_path / "liif.pth")
     assert equal(models.from_checkpoint(tmp_path / "liif.pth"), model)
-    torch.save({"model": {"name": "lte", "args": args, "sd": {}}}, tmp_path / "lte.pth")
-    with pytest.raises(ValueError, match=r"lte.pth is not a DEAR, .* or LIIF checkpoint: it contains the network lte"):
-        models.from_checkpoint(tmp_path / "lte.pth")
+    torch.save({"model": {"name": "jiif", "args": args, "sd": {}}}, tmp_path / "jiif.pth")
+    with pytest.raises(
+        ValueError, match=r"jiif.pth is not a DEAR, .* or LIIF checkpoint: it contains the network jiif"
+    ):
+        models.from_checkpoint(tmp_path / "jiif.pth")
 
 
 @pytest.mark.parametrize(
@@ -182,7 +196,7 @@ def test_liifs_own_files(tmp_path):
 def test_other_files(content, reason, tmp_path):
     path = tmp_path / "other.ckpt"
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
-    with pytest.raises(ValueError, match=rf"other.ckpt is not a DEAR, IN2, LaMa or LIIF checkpoint: {reason}"):
+    with pytest.raises(ValueError, match=rf"other.ckpt is not a DEAR, IN2, LaMa, LTE or LIIF checkpoint: {reason}"):
         models.from_checkpoint(path)
     with pytest.raises(FileNotFoundError):
         models.from_checkpoint(tmp_path / "none.ckpt")

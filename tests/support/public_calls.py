@@ -7,6 +7,7 @@ data: it builds the inputs and returns a function without arguments that compute
 import importlib
 from unittest import mock
 
+import local_texture_cases
 import numpy
 import torch
 import upstream_natten
@@ -31,7 +32,9 @@ from inr_kernels.models.in2 import losses as in2_losses
 def case_of(op):
     """The class of an op's problems, whose `run(dtype, backend)` returns the outputs and the gradients."""
     folder = OPS[op].function.__module__.split(".")[1]
-    return {"conv3x3": ConvolutionCase}.get(op) or importlib.import_module(f"{folder}_cases").Case
+    return {"conv3x3": ConvolutionCase, "local_texture": local_texture_cases.Case}.get(op) or importlib.import_module(
+        f"{folder}_cases"
+    ).Case
 
 
 CASES = {op: case_of(op) for op in OPS}
@@ -39,6 +42,7 @@ SMALL = {  # for Triton's interpreter, which is slow
     "elementwise_filter": {"batch": 1, "channels": 2, "groups": 2, "kernel_size": (1, 3), "size": (3, 4)},
     "fourier_unit": {"batch": 1, "channels": 2, "outputs": 2, "size": (3, 4)},
     "local_implicit": {"batch": 1, "queries": 5, "hidden": (9,)},
+    "local_texture": {"batch": 1, "queries": 5, "hidden": (9,)},
     "neighborhood_attention": {"batch": 1, "size": (3, 4), "heads": 1, "dim": 4},
     "unmask_attention": {"shape": (1, 4, 3, 4)},
 }
@@ -105,6 +109,12 @@ def liif():
     return lambda: [call(model, image, coord, coord)(), model.upscale(image, 2), model.upscale(image, size=(9, 30))]
 
 
+def lte():
+    model, coord = models.LTE(models.LTEConfig(blocks=1, features=8, hidden=(16,), hidden_dim=8)), torch.rand(1, 9, 2)
+    image = example[0][..., :7, :8]
+    return lambda: [call(model, image, coord, coord)(), model.upscale(image, 2), model.upscale(image, size=(9, 40))]
+
+
 def pyramid():
     decoder = models.ImplicitPyramidDecoder((8, 6, 4), hidden=(16, 16))
     return call(decoder, torch.randn(1, 8, 5, 7), [(10, 13), (20, 26)])
@@ -117,6 +127,20 @@ def decoder():
         torch.rand(1, 9, 2),
     )
     return lambda: [call(layer.render, feat, (9, 11))(), call(layer, feat, coord, coord)()]
+
+
+def texture_decoder():
+    layer, feat, coord = (
+        inr_kernels.LocalTextureDecoder(8, hidden=(16, 16), hidden_dim=16),
+        torch.randn(1, 8, 5, 6),
+        torch.rand(1, 9, 2),
+    )
+    image = torch.rand(1, 3, 5, 6)
+    return lambda: [
+        call(layer.render, feat, (9, 11), image=image)(),
+        call(layer, feat, coord, coord, image)(),
+        call(inr_kernels.LocalTextureDecoder.from_state_dict(layer.state_dict()), feat, coord, coord)(),
+    ]
 
 
 def upsample(mode, eager):
@@ -171,6 +195,7 @@ CALLS = {
         inr_kernels.NeighborhoodAttention2D(8, 2, 3, rel_pos_bias=True), torch.randn(1, 5, 6, 8)
     ),
     "LocalImplicitDecoder": decoder,
+    "LocalTextureDecoder": texture_decoder,
     "FourierUnit": lambda: call(inr_kernels.FourierUnit(4, 6).eval(), torch.randn(1, 4, 5, 6)),
     "SpectralTransform": lambda: call(SpectralTransform(4, 8).eval(), torch.randn(1, 4, 6, 6)),
     "FFC": lambda: ffc(FFC, 8, 8, 3, padding=1),
@@ -184,6 +209,7 @@ CALLS = {
     **{f"IN2, {mode}": lambda mode=mode: in2(mode) for mode in ("split", "liif")},
     "LaMa": lambda: inpainter(models.LaMa(models.LaMaConfig(features=8, blocks=1))),
     "LIIF": liif,
+    "LTE": lte,
     "FeatureRefiner": refined,
     "export_program": exported,
     "EDSR": lambda: call(models.EDSR(1, 8), torch.rand(1, 3, 9, 8)),

@@ -117,9 +117,7 @@ def _check(coef, freq, phase_weight, weights, biases):
         inputs = len(weight)
 
 
-def as_planes(
-    coord: torch.Tensor, cell: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+def as_planes(coord: torch.Tensor, cell: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """y, x [B, R, S] and cell [B, R, S, 2] of coord [B, Q, 2] or [B, H, W, 2], and a cell like it or [B, 2]."""
     planes = coord.unsqueeze(1) if coord.dim() == 3 else coord
     if cell is not None:

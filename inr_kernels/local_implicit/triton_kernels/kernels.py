@@ -1,4 +1,4 @@
-"""The Triton kernels of local_implicit and local_texture: the decoder, its gradient layer by layer, and the sums of both gradients.
+"""The Triton kernels of local_implicit and local_texture: the decoders, their gradients by layer, and the sums of both.
 
 A row is one evaluation of the MLP: a query and a neighbour (row T q + t, T = 4 or 1), or, with the ensemble
 first, a query alone. A sample is a query and a neighbour in either case. A program takes M rows through all
