@@ -16,6 +16,7 @@ from torch import nn
 from upstream_decoders import StoresFeatures
 from upstream_filters import KernelConv, Ported, Raft
 from upstream_lama import Generator
+from upstream_lte import Texture
 from upstream_natten import Version15, Version21
 
 import inr_kernels
@@ -226,6 +227,7 @@ CALLS = {
     "Discriminator": lambda: call(in2_losses.Discriminator((8, 8)).eval(), torch.rand(1, 3, 32, 32)),
     "mean_fill": lambda: call(baselines.mean_fill, *example),
     "LIIF's decoder": lambda: accelerated(StoresFeatures, (2, 3, 6, 5), (2, 9, 2), (2, 9, 2)),
+    "LTE's decoder": lambda: accelerated(Texture, (2, 3, 6, 5), (2, 9, 2), (2, 9, 2)),
     "MISF's KernelConv": lambda: accelerated(KernelConv, (2, 3, 5, 4), (2, 27, 5, 4)),
     "STFAN's KernelConv2D": lambda: accelerated(lambda: Ported(3), (2, 3, 5, 4), (2, 27, 5, 4)),
     "RAFT's upsample_flow": lambda: accelerated(Raft, (2, 2, 5, 4), (2, 576, 5, 4)),
