@@ -184,7 +184,7 @@ class LocalTextureDecoder(nn.Module):
         try:
             decoder.load_state_dict(state)
         except RuntimeError as error:
-            raise ValueError(f"state must be of LTE or LTE+: {error}") from error
+            raise ValueError(f"state must be of LTE or LTE+: {' '.join(str(error).split())}") from error
         return decoder
 
     def _parameters_for(self, feat: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

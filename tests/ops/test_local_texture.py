@@ -60,22 +60,11 @@ def test_triton_in_half_precision():
 
 
 def test_triton_in_runs_of_queries(monkeypatch):
-    case = Case(queries=70, hidden=(16,))
+    case = Case(queries=66, frequencies=2, hidden=())
     whole = case.run(torch.float32, "triton")
     monkeypatch.setattr(triton_kernels, "WORKSPACE", 1)
     for one, other in zip(whole, case.run(torch.float32, "triton"), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512", "avx512bf16"])
-def test_every_instruction_set(isa, run_python, expected_isa):
-    code = (
-        "import torch; from local_texture_cases import *\n"
-        "for dtype in (torch.float32, torch.bfloat16, torch.float64):\n"
-        "  assert_kernel_as_accurate(Case(frequencies=21, relu_margin=dtype == torch.bfloat16), dtype)\n"
-        "from inr_kernels import _C; print(_C.isa())\n"
-    )
-    assert run_python(code, INR_KERNELS_ISA=isa).strip() == expected_isa(isa)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

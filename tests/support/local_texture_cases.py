@@ -9,6 +9,9 @@ from local_implicit_cases import assert_kernel_as_accurate  # noqa: F401  for th
 from inr_kernels import local_texture_decode
 from inr_kernels.local_implicit.reference import pixel_centres
 
+# Tests that reach every loop and border of the C++: test_sanitizers.py runs them.
+SANITIZED = ["as_accurate_as_eager", "non_finite", "gradcheck"]
+
 CASES = {
     "LTE": {},
     "one frequency": {"frequencies": 1},
