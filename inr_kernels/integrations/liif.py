@@ -222,11 +222,12 @@ def randomize(tensors: Iterable[torch.Tensor], generator: torch.Generator) -> No
 class Stub(nn.Module):
     """Replaces an encoder, or a part of one, and returns the features."""
 
-    def __init__(self, feat):
+    def __init__(self, feat: torch.Tensor):
         super().__init__()
         self.feat = feat
 
-    def forward(self, *_, **__):
+    def forward(self, *_: Any, **__: Any) -> torch.Tensor:
+        """The features."""
         return self.feat
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from inr_kernels._core.hooks import has_hooks
 from inr_kernels.local_implicit import LocalTextureDecoder
 from inr_kernels.local_implicit.functional import interpolate, local_texture_decode
-from inr_kernels.local_implicit.reference import pixel_centres
+from inr_kernels.local_implicit.op import centres as pixel_centres
 
 from . import class_swap, probe
 from .class_swap import AcceleratedModule, Adapter, Match, Unsupported, register
@@ -125,7 +125,7 @@ def _texture(module: Any) -> _Texture:
     # SLTE: no phase, and the MLP also reads the pixel's centre: two coefficients whose frequency is zero.
     half = coef.shape[1] // 2
     batch, _, height, width = coef.shape
-    axes = (pixel_centres(n).to(coef) for n in (height, width))
+    axes = (pixel_centres(n, coef.device).to(coef.dtype) for n in (height, width))
     centres = torch.stack(torch.meshgrid(*axes, indexing="ij")).expand(batch, 2, height, width)
     coef = torch.cat((coef[:, :half], centres, coef[:, half:], torch.zeros_like(centres)), 1)
     freq = torch.cat((freq, *[torch.zeros_like(centres)] * 2), 1)
