@@ -120,7 +120,7 @@ class LocalImplicitDecoder(nn.Module):
 
     def extra_repr(self) -> str:
         """The options, for print."""
-        flags = ", ".join(f"{name}={value!r}" for name, value in self.form._asdict().items() if name != "texture")
+        flags = ", ".join(f"{name}={value!r}" for name, value in self.form.flags().items())
         return f"{flags}, cell_decode={self.cell_decode}"
 
 
@@ -180,7 +180,8 @@ class LocalTextureDecoder(nn.Module):
         coef, phase = state["coef.weight"], state["phase.weight"]
         shapes = [value.shape for name, value in state.items() if re.fullmatch(r"imnet\.layers\.\d+\.weight", name)]
         hidden = [n for n, _ in shapes[:-1]]
-        decoder = cls(coef.shape[1], shapes[-1][0], hidden, 2 * len(phase)).to(coef.device, coef.dtype)
+        with torch.device(coef.device):
+            decoder = cls(coef.shape[1], shapes[-1][0], hidden, 2 * len(phase)).to(coef.dtype)
         try:
             decoder.load_state_dict(state)
         except RuntimeError as error:

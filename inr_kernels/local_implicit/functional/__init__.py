@@ -246,9 +246,7 @@ def _decode_grid(feat, y, x, cell, weights, biases, form, requested, hoist, band
     exporting = torch.compiler.is_exporting()
     if needs_coordinates or (requested == "reference" and not exporting):
         feat, coord = feat.to(weights[0].dtype), torch.stack((y, x), -1)
-        flags = form.feat_unfold, form.local_ensemble, form.ensemble_after
-        options = dict(zip(("feat_unfold", "local_ensemble", "ensemble_after"), flags, strict=True))
-        return reference.local_implicit(feat, coord, cell, weights, biases, **options)
+        return reference.local_implicit(feat, coord, cell, weights, biases, **form.flags())
     arguments = (
         hoist(feat, weights[0], biases[0], form),
         y,

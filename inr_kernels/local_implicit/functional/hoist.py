@@ -1,6 +1,6 @@
 """The form of a decoder, and its first layer hoisted to the feature map."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,10 @@ class Form(NamedTuple):
     local_ensemble: bool = True
     ensemble_after: str = "last"
     texture: bool = False
+
+    def flags(self) -> dict[str, Any]:
+        """The options of `local_implicit_decode`."""
+        return {name: value for name, value in self._asdict().items() if name != "texture"}
 
 
 def feature_columns(channels: int, form: Form) -> int:
