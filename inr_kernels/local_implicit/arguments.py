@@ -79,7 +79,7 @@ class Arguments(NamedTuple):
             cell_columns = 2
         position = (channels, 2 if self.ensemble_first else 2 + cell_columns)
         if self.texture:
-            fits = hoisted.shape[-1] and hoisted.shape[-1] % 4 == 0
+            fits = hoisted.shape[-1] > 0 and hoisted.shape[-1] % 4 == 0
             require(fits, "hoisted", "have 4 K > 0 channels, [B, rows, w, 4 K]", shape(hoisted))
             require(cell is not None, "cell", "be a tensor", cell)
             require(not self.ensemble_first, "ensemble_first", "be False", self.ensemble_first)
