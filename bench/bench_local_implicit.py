@@ -1,4 +1,4 @@
-"""local_implicit against LIIF's own operations in PyTorch: forward, render and the training step.
+"""local_implicit against LIIF's own operations in PyTorch: forward, render and the training step; LTE's decoder.
 
 The minimum work: after the hoist a query of LIIF's decoder costs 0.79 M multiply-adds (offsets and hidden layers for
 four neighbours, the last Linear once), a pixel of the map 0.15 M. A training step that recomputes costs four times as
@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import inr_kernels
-from inr_kernels import LocalImplicitDecoder
+from inr_kernels import LocalImplicitDecoder, LocalTextureDecoder
 
 from .conftest import DEVICE, random_leaf
 from .launches import Launch, Native
@@ -159,6 +159,46 @@ def bench_ensemble_first(measure, smoke, implementation):
         )
 
 
+@pytest.mark.parametrize("implementation", ["eager", "ours", "ours render", "eager bf16", "ours bf16"])
+def bench_texture(measure, smoke, implementation):
+    """LTE's decoder, without its convolutions and its skip connection but for `render`."""
+    from inr_kernels.local_implicit.reference import decode_texture
+
+    side, n, hidden = (4, 8, 32) if smoke else (MAP, SCALE * MAP, 256)
+    dtype = torch.bfloat16 if implementation.endswith("bf16") else torch.float32
+    decoder = LocalTextureDecoder(CHANNELS, hidden=(hidden,) * 3, hidden_dim=hidden).to(DEVICE, dtype)
+    coef, freq = torch.randn(2, 1, hidden, side, side, device=DEVICE).to(dtype)
+    feat, image = torch.randn(1, CHANNELS, side, side, device=DEVICE).to(dtype), torch.rand(1, 3, side, side).to(coef)
+    coord, (weights, biases) = grid(n), parameters(decoder)
+    cell = torch.full(coord.shape, 2 / n, device=DEVICE)
+
+    def eager_texture():
+        texture = torch.cat((coef, freq[:, ::2], freq[:, 1::2]), 1).permute(0, 2, 3, 1).contiguous()
+        y, x = coord.unsqueeze(1).unbind(-1)
+        phase = decoder.phase.weight
+        return decode_texture(texture, y, x, cell.unsqueeze(1), phase, weights, biases, side, 0, True)
+
+    def run():
+        if implementation.startswith("eager"):
+            return eager_texture()
+        if implementation == "ours render":
+            return decoder.render(feat, (n, n), image=image)
+        return inr_kernels.local_texture_decode(coef, freq, coord, cell, decoder.phase.weight, weights, biases)
+
+    macs = n * n * (4 * (3 * hidden * hidden + 3 * hidden) + 3 * hidden)
+    if implementation == "ours render":
+        macs += side * side * 2 * hidden * CHANNELS * 9
+    with torch.no_grad():
+        measure(
+            run,
+            op="local_implicit",
+            case=f"LTE's decoder, {side}² → {n}²",
+            implementation=implementation,
+            dtype=dtype,
+            flops=2 * macs,
+        )
+
+
 def bench_hoist(measure, smoke):
     from inr_kernels.local_implicit.functional import Form, hoist_features
 
@@ -231,5 +271,8 @@ def launches():
     first = common | {"mode": "first", "programs": queries // 64, "bytes": (1 + 1 / 4) * state + 36 * rows}
     # Four neighbours, each with a loop over 8 blocks of channels that holds two thirds of the instructions.
     yield Launch(kernel="blend_backward", trips=4 * (8 * 2 / 3 + 1 / 3), flops=0, **first)
+    # LTE's: reads the gradient, writes those of coefficients, frequencies and phases; a loop over 4 blocks of channels.
+    texture = common | {"mode": "texture", "programs": rows // 64, "bytes": 3.5 * state}
+    yield Launch(kernel="texture_backward", trips=4, flops=0, **texture)
     moved = state + 20 * rows + 2 * 4 * pixels * width
     yield Launch(kernel="add_segments", programs=pixels, trips=1, bytes=moved, flops=0, **common)

@@ -185,7 +185,7 @@ void bind_local_implicit(py::module_& m) {
   OpClass<LocalImplicit>(m, "LocalImplicit")
       .init(
           [](inr::Type type, Sizes<3> queries, Sizes<2> size, Sizes<2> band, bool local_ensemble, bool ensemble_first,
-             std::vector<std::int64_t> widths, inr::Plane y, inr::Plane x, Strided<4> cell, Address centre_y,
+             bool texture, std::vector<std::int64_t> widths, inr::Plane y, inr::Plane x, Strided<4> cell, Address centre_y,
              Address centre_x, Address hoisted, Address position_weight, const std::vector<Address>& weights,
              const std::vector<Address>& biases, int threads) {
             const auto& [cell_y, s] = cell;  // strides of batch, row, column, and from cell_y to cell_x
@@ -193,12 +193,12 @@ void bind_local_implicit(py::module_& m) {
             LocalImplicit self{{}, std::move(widths), pointers(weights), pointers(biases)};
             self.type = type;
             self.problem = {queries[0], queries[1], queries[2], size[0], size[1], band[0], band[1], local_ensemble,
-                            ensemble_first, std::int64_t(weights.size()), self.widths.data(), y, x,
+                            ensemble_first, texture, std::int64_t(weights.size()), self.widths.data(), y, x,
                             {cell_y, s[0], s[1], s[2]}, {cell_x, s[0], s[1], s[2]}, centre_y, centre_x, hoisted,
                             position_weight, self.weights.data(), self.biases.data(), threads};
             return self;
           },
-          "type", "queries", "size", "band", "local_ensemble", "ensemble_first", "widths", "y", "x", "cell", "centre_y",
+          "type", "queries", "size", "band", "local_ensemble", "ensemble_first", "texture", "widths", "y", "x", "cell", "centre_y",
           "centre_x", "hoisted", "position_weight", "weights", "biases", "threads")
       .entry("forward", &inr::CpuEntries::local_implicit_forward, "out")
       .method(

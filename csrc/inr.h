@@ -22,20 +22,23 @@ struct Plane {
   std::int64_t batch, row, col;
 };
 
-// ---- local_implicit: LIIF's decoder after its first layer was applied once per feature map pixel (hoisted).
+// ---- local_implicit: LIIF's decoder after its first layer was applied once per feature map pixel (hoisted); or LTE's,
+// after its convolutions.
 struct LocalImplicit {
   std::int64_t batch, rows, cols;        // of the queries
   std::int64_t height, width;            // of the whole feature map
   std::int64_t band_start, band_rows;    // the rows of the feature map that `hoisted` holds
   bool local_ensemble, ensemble_first;
+  bool texture;                          // LTE: the first layer multiplies coefficients by cosines and sines
   std::int64_t depth;                    // number of Linear layers after the first
-  const std::int64_t* widths;            // [depth + 1]: channels of `hoisted`, of the hidden layers, of the output
+  const std::int64_t* widths;            // [depth + 1]: channels of the first layer, of the hidden ones, of the output
   Plane y, x;                            // query coordinates
-  Plane cell_y, cell_x;                  // query cells; data == nullptr: no cell
+  Plane cell_y, cell_x;                  // query cells; data == nullptr: no cell, which a texture requires
   const float* centre_y;                 // [height]: LIIF's table of pixel centres
   const float* centre_x;                 // [width]
-  const void* hoisted;                   // [batch, band_rows, width, widths[0]]
-  const void* position_weight;           // [widths[0], 2 | 4] for rel_y, rel_x (, cell_y, cell_x)
+  const void* hoisted;                   // [batch, band_rows, width, channels()]
+  const void* position_weight;           // [widths[0], 2 | 4] for rel_y, rel_x (, cell_y, cell_x); of a texture's phase:
+                                         // [frequencies(), 2] for cell_y, cell_x
   const void* const* weights;            // depth x [widths[i + 1], inputs(i)]
   const void* const* biases;             // depth x [widths[i + 1]]
   int threads;
@@ -44,7 +47,13 @@ struct LocalImplicit {
   std::int64_t inputs(std::int64_t i) const {
     return widths[i] + (i == 0 && ensemble_first && cell_y.data ? 2 : 0);
   }
-  std::int64_t position_inputs() const { return cell_y.data && !ensemble_first ? 4 : 2; }
+  std::int64_t position_inputs() const { return cell_y.data && !ensemble_first && !texture ? 4 : 2; }
+  std::int64_t position_outputs() const { return texture ? frequencies() : widths[0]; }
+  // A texture's map holds coefficients of the cosines, of the sines, and frequencies along y and along x.
+  std::int64_t frequencies() const { return widths[0] / 2; }
+  std::int64_t channels() const { return texture ? 4 * frequencies() : widths[0]; }
+  // Whether the input of layer i is the output of a ReLU.
+  bool rectified(std::int64_t i) const { return i > 0 || !(ensemble_first || texture); }
   std::int64_t queries() const { return batch * rows * cols; }
   int neighbours() const { return local_ensemble ? 4 : 1; }
 };

@@ -26,6 +26,7 @@ class LocalImplicit:
         band: tuple[int, int],
         local_ensemble: bool,
         ensemble_first: bool,
+        texture: bool,
         widths: Sequence[int],
         y: tuple[int, tuple[int, int, int]],
         x: tuple[int, tuple[int, int, int]],

@@ -10,6 +10,7 @@ __all__ = [
     "ElementwiseFilter",
     "FourierUnit",
     "LocalImplicitDecoder",
+    "LocalTextureDecoder",
     "NeighborhoodAttention2D",
     "UnmaskAttention",
     "__version__",
@@ -19,6 +20,7 @@ __all__ = [
     "explain",
     "fourier_unit",
     "local_implicit_decode",
+    "local_texture_decode",
     "neighborhood_attention_2d",
     "neighborhood_attention_2d_packed",
     "pixelwise_reconstruct",
@@ -43,7 +45,12 @@ if "torch" in sys.modules or not _is_command():
     from .elementwise_filter import ElementwiseFilter, elementwise_filter, pixelwise_reconstruct
     from .fourier_unit import FourierUnit, fourier_unit
     from .integrations import accelerate
-    from .local_implicit import LocalImplicitDecoder, local_implicit_decode
+    from .local_implicit import (
+        LocalImplicitDecoder,
+        LocalTextureDecoder,
+        local_implicit_decode,
+        local_texture_decode,
+    )
     from .neighborhood_attention import (
         NeighborhoodAttention2D,
         neighborhood_attention_2d,

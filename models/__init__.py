@@ -1,4 +1,4 @@
-"""Networks: LIIF upscales; DEAR, IN2, ImplicitAutoencoder and LaMa inpaint. `from_checkpoint` opens any of them."""
+"""Networks: LIIF and LTE upscale; DEAR, IN2, ImplicitAutoencoder and LaMa inpaint. `from_checkpoint` opens any."""
 
 import os
 from typing import Any
@@ -10,7 +10,7 @@ from .dear import DEAR, DEARConfig
 from .export import export_onnx, export_program
 from .in2 import IN2, ImplicitPyramidDecoder, ImplicitUpsample, IN2Config
 from .lama import LaMa, LaMaConfig
-from .liif import EDSR, LIIF, RDN, LIIFConfig
+from .liif import EDSR, LIIF, LTE, RDN, LIIFConfig, LTEConfig
 from .refinement import FeatureRefiner
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "EDSR",
     "IN2",
     "LIIF",
+    "LTE",
     "RDN",
     "AutoencoderConfig",
     "DEARConfig",
@@ -28,6 +29,7 @@ __all__ = [
     "ImplicitUpsample",
     "Inpainter",
     "LIIFConfig",
+    "LTEConfig",
     "LaMa",
     "LaMaConfig",
     "Network",
@@ -36,20 +38,20 @@ __all__ = [
     "from_checkpoint",
 ]
 
-NETWORKS = (DEAR, IN2, ImplicitAutoencoder, LaMa, LIIF)
+NETWORKS = (DEAR, IN2, ImplicitAutoencoder, LaMa, LTE, LIIF)  # LTE has LIIF's KEY, too
 
 
 def from_checkpoint(path: str | os.PathLike[str], **options: Any) -> Network:
     """Opens a checkpoint of any network of this package, in eval mode.
 
     The name in the file says which network it is. Files without a name are recognized by their state-dict keys: those
-    of older releases, and published files of LaMa and LIIF. `LaMa` and `LIIF` list the formats. No code of a file
+    of older releases, and published files of LaMa, LIIF and LTE. The three classes list the formats. No code of a file
     is run.
 
     Args:
         path: of the file.
         options: DEAR, IN2 and ImplicitAutoencoder: `eager=True`, the network in plain PyTorch. LaMa: `activation`, the
-            activation on the output where the file does not name it ("sigmoid" by default). LIIF: none.
+            activation on the output where the file does not name it ("sigmoid" by default). LIIF, LTE: none.
 
     Raises:
         OSError: the file cannot be read.

@@ -30,7 +30,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from . import class_swap, fac, kernel_conv, lama, liif, natten, raft  # noqa: F401  adapters register themselves
+from . import class_swap, fac, kernel_conv, lama, liif, lte, natten, raft  # noqa: F401  adapters register themselves
 from .class_swap import ADAPTERS, LOG
 
 __all__ = ["accelerate", "restore"]
@@ -49,6 +49,8 @@ def accelerate(model: Model) -> Model:
     | LIIF's decoder (yinboc/liif and copies, mmagic): `query_rgb(coord, cell)` that | `local_implicit_decode`     |
     | reads what `gen_feat` stored, or `query_rgb(feature, coord, cell)`; the flags  |                             |
     | local_ensemble, feat_unfold, cell_decode; `imnet.layers`, Linear, ReLU, ...    |                             |
+    | LTE's decoder (jaewon-lee-b/lte and copies: LTE, LTE+; ELTE, SLTE):             | `local_texture_decode`      |
+    | `query_rgb(coord, cell)` that reads what `gen_feat` stored, in float32         |                             |
     | MISF's `KernelConv([K])`, also EfficientDeRain's, JPGNet's and KPN's:          | `elementwise_filter`        |
     | `forward(frames, core, white_level, rate)`, frames [B, N, (3,) H, W]           |                             |
     | STFAN's `KernelConv2D(K)`, also GLF-CR's: `forward(input, kernel)`. Without    | `elementwise_filter`        |

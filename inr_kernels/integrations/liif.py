@@ -7,7 +7,7 @@ subclass that overrides `query_rgb`. Every call runs `_why_not` again, because h
 import contextlib
 import copy
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from torch import nn
 
 from inr_kernels._core.hooks import has_hooks
 from inr_kernels.local_implicit.functional import Form, decode_queries, feature_columns
-from inr_kernels.local_implicit.module import HoistCache, LocalImplicitDecoder
+from inr_kernels.local_implicit.module import HoistCache, LocalImplicitDecoder, LocalTextureDecoder
 
 from . import class_swap, probe
 from .class_swap import AcceleratedModule, Adapter, Match, Unsupported, register
@@ -27,8 +27,10 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def is_candidate(module: nn.Module) -> bool:
-    """Whether the module has a method query_rgb and is not ours."""
-    return callable(getattr(type(module), "query_rgb", None)) and not isinstance(module, LocalImplicitDecoder)
+    """Whether the module has a method query_rgb and is neither ours nor similar to LTE's (lte.py)."""
+    ours = isinstance(module, LocalImplicitDecoder | LocalTextureDecoder)
+    texture = isinstance(getattr(module, "coef", None), nn.Conv2d)
+    return callable(getattr(type(module), "query_rgb", None)) and not (ours or texture)
 
 
 def verify(module: nn.Module) -> Match:
@@ -178,16 +180,16 @@ def _why_different(module, channels, feature_given):
     with probe.sandbox() as random:
         feat = random((2, channels, *SIZE))
         model = _with_random_weights(module, feat, generator)
-        coord, cell = _queries(generator)
+        coord, cell = queries(generator)
         feat = _give_features(model, feat, feature_given, coord, cell)
 
-        def queries(grad):
+        def repeated(grad):
             return (t if grad else t.repeat(1, 5, 1) for t in (coord, cell))
 
         return probe.why_different(
             model,
-            lambda grad: model.query_rgb(*([feat] if feature_given else []), *queries(grad)),
-            lambda grad: _decode_by_reference(model, feat, *queries(grad)),
+            lambda grad: model.query_rgb(*([feat] if feature_given else []), *repeated(grad)),
+            lambda grad: _decode_by_reference(model, feat, *repeated(grad)),
             [feat, *model.imnet.parameters()],
             random,
             gradients=1e-2,  # rounding may move a hidden unit across its ReLU's corner, which changes one of many terms
@@ -197,29 +199,35 @@ def _why_different(module, channels, feature_given):
 def _with_random_weights(module, feat, generator):
     """An object of the module's class with a copy of its imnet, and stubs that return feat for its other modules."""
     imnet = copy.deepcopy(module.imnet).to_empty(device="cpu").float().requires_grad_()
-    model = probe.without_weights(module, {name: _Stub(feat) for name in module._modules} | {"imnet": imnet})
+    model = probe.without_weights(module, {name: Stub(feat) for name in module._modules} | {"imnet": imnet})
     vars(model).pop("feat", None)
     for kind in ("_parameters", "_buffers"):
         own = vars(module)[kind].items()
         vars(model)[kind] = {
             name: None if t is None else torch.empty(t.shape, dtype=torch.float32, device="cpu") for name, t in own
         }
-    with torch.no_grad():
-        for tensor in (*model._parameters.values(), *model._buffers.values(), *imnet.parameters(), *imnet.buffers()):
-            if tensor is not None:
-                fan_in = tensor.shape[-1] if tensor.dim() > 1 else 9
-                tensor.normal_(0, fan_in**-0.5, generator=generator)
+    own = (*model._parameters.values(), *model._buffers.values(), *imnet.parameters(), *imnet.buffers())
+    randomize([tensor for tensor in own if tensor is not None], generator)
     return model
 
 
-class _Stub(nn.Module):
+@torch.no_grad()
+def randomize(tensors: Iterable[torch.Tensor], generator: torch.Generator) -> None:
+    """Fills parameters with random numbers of the size that layers have."""
+    for tensor in tensors:
+        fan_in = tensor[0].numel() if tensor.dim() > 1 else 9
+        tensor.normal_(0, fan_in**-0.5, generator=generator)
+
+
+class Stub(nn.Module):
     """Replaces an encoder, or a part of one, and returns the features."""
 
-    def __init__(self, feat):
+    def __init__(self, feat: torch.Tensor):
         super().__init__()
         self.feat = feat
 
-    def forward(self, *_, **__):
+    def forward(self, *_: Any, **__: Any) -> torch.Tensor:
+        """The features."""
         return self.feat
 
 
@@ -236,7 +244,7 @@ def _give_features(model, feat, feature_given, coord, cell):
     return feat
 
 
-def _queries(generator):
+def queries(generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """coord, cell [2, Q, 2]: random, also outside the image, and pixel centres at x1 and x3, where rounding decides."""
     coord = []
     for n in SIZE:

@@ -1,4 +1,4 @@
-"""The arguments of the op local_implicit: their bounds checks, and what decides on the backend."""
+"""The arguments of the ops local_implicit and local_texture: bounds checks, and what decides on the backend."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Facts(dispatch.Facts):
 
 
 class Arguments(NamedTuple):
-    """The op's arguments before `backend`, as its schema orders them (op.py)."""
+    """The arguments of local_implicit before `backend`, as its schema orders them (op.py)."""
 
     hoisted: torch.Tensor  # [B, rows, w, N1]
     y: torch.Tensor  # [B, R, S] float32, any strides
@@ -32,9 +32,19 @@ class Arguments(NamedTuple):
     local_ensemble: bool
     ensemble_first: bool
 
+    @property
+    def texture(self) -> bool:
+        """Whether the first layer is LTE's."""
+        return False
+
+    @property
+    def channels(self) -> int:
+        """N1, the channels of the first layer's output."""
+        return self.hoisted.shape[-1]
+
     def facts(self) -> Facts:
         """What decides on the backend."""
-        return Facts(self.hoisted.device, self.hoisted.dtype, (self.hoisted.shape[-1], *map(len, self.weights)))
+        return Facts(self.hoisted.device, self.hoisted.dtype, (self.channels, *map(len, self.weights)))
 
     def out_shape(self) -> tuple[int, ...]:
         """[B, R, S, out_channels]."""
@@ -53,7 +63,8 @@ class Arguments(NamedTuple):
         """Raises unless the tensors fit each other and the map, which keeps kernels in bounds."""
         hoisted, cell, weights, biases = self.hoisted, self.cell, self.weights, self.biases
         require_tensor(hoisted, "hoisted", dims=(4,))
-        batch, rows, width, channels = hoisted.shape
+        batch, rows, width, _ = hoisted.shape
+        channels = self.channels
         dtype, device = hoisted.dtype, hoisted.device
         require(rows and width, "hoisted", "have at least one pixel, [B, rows, w, N1]", shape(hoisted))
         fits = 0 <= self.band_start <= self.height - rows
@@ -66,8 +77,14 @@ class Arguments(NamedTuple):
         if cell is not None:
             require_match(cell, "cell", (*queries, 2), torch.float32, device)
             cell_columns = 2
-        columns = 2 if self.ensemble_first else 2 + cell_columns
-        require_match(self.position_weight, "position_weight", (channels, columns), dtype, device)
+        position = (channels, 2 if self.ensemble_first else 2 + cell_columns)
+        if self.texture:
+            fits = hoisted.shape[-1] > 0 and hoisted.shape[-1] % 4 == 0
+            require(fits, "hoisted", "have 4 K > 0 channels, [B, rows, w, 4 K]", shape(hoisted))
+            require(cell is not None, "cell", "be a tensor", cell)
+            require(not self.ensemble_first, "ensemble_first", "be False", self.ensemble_first)
+            position = (channels // 2, 2)
+        require_match(self.position_weight, "position_weight", position, dtype, device)
         require(weights, "weights", "hold at least one Linear weight", len(weights))
         check_count(weights, biases)
         inputs = channels + (cell_columns if self.ensemble_first else 0)
@@ -79,6 +96,25 @@ class Arguments(NamedTuple):
     def check_gradient(self, grad: torch.Tensor) -> None:
         """Raises unless `grad` is like the output."""
         require_match(grad, "grad", self.out_shape(), self.hoisted.dtype, self.hoisted.device)
+
+
+class TextureArguments(Arguments):
+    """The arguments of local_texture: hoisted [B, rows, w, 4 K] as in `reference.decode_texture`, N1 = 2 K.
+
+    position_weight is the weight of the phase, [K, 2]; there is always a cell, and the ensemble is after the layers.
+    """
+
+    __slots__ = ()
+
+    @property
+    def texture(self) -> bool:
+        """Whether the first layer is LTE's."""
+        return True
+
+    @property
+    def channels(self) -> int:
+        """N1, the channels of the first layer's output."""
+        return self.hoisted.shape[-1] // 2
 
 
 def check_count(weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor]) -> None:

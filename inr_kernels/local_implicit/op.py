@@ -1,10 +1,14 @@
-"""The op local_implicit in torch: schemas, fakes, autograd, and the table of backends.
+"""The ops local_implicit and local_texture in torch: schemas, fakes, autograd, and the tables of backends.
 
 The op starts from the hoisted first layer, `conv(feat) + b1`, which the functional computes with torch's own
 convolution and its gradient; `height` and `band_start` place a band of rows in the whole map.
 
     hoisted [B, rows, w, N1], y, x [B, R, S] float32 with any strides, cell [B, R, S, 2] float32 or None,
     position_weight [N1, 2 or 4], weights[i] [N(i+2), N(i+1)], biases[i] [N(i+2)]  ->  [B, R, S, out_channels]
+
+local_texture is LTE's decoder: the same but for the first layer, which multiplies coefficients by cosines and sines of
+the position. Its schema is the same, with hoisted [B, rows, w, 4 K], position_weight [K, 2] and N1 = 2 K, see
+`reference.decode_texture`.
 """
 
 import functools
@@ -22,7 +26,7 @@ from inr_kernels._core.registration import (
 )
 
 from . import reference
-from .arguments import Arguments, Facts
+from .arguments import Arguments, Facts, TextureArguments
 
 _ARGUMENTS = (
     "Tensor hoisted, Tensor y, Tensor x, Tensor? cell, Tensor position_weight, Tensor[] weights, Tensor[] biases,"
@@ -74,7 +78,7 @@ class _Native(backends.NativeProblem):
     """The native problem, with an additional forward for CUDA."""
 
     def __init__(self, a: Arguments):
-        _, rows, width, channels = a.hoisted.shape
+        rows, width = a.hoisted.shape[1:3]
         hoisted, position_weight = a.hoisted.contiguous(), a.position_weight.contiguous()
         weights, biases = [w.contiguous() for w in a.weights], [b.contiguous() for b in a.biases]
         # A GPU kernel computes the centres itself: a copy to the GPU would break the capture of a graph.
@@ -87,7 +91,8 @@ class _Native(backends.NativeProblem):
             band=(a.band_start, rows),
             local_ensemble=a.local_ensemble,
             ensemble_first=a.ensemble_first,
-            widths=[channels, *map(len, weights)],
+            texture=a.texture,
+            widths=[a.channels, *map(len, weights)],
             y=(a.y.data_ptr(), a.y.stride()),
             x=(a.x.data_ptr(), a.x.stride()),
             cell=(backends.address(a.cell), a.cell.stride() if a.cell is not None else (0, 0, 0, 0)),
@@ -167,6 +172,10 @@ def _cuda_forward(a, kernel=""):
     return out
 
 
+def _decode(a):
+    return (reference.decode_texture if a.texture else reference.decode)(*a)
+
+
 def _reference_forward(a):
     """Decodes `_REFERENCE_QUERIES` queries at a time: the reference runs in bounded memory."""
     batch, rows, cols = a.y.shape
@@ -177,14 +186,14 @@ def _reference_forward(a):
         for col in range(0, cols, col_step):
             part = slice(None), slice(row, row + row_step), slice(col, col + col_step)
             cell = None if a.cell is None else a.cell[part]
-            out[part] = reference.decode(*a._replace(y=a.y[part], x=a.x[part], cell=cell))
+            out[part] = _decode(a._replace(y=a.y[part], x=a.x[part], cell=cell))
     return out
 
 
 def _reference_backward(grad, a, *, needs_hoisted, needs_weights):
     def run(hoisted, position_weight, weights, biases):
         changes = {"hoisted": hoisted, "position_weight": position_weight, "weights": weights, "biases": biases}
-        return reference.decode(*a._replace(**changes))
+        return _decode(a._replace(**changes))
 
     d_hoisted, d_position, d_weights, d_biases = backends.vjp(
         run, grad, a.hoisted, a.position_weight, list(a.weights), list(a.biases)
@@ -201,25 +210,36 @@ def cuda_backend(kernel: str = "") -> Backend:
     return Backend(why_not_cuda, functools.partial(_cuda_forward, kernel=kernel), _TRITON.backward)
 
 
-OP = Op(
-    "local_implicit",
-    Arguments,
-    {
-        "cpu": Backend(why_not_cpu, _cpu_forward, _cpu_backward),
-        "reference": Backend(always, _reference_forward, _reference_backward),
-        # After the reference, so opt-in, until the test suite has passed on a GPU.
-        "triton": _TRITON,
-        "cuda": cuda_backend(),
-    },
-)
+_SHARED = {
+    "cpu": Backend(why_not_cpu, _cpu_forward, _cpu_backward),
+    "reference": Backend(always, _reference_forward, _reference_backward),
+    # After the reference, so opt-in, until the test suite has passed on a GPU.
+    "triton": _TRITON,
+}
+OP = Op("local_implicit", Arguments, _SHARED | {"cuda": cuda_backend()})
+TEXTURE = Op("local_texture", TextureArguments, dict(_SHARED))
 
 
-def _backward(grad, *args):
-    *args, needs_hoisted, needs_weights = args
-    a, backend = OP.select(*args)
-    a.check_gradient(grad)
-    grads = backend.backward(grad, a, needs_hoisted=needs_hoisted, needs_weights=needs_weights)
-    return schema_results(grads, like=grad)
+def _register(op):
+    """Registers the op in torch; returns it."""
+
+    def backward(grad, *args):
+        *args, needs_hoisted, needs_weights = args
+        a, backend = op.select(*args)
+        a.check_gradient(grad)
+        grads = backend.backward(grad, a, needs_hoisted=needs_hoisted, needs_weights=needs_weights)
+        return schema_results(grads, like=grad)
+
+    forward = define(f"{op.name}({_ARGUMENTS}) -> Tensor", op.forward, op.fake(_output))
+    backward_op = define(
+        f"{op.name}_backward(Tensor grad, {_ARGUMENTS}, bool needs_hoisted, bool needs_weights)"
+        " -> (Tensor, Tensor, Tensor[], Tensor[])",
+        backward,
+        _backward_fake,
+    )
+    register_autograd(op.name, _setup_context, functools.partial(_autograd, backward_op))
+    forbid_second_derivative(op.name)
+    return forward
 
 
 def _backward_fake(grad, *args):
@@ -230,28 +250,19 @@ def _backward_fake(grad, *args):
     return *fake_gradients((a.hoisted, a.position_weight), needs, like=grad), *lists
 
 
-local_implicit = define(f"local_implicit({_ARGUMENTS}) -> Tensor", OP.forward, OP.fake(_output))
-local_implicit_backward = define(
-    f"local_implicit_backward(Tensor grad, {_ARGUMENTS}, bool needs_hoisted, bool needs_weights)"
-    " -> (Tensor, Tensor, Tensor[], Tensor[])",
-    _backward,
-    _backward_fake,
-)
-
-
 def _setup_context(ctx, inputs, output):
     hoisted, y, x, cell, position_weight, weights, biases, *ctx.options = inputs
     ctx.has_cell, ctx.depth = cell is not None, len(weights)
     ctx.save_for_backward(hoisted, y, x, position_weight, *weights, *biases, *([cell] if ctx.has_cell else []))
 
 
-def _autograd(ctx, grad):
+def _autograd(backward, ctx, grad):
     hoisted, y, x, position_weight, *lists = ctx.saved_tensors
     weights, biases = lists[: ctx.depth], lists[ctx.depth : 2 * ctx.depth]
     cell = lists[-1] if ctx.has_cell else None
     needs_hoisted, _, _, _, *needs_parameters = ctx.needs_input_grad[:7]
     needs_weights = any(torch.utils._pytree.tree_leaves(needs_parameters))
-    d_hoisted, *d_parameters = local_implicit_backward(
+    d_hoisted, *d_parameters = backward(
         grad, hoisted, y, x, cell, position_weight, weights, biases, *ctx.options, needs_hoisted, needs_weights
     )
     if not needs_weights:
@@ -259,5 +270,5 @@ def _autograd(ctx, grad):
     return d_hoisted if needs_hoisted else None, None, None, None, *d_parameters, *[None] * len(ctx.options)
 
 
-register_autograd("local_implicit", _setup_context, _autograd)
-forbid_second_derivative("local_implicit")
+local_implicit = _register(OP)
+local_texture = _register(TEXTURE)

@@ -1,9 +1,10 @@
-"""LIIF's decoder in plain PyTorch: the definition, for any dtype, differentiable any number of times.
+"""LIIF's and LTE's decoders in plain PyTorch: the definitions, for any dtype, differentiable any number of times.
 
-Follows the arithmetic of LIIF (Chen, Liu and Wang, CVPR 2021, eq. 1-5) including every float32 rounding of its
-coordinates, which determines the ensemble's weights at odd scales.
+They follow the arithmetic of LIIF (Chen, Liu and Wang, CVPR 2021, eq. 1-5) including every float32 rounding of its
+coordinates, which determines the ensemble's weights at odd scales. LTE (Lee and Jin, CVPR 2022) has the same.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -132,3 +133,36 @@ def decode(
     if ensemble_first:
         return mlp(torch.cat([out, *tail], -1), weights, biases)
     return F.linear(out, weights[-1], biases[-1])
+
+
+def decode_texture(
+    texture: torch.Tensor,
+    y: torch.Tensor,
+    x: torch.Tensor,
+    cell: torch.Tensor,
+    phase_weight: torch.Tensor,
+    weights: Sequence[torch.Tensor],
+    biases: Sequence[torch.Tensor],
+    height: int,
+    band_start: int,
+    local_ensemble: bool,
+    ensemble_first: bool = False,
+) -> torch.Tensor:
+    """LTE's decoder from its maps on: [B, R, S, out_channels]. The arguments are those of the op local_texture (op.py).
+
+    texture [B, rows, w, 4 K]: K coefficients of cosines, K of sines, the K frequencies along y, those along x.
+    """
+    size = height, texture.shape[2]
+    batch = torch.arange(len(texture), dtype=torch.long, device=texture.device).view(-1, 1, 1)
+    frequencies = texture.shape[3] // 4
+    phase = F.linear(relative_cell(cell, size).to(texture.dtype), phase_weight)
+    out: Any = 0
+    for row, col, offset, weight in zip(*neighbours(y, x, size, local_ensemble), strict=True):
+        values = texture[batch, row - band_start, col]
+        coef, freq = values.split(2 * frequencies, -1)
+        freq_y, freq_x = freq.chunk(2, -1)
+        rel_y, rel_x = offset.to(texture.dtype).unbind(-1)
+        angle = math.pi * (freq_y * rel_y.unsqueeze(-1) + freq_x * rel_x.unsqueeze(-1) + phase)
+        pred = mlp(coef * torch.cat((angle.cos(), angle.sin()), -1), weights, biases)
+        out = out + pred * weight.unsqueeze(-1).to(torch.promote_types(texture.dtype, torch.float32))
+    return out.to(texture.dtype)

@@ -266,7 +266,7 @@ def identify(contents: Contents, networks: Sequence[Any]) -> Any:
     """Returns the class in `networks` whose checkpoint the file is.
 
     The name in the file decides. A file without one (an older release's, or a state dict) is recognized by a state-dict
-    key that only this network has, the class attribute KEY.
+    key that this network, and none before it, has: the class attribute KEY.
 
     Raises:
         Unreadable: it is none of them.
@@ -278,7 +278,7 @@ def identify(contents: Contents, networks: Sequence[Any]) -> Any:
         name = spec["name"]
     if name is not None:
         for network in networks:
-            if network.NETWORK.lower() == name.lower():
+            if name.lower() in (network.NETWORK.lower(), *network.ALIASES):
                 return network
         raise Unreadable(f"it contains the network {name}")
     names = [str(name) for name in _entries(contents.data)]

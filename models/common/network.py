@@ -33,7 +33,8 @@ class Network:
     Class attributes of a network:
         NETWORK: its name in checkpoints and error messages.
         CONFIG: the class of its config.
-        KEY: a state-dict key that no other network has; it identifies files without a name.
+        ALIASES: names of it in files of other projects, in lower case.
+        KEY: a state-dict key that no earlier network has; it identifies files without a name.
         PRETRAINED: the checkpoint that ships with the package, or None.
         READS: files of other projects that `from_checkpoint` opens, for its errors.
 
@@ -44,6 +45,7 @@ class Network:
 
     NETWORK: ClassVar[str]
     CONFIG: ClassVar[Callable[..., Any]]
+    ALIASES: ClassVar[tuple[str, ...]] = ()
     KEY: ClassVar[str]
     PRETRAINED: ClassVar[Path | None] = None
     READS: ClassVar[str] = ""

@@ -110,7 +110,7 @@ class ImplicitUpsample(nn.Module):
         if self.eager:
             coord = torch.stack(torch.meshgrid(*(_centres(n, feat.device) for n in size), indexing="ij"), -1)
             coord = coord.expand(len(feat), *coord.shape)
-            out = local_implicit_decode(feat, coord, cell, weights, biases, **self.form._asdict(), backend="reference")
+            out = local_implicit_decode(feat, coord, cell, weights, biases, **self.form.flags(), backend="reference")
             out = out.permute(0, 3, 1, 2)
             return out if head is None else head(out)
         if head is None:

@@ -1,10 +1,12 @@
-"""Reads the checkpoints of other LIIF implementations: yinboc/liif's files and mmagic's state dicts."""
+"""Reads the checkpoints of other LIIF and LTE implementations: yinboc/liif's, mmagic's and jaewon-lee-b/lte's."""
 
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+
+from inr_kernels.local_implicit.module import from_published
 
 from ..common.checkpoints import Checkpoint, Contents, Unreadable, state_dict
 from .edsr import MeanShift
@@ -53,28 +55,58 @@ def read(contents: Contents, key: str) -> Checkpoint:
     return Checkpoint(config, state, {})
 
 
-def _config_of_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of yinboc/liif's {"name": "liif", "args": ..., "sd": state dict}."""
-    if spec.get("name") != "liif":
+def read_lte(contents: Contents, key: str) -> Checkpoint:
+    """Returns the checkpoint in a file of jaewon-lee-b/lte, LTE or LTE+, or in a state dict with its names.
+
+    Raises:
+        Unreadable: it is none of them, or another network's.
+    """
+    spec = contents.data.get("model") if isinstance(contents.data, dict) else None
+    encoder = None
+    if isinstance(spec, dict) and "sd" in spec:
+        encoder, state = _encoder_of_spec(spec, "lte", "lte-fast"), spec["sd"]
+    else:
+        state = state_dict(contents, key)
+    try:
+        decoder = from_published(state)
+    except ValueError as error:
+        raise Unreadable(str(error).removeprefix("state ")) from error
+    state = {name: value for name, value in state.items() if name.startswith("encoder.")} | decoder
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    config = {**(encoder or _encoder_of_state(shapes)), "hidden_dim": shapes["coef.weight"][0]}
+    return Checkpoint(config | {"hidden": _hidden(shapes)}, state, {})
+
+
+def _encoder_of_spec(spec: Mapping[str, Any], *networks: str) -> dict[str, Any]:
+    """The encoder's part of the config of {"name": one of networks, "args": ..., "sd": state dict}."""
+    if spec.get("name") not in networks:
         raise Unreadable(f"it contains the network {spec.get('name')!r}")
     if not isinstance(spec["sd"], dict) or not all(isinstance(value, torch.Tensor) for value in spec["sd"].values()):
         raise Unreadable("its model's sd is not a state dict of tensors")
-    args = dict(_entry(spec, "args"))
-    encoder, imnet = _entry(args, "encoder_spec"), _entry(args, "imnet_spec")
-    del args["encoder_spec"], args["imnet_spec"]
-    name, decoder = encoder.get("name"), _entry(imnet, "args")
+    encoder = _entry(_entry(spec, "args"), "encoder_spec")
+    name = encoder.get("name")
     if name not in DEFAULTS:
         raise Unreadable(f"its encoder is {name!r}, supported are {', '.join(DEFAULTS)}")
     options = {**DEFAULTS[name], **(encoder.get("args") or {})}
     if not options.get("no_upsampling"):
         raise Unreadable("its encoder has an upsampler")
+    return _encoder_config(name, options)
+
+
+def _config_of_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of yinboc/liif's {"name": "liif", "args": ..., "sd": state dict}."""
+    config = _encoder_of_spec(spec, "liif")
+    args = dict(_entry(spec, "args"))
+    imnet = _entry(args, "imnet_spec")
+    decoder = _entry(imnet, "args")
+    del args["encoder_spec"], args["imnet_spec"]
     if (
         imnet.get("name") != "mlp"
         or decoder.get("out_dim") != 3
         or not isinstance(decoder.get("hidden_list"), list | tuple)
     ):
         raise Unreadable(f"its decoder is not an mlp with three outputs: {dict(imnet)}")
-    return {**_encoder_config(name, options), "hidden": decoder["hidden_list"], **args}
+    return {**config, "hidden": decoder["hidden_list"], **args}
 
 
 def _encoder_config(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,29 +136,41 @@ def _renamed(name: str, blocks: int) -> str:
     return name
 
 
-def _config_of_state(state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """The config of a state dict with yinboc/liif's names."""
-    shapes = {name: tuple(value.shape) for name, value in state.items()}
+def _count(shapes: Mapping[str, Any], pattern: str) -> int:
+    return sum(bool(re.fullmatch(pattern, name)) for name in shapes)
 
-    def count(pattern: str) -> int:
-        return sum(bool(re.fullmatch(pattern, name)) for name in shapes)
 
+def _encoder_of_state(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """The encoder's part of the config of a state dict with yinboc/liif's names."""
     if "encoder.SFENet1.weight" in shapes:
         features, growth = shapes["encoder.SFENet1.weight"][0], shapes["encoder.RDBs.0.convs.0.conv.0.weight"][0]
-        blocks, convolutions = count(r"encoder\.RDBs\.\d+\.LFF\.weight"), count(r"encoder\.RDBs\.0\.convs\.\d+.*weight")
+        blocks = _count(shapes, r"encoder\.RDBs\.\d+\.LFF\.weight")
+        convolutions = _count(shapes, r"encoder\.RDBs\.0\.convs\.\d+.*weight")
         config = {"encoder": "rdn", "growth": growth, "convolutions": convolutions}
     elif "encoder.head.0.weight" in shapes:
-        features, blocks = shapes["encoder.head.0.weight"][0], count(r"encoder\.body\.\d+\.body\.0\.weight")
+        features = shapes["encoder.head.0.weight"][0]
+        blocks = _count(shapes, r"encoder\.body\.\d+\.body\.0\.weight")
         large = DEFAULTS["edsr"]
         same = (blocks, features) == (large["n_resblocks"], large["n_feats"])
         config = {"encoder": "edsr", "res_scale": large["res_scale"] if same else 1.0}
     else:
         raise Unreadable("its encoder is neither an EDSR nor an RDN")
-    columns = shapes["imnet.layers.0.weight"][1]
+    return {"blocks": blocks, "features": features, **config}
+
+
+def _hidden(shapes: Mapping[str, tuple[int, ...]]) -> list[int]:
+    """The widths of imnet's hidden layers."""
+    layers = _count(shapes, r"imnet\.layers\.\d+\.weight")
+    return [shapes[f"imnet.layers.{2 * layer}.weight"][0] for layer in range(layers - 1)]
+
+
+def _config_of_state(state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """The config of a LIIF's state dict with yinboc/liif's names."""
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    config = _encoder_of_state(shapes)
+    columns, features = shapes["imnet.layers.0.weight"][1], config["features"]
     unfold = columns - 9 * features in (2, 4)
     if not unfold and columns - features not in (2, 4):
         raise Unreadable(f"its imnet has {columns} inputs, which are not {features} features, an offset and a cell")
-    layers = count(r"imnet\.layers\.\d+\.weight")
-    hidden = [shapes[f"imnet.layers.{2 * layer}.weight"][0] for layer in range(layers - 1)]
-    config |= {"feat_unfold": unfold, "cell_decode": columns - (9 if unfold else 1) * features == 4}
-    return {"blocks": blocks, "features": features, "hidden": hidden, **config}
+    cell = columns - (9 if unfold else 1) * features == 4
+    return {**config, "hidden": _hidden(shapes), "feat_unfold": unfold, "cell_decode": cell}

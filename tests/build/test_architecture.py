@@ -113,7 +113,7 @@ def test_library_imports_only_installed_packages(file):
 
 
 def test_every_op_is_registered():
-    """A folder may define several ops: fourier_unit has conv3x3 too."""
+    """A folder may define several ops: fourier_unit has conv3x3 too, local_implicit has local_texture."""
     assert set(OPS) <= set(dispatch.OPS)
     assert {op.function.__module__.split(".")[1] for op in dispatch.OPS.values()} == set(OPS)
 
@@ -156,6 +156,7 @@ def test_op_is_complete(op):
 
 def test_public_names():
     names = {"LocalImplicitDecoder", "local_implicit_decode", "accelerate", "explain", "backend"}
+    names |= {"LocalTextureDecoder", "local_texture_decode"}
     names |= {"ElementwiseFilter", "elementwise_filter", "pixelwise_reconstruct", "UnmaskAttention", "unmask_attention"}
     names |= {"NeighborhoodAttention2D", "neighborhood_attention_2d", "neighborhood_attention_2d_packed"}
     names |= {"FourierUnit", "fourier_unit", "release_memory"}

@@ -16,12 +16,14 @@ from inr_kernels.models import (
     DEAR,
     IN2,
     LIIF,
+    LTE,
     DEARConfig,
     ImplicitAutoencoder,
     IN2Config,
     LaMa,
     LaMaConfig,
     LIIFConfig,
+    LTEConfig,
 )
 from inr_kernels.models.common import checkpoints, torch_files
 
@@ -31,6 +33,7 @@ NETWORKS = {
     "ImplicitAutoencoder": lambda: ImplicitAutoencoder(latent="local", channels=4, hidden=(8, 8)),
     "LaMa": lambda: LaMa(LaMaConfig(features=8, blocks=1, activation="tanh")),
     "LIIF": lambda: LIIF(LIIFConfig(blocks=1, features=4, hidden=(8, 8))),
+    "LTE": lambda: LTE(LTEConfig(blocks=1, features=4, hidden=(8, 8), hidden_dim=8)),
 }
 every_network = pytest.mark.parametrize("name", NETWORKS)
 
@@ -181,9 +184,11 @@ def test_liifs_own_files(tmp_path):
     args = {"encoder_spec": encoder, "imnet_spec": {"name": "mlp", "args": {"out_dim": 3, "hidden_list": [8, 8]}}}
     torch.save({"model": {"name": "liif", "args": args, "sd": model.state_dict()}}, tmp_path / "liif.pth")
     assert equal(models.from_checkpoint(tmp_path / "liif.pth"), model)
-    torch.save({"model": {"name": "lte", "args": args, "sd": {}}}, tmp_path / "lte.pth")
-    with pytest.raises(ValueError, match=r"lte.pth is not a DEAR, .* or LIIF checkpoint: it contains the network lte"):
-        models.from_checkpoint(tmp_path / "lte.pth")
+    torch.save({"model": {"name": "jiif", "args": args, "sd": {}}}, tmp_path / "jiif.pth")
+    with pytest.raises(
+        ValueError, match=r"jiif.pth is not a DEAR, .* or LIIF checkpoint: it contains the network jiif"
+    ):
+        models.from_checkpoint(tmp_path / "jiif.pth")
 
 
 @pytest.mark.parametrize(
@@ -200,9 +205,8 @@ def test_liifs_own_files(tmp_path):
 def test_other_files(content, reason, tmp_path):
     path = tmp_path / "other.ckpt"
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
-    with pytest.raises(
-        ValueError, match=rf"other.ckpt is not a DEAR, IN2, ImplicitAutoencoder, LaMa or LIIF checkpoint: {reason}"
-    ):
+    networks = "DEAR, IN2, ImplicitAutoencoder, LaMa, LTE or LIIF"
+    with pytest.raises(ValueError, match=rf"other.ckpt is not a {networks} checkpoint: {reason}"):
         models.from_checkpoint(path)
     with pytest.raises(FileNotFoundError):
         models.from_checkpoint(tmp_path / "none.ckpt")

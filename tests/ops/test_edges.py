@@ -83,6 +83,15 @@ TENSORS = {
         "weights": [(16, 74), (3, 16)],
         "biases": [(16,), (3,)],
     },
+    "local_texture": {
+        "coef": (1, 8, 5, 7),
+        "freq": (1, 8, 5, 7),
+        "coord": (1, 10, 2),
+        "cell": (1, 2),
+        "phase_weight": (4, 2),
+        "weights": [(16, 8), (3, 16)],
+        "biases": [(16,), (3,)],
+    },
 }
 REST = {
     "elementwise_filter": {"kernel_size": 3},

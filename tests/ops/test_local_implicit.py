@@ -210,10 +210,13 @@ def test_memory_layouts(layout):
 def test_every_instruction_set(isa, run_python, expected_isa):
     """Every build of the kernels that this processor can run; for the others, the generic one."""
     code = (
-        "import torch; from local_implicit_cases import *\n"
+        "import torch, local_texture_cases; from local_implicit_cases import *\n"
         "for kwargs in ({}, {'ensemble_after': 'first'}, {'hidden': (65, 31), 'out': 19}):\n"
         "  for dtype in (torch.float32, torch.bfloat16, torch.float64):\n"
         "    assert_kernel_as_accurate(Case(**kwargs), dtype)\n"
+        "for dtype in (torch.float32, torch.bfloat16, torch.float64):\n"
+        "  margin = dtype == torch.bfloat16\n"
+        "  assert_kernel_as_accurate(local_texture_cases.Case(frequencies=21, relu_margin=margin), dtype)\n"
         "from inr_kernels import _C; print(_C.isa())\n"
     )
     assert run_python(code, INR_KERNELS_ISA=isa).strip() == expected_isa(isa)

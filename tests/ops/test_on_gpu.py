@@ -24,7 +24,7 @@ DEVICE = "cuda"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 NOT_ON_GPU = {"cpu", "reference"} | (set() if importlib.util.find_spec("natten") else {"natten"})
-CASES = {op: importlib.import_module(f"{op}_cases") for op in TRITON_OPS}
+CASES = {op: importlib.import_module(f"{op}_cases") for op in [*TRITON_OPS, "local_texture"]}
 KERNELS = [(op, name) for op in CASES for name in OPS[op].backends if name not in NOT_ON_GPU]
 
 

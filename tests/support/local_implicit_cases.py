@@ -178,15 +178,17 @@ def gpu_problems(dtype):
 
 
 def compilations(dtype, arch):
-    """Launches LIIF's decoder, 256 x 4 to 3 channels, on one 48 x 48 patch; yields the ensemble's place before."""
-    for after in ("last", "first"):
-        yield after
-        first, empty = after == "first", partial(torch.empty, dtype=dtype)
+    """Launches LIIF's decoder, 256 x 4 to 3 channels, on one 48 x 48 patch; yields the ensemble's place before. Then
+    LTE's."""
+    for mode in ("last", "first", "texture"):
+        yield mode
+        first, texture, empty = mode == "first", mode == "texture", partial(torch.empty, dtype=dtype)
         widths = [256, 256, 256, 256, 3]
         inputs = [258 if first else 256, *widths[1:-1]]  # the cell's two columns join the blend
         weights = [empty(n, k) for n, k in zip(widths[1:], inputs, strict=True)]
-        arguments = {"hoisted": empty(1, 48, 48, 256), "y": torch.empty(1, 64, 64), "x": torch.empty(1, 64, 64)}
-        arguments |= {"cell": torch.empty(1, 64, 64, 2), "position_weight": empty(256, 2 if first else 4)}
+        position = empty(128, 2) if texture else empty(256, 2 if first else 4)
+        arguments = {"hoisted": empty(1, 48, 48, 512 if texture else 256), "y": torch.empty(1, 64, 64)}
+        arguments |= {"x": torch.empty(1, 64, 64), "cell": torch.empty(1, 64, 64, 2), "position_weight": position}
         arguments |= {"weights": weights, "biases": [empty(n) for n in widths[1:]], "height": 48, "band_start": 0}
         arguments |= {"local_ensemble": True, "ensemble_first": first}
         with mock.patch.object(triton_kernels, "capability", return_value=divmod(arch, 10)):

@@ -7,6 +7,7 @@ data: it builds the inputs and returns a function without arguments that compute
 import importlib
 from unittest import mock
 
+import local_texture_cases
 import numpy
 import torch
 import upstream_natten
@@ -15,6 +16,7 @@ from torch import nn
 from upstream_decoders import StoresFeatures
 from upstream_filters import KernelConv, Ported, Raft
 from upstream_lama import Generator
+from upstream_lte import Texture
 from upstream_natten import Version15, Version21
 
 import inr_kernels
@@ -31,7 +33,9 @@ from inr_kernels.models.in2 import losses as in2_losses
 def case_of(op):
     """The class of an op's problems, whose `run(dtype, backend)` returns the outputs and the gradients."""
     folder = OPS[op].function.__module__.split(".")[1]
-    return {"conv3x3": ConvolutionCase}.get(op) or importlib.import_module(f"{folder}_cases").Case
+    return {"conv3x3": ConvolutionCase, "local_texture": local_texture_cases.Case}.get(op) or importlib.import_module(
+        f"{folder}_cases"
+    ).Case
 
 
 CASES = {op: case_of(op) for op in OPS}
@@ -39,6 +43,7 @@ SMALL = {  # for Triton's interpreter, which is slow
     "elementwise_filter": {"batch": 1, "channels": 2, "groups": 2, "kernel_size": (1, 3), "size": (3, 4)},
     "fourier_unit": {"batch": 1, "channels": 2, "outputs": 2, "size": (3, 4)},
     "local_implicit": {"batch": 1, "queries": 5, "hidden": (9,)},
+    "local_texture": {"batch": 1, "queries": 5, "hidden": (9,)},
     "neighborhood_attention": {"batch": 1, "size": (3, 4), "heads": 1, "dim": 4},
     "unmask_attention": {"shape": (1, 4, 3, 4)},
 }
@@ -112,6 +117,12 @@ def liif():
     return lambda: [call(model, image, coord, coord)(), model.upscale(image, 2), model.upscale(image, size=(9, 30))]
 
 
+def lte():
+    model, coord = models.LTE(models.LTEConfig(blocks=1, features=8, hidden=(16,), hidden_dim=8)), torch.rand(1, 9, 2)
+    image = example[0][..., :7, :8]
+    return lambda: [call(model, image, coord, coord)(), model.upscale(image, 2), model.upscale(image, size=(9, 40))]
+
+
 def pyramid():
     decoder = models.ImplicitPyramidDecoder((8, 6, 4), hidden=(16, 16))
     return call(decoder, torch.randn(1, 8, 5, 7), [(10, 13), (20, 26)])
@@ -124,6 +135,20 @@ def decoder():
         torch.rand(1, 9, 2),
     )
     return lambda: [call(layer.render, feat, (9, 11))(), call(layer, feat, coord, coord)()]
+
+
+def texture_decoder():
+    layer, feat, coord = (
+        inr_kernels.LocalTextureDecoder(8, hidden=(16, 16), hidden_dim=16),
+        torch.randn(1, 8, 5, 6),
+        torch.rand(1, 9, 2),
+    )
+    image = torch.rand(1, 3, 5, 6)
+    return lambda: [
+        call(layer.render, feat, (9, 11), image=image)(),
+        call(layer, feat, coord, coord, image)(),
+        call(inr_kernels.LocalTextureDecoder.from_state_dict(layer.state_dict()), feat, coord, coord)(),
+    ]
 
 
 def upsample(mode, eager):
@@ -178,6 +203,7 @@ CALLS = {
         inr_kernels.NeighborhoodAttention2D(8, 2, 3, rel_pos_bias=True), torch.randn(1, 5, 6, 8)
     ),
     "LocalImplicitDecoder": decoder,
+    "LocalTextureDecoder": texture_decoder,
     "FourierUnit": lambda: call(inr_kernels.FourierUnit(4, 6).eval(), torch.randn(1, 4, 5, 6)),
     "SpectralTransform": lambda: call(SpectralTransform(4, 8).eval(), torch.randn(1, 4, 6, 6)),
     "FFC": lambda: ffc(FFC, 8, 8, 3, padding=1),
@@ -192,6 +218,7 @@ CALLS = {
     **{f"ImplicitAutoencoder, {kind}": lambda kind=kind: autoencoder(kind) for kind in ("global", "local")},
     "LaMa": lambda: inpainter(models.LaMa(models.LaMaConfig(features=8, blocks=1))),
     "LIIF": liif,
+    "LTE": lte,
     "FeatureRefiner": refined,
     "export_program": exported,
     "EDSR": lambda: call(models.EDSR(1, 8), torch.rand(1, 3, 9, 8)),
@@ -210,6 +237,7 @@ CALLS = {
     "Discriminator": lambda: call(in2_losses.Discriminator((8, 8)).eval(), torch.rand(1, 3, 32, 32)),
     "mean_fill": lambda: call(baselines.mean_fill, *example),
     "LIIF's decoder": lambda: accelerated(StoresFeatures, (2, 3, 6, 5), (2, 9, 2), (2, 9, 2)),
+    "LTE's decoder": lambda: accelerated(Texture, (2, 3, 6, 5), (2, 9, 2), (2, 9, 2)),
     "MISF's KernelConv": lambda: accelerated(KernelConv, (2, 3, 5, 4), (2, 27, 5, 4)),
     "STFAN's KernelConv2D": lambda: accelerated(lambda: Ported(3), (2, 3, 5, 4), (2, 27, 5, 4)),
     "RAFT's upsample_flow": lambda: accelerated(Raft, (2, 2, 5, 4), (2, 576, 5, 4)),

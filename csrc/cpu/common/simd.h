@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstring>
 #include <initializer_list>
+#include <type_traits>
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
@@ -224,6 +225,42 @@ INR_INLINE Vec<double> exp_negative(Vec<double> x) {
     e = e * r + c;
   e *= (Vec<double>)(((Word)shifted << 52) + 0x3ff0000000000000u);
   return x < -708. ? Vec<double>{} : e;
+}
+
+// (+-) pi^i / i!, the coefficients of the Taylor series of the sine (odd i) and the cosine (even i) of pi x.
+struct PiSeries {
+  double factor[20];
+  constexpr PiSeries() : factor{1} {
+    for (int i = 1; i < 20; ++i) factor[i] = factor[i - 1] * 3.14159265358979323846 / (i % 2 ? i : -i);
+  }
+};
+
+// sin(pi x) and cos(pi x), accurate to 2^-23 (float64: 2^-52). The reduction to |r| <= 1 / 4 is exact: the argument is
+// not rounded as a product pi * x is. Numbers beyond 2^20 (2^50) count as zero. Adding `magic` rounds to an integer.
+template <class V>
+INR_INLINE void sincos_pi(V x, V& sine, V& cosine) {
+  constexpr bool single = sizeof(x[0]) == sizeof(float);
+  using R = std::conditional_t<single, float, double>;
+  constexpr R magic = single ? 0x1.8p23 : 0x1.8p52, limit = single ? 0x1p20 : 0x1p50;
+  constexpr PiSeries series;
+  constexpr int terms = single ? 5 : 9;
+  x = (x < limit) & (x > -limit) ? x : x - x;  // infinity: NaN
+  const V quarters = x * 2 + magic - magic, r = x - quarters * R(0.5), r2 = r * r;
+  V s{}, c{};
+#pragma GCC unroll 9
+  for (int i = terms; i > 0; --i) {
+    c = c * r2 + R(series.factor[2 * i]);
+    if (i < terms) s = s * r2 + R(series.factor[2 * i + 1]);
+  }
+  constexpr double pi = series.factor[1];
+  s = r * R(pi) + r * (s * r2 + R(pi - double(R(pi))));
+  c = c * r2 + R(1);
+  const V turn = quarters - (quarters * R(0.25) + magic - magic) * 4;  // -2, -1, 0, 1 or 2 quarters
+  const V square = turn * turn;
+  sine = square == 1 ? c : s;
+  cosine = square == 1 ? s : c;
+  sine = (turn < 0) | (turn == 2) ? -sine : sine;
+  cosine = (turn == 1) | (square == 4) ? -cosine : cosine;
 }
 
 // max(v, 0) that propagates NaN.

@@ -33,7 +33,7 @@ struct GradientWorker {
   Buffer<T> weight[max_depth];        // [round_up(outputs, block_rows)][columns(inputs)]
   Buffer<T> bias[max_depth];          // [round_up(outputs, panel)]
   Buffer<T> position, position_tile;  // [4][stride of PackedWeights]; all tiles', the current tile's
-  Buffer<T> hoisted;                  // [row_end - row_begin][width][widths[0]]
+  Buffer<T> hoisted;                  // [row_end - row_begin][width][channels]
   std::int64_t row_begin = 0, row_end = 0;
   Buffer<T> h[max_depth];                      // [tile_rows][stride], the input of each layer
   Buffer<T> mean, grad_mean, grad, grad_next;  // [tile_rows][stride]
@@ -81,10 +81,44 @@ void input_gradient(const PackedMatrix<T>& transposed, const T* grad, std::int64
   });
 }
 
+// Adds v to the elements [n, n + lanes) of a row but those past the last. row: [channels]
+template <class T>
+INR_INLINE void add_to_row(T* row, std::int64_t n, std::int64_t channels, Vec<T> v) {
+  store_row(row, n, channels, load_row(row, n, channels) + v);
+}
+
+// Texture: adds one query's gradients of the first layer. grad, of the layer's output: [neighbours][stride]
+template <class T>
+void texture_gradient(GradientWorker<T>& worker, const LocalImplicit& p, const PackedWeights<T>& w,
+                      const Neighbours& q, const T* grad, std::int64_t stride) {
+  const std::int64_t count = p.frequencies();
+  for (int t = 0; t < p.neighbours(); ++t, grad += stride) {
+    const T* coefficient = static_cast<const T*>(p.hoisted) + q.pixel[t] * p.channels();
+    T* target = worker.hoisted ? worker.hoisted + (q.pixel[t] - worker.row_begin * p.width) * p.channels() : nullptr;
+    for (std::int64_t n = 0; n < count; n += lanes<T>) {
+      Vec<T> cosine, sine;
+      waves(p, w, q, t, n, cosine, sine);
+      const Vec<T> of_cosine = load_row(grad, n, count), of_sine = load_row(grad + count, n, count);
+      const Vec<T> angle = (of_sine * load_row(coefficient + count, n, count) * cosine -
+                            of_cosine * load_row(coefficient, n, count) * sine) * T(3.14159265358979323846);
+      if (worker.position)
+        for (int j = 0; j < 2; ++j) {
+          T* sum = worker.position_tile + j * w.stride + n;
+          store(sum, load(sum) + angle * T(q.cell[j]));
+        }
+      if (!target) continue;
+      add_to_row(target, n, count, of_cosine * cosine);
+      add_to_row(target + count, n, count, of_sine * sine);
+      for (int j = 0; j < 2; ++j) add_to_row(target + (2 + j) * count, n, count, angle * T(q.rel[t][j]));
+    }
+  }
+}
+
 // Adds one query's gradients of the first layer. grad, of the layer's output: [rows_per_query][stride]
 template <class T>
 void first_layer_gradient(GradientWorker<T>& worker, const LocalImplicit& p, const PackedWeights<T>& w,
                           const Neighbours& q, const T* grad, std::int64_t stride) {
+  if (p.texture) return texture_gradient(worker, p, w, q, grad, stride);
   T* target[4];
   for (int t = 0; t < p.neighbours() && worker.hoisted; ++t)
     target[t] = worker.hoisted + (q.pixel[t] - worker.row_begin * p.width) * p.widths[0];
@@ -102,14 +136,7 @@ void first_layer_gradient(GradientWorker<T>& worker, const LocalImplicit& p, con
           store(sum, load(sum) + g * offsets[j]);
         }
       }
-      if (worker.hoisted) {
-        T* row = target[t] + n;
-        const std::int64_t left = p.widths[0] - n;
-        if (left >= lanes<T>)
-          store(row, load(row) + g);
-        else
-          for (std::int64_t i = 0; i < left; ++i) row[i] += g[i];
-      }
+      if (worker.hoisted) add_to_row(target[t], n, p.widths[0], g);
     }
   }
 }
@@ -130,24 +157,26 @@ Status backward_tile(GradientWorker<T>& worker, const LocalImplicit& p, const Pa
   for (std::int64_t i = 0; i < last; ++i) hidden_layer<T>(w, i, worker.h[i], rows, stride, worker.h[i + 1]);
 
   T *grad = worker.grad, *next = worker.grad_next;
-  T* const unmasked = nullptr;  // with the ensemble first, h[0] is not the output of a ReLU
+  const auto activation = [&](std::int64_t i) -> const T* {
+    return p.rectified(i) ? static_cast<const T*>(worker.h[i]) : nullptr;
+  };
   if (p.ensemble_first) {
     if (weights) add_weight_gradient<T>(worker, p, last, grad, worker.h[last], count, stride);
-    const T* activation = last ? worker.h[last] : unmasked;
-    input_gradient<T>(transposed[last], grad, count, stride, activation, next);
+    input_gradient<T>(transposed[last], grad, count, stride, activation(last), next);
   } else {
     const std::int64_t width = p.widths[last];
+    const bool rectified = p.rectified(last);
     if (weights) {
       for (std::int64_t k = 0; k < count; ++k)
         ensemble<T>(p, q[k], worker.h[last] + k * per_query * stride, stride, width, worker.mean + k * stride);
       add_weight_gradient<T>(worker, p, last, grad, worker.mean, count, stride);
     }
-    input_gradient<T>(transposed[last], grad, count, stride, unmasked, worker.grad_mean);
+    input_gradient<T>(transposed[last], grad, count, stride, static_cast<const T*>(nullptr), worker.grad_mean);
     for (std::int64_t k = 0; k < count; ++k)
       for (int t = 0; t < per_query; ++t)
         for (std::int64_t n = 0, row = (k * per_query + t) * stride; n < width; n += lanes<T>) {
           const Vec<T> g = load(worker.grad_mean + k * stride + n) * T(q[k].weight[t]);
-          store(next + row + n, load(worker.h[last] + row + n) > 0 ? g : Vec<T>{});
+          store(next + row + n, !rectified ? g : load(worker.h[last] + row + n) > 0 ? g : Vec<T>{});
         }
   }
   for (std::int64_t i = last - 1; i >= 0; --i) {
@@ -155,8 +184,7 @@ Status backward_tile(GradientWorker<T>& worker, const LocalImplicit& p, const Pa
     grad = next;
     next = swap;
     if (weights) add_weight_gradient<T>(worker, p, i, grad, worker.h[i], rows, stride);
-    const T* activation = i || !p.ensemble_first ? worker.h[i] : unmasked;
-    input_gradient<T>(transposed[i], grad, rows, stride, activation, next);
+    input_gradient<T>(transposed[i], grad, rows, stride, activation(i), next);
   }
   for (std::int64_t k = 0; k < count; ++k)
     first_layer_gradient<T>(worker, p, w, q[k], next + k * per_query * stride, stride);
@@ -178,7 +206,7 @@ bool allocate_rows(GradientWorker<T>& worker, const LocalImplicit& p, const std:
     if (k == begin) worker.row_begin = low;
     worker.row_end = high > worker.row_end ? high : worker.row_end;
   }
-  return worker.hoisted.resize((worker.row_end - worker.row_begin) * p.width * p.widths[0]);
+  return worker.hoisted.resize((worker.row_end - worker.row_begin) * p.width * p.channels());
 }
 
 // Adds the gradients of all threads. workers: [n]; stride: of PackedWeights
@@ -200,7 +228,7 @@ void sum_workers(const LocalImplicit& p, GradientWorker<T>* workers, int n, cons
       }
     }
     const std::int64_t columns = p.position_inputs();
-    for (std::int64_t c = 0; c < p.widths[0]; ++c)
+    for (std::int64_t c = 0; c < p.position_outputs(); ++c)
       for (std::int64_t j = 0; j < columns; ++j) {
         T sum = 0;
         for (int t = 0; t < n; ++t) sum += workers[t].position[j * stride + c];
@@ -208,7 +236,7 @@ void sum_workers(const LocalImplicit& p, GradientWorker<T>* workers, int n, cons
       }
   }
   if (grads.hoisted) {
-    const std::int64_t row_size = p.width * p.widths[0], rows = p.batch * p.band_rows;
+    const std::int64_t row_size = p.width * p.channels(), rows = p.batch * p.band_rows;
     parallel(n, [&](int share) {
       for (std::int64_t r = rows * share / n; r < rows * (share + 1) / n; ++r) {
         T* to = static_cast<T*>(grads.hoisted) + r * row_size;

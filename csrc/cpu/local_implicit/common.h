@@ -51,7 +51,7 @@ struct PackedWeights {
     if (!position.resize(4 * stride)) return false;
     const std::int64_t columns = p.position_inputs();
     const T* w = static_cast<const T*>(p.position_weight);
-    for (std::int64_t n = 0; n < p.widths[0]; ++n)
+    for (std::int64_t n = 0; n < p.position_outputs(); ++n)
       for (std::int64_t j = 0; j < columns; ++j) position[j * stride + n] = to_real(w[n * columns + j]);
     return true;
   }
@@ -79,10 +79,48 @@ INR_INLINE Vec<T> first_layer(const LocalImplicit& p, const PackedWeights<T>& w,
   return v;
 }
 
+// Texture: the cosine and the sine of neighbour t's angle, for the frequencies [n, n + lanes).
+template <class T>
+INR_INLINE void waves(const LocalImplicit& p, const PackedWeights<T>& w, const Neighbours& q, int t, std::int64_t n,
+                      Vec<T>& cosine, Vec<T>& sine) {
+  const std::int64_t count = p.frequencies();
+  const T* frequency = static_cast<const T*>(p.hoisted) + q.pixel[t] * p.channels() + 2 * count;
+  const Vec<T> phase = load(w.position + n) * Real<T>(q.cell[0]) + load(w.position + w.stride + n) * Real<T>(q.cell[1]);
+  sincos_pi(load_row(frequency, n, count) * Real<T>(q.rel[t][0]) +
+                load_row(frequency + count, n, count) * Real<T>(q.rel[t][1]) + phase,
+            sine, cosine);
+}
+
+// Stores elements [n, n + lanes) of a row but those past the last. row: [channels]
+template <class T>
+INR_INLINE void store_row(T* row, std::int64_t n, std::int64_t channels, Vec<T> v) {
+  if (n + lanes<T> <= channels)
+    store(row + n, v);
+  else
+    store_part(row + n, v, channels - n);
+}
+
+// Texture: writes coefficients times cosines, and coefficients times sines. h: [neighbours][stride]
+template <class T>
+INR_INLINE void texture_rows(const LocalImplicit& p, const PackedWeights<T>& w, const Neighbours& q, T* h,
+                             std::int64_t stride) {
+  const std::int64_t count = p.frequencies();
+  for (int t = 0; t < p.neighbours(); ++t, h += stride) {
+    const T* coefficient = static_cast<const T*>(p.hoisted) + q.pixel[t] * p.channels();
+    for (std::int64_t n = 0; n < count; n += lanes<T>) {
+      Vec<T> cosine, sine;
+      waves(p, w, q, t, n, cosine, sine);
+      store_row(h, n, count, load_row(coefficient, n, count) * cosine);
+      store_row(h + count, n, count, load_row(coefficient + count, n, count) * sine);
+    }
+  }
+}
+
 // Writes the first layer's output for one query. h: [rows_per_query][stride]
 template <class T>
 INR_INLINE void first_layer_rows(const LocalImplicit& p, const PackedWeights<T>& w, const Neighbours& q, T* h,
-                           std::int64_t stride) {
+                                 std::int64_t stride) {
+  if (p.texture) return texture_rows(p, w, q, h, stride);
   for (std::int64_t n = 0; n < p.widths[0]; n += lanes<T>) {
     if (!p.ensemble_first) {
       for (int t = 0; t < p.neighbours(); ++t) store(h + t * stride + n, relu(first_layer(p, w, q, t, n)));

@@ -13,6 +13,10 @@ from .. import op, reference
 from ..arguments import Facts
 from .checks import cast_parameters, check_decoder, check_queries, check_size, check_workspace
 from .hoist import Form, feature_columns, hoist_features
+from .texture import as_planes, decode_texture, interpolate, local_texture_decode
+
+__all__ = ["WORKSPACE", "Form", "check_size", "check_workspace", "decode_queries", "feature_columns", "hoist_features"]
+__all__ += ["interpolate", "local_implicit_decode", "local_texture_decode", "render"]
 
 WORKSPACE = 256 << 20
 REPORTS, SHORTEST_BAND = 25, 16  # of `progress`: calls for an image, and the minimum rows per call
@@ -118,11 +122,7 @@ def decode_queries(
     coord, cell = check_queries(feat, coord, cell)
     requested = dispatch.requested_backend(backend)
     weights, biases, dtype = cast_parameters(requested, feat, weights, biases)
-    planes = coord.unsqueeze(1) if coord.dim() == 3 else coord
-    if cell is not None:
-        cell = cell[:, None, None] if cell.dim() == 2 else cell.view(planes.shape)
-        cell = cell.expand(planes.shape)
-    y, x = planes.unbind(-1)
+    y, x, cell = as_planes(coord, cell)
     out = decode_grid(feat, y, x, cell, weights, biases, form, requested, hoist)
     return out.view(*coord.shape[:-1], out.shape[-1]).to(dtype)
 
@@ -136,6 +136,7 @@ def render(
     *,
     cell_decode: bool = True,
     cell: torch.Tensor | None = None,
+    image: torch.Tensor | None = None,
     workspace: int = WORKSPACE,
     backend: str | None = None,
     progress: Callable[[int, int], object] | None = None,
@@ -152,6 +153,7 @@ def render(
         form: the decoder's flags.
         cell_decode: whether the decoder takes a cell.
         cell: [B, 2], a query's extent; None: the output's pixel, (2 / H, 2 / W).
+        image: [B, out_channels, H', W'], which is added, interpolated bilinearly (LTE's skip connection).
         workspace: bytes, at least what one output row of one image needs.
         progress: called after each band as progress(rows done, rows in all), B * H in the end.
 
@@ -176,6 +178,8 @@ def render(
         at = None if cell is None else cell[:, None, None].float().expand(*grid, 2)
         rows, columns = y[:, None].expand(grid), x.expand(grid)
         out = decode_grid(feat, rows, columns, at, weights, biases, form, requested, hoist_features)
+        if image is not None:
+            out = out + interpolate(image, torch.stack((rows, columns), -1)).to(out.dtype)
         return out.permute(0, 3, 1, 2).to(dtype)
     out = feat.new_empty(len(feat), len(weights[-1]), height, width, dtype=dtype)
     for images, top, bottom, rows in plan_bands(
@@ -201,6 +205,9 @@ def render(
             functools.partial(hoist_features, rows=rows),
             rows[0],
         )
+        if image is not None:
+            coord = torch.stack((y[top:bottom, None].expand(grid), x.expand(grid)), -1)
+            band = band + interpolate(image[images], coord).to(band.dtype)
         out[images, :, top:bottom] = band.permute(0, 3, 1, 2)
         if progress is not None:
             progress(images.start * height + len(part) * bottom, len(feat) * height)
@@ -228,14 +235,18 @@ def _decode_grid(feat, y, x, cell, weights, biases, form, requested, hoist, band
     coordinates = [y, x] if cell is None else [y, x, cell]
     needs_coordinates = torch.is_grad_enabled() and any(t.requires_grad for t in coordinates)
     requested = dispatch.reference_if_transformed(requested, feat, *coordinates, *weights, *biases)
+    columns = feature_columns(feat.shape[1], form)
+    if form.texture:
+        hoisted, phase = hoist(feat, weights[0], biases[0], form), weights[0][: len(weights[0]) // 4, columns:]
+        texture = hoisted, y, x, cell, phase, weights[1:], biases[1:], feat.shape[2], band_start, form.local_ensemble
+        return decode_texture(*texture, requested=requested)
     if needs_coordinates and requested not in ("", "reference"):
         reason = "does not compute the gradients of coord and cell; use backend='reference'"
         raise RuntimeError(f"backend {requested!r} {reason}")
     exporting = torch.compiler.is_exporting()
     if needs_coordinates or (requested == "reference" and not exporting):
         feat, coord = feat.to(weights[0].dtype), torch.stack((y, x), -1)
-        return reference.local_implicit(feat, coord, cell, weights, biases, **form._asdict())
-    columns = feature_columns(feat.shape[1], form)
+        return reference.local_implicit(feat, coord, cell, weights, biases, **form.flags())
     arguments = (
         hoist(feat, weights[0], biases[0], form),
         y,

@@ -54,12 +54,13 @@ def check_decoder(
             raise TypeError(f"{name} must be a list of tensors; got {type(value).__name__}")
     require(len(weights) >= 2, "weights", "hold at least two Linear weights", len(weights))
     check_count(weights, biases)
-    inputs = feature_columns(feat.shape[1], form) + 2 + (2 if cell_decode and after == "last" else 0)
+    late_cell = cell_decode and after == "last" and not form.texture
+    inputs = feature_columns(feat.shape[1], form) + (4 if late_cell else 2)
     for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         if i == 1 and cell_decode and after == "first":
             inputs += 2
         check_layer(i, weight, bias, inputs, feat, f" ({_first_columns(feat, form, cell_decode)})" if i == 0 else "")
-        inputs = len(weight)
+        inputs = len(weight) // 2 if form.texture and i == 0 else len(weight)
 
 
 def _first_columns(feat, form, cell_decode):

@@ -1,17 +1,26 @@
 """The form of a decoder, and its first layer hoisted to the feature map."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 
 class Form(NamedTuple):
-    """The form of a decoder: LIIF's flags, and the layer after which the ensemble is formed."""
+    """The form of a decoder: LIIF's flags, the layer after which the ensemble is formed, and LTE's first layer.
+
+    With `texture`, the first weight is [4 K, C * 9 + 2]: the rows of the map `reference.decode_texture` reads, and in
+    the last two columns of the first K rows the weight of the phase.
+    """
 
     feat_unfold: bool = True
     local_ensemble: bool = True
     ensemble_after: str = "last"
+    texture: bool = False
+
+    def flags(self) -> dict[str, Any]:
+        """The options of `local_implicit_decode`."""
+        return {name: value for name, value in self._asdict().items() if name != "texture"}
 
 
 def feature_columns(channels: int, form: Form) -> int:

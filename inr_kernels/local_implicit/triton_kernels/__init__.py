@@ -1,4 +1,4 @@
-"""The Triton backend of local_implicit: its limits, launches and block sizes.
+"""The Triton backend of local_implicit and local_texture: its limits, launches and block sizes.
 
 In half precision, up to a width of 256, one kernel takes a query from its coordinates to its colours and the hidden
 state stays in registers. In float32, or wider, the state does not fit the registers: runs of queries pass through a
@@ -54,7 +54,9 @@ class _Problem:
         self, hoisted, y, x, cell, position_weight, weights, biases, height, band_start, local_ensemble, first
     ):
         self.hoisted, self.y, self.x, self.cell = hoisted.contiguous(), y, x, cell
-        self.batch, self.band_rows, self.width, self.channels = hoisted.shape
+        self.batch, self.band_rows, self.width, channels = hoisted.shape
+        self.texture = len(position_weight) != channels  # local_texture: 4 K channels, a row for each of K phases
+        self.channels = channels // 2 if self.texture else channels
         self.height, self.band_start = height, band_start
         self.ensemble, self.first = local_ensemble, first
         self.neighbours = 4 if local_ensemble else 1
@@ -66,7 +68,7 @@ class _Problem:
         self.W = triton.cdiv(max(widths), self.config.chunk) * self.config.chunk
         self.BO = min(64, max(16, triton.next_power_of_2(self.out)))
         self.OP = triton.cdiv(self.out, self.BO) * self.BO
-        self.columns = position_weight.shape[1]
+        self.columns = 4 if self.texture else position_weight.shape[1]  # inputs of the first layer
         self.late_cell = first and cell is not None
         self.widths = [*widths, self.out]
         self._pack(position_weight, weights, biases)
@@ -83,7 +85,7 @@ class _Problem:
             [m[: self.widths[i + 1], : self.widths[i]] for i, m in enumerate([*self.hidden, self.last])],
             [w[:, :n] for w, n in zip(weights, self.widths[:-1], strict=True)],
         )
-        to = [self.position[: self.columns, : self.channels]]
+        to = [self.position[: position_weight.shape[1], : len(position_weight)]]
         to += [self.affine[i, 0, : len(b)] for i, b in enumerate(biases)]
         source = [position_weight.T, *biases]
         if self.late_cell:
@@ -119,7 +121,8 @@ class _Problem:
     def longest_run(self, states):
         """The number of queries that fit the workspace with `states` states of each row, a multiple of every block."""
         row = (states * self.W + self.OP + 16) * self.hoisted.element_size()
-        sample = ((self.W + 16) * self.hoisted.element_size() if self.first else 0) + 40  # 40: the sort
+        columns = self.W + 16 if self.first else self.W + 2 * self.channels if self.texture else 0
+        sample = columns * self.hoisted.element_size() + 40  # 40: the sort
         return max(1, WORKSPACE // (self.per_query * row + self.neighbours * sample) // 128) * 128
 
     def _launch(self, kernel, begin, end, *args, **forms):
@@ -139,6 +142,7 @@ class _Problem:
             LATE_CELL=self.late_cell,
             ENSEMBLE=self.ensemble,
             FIRST=self.first,
+            TEXTURE=self.texture,
             PRECISION=backends.precision(),
             num_warps=self.config.warps,
             num_stages=1,
@@ -194,7 +198,7 @@ class _Problem:
         )
         for layer in reversed(range(0 if self.fused else self.depth)):
             torch.mm(run.gradients[layer + 1], self.hidden[layer], out=run.gradients[layer])
-            if layer or not self.first:  # with the ensemble first, the blend has no ReLU
+            if layer or not (self.first or self.texture):  # the blend and a texture have no ReLU
                 run.gradients[layer].masked_fill_(run.states[layer] <= 0, 0)
         if self.first:
             kernels.blend_backward[(triton.cdiv(end - begin, 64),)](
@@ -214,6 +218,22 @@ class _Problem:
                 num_warps=4,
                 enable_fp_fusion=False,
             )
+        if self.texture:
+            kernels.texture_backward[(triton.cdiv((end - begin) * self.per_query, 64),)](
+                run.sample_gradients,
+                run.phase_gradients,
+                run.gradients[0],
+                self.hoisted,
+                self.position,
+                self.queries(begin, end),
+                N1=self.channels,
+                W=self.W,
+                C=min(32, self.config.chunk),
+                M=64,
+                ENSEMBLE=self.ensemble,
+                num_warps=4,
+                enable_fp_fusion=False,
+            )
 
 
 class _Run:
@@ -224,15 +244,20 @@ class _Run:
         empty = p.hoisted.new_empty
         self.states, self.gradients = empty(L + 1, rows, W), empty(L + 1, rows, W)
         self.last_gradients, self.extras = empty(1, rows, p.OP), empty(rows, 16)
-        self.sample_gradients = empty(samples, W) if p.first else None
+        self.sample_gradients = empty(samples, W) if p.first else empty(rows, 2 * p.channels) if p.texture else None
+        self.phase_gradients = p.hoisted.new_zeros(rows, W) if p.texture else None
         self.sample_extras = empty(samples, 16) if p.first else None
         self.pixels = empty(samples, dtype=torch.int32)
 
-    def by_sample(self):
-        """The gradients of the first layer's output, and its other inputs, for every query and neighbour."""
-        if self.sample_gradients is None:
-            return self.gradients[0], self.extras
-        return self.sample_gradients, self.sample_extras
+    def of_map(self):
+        """The gradients of the map for every query and neighbour."""
+        return self.gradients[0] if self.sample_gradients is None else self.sample_gradients
+
+    def of_position(self):
+        """The factors of the position weight's gradient for every query and neighbour: [samples, W], [samples, 16]."""
+        if self.phase_gradients is not None:
+            return self.phase_gradients, self.extras
+        return self.of_map(), self.extras if self.sample_extras is None else self.sample_extras
 
 
 class _Sums:
@@ -251,7 +276,7 @@ class _Sums:
             self._add(self.hidden_extras, run.gradients[1:], run.extras)
         self._add(self.last, run.last_gradients, run.states[-1])
         self._add(self.last_extras, run.last_gradients, run.extras)
-        self._add(self.position, *run.by_sample())
+        self._add(self.position, *run.of_position())
 
     def _add(self, sums, left, right):
         _, levels, N, K = sums.shape
@@ -284,17 +309,18 @@ class _Sums:
         biases = [e[:n, 4] for e, n in zip(extras, p.widths[1:], strict=True)]
         if p.late_cell:
             weights[0] = torch.cat([weights[0], extras[0][: p.widths[1], 2:4]], 1)
-        position = self.position.sum(0)[0, : p.channels, : p.columns]
+        position = self.position.sum(0)[0]
+        position = position[: p.channels // 2, 2:4] if p.texture else position[: p.channels, : p.columns]
         return to(position).contiguous(), [to(w).contiguous() for w in weights], [to(b).contiguous() for b in biases]
 
 
 def _add_to_map(d_map, run, p):
-    gradients, _ = run.by_sample()
+    gradients, channels = run.of_map(), p.hoisted.shape[-1]
     pixels, order = torch.sort(run.pixels, stable=True)
     ends = torch.searchsorted(pixels, pixels, right=True)
-    BN = min(256, triton.next_power_of_2(p.channels))
-    kernels.add_segments[len(pixels), triton.cdiv(p.channels, BN)](
-        d_map, gradients, pixels, order, ends, N1=p.channels, W=p.W, BN=BN, BR=8, num_warps=1, enable_fp_fusion=False
+    BN, W = min(256, triton.next_power_of_2(channels)), gradients.shape[-1]
+    kernels.add_segments[len(pixels), triton.cdiv(channels, BN)](
+        d_map, gradients, pixels, order, ends, N1=channels, W=W, BN=BN, BR=8, num_warps=1, enable_fp_fusion=False
     )
 
 

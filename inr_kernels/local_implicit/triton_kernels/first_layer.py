@@ -1,4 +1,4 @@
-"""The position of queries on the map, and the first layer there: the start of all Triton kernels of local_implicit."""
+"""The position of queries on the map, and the first layer there: the start of all Triton kernels of this folder."""
 
 from typing import NamedTuple
 
@@ -134,3 +134,52 @@ def first_layer(
         v = plus_outer(v, cell_y, tl.load(position + 2 * W + n))
         v = plus_outer(v, cell_x, tl.load(position + 3 * W + n))
     return tl.where(v < 0, 0.0, v)  # keeps NaN
+
+
+@triton.jit
+def sincos_pi(x):
+    """sin(pi x) and cos(pi x) by Taylor series, accurate to 2^-23: the reduction of x to |r| <= 1 / 4 is exact."""
+    quarters = tl.floor(2 * x + 0.5)
+    r = x - 0.5 * quarters
+    r2 = r * r
+    s = -0.5992645293207921 + r2 * 0.08214588661112823
+    s = r * (3.141592653589793 + r2 * (-5.16771278004997 + r2 * (2.550164039877345 + r2 * s)))
+    c = 0.2353306303588932 - r2 * 0.02580689139001406
+    c = 4.058712126416768 + r2 * (-1.3352627688545893 + r2 * c)
+    c = 1 + r2 * (-4.934802200544679 + r2 * c)
+    turn = quarters - 4 * tl.floor(quarters * 0.25)
+    odd = (turn == 1) | (turn == 3)
+    sine, cosine = tl.where(odd, c, s), tl.where(odd, s, c)
+    return tl.where(turn >= 2, -sine, sine), tl.where((turn == 1) | (turn == 2), -cosine, cosine)
+
+
+@triton.jit
+def waves(
+    texture,  # [pixels, 2 N1]: N1 / 2 coefficients of cosines, of sines, frequencies along y, along x
+    position,  # [4, W] float32: columns of the phase's weight
+    pixel, rel_y, rel_x, cell_y, cell_x, n, N1: tl.constexpr, W: tl.constexpr,
+):  # fmt: skip
+    """The sines and cosines of the frequencies n [C] at samples [M], float32."""
+    K: tl.constexpr = N1 // 2
+    row = texture + pixel.to(tl.int64) * 2 * N1
+    known = n < K
+    rel_y, cell_y = rel_y[:, None], cell_y[:, None]
+    angle = tl.load(row[:, None] + (N1 + n)[None, :], mask=known[None, :], other=0.0).to(tl.float32) * rel_y
+    along_x = tl.load(row[:, None] + (N1 + K + n)[None, :], mask=known[None, :], other=0.0).to(tl.float32)
+    angle += along_x * rel_x[:, None]
+    angle = plus_outer(angle, cell_x, tl.load(position + W + n, mask=known, other=0.0))
+    return sincos_pi(angle + cell_y * tl.load(position + n, mask=known, other=0.0)[None, :])
+
+
+@triton.jit
+def texture_layer(
+    texture, position, pixel, rel_y, rel_x, cell_y, cell_x, n, N1: tl.constexpr, W: tl.constexpr,
+):  # fmt: skip
+    """LTE's first layer of samples [M] and channels n [C]: coefficients times cosines or sines; see `waves`."""
+    K: tl.constexpr = N1 // 2
+    is_sine = n >= K
+    wave = tl.where(is_sine, n - K, n)
+    sine, cosine = waves(texture, position, pixel, rel_y, rel_x, cell_y, cell_x, wave, N1, W)
+    row = texture + pixel.to(tl.int64) * 2 * N1
+    coef = tl.load(row[:, None] + n[None, :], mask=n[None, :] < N1, other=0.0).to(tl.float32)
+    return coef * tl.where(is_sine[None, :], sine, cosine)

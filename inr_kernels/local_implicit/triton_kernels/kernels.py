@@ -1,4 +1,4 @@
-"""The Triton kernels of local_implicit: the decoder, its gradient layer by layer, and the sums of both gradients.
+"""The Triton kernels of local_implicit and local_texture: the decoders, their gradients by layer, and the sums of both.
 
 A row is one evaluation of the MLP: a query and a neighbour (row T q + t, T = 4 or 1), or, with the ensemble
 first, a query alone. A sample is a query and a neighbour in either case. A program takes M rows through all
@@ -14,7 +14,7 @@ Fused multiply-adds are explicit.
 import triton
 import triton.language as tl
 
-from .first_layer import first_layer, locate, neighbour, plus_outer
+from .first_layer import first_layer, locate, neighbour, plus_outer, texture_layer, waves
 
 
 @triton.jit
@@ -35,7 +35,7 @@ def decode(
     out,  # [queries.end, N_OUT] contiguous; or None
     final,  # [rows, W] contiguous: the last Linear's input if it is computed elsewhere; or None
     states,  # [L + 1, rows, W] contiguous: the inputs of all following Linears (not FUSED: of the first only); or None
-    hoisted,  # [B, band_rows, w, N1] contiguous
+    hoisted,  # [B, band_rows, w, N1] contiguous; TEXTURE: [..., 2 N1], see `waves`
     position,  # [4, W] float32: columns of the position weight
     hidden,  # [L, W, W]: weights [out, in]
     last,  # [P_OUT, W]: the last weight; P_OUT is N_OUT in whole blocks of BO
@@ -53,6 +53,7 @@ def decode(
     LATE_CELL: tl.constexpr,
     ENSEMBLE: tl.constexpr,
     FIRST: tl.constexpr,
+    TEXTURE: tl.constexpr,
     FUSED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -84,6 +85,8 @@ def decode(
                     hoisted, position, pixel_t, rel_y_t, rel_x_t, cell_y, cell_x, j * C + n, N1, W, COLUMNS
                 )
                 v = tl.fma(pred, tl.broadcast_to(weight_t[:, None], [M, C]), v)
+        elif TEXTURE:
+            v = texture_layer(hoisted, position, pixel, rel_y, rel_x, cell_y, cell_x, j * C + n, N1, W)
         else:
             v = first_layer(hoisted, position, pixel, rel_y, rel_x, cell_y, cell_x, j * C + n, N1, W, COLUMNS)
         h = h + (v.to(DTYPE),)
@@ -133,12 +136,12 @@ def decode(
 def gate(
     v,
     states,  # [L + 1, rows, W]
-    row, rows, level, n, W: tl.constexpr, FIRST: tl.constexpr,
+    row, rows, level, n, W: tl.constexpr, LINEAR: tl.constexpr,
 ):  # fmt: skip
-    """v [M, C] where the ReLU that produced this state was positive, else 0. With FIRST, state 0 has no ReLU."""
+    """v [M, C] where the ReLU that produced this state was positive, else 0. With LINEAR, state 0 has no ReLU."""
     state = tl.load(states + (level * rows + row)[:, None] * W + n[None, :], mask=(row < rows)[:, None], other=0.0)
     closed = state <= 0
-    if FIRST:
+    if LINEAR:
         closed = closed & (level > 0)
     return tl.where(closed, 0.0, v).to(state.dtype)
 
@@ -164,6 +167,7 @@ def backpropagate(
     LATE_CELL: tl.constexpr,
     ENSEMBLE: tl.constexpr,
     FIRST: tl.constexpr,
+    TEXTURE: tl.constexpr,
     FUSED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -206,7 +210,7 @@ def backpropagate(
                 tl.store(at, above, mask=inside[:, None])
             tile = tl.load(last + (start + o)[:, None] * W + (j * C + n)[None, :])
             v = tl.dot(above, tile, v, input_precision=PRECISION)
-        g = g + (gate(v, states, row, rows, depth, j * C + n, W, FIRST),)
+        g = g + (gate(v, states, row, rows, depth, j * C + n, W, FIRST or TEXTURE),)
         target = gradients + (depth * rows + row)[:, None] * W + (j * C + n)[None, :]
         tl.store(target, g[j], mask=inside[:, None])
 
@@ -220,7 +224,7 @@ def backpropagate(
                 for k in tl.static_range(CHUNKS):
                     v = tl.dot(g[k], tl.load(matrix + (k * W + j) * C), v, input_precision=PRECISION)
                 target = gradients + (layer * rows + row)[:, None] * W + (j * C + n)[None, :]
-                d = d + (gate(v, states, row, rows, layer, j * C + n, W, FIRST),)
+                d = d + (gate(v, states, row, rows, layer, j * C + n, W, FIRST or TEXTURE),)
                 tl.store(target, d[j], mask=inside[:, None])
             g = d
 
@@ -261,6 +265,49 @@ def blend_backward(
             g = tl.load(gradients + row[:, None] * W + n[None, :], mask=inside[:, None], other=0.0)
             v = tl.where(pred <= 0, 0.0, g.to(tl.float32) * weight[:, None]).to(DTYPE)
             tl.store(sample_gradients + at[:, None] * W + n[None, :], v, mask=inside[:, None])
+
+
+@triton.jit(do_not_specialize=["queries"])
+def texture_backward(
+    map_gradients,  # [rows, 2 N1] contiguous: of the texture at each neighbour
+    phase_gradients,  # [rows, W] contiguous: of the angles in half turns, whose last W - N1 / 2 columns are not written
+    gradients,  # [rows, W] contiguous: of the first layer's output
+    texture,  # [B, band_rows, w, 2 N1] contiguous, see `waves`
+    position,  # [4, W] float32
+    queries,
+    N1: tl.constexpr,
+    W: tl.constexpr,
+    C: tl.constexpr,
+    M: tl.constexpr,
+    ENSEMBLE: tl.constexpr,
+):
+    """Propagates the gradient of LTE's first layer to the coefficients, the frequencies and the phase."""
+    DTYPE: tl.constexpr = texture.dtype.element_ty
+    T: tl.constexpr = 4 if ENSEMBLE else 1
+    K: tl.constexpr = N1 // 2
+    i = tl.arange(0, M)
+    first = tl.program_id(0).to(tl.int64) * (M // T) + queries.begin
+    left = tl.minimum(queries.end - first, M).to(tl.int32)  # queries
+    row = (tl.program_id(0) * M + i).to(tl.int64)
+    inside = row < (queries.end - queries.begin) * T
+    image, ys, xs, cell_y, cell_x = locate(first, tl.minimum(i // T, left - 1), queries, ENSEMBLE, True)
+    pixel, rel_y, rel_x, weight = neighbour(i % T, image, ys, xs, queries, ENSEMBLE)
+    for start in range(0, K, C):
+        n = start + tl.arange(0, C)
+        mask = inside[:, None] & (n < K)[None, :]
+        sine, cosine = waves(texture, position, pixel, rel_y, rel_x, cell_y, cell_x, n, N1, W)
+        coef = texture + pixel.to(tl.int64)[:, None] * 2 * N1 + n[None, :]
+        grad = gradients + row[:, None] * W + n[None, :]
+        of_cosine = tl.load(grad, mask=mask, other=0.0).to(tl.float32)
+        of_sine = tl.load(grad + K, mask=mask, other=0.0).to(tl.float32)
+        angle = of_sine * tl.load(coef + K, mask=mask, other=0.0) * cosine
+        angle = 3.141592653589793 * (angle - of_cosine * tl.load(coef, mask=mask, other=0.0) * sine)
+        to = map_gradients + row[:, None] * 2 * N1 + n[None, :]
+        tl.store(to, (of_cosine * cosine).to(DTYPE), mask=mask)
+        tl.store(to + K, (of_sine * sine).to(DTYPE), mask=mask)
+        tl.store(to + 2 * K, (angle * rel_y[:, None]).to(DTYPE), mask=mask)
+        tl.store(to + 3 * K, (angle * rel_x[:, None]).to(DTYPE), mask=mask)
+        tl.store(phase_gradients + row[:, None] * W + n[None, :], angle.to(DTYPE), mask=mask)
 
 
 @triton.jit
