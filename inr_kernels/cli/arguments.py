@@ -11,7 +11,7 @@ BACKENDS = ("cpu", "cuda", "triton", "reference")
 NETWORKS = {"upscale": ("liif",), "inpaint": ("dear", "in2"), "export": ("liif", "dear", "in2")}
 
 DESCRIPTION = (
-    "Enlarge pictures, fill their holes, export networks, show what this machine runs, or compare speed and quality in"
+    "Enlarge pictures, fill their holes, train and export networks, show what this machine runs, or compare speed and quality in"
     " a demo."
 )
 
@@ -67,6 +67,21 @@ width], 1 = fill; LIIF takes image and size, two int64: the output's height and 
 unless --size fixes them. The file has standard operators only (opset 20). This takes up to some minutes, and needs
 pip install 'inr-kernels[onnx]'."""
 
+TRAIN = """\
+Train a network on folders of pictures, by a shipped config or an own one.
+
+  inr-kernels train in2_small data=PHOTOS out=RUN steps=20
+  inr-kernels train in2_small data=PHOTOS out=RUN steps=20 --resume
+  inr-kernels train in2_small --print-config
+
+CONFIG is the name of a shipped config or a YAML file: in2_small, dear_small, liif_small and lama_small for one core,
+in2_paper, dear_paper and liif_paper as the papers have it. --print-config shows every option, its value and what it
+means; key=value changes one, and loss.perceptual=0 one in a group.
+
+Everything is written in the folder `out`: model.safetensors, the result; config.yaml; tensorboard/ with losses and
+pictures; checkpoints/, from which --resume continues as if nothing had happened. Needs pip install
+'inr-kernels[train]'."""
+
 INFO = """\
 Show this machine, the installed versions, and which implementation of each operator runs here.
 
@@ -97,6 +112,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_upscale(add("upscale", UPSCALE))
     _add_inpaint(add("inpaint", INPAINT))
     _add_export(add("export", EXPORT))
+    _add_train(add("train", TRAIN))
     add("info", INFO)
     _add_demo(add("demo", DEMO))
     return parser
@@ -138,6 +154,13 @@ def _add_export(parser):
     _add_model(parser, "export", "liif, dear, in2 or a checkpoint, also LaMa's")
     parser.add_argument("-o", "--output", required=True, help="the file to write")
     parser.add_argument("--size", type=size, metavar="WxH", help="the only width and height; default: any")
+
+
+def _add_train(parser):
+    parser.add_argument("config", metavar="CONFIG", help="a shipped config, or a YAML file")
+    parser.add_argument("options", nargs="*", metavar="key=value", help="an option of the config and its value")
+    parser.add_argument("--resume", action="store_true", help="continue the run in the folder `out`")
+    parser.add_argument("--print-config", action="store_true", help="show all options with their help, and stop")
 
 
 def _add_output(parser):
