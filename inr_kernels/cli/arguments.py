@@ -11,8 +11,8 @@ BACKENDS = ("cpu", "cuda", "triton", "reference")
 NETWORKS = {"upscale": ("liif",), "inpaint": ("dear", "in2"), "export": ("liif", "dear", "in2")}
 
 DESCRIPTION = (
-    "Enlarge pictures, fill their holes, train and export networks, show what this machine runs, or compare speed and quality in"
-    " a demo."
+    "Enlarge pictures, fill their holes, train and export networks, show what this machine runs, or compare speed and"
+    " quality in a demo."
 )
 
 UPSCALE = """\

@@ -86,10 +86,11 @@ def queries(target: torch.Tensor, rng: Rng, count: int) -> tuple[torch.Tensor, t
     Returns:
         coord [Q, 2], (y, x) in [-1, 1]; cell [2], the size of a pixel; rgb [Q, 3].
     """
-    size = torch.tensor(target.shape[1:])
+    size = numpy.array(target.shape[1:])
     if count:
-        pixels = torch.from_numpy(rng.integers(target.shape[1:], size=(count, 2)))
+        pixels = rng.integers(size, size=(count, 2))
     else:
-        pixels = torch.cartesian_prod(*(torch.arange(n) for n in target.shape[1:]))
-    coord = (2 * pixels + 1).to(torch.float32) / size - 1
-    return coord, 2 / size.to(torch.float32), target[:, pixels[:, 0], pixels[:, 1]].T.contiguous()
+        pixels = numpy.stack(numpy.indices(size), -1).reshape(-1, 2)
+    y, x = torch.from_numpy(pixels.T.copy())
+    coord, cell = (torch.from_numpy(values.astype(numpy.float32)) for values in ((2 * pixels + 1) / size - 1, 2 / size))
+    return coord, cell, target[:, y, x].T.contiguous()

@@ -1,4 +1,4 @@
-"""The options of a training run: dataclasses with a help text for each option, filled from YAML and the command line."""
+"""The options of a training run: dataclasses with a help text for each, filled from YAML and the command line."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -32,7 +32,8 @@ class Options:
     out: str = option("", "folder of the run, the only place where it writes")
 
     data: Any = option(
-        "", "folders, pictures, or .txt files with a path in each line; one or a list; empty: scikit-image's photographs"
+        "",
+        "folders, pictures, or .txt files with a path in each line; one or a list; empty: scikit-image's photographs",
     )
     repeat: int = option(1, "how often an epoch shows each picture")
     min_side: int = option(32, "pictures with a shorter side are skipped, in pixels")

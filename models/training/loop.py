@@ -6,6 +6,7 @@ from a checkpoint computes what an uninterrupted one computes, bit for bit on th
 
 import dataclasses
 import math
+import sys
 from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
@@ -120,7 +121,7 @@ class Run:
         epoch = max(1, len(pictures) * options.repeat // options.batch)
         names = ("steps", "warmup", "halve_every")
         self.steps, self.warmup, self.halve_every = (duration(n, getattr(options, n), epoch) for n in names)
-        require(self.steps >= self.warmup, "steps", "not be fewer than the warm-up's", self.steps)
+        require(self.steps > 0, "steps", "be positive", self.steps)
 
         torch.manual_seed(options.seed)
         network = self.recipe.NETWORK
@@ -168,7 +169,7 @@ class Run:
                 for problem in dict.fromkeys(problems):
                     if problem not in reported:
                         reported.add(problem)
-                        bar.write(f"inr-kernels: {printable(problem)}", file=_stderr())
+                        bar.write(f"inr-kernels: {printable(problem)}", file=sys.stderr)
             terms = self._update(step, batches)
             self.step = step + 1
             self._report(terms, batches[0], bar)
@@ -219,7 +220,9 @@ class Run:
                 for name, value in zip(terms, values, strict=True):
                     self.writer.add_scalar(f"loss/{name}", value, step)
                 self.writer.add_scalar("learning_rate", self.optimizers["network"].param_groups[0]["lr"], step)
-                bar.set_postfix({name: f"{value:.4f}" for name, value in zip(terms, values, strict=True)}, refresh=False)
+                bar.set_postfix(
+                    {name: f"{value:.4f}" for name, value in zip(terms, values, strict=True)}, refresh=False
+                )
         if not self.writer:
             return
         pictures = options.pictures_every and (step % options.pictures_every == 0 or last)
@@ -264,9 +267,3 @@ def require_finite(terms: dict[str, float], step: int) -> None:
     """Raises RuntimeError if a term of the loss is infinite or NaN."""
     if wrong := [f"{name} is {value}" for name, value in terms.items() if not math.isfinite(value)]:
         raise RuntimeError(f"step {step}: the loss must be finite; {', '.join(wrong)}: try a lower lr, or clip=1")
-
-
-def _stderr() -> Any:
-    import sys
-
-    return sys.stderr
