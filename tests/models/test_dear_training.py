@@ -18,7 +18,7 @@ from inr_kernels.models.dear.blocks import smooth_fill
 from inr_kernels.models.dear.network import SMALL
 from inr_kernels.models.evaluation.metrics import psnr
 from inr_kernels.models.evaluation.run import compare_joint
-from inr_kernels.models.training import dear
+from inr_kernels.models.training import config, dear
 
 
 @pytest.mark.parametrize("size", [(40, 40), (90, 200), (23, 17)])
@@ -44,8 +44,8 @@ def test_batches():
 
 def test_training_lowers_the_loss():
     """From grey to the colours of two crops."""
-    config = DEARConfig(channels=32, features=8, blocks=1, filter_blocks=1, norm="none", hidden=(32, 32))
-    model = DEAR(config)
+    structure = DEARConfig(channels=32, features=8, blocks=1, filter_blocks=1, norm="none", hidden=(32, 32))
+    model = DEAR(structure)
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     crops, objective = batch("dear", 0, "queries=200"), dear.Objective(config.load("dear_small"))
     losses = []
