@@ -214,7 +214,7 @@ class Run:
         """Writes losses, pictures and metrics where they are due after a step."""
         options, step, last = self.options, self.step, self.step == self.steps
         if step % options.log_every == 0 or last:
-            values = self.fabric.all_reduce(torch.stack(list(terms.values())), "mean").tolist()
+            values = self.fabric.all_reduce(torch.stack(list(terms.values())), reduce_op="mean").tolist()
             require_finite(dict(zip(terms, values, strict=True)), step)
             if self.writer:
                 for name, value in zip(terms, values, strict=True):
@@ -258,7 +258,7 @@ def average_gradients(fabric: Any, module: nn.Module) -> None:
     grads = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
     if fabric.world_size == 1 or not grads:
         return
-    means = fabric.all_reduce(torch.cat([grad.flatten() for grad in grads]), "mean")
+    means = fabric.all_reduce(torch.cat([grad.flatten() for grad in grads]), reduce_op="mean")
     for grad, mean in zip(grads, means.split([grad.numel() for grad in grads]), strict=True):
         grad.copy_(mean.view_as(grad))
 
