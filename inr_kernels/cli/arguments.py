@@ -16,8 +16,8 @@ FITS = ("origin", "modulo", "resize", "pad-constant", "pad-edge")
 PRESETS = ("in2", "dear")
 
 DESCRIPTION = (
-    "Enlarge pictures, fill their holes, measure quality, export networks, show what this machine runs, or compare"
-    " speed and quality in a demo."
+    "Enlarge pictures, fill their holes, measure quality, train and export networks, show what this machine runs, or"
+    " compare speed and quality in a demo."
 )
 
 UPSCALE = """\
@@ -101,6 +101,21 @@ Presets, --preset: in2: the middle of each picture at IN²'s eight sizes (named 
 pictures shrunk by DEAR's eight scales. Both draw strokes unless --masks is given, and set the convention.
 Needs pip install 'inr-kernels[evaluate]'."""
 
+TRAIN = """\
+Train a network on folders of pictures, by a shipped config or an own one.
+
+  inr-kernels train in2_small data=PHOTOS out=RUN steps=20
+  inr-kernels train in2_small data=PHOTOS out=RUN steps=20 --resume
+  inr-kernels train in2_small --print-config
+
+CONFIG is the name of a shipped config or a YAML file: in2_small, dear_small, liif_small and lama_small for one core,
+in2_paper, dear_paper and liif_paper as the papers have it. --print-config shows every option, its value and what it
+means; key=value changes one, and loss.perceptual=0 one in a group.
+
+Everything is written in the folder `out`: model.safetensors, the result; config.yaml; tensorboard/ with losses and
+pictures; checkpoints/, from which --resume continues as if nothing had happened. Needs pip install
+'inr-kernels[train]'."""
+
 INFO = """\
 Show this machine, the installed versions, and which implementation of each operator runs here.
 
@@ -132,6 +147,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_inpaint(add("inpaint", INPAINT))
     _add_evaluate(add("evaluate", EVALUATE))
     _add_export(add("export", EXPORT))
+    _add_train(add("train", TRAIN))
     add("info", INFO)
     _add_demo(add("demo", DEMO))
     return parser
@@ -229,6 +245,13 @@ def _add_evaluate(parser):
     parser.add_argument("--no-baselines", action="store_true", help="only the networks and predictions")
     parser.add_argument("-o", "--output", metavar="DIR", help="a folder for the tables and the plot")
     _add_computation(parser, megapixels=25, limits=False)
+
+
+def _add_train(parser):
+    parser.add_argument("config", metavar="CONFIG", help="a shipped config, or a YAML file")
+    parser.add_argument("options", nargs="*", metavar="key=value", help="an option of the config and its value")
+    parser.add_argument("--resume", action="store_true", help="continue the run in the folder `out`")
+    parser.add_argument("--print-config", action="store_true", help="show all options with their help, and stop")
 
 
 def _add_output(parser):

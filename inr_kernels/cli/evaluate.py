@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from inr_kernels._core.files import replace_file
 from inr_kernels._core.text import printable
-from inr_kernels.models import LIIF, Network
+from inr_kernels.models import Network
 from inr_kernels.models.data import masks
 from inr_kernels.models.evaluation import report
 from inr_kernels.models.evaluation.baselines import Method
@@ -19,6 +19,7 @@ from inr_kernels.models.evaluation.metrics import CONVENTIONS
 from inr_kernels.models.evaluation.perceptual import LPIPS, Inception
 from inr_kernels.models.evaluation.run import Options, evaluate, method_of
 from inr_kernels.models.evaluation.samples import PRESETS, Case, pair
+from inr_kernels.models.liif.upscaler import Upscaler
 
 from .networks import open_network
 from .parsing import UsageError
@@ -135,7 +136,7 @@ def networks(args: Namespace, uses_masks: bool) -> dict[str, Method]:
     methods = {}
     for label, name in labelled(args.model, "file").items():
         model = open_network(name, Network)
-        if uses_masks and isinstance(model, LIIF):
+        if uses_masks and isinstance(model, Upscaler):
             raise UsageError(f"argument --model: {name} enlarges and does not fill holes; leave --masks out")
         methods[label] = method_of(model, args.device)
     return methods

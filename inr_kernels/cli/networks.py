@@ -3,6 +3,7 @@
 from typing import TypeVar
 
 from inr_kernels.models import DEAR, IN2, LIIF, Network, from_checkpoint
+from inr_kernels.models.liif.upscaler import Upscaler
 
 N = TypeVar("N", bound=Network)
 
@@ -14,7 +15,7 @@ def open_network(name: str, kind: type[N]) -> N:
 
     Args:
         name: the value of --model.
-        kind: what the command takes: LIIF, Inpainter, or any Network.
+        kind: what the command takes: Upscaler, Inpainter, or any Network.
 
     Raises:
         OSError: the file cannot be read.
@@ -23,5 +24,5 @@ def open_network(name: str, kind: type[N]) -> N:
     network = NETWORKS[name].pretrained() if name in NETWORKS else from_checkpoint(name)
     if isinstance(network, kind):
         return network
-    does, other = ("upscale", "inpaint") if kind is LIIF else ("inpaint", "upscale")
+    does, other = ("upscale", "inpaint") if kind is Upscaler else ("inpaint", "upscale")
     raise ValueError(f"{name} is a {network.NETWORK} checkpoint, which does not {does}; use inr-kernels {other}")

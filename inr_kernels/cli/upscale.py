@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 
-from inr_kernels.models import LIIF
+from inr_kernels.models.liif.upscaler import Upscaler
 
 from . import pictures
 from .networks import open_network
@@ -13,7 +13,7 @@ def run(args: Namespace) -> None:
     pictures.prepare_computation(args)
     source = pictures.read("input", args.input, args)
     size = pictures.output_size(source, args)
-    model = open_network(args.model, LIIF)
+    model = open_network(args.model, Upscaler)
     pictures.check_work(source, size, args, 4 * (model.config.features + 6))
     picture = source.decode()
     pictures.check_transparency(picture, args)

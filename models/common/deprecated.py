@@ -25,15 +25,12 @@ def eager_or_reference(eager: bool, reference: bool | None) -> bool:
 
 
 def moved(module: str, old: str, new: str) -> None:
-    """Makes the module `old` an alias of `new`; run as a program, it calls `new`'s main.
+    """Makes the module `old` an alias of `new`.
 
     Args:
         module: the `__name__` of the calling module.
         old, new: full names.
     """
-    target, is_program = import_module(new), module == "__main__"
-    warnings.warn(f"{old} was moved to {new}", DeprecationWarning, stacklevel=2 if is_program else 3)
-    if is_program:
-        target.main()
-    else:
-        sys.modules[module] = target
+    target = import_module(new)
+    warnings.warn(f"{old} was moved to {new}", DeprecationWarning, stacklevel=3)
+    sys.modules[module] = target

@@ -14,7 +14,7 @@ from inr_kernels._core.checks import require
 from ..common.network import Inpainter, Network
 from ..data.images import shrink, to_image, to_tensor
 from ..data.masks import free_form_mask
-from ..liif import LIIF
+from ..liif.upscaler import Upscaler
 from .baselines import Method, baselines, mean_fill, telea
 from .fitting import SIDE, fitted
 from .metrics import CONVENTIONS, Convention, compare, levels, psnr
@@ -74,9 +74,9 @@ def method_of(model: Network, device: str = "cpu") -> Method:
     One that inpaints enlarges an image without mask, too.
 
     Raises:
-        ValueError: by the method, for a LIIF and an image with a mask.
+        ValueError: by the method, for a network that upscales and an image with a mask.
     """
-    if not isinstance(model, LIIF | Inpainter):
+    if not isinstance(model, Upscaler | Inpainter):
         raise ValueError(f"model must upscale or inpaint; got {model.NETWORK}")
     model.to(device)
 
@@ -84,7 +84,7 @@ def method_of(model: Network, device: str = "cpu") -> Method:
         image = image.to(device)
         if not isinstance(model, Inpainter):
             if mask is not None:
-                raise ValueError("LIIF does not fill holes")
+                raise ValueError(f"{model.NETWORK} does not fill holes")
             return model.upscale(image, size=size).cpu()
         mask = torch.zeros_like(image[:, :1]) if mask is None else mask.to(device)
         return model.inpaint(image, mask, None if size == image.shape[2:] else size).cpu()
@@ -214,7 +214,7 @@ class _Features:
         }
 
 
-def compare_upscaling(model: LIIF, photo: Image.Image, scale: float) -> tuple[float, float]:
+def compare_upscaling(model: Upscaler, photo: Image.Image, scale: float) -> tuple[float, float]:
     """Returns the PSNR of the network and of bicubic interpolation on a photograph that was shrunk by `scale`.
 
     A border of `scale` pixels does not count.

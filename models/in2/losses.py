@@ -196,7 +196,11 @@ def perceptual_loss(vgg: VGG19Features, image: torch.Tensor, filled: torch.Tenso
 def l1_loss(prediction: torch.Tensor, image: torch.Tensor, mask: torch.Tensor, missing: float = 5.0) -> torch.Tensor:
     """Returns L_1 [], the mean absolute error of all pixels plus `missing` times that of the missing ones.
 
+    The latter is a mean over each image's missing pixels, then over images, so that the mean over a batch is the mean
+    over its parts on several devices.
+
     prediction, image: [B, 3, H, W]; mask: [B, 1, H, W], 1 = missing.
     """
     error = (prediction - image).abs()
-    return error.mean() + missing * (error * mask).sum() / (image.shape[1] * mask.sum()).clamp(min=1)
+    holes = (error * mask).flatten(1).sum(1) / (image.shape[1] * mask.flatten(1).sum(1)).clamp(min=1)
+    return error.mean() + missing * holes.mean()

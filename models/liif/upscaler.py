@@ -53,7 +53,7 @@ class Upscaler(Network):
         return self.feat
 
     def _decode(self, feat: torch.Tensor, image: torch.Tensor, size: tuple[int, int], **options: Any) -> torch.Tensor:
-        """Returns the image of `size` from the features. image: the input in [-1, 1]; options: of the decoder's `render`."""
+        """Returns the image of `size`. image: the input in [-1, 1]; options: of the decoder's `render`."""
         raise NotImplementedError
 
     def _decoder_work(self) -> float:

@@ -1,91 +1,121 @@
-"""Trains a small DEAR, as the shipped checkpoint: `python -m inr_kernels.models.training.dear`.
+"""DEAR's recipe: small images with missing pixels in, the colours of larger ones out, L1 + 0.01 L1 (eq. 10)."""
 
-DEAR's training (low-resolution images with missing pixels in, full images out, L1 + 0.01 L1, Adam) on crops of
-photographs of scikit-image with free-form masks, on a CPU. The photograph `HELD_OUT` is not used: the tests measure on
-it. The shipped file is the result of `--bf16 --start dear_from_grey.safetensors`, 19 minutes on one core. That start is
-an earlier checkpoint, trained for 3200 steps with fill="zeros". Without it the network had learned nothing after 5000
-steps: the smooth fill leaves little to learn from.
-"""
-
-from argparse import Namespace
-from os import PathLike
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy
 import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
 
-from ..data.crops import dear_batch
-from ..data.photographs import HELD_OUT, PART, TRAINED_ON, photographs
-from ..dear.losses import dear_loss, sample_queries
-from ..dear.network import DEAR, SMALL
+from inr_kernels._core.checks import require
+
+from ..data.crops import Change, margins, patch, queries
+from ..dear.network import DEAR
 from ..evaluation.run import compare_joint
-from . import loop
+from .config import option
+from .filling import MaskOptions, check_masks
+from .samples import Drawing
 
-SCALES = (1, 2, 4)
-SAVE_EVERY = 250  # steps
-
-
-def measured(model: DEAR) -> dict[str, tuple[float, ...]]:
-    """{"x1": (network, baseline), ...} on the middle of the held-out photograph, in dB."""
-    (photo,) = photographs(HELD_OUT)
-    photo = photo.crop(PART)
-    return {f"x{s}": tuple(round(v, 2) for v in compare_joint(model, photo, s)) for s in SCALES}
+NETWORK = DEAR
+EXTRAS = {"cv2": "opencv-python-headless"}  # of the validation
+VALIDATED = (1, 2, 4)  # scales
 
 
-def training_step(
-    model: DEAR, image: torch.Tensor, mask: torch.Tensor, target: torch.Tensor, queries: int, use_bfloat16: bool = False
-) -> torch.Tensor:
-    """Returns the loss of one step (eq. 10), at random pixels of the target.
+@dataclass
+class DEARLoss:
+    """Weights of the terms; 0 switches a term off."""
 
-    Args:
-        image, mask, target: [B, 3, h, w], [B, 1, h, w] and [B, 3, n, n], as `dear_batch` draws them.
-        queries: pixels of each target.
-        use_bfloat16: encode in bfloat16, by autocast.
+    l1: float = option(1.0, "mean absolute error of the queried colours")
+    reconstruction: float = option(0.01, "mean absolute error of the input that the predicted kernels reconstruct")
+
+
+@dataclass
+class Options(MaskOptions):
+    """Of DEAR."""
+
+    crop: str = option("patches", "patches (random), or margins (the largest square, resized)")
+    side: int = option(40, "side of an input, in pixels")
+    scales: list[float] = option([1.0, 4.0], "least and largest scale, one of each batch")
+    queries: int = option(384, "random pixels of each target; 0: all pixels")
+    zoom: float = option(2.0, "the most by which a picture is shrunk before a patch is taken")
+    permute: bool = option(True, "permute the channels at random")
+    loss: DEARLoss = option(DEARLoss, "weights of the loss's terms; 0 switches one off")
+
+
+def check(options: Options) -> None:
+    """Raises ValueError if the options do not fit together."""
+    low, high = options.scales
+    require(1 <= low <= high, "scales", "be two numbers of at least 1", options.scales)
+    require(options.crop in ("patches", "margins"), "crop", "be patches or margins", repr(options.crop))
+    check_masks(options)
+
+
+def begin(model: DEAR, start: DEAR) -> None:
+    """Takes over the parameters of a checkpoint.
+
+    If the network adds to a smooth fill, and the checkpoint's does not, the last layer becomes zero: the first output
+    is then the fill.
     """
-    coord, cell, rgb = sample_queries(target, queries)
-    with torch.autocast("cpu", torch.bfloat16, enabled=use_bfloat16):
-        encoded, kernels, seen = model.encode(image, mask)
-    colours = model.decode_at(encoded.float(), seen, coord, cell if model.config.cell_decode else None)
-    return dear_loss(colours, rgb, model.reconstruct(image, mask, kernels.float()), image)
+    model.load_state_dict(start.state_dict())
+    if model.config.fill == "smooth" and start.config.fill != "smooth":
+        last: Any = model.implicit.imnet.layers
+        for parameter in last[-1].parameters():
+            nn.init.zeros_(parameter)
 
 
-def load_start(path: str | PathLike[str]) -> DEAR:
-    """Returns a network with the parameters of a checkpoint and a zeroed last layer: its output is the smooth fill."""
-    model = DEAR(SMALL)
-    model.load_state_dict(DEAR.from_checkpoint(path).state_dict())
-    last: Any = model.implicit.imnet.layers
-    for parameter in last[-1].parameters():
-        torch.nn.init.zeros_(parameter)
-    return model
+def draw(options: Options, rng: numpy.random.Generator) -> int:
+    """Draws the side of a batch's targets."""
+    return round(options.side * rng.uniform(*options.scales))
 
 
-def train(args: Namespace) -> DEAR:
-    """Trains a network, new or from `load_start`, with the options of `main`."""
-    torch.manual_seed(args.seed)
-    model = load_start(args.start) if args.start else DEAR(SMALL)
-    photos = photographs(*TRAINED_ON)
-
-    def loss(rng: numpy.random.Generator, use_bfloat16: bool) -> torch.Tensor:
-        return training_step(model, *dear_batch(photos, rng, args.batch), args.queries, use_bfloat16)
-
-    # The first gradients are small and mostly noise: a larger eps keeps Adam from amplifying them.
-    return loop.optimize(model, args, loss, measured, SAVE_EVERY, eps=1e-5)
+def sample(options: Options, drawing: Drawing, rng: numpy.random.Generator, n: int) -> tuple[torch.Tensor, ...]:
+    """Returns image [3, side, side], mask [1, side, side], coord [Q, 2], cell [2] and rgb [Q, 3], in [0, 1]."""
+    side, size = options.side, drawing.image.size
+    part = patch(size, rng, (n, n), options.zoom) if options.crop == "patches" else margins(size, rng, (n, n))
+    target = part.cut(drawing.image)
+    mask = drawing.mask(part._replace(size=(side, side)), rng)
+    change = Change(rng, turn=True, permute=options.permute)
+    image = change.picture(target.resize((side, side), Image.Resampling.BICUBIC))
+    return image, change.mask(mask).contiguous(), *queries(change.picture(target), rng, options.queries)
 
 
-def main() -> None:
-    """Runs the command line."""
-    about = (__doc__ or "").split("\n")[0]
-    parser = loop.parser(about, out=DEAR.PRETRAINED, steps=4500, lr=7e-4)
-    parser.add_argument("--queries", type=int, default=384, help="of each crop")
-    parser.add_argument("--start", type=Path, help="a checkpoint whose features to start from")
-    args = parser.parse_args()
-    model = train(args)
-    options = f", --start {args.start.name}" if args.start else ""
-    notes = loop.notes(args, f"{args.queries} queries", options, "psnr_and_baseline", measured(model))
-    model.save(args.out, notes, dtype=torch.float16)
-    print(notes)
+class Objective:
+    """The loss of eq. 10; arguments and attributes: as `filling.Objective`."""
+
+    def __init__(self, options: Options, device: torch.device | str = "cpu"):
+        self.weights = options.loss
+        self.parts: dict[str, nn.Module] = {}
+
+    def __call__(
+        self, model: DEAR, batch: tuple[torch.Tensor, ...], autocast: Callable[[], AbstractContextManager]
+    ) -> dict[str, torch.Tensor]:
+        """Returns the weighted terms; the encoders run in `autocast`."""
+        image, mask, coord, cell, rgb = batch
+        with autocast():
+            encoded, kernels, seen = model.encode(image, mask)
+        colours = model.decode_at(encoded.to(image.dtype), seen, coord, cell if model.config.cell_decode else None)
+        terms = {"l1": self.weights.l1 * F.l1_loss(colours, rgb)}
+        if self.weights.reconstruction and kernels is not None:  # None: a network without them
+            rebuilt = model.reconstruct(image, mask, kernels.to(image.dtype))
+            terms["reconstruction"] = self.weights.reconstruction * F.l1_loss(rebuilt, image)
+        return terms
 
 
-if __name__ == "__main__":
-    main()
+def validate(model: DEAR, photos: list[Any], options: Options) -> dict[str, float]:
+    """Returns the mean PSNR in dB of the network and of the baseline of `compare_joint`, by scale, 15 % missing."""
+    found = {}
+    for scale in VALIDATED:
+        pairs = torch.tensor([compare_joint(model, photo, scale) for photo in photos], dtype=torch.float64)
+        found[f"psnr_x{scale}"], found[f"psnr_baseline_x{scale}"] = pairs.mean(0).tolist()
+    return found
+
+
+def show(model: DEAR, batch: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+    """Returns the masked input and its filled enlargement by 4 of a batch's first sample, each [3, h, w]."""
+    image, mask = (tensor[:1] for tensor in batch[:2])
+    image = image.clamp(0, 1)
+    return [(image * (1 - mask))[0], model.inpaint(image, mask, scale=4)[0]]

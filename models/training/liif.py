@@ -1,58 +1,89 @@
-"""Trains a small LIIF, as the shipped checkpoint: `python -m inr_kernels.models.training.liif`.
+"""LIIF's recipe: random patches at random scales, random pixels as queries, L1."""
 
-LIIF's training (random crops, scales 1 to 4, random pixels as queries, L1, Adam) on photographs of scikit-image, on a
-CPU. The photograph `HELD_OUT` is not used: the demo and the tests measure on it. The shipped file is the result of
-`--bf16`: 40 minutes on one core of a processor with bfloat16 instructions.
-"""
-
-from argparse import Namespace
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
 
 import numpy
 import torch
+from PIL import Image
+from torch import nn
 
-from ..data.crops import liif_batch
-from ..data.photographs import HELD_OUT, TRAINED_ON, photographs
+from inr_kernels._core.checks import require
+
+from ..data.crops import Change, patch, queries
 from ..evaluation.run import compare_upscaling
-from ..liif.network import LIIF, SMALL
-from . import loop
+from ..liif.network import LIIF
+from .config import Options as Common
+from .config import option
+from .samples import Drawing
 
-SCALES = (2, 2.7, 3.7)
-SAVE_EVERY = 500  # steps
-
-
-def measured(model: LIIF) -> dict[str, tuple[float, ...]]:
-    """{"x2": (network, bicubic), ...} on the held-out photograph, in dB."""
-    (photo,) = photographs(HELD_OUT)
-    return {f"x{s}": tuple(round(v, 2) for v in compare_upscaling(model, photo, s)) for s in SCALES}
+NETWORK = LIIF
+EXTRAS: dict[str, str] = {}
+VALIDATED = (2, 4)  # scales
 
 
-def train(args: Namespace) -> LIIF:
-    """Trains a new network with the options of `main`."""
-    torch.manual_seed(args.seed)
-    model = LIIF(SMALL)
-    photos = photographs(*TRAINED_ON)
+@dataclass
+class Options(Common):
+    """Of LIIF."""
 
-    def loss(rng: numpy.random.Generator, use_bfloat16: bool) -> torch.Tensor:
-        inp, coord, cell, rgb = liif_batch(photos, rng, args.batch, args.queries)
-        with torch.autocast("cpu", torch.bfloat16, enabled=use_bfloat16):
+    side: int = option(48, "side of an input, in pixels")
+    scales: list[float] = option([1.0, 4.0], "least and largest scale, one of each sample")
+    queries: int = option(1024, "random pixels of each target")
+    zoom: float = option(2.0, "the most by which a picture is shrunk before a patch is taken")
+    permute: bool = option(True, "permute the channels at random")
+
+
+def check(options: Options) -> None:
+    """Raises ValueError if the options do not fit together."""
+    low, high = options.scales
+    require(1 <= low <= high, "scales", "be two numbers of at least 1", options.scales)
+    require(options.queries > 0, "queries", "be positive", options.queries)
+
+
+def draw(options: Options, rng: numpy.random.Generator) -> None:
+    """Draws nothing: the samples of a batch have scales of their own."""
+
+
+def sample(options: Options, drawing: Drawing, rng: numpy.random.Generator, _: None) -> tuple[torch.Tensor, ...]:
+    """Returns inp [3, side, side] in [-1, 1], coord [Q, 2], cell [2] and rgb [Q, 3] in [-1, 1]."""
+    side = options.side
+    n = round(side * rng.uniform(*options.scales))
+    target = patch(drawing.image.size, rng, (n, n), options.zoom).cut(drawing.image)
+    change = Change(rng, turn=True, permute=options.permute)
+    inp = change.picture(target.resize((side, side), Image.Resampling.BICUBIC))
+    coord, cell, rgb = queries(change.picture(target), rng, options.queries)
+    return 2 * inp - 1, coord, cell, 2 * rgb - 1
+
+
+class Objective:
+    """L1 of the queried colours; arguments and attributes: as `filling.Objective`."""
+
+    def __init__(self, options: Options, device: torch.device | str = "cpu"):
+        self.parts: dict[str, nn.Module] = {}
+
+    def __call__(
+        self, model: LIIF, batch: tuple[torch.Tensor, ...], autocast: Callable[[], AbstractContextManager]
+    ) -> dict[str, torch.Tensor]:
+        """Returns {"l1": loss}; the encoder runs in `autocast`."""
+        inp, coord, cell, rgb = batch
+        with autocast():
             feat = model.gen_feat(inp)
-        model.feat = feat.float()
-        return (model.query_rgb(coord, cell) - rgb).abs().mean()
-
-    return loop.optimize(model, args, loss, measured, SAVE_EVERY)
+        model.feat = feat.to(inp.dtype)
+        return {"l1": (model.query_rgb(coord, cell) - rgb).abs().mean()}
 
 
-def main() -> None:
-    """Runs the command line."""
-    about = (__doc__ or "").split("\n")[0]
-    parser = loop.parser(about, out=LIIF.PRETRAINED, steps=7000, lr=1e-3)
-    parser.add_argument("--queries", type=int, default=1024, help="of each crop")
-    args = parser.parse_args()
-    model = train(args)
-    notes = loop.notes(args, f"{args.queries} queries", "", "psnr_and_bicubic", measured(model))
-    model.save(args.out, notes)
-    print(notes)
+def validate(model: LIIF, photos: list[Any], options: Options) -> dict[str, float]:
+    """Returns the mean PSNR in dB of the network and of bicubic interpolation, by scale."""
+    found = {}
+    for scale in VALIDATED:
+        pairs = torch.tensor([compare_upscaling(model, photo, scale) for photo in photos], dtype=torch.float64)
+        found[f"psnr_x{scale}"], found[f"psnr_bicubic_x{scale}"] = pairs.mean(0).tolist()
+    return found
 
 
-if __name__ == "__main__":
-    main()
+def show(model: LIIF, batch: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+    """Returns the input and its enlargement by 4 of a batch's first sample, each [3, h, w]."""
+    image = (batch[0][:1] + 1) / 2
+    return [image[0], model.upscale(image.clamp(0, 1), 4)[0]]

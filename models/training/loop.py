@@ -1,118 +1,269 @@
-"""The command line and the training loop that the recipes share; a run can be resumed."""
+"""The training loop that all recipes share, on Lightning Fabric.
 
-import io
+A step depends on the seed, its number, the data, the parameters and the optimizers' state only: a run that continues
+from a checkpoint computes what an uninterrupted one computes, bit for bit on the same machine.
+"""
+
+import dataclasses
 import math
-from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
+import sys
+from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from inr_kernels._core.checks import require
-from inr_kernels._core.files import replace_file
+from inr_kernels._core.text import printable
 
-from ..common.checkpoints import load_data
 from ..data.photographs import HELD_OUT, TRAINED_ON
+from . import state
+from .config import duration, recipe, to_yaml
+from .samples import Batches, held_out, loader, training_pictures
+
+PACKAGES = {"lightning_fabric": "lightning-fabric", "tensorboard": "tensorboard"}
+POSITIVE = ("repeat", "batch", "accumulate", "devices", "nodes", "log_every", "save_every")
+NOT_NEGATIVE = ("workers", "cache", "clip", "warmup_lr", "pictures_every", "validate_every", "seed", "min_side")
+CHOICES = {
+    "schedule": ("cosine", "halve", "constant"),
+    "strategy": ("auto", "ddp"),
+    "precision": ("32-true", "bf16-mixed"),
+    "accelerator": ("cpu", "cuda", "auto"),
+}
 
 
-def parser(about: str, *, out: Path, steps: int, lr: float) -> ArgumentParser:
-    """Returns the command line of a recipe with these defaults."""
-    parser = ArgumentParser(description=about)
-    parser.add_argument("--out", type=Path, default=out)
-    parser.add_argument("--steps", type=int, default=steps)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--lr", type=float, default=lr, help="the peak learning rate")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--bf16", action="store_true", help="encode in bfloat16 in the first 80 %% of the steps: faster"
-    )
-    parser.add_argument("--resume", action="store_true", help="continue from OUT's .training.pt")
-    return parser
-
-
-def notes(args: Namespace, per_crop: str, options: str, metric: str, values: Any) -> dict[str, Any]:
-    """Returns the notes of a checkpoint: data, recipe and metrics.
-
-    Args:
-        per_crop: samples per crop, such as "384 queries".
-        options: further options of the command line.
-        metric: the key of `values`.
-    """
-    recipe = (
-        f"{args.steps} steps of {args.batch} crops, {per_crop} each, peak learning rate {args.lr:g},"
-        f" seed {args.seed}{', --bf16' if args.bf16 else ''}{options}"
-    )
-    return {
-        "trained_on": [f"skimage.data.{name}" for name in TRAINED_ON],
-        "held_out": f"skimage.data.{HELD_OUT}",
-        "recipe": recipe,
-        metric: values,
-    }
-
-
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    """A linear warm-up of 200 steps, then half a cosine to zero."""
-    return peak * min(1, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * step / steps))
-
-
-def optimize(
-    model: Any,
-    args: Namespace,
-    loss: Callable[[numpy.random.Generator, bool], torch.Tensor],
-    measured: Callable[[Any], Any],
-    save_every: int,
-    *,
-    extra_state: dict[str, Any] | None = None,
-    eps: float = 1e-8,
-) -> Any:
-    """Trains the network with Adam and returns it in eval mode.
-
-    Args:
-        model: the network.
-        args: of `parser`. The state is saved in OUT's .training.pt, from which --resume continues.
-        loss: loss(rng, use_bfloat16) -> the loss of a step on crops drawn with rng.
-        measured: measured(model) -> metrics, printed every 1000 steps.
-        save_every: steps between two saves of the state.
-        extra_state: further objects with a state_dict that `loss` trains, by name, saved and loaded with the rest; an
-            optimizer gets the same learning rate.
-        eps: Adam's.
+def check(options: Any) -> None:
+    """Checks what can be known before the work: values, packages, files.
 
     Raises:
-        ValueError: --resume of a run that trained other objects, or whose state cannot be read.
+        ImportError: a package is missing; the message says which.
+        OSError: a file is missing.
+        ValueError: options do not fit together.
     """
-    optimizer = torch.optim.Adam(model.parameters(), eps=eps)
-    state, start = args.out.with_suffix(".training.pt"), 0
-    parts = {"model": model, "optimizer": optimizer, **(extra_state or {})}
-    if args.resume:
-        saved = load_data(state)
-        start = saved.pop("step")
-        require(saved.keys() == parts.keys(), "--resume", f"find {', '.join(parts)} in {state}", ", ".join(saved))
-        for name, part in parts.items():
-            part.load_state_dict(saved[name])
-    bar = tqdm(range(start, args.steps), initial=start, total=args.steps, mininterval=5)
-    average = 0
-    for step in bar:
-        torch.manual_seed(args.seed + step)  # a resumed run draws the same numbers
-        rng = numpy.random.default_rng([args.seed, step])
-        for group in (group for part in parts.values() for group in getattr(part, "param_groups", ())):
-            group["lr"] = learning_rate(step, args.steps, args.lr)
-        # The last fifth in float32 removes the errors that bfloat16 left in the weights.
-        value = loss(rng, args.bf16 and step < 0.8 * args.steps)
-        optimizer.zero_grad()
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1)
-        optimizer.step()
-        average += (value.item() - average) * max(0.01, 1 / (step - start + 1))
-        bar.set_postfix(loss=f"{average:.4f}", refresh=False)
-        if (step + 1) % save_every == 0 or step + 1 == args.steps:
-            saved = {name: part.state_dict() for name, part in parts.items()}
-            file = io.BytesIO()
-            torch.save({**saved, "step": step + 1}, file)
-            replace_file(state, file.getvalue())
-        if (step + 1) % 1000 == 0:
-            bar.write(f"step {step + 1}: PSNR and baselines: {measured(model.eval())}")
-            model.train()
-    return model.eval()
+    module = recipe(options.network)
+    for name in POSITIVE:
+        require(getattr(options, name) > 0, name, "be positive", getattr(options, name))
+    for name in NOT_NEGATIVE:
+        require(getattr(options, name) >= 0, name, "not be negative", getattr(options, name))
+    require(0 <= options.ema < 1, "ema", "be from 0 to below 1", options.ema)
+    for name, values in CHOICES.items():
+        value = getattr(options, name)
+        require(value in values, name, f"be one of {', '.join(values)}", repr(value))
+    parts = options.accumulate * options.devices * options.nodes
+    require(options.batch % parts == 0, "batch", "be a multiple of accumulate * devices * nodes", options.batch)
+    require(bool(options.out), "out", "name the folder of the run", "none: add out=FOLDER")
+    module.check(options)
+    needed = dict(PACKAGES)
+    if options.validate_every:
+        needed |= module.EXTRAS
+    if not options.data or (options.validate_every and not options.validate):
+        needed["skimage"] = "scikit-image"
+    if missing := [package for name, package in needed.items() if find_spec(name) is None]:
+        raise ImportError(f"the run needs {', '.join(missing)}: pip install 'inr-kernels[train]'")
+
+
+def learning_rate(step: int, steps: int, warmup: int, options: Any, halve_every: int = 0) -> float:
+    """Returns the learning rate of a step: a linear warm-up, then the schedule.
+
+    Args:
+        step, steps: number of the step, from 0, and of all steps.
+        warmup, halve_every: in steps.
+        options: with lr, warmup_lr and schedule.
+    """
+    if step < warmup:
+        return options.warmup_lr + (options.lr - options.warmup_lr) * (step + 1) / warmup
+    if options.schedule == "cosine":
+        return options.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+    return options.lr * 0.5 ** (step // halve_every) if options.schedule == "halve" and halve_every else options.lr
+
+
+def train(options: Any, resume: bool = False) -> Path:
+    """Trains a network and returns the path of its checkpoint, `model.safetensors` in the run's folder.
+
+    Args:
+        options: of `config.load`.
+        resume: continue the run in the folder `out`, from its newest checkpoint.
+
+    Raises:
+        ImportError, OSError, ValueError: see `check`; the folder holds a run, or none if it is resumed.
+        RuntimeError: the loss is not finite.
+    """
+    check(options)
+    from lightning_fabric import Fabric
+
+    fabric = Fabric(
+        accelerator=options.accelerator,
+        devices=options.devices,
+        num_nodes=options.nodes,
+        strategy=options.strategy,
+        precision=options.precision,
+    )
+    fabric.launch()
+    run = Run(fabric, options, resume)
+    return run.train()
+
+
+class Run:
+    """A run: the network, what is trained beside it, their optimizers, the data and the folder."""
+
+    def __init__(self, fabric: Any, options: Any, resume: bool):
+        self.fabric, self.options, self.recipe = fabric, options, recipe(options.network)
+        self.folder = Path(options.out)
+        state.check_folder(self.folder, resume)
+        pictures = training_pictures(options)
+        self.held_out = held_out(options) if options.validate_every else []
+        self.batches = Batches(self.recipe, options, pictures, fabric.global_rank, fabric.world_size)
+        epoch = max(1, len(pictures) * options.repeat // options.batch)
+        names = ("steps", "warmup", "halve_every")
+        self.steps, self.warmup, self.halve_every = (duration(n, getattr(options, n), epoch) for n in names)
+        require(self.steps > 0, "steps", "be positive", self.steps)
+
+        torch.manual_seed(options.seed)
+        network = self.recipe.NETWORK
+        self.model: Any = network(state.network_config(network, options.model))
+        if options.start:
+            start = network.from_checkpoint(options.start)
+            begin = getattr(self.recipe, "begin", lambda model, start: model.load_state_dict(start.state_dict()))
+            begin(self.model, start)
+        self.model.train().to(fabric.device)
+        self.objective = self.recipe.Objective(options, fabric.device)
+        self.parts: dict[str, nn.Module] = {"network": self.model, **self.objective.parts}
+        settings = {"lr": options.lr, "betas": tuple(options.betas), "eps": options.eps}
+        self.optimizers = {name: torch.optim.Adam(part.parameters(), **settings) for name, part in self.parts.items()}
+        self.average: AveragedModel | None = None
+        if options.ema:
+            average = get_ema_multi_avg_fn(options.ema)
+            self.average = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
+        self.step = state.load(self.folder, self) if resume else 0
+        self.metrics: dict[str, float] = {}
+        fabric.barrier()  # no process writes before all have checked the folder
+        if fabric.is_global_zero:
+            state.write_text(self.folder / "config.yaml", to_yaml(options))
+
+    @property
+    def result(self) -> Any:
+        """The network that the run is for: the average, if there is one."""
+        return self.model if self.average is None else self.average.module
+
+    def train(self) -> Path:
+        """Trains to the last step; see `train`."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        options, fabric = self.options, self.fabric
+        first = fabric.is_global_zero
+        self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step + 1) if first else None
+        last = self.steps * options.accumulate
+        parts = loader(self.batches, self.step * options.accumulate, last, options.workers)
+        bar = tqdm(total=self.steps, initial=self.step, desc=options.network, disable=None if first else True)
+        reported = set[str]()
+        for step in range(self.step, self.steps):
+            batches = []
+            for _ in range(options.accumulate):
+                batch, problems = next(parts)
+                batches.append(tuple(tensor.to(fabric.device) for tensor in batch))
+                for problem in dict.fromkeys(problems):
+                    if problem not in reported:
+                        reported.add(problem)
+                        bar.write(f"inr-kernels: {printable(problem)}", file=sys.stderr)
+            terms = self._update(step, batches)
+            self.step = step + 1
+            self._report(terms, batches[0], bar)
+            if first and (self.step % options.save_every == 0 or self.step == self.steps):
+                assert self.writer is not None
+                self.writer.flush()
+                state.save(self.folder, self)
+            bar.update()
+        bar.close()
+        if self.writer:
+            self.writer.close()
+        fabric.barrier()
+        return self.folder / state.RESULT
+
+    def _update(self, step: int, batches: list[tuple[torch.Tensor, ...]]) -> dict[str, torch.Tensor]:
+        """Makes a step of all optimizers; returns the mean terms of the loss on this process."""
+        options = self.options
+        seeds = numpy.random.SeedSequence([options.seed, step, self.fabric.global_rank])
+        torch.manual_seed(int(seeds.generate_state(1)[0]))
+        lr = learning_rate(step, self.steps, self.warmup, options, self.halve_every)
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad()
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+        float32 = step >= (1 - options.float32_end) * self.steps
+        totals: dict[str, torch.Tensor] = {}
+        for batch in batches:
+            terms = self.objective(self.model, batch, nullcontext if float32 else self.fabric.autocast)
+            (sum(terms.values(), torch.zeros((), device=self.fabric.device)) / len(batches)).backward()
+            for name, value in terms.items():
+                totals[name] = totals.get(name, 0) + value.detach() / len(batches)
+        for name, part in self.parts.items():
+            average_gradients(self.fabric, part)
+            if options.clip:
+                nn.utils.clip_grad_norm_(part.parameters(), options.clip)
+            self.optimizers[name].step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        return totals
+
+    def _report(self, terms: dict[str, torch.Tensor], batch: tuple[torch.Tensor, ...], bar: Any) -> None:
+        """Writes losses, pictures and metrics where they are due after a step."""
+        options, step, last = self.options, self.step, self.step == self.steps
+        if step % options.log_every == 0 or last:
+            values = self.fabric.all_reduce(torch.stack(list(terms.values())), reduce_op="mean").tolist()
+            require_finite(dict(zip(terms, values, strict=True)), step)
+            if self.writer:
+                for name, value in zip(terms, values, strict=True):
+                    self.writer.add_scalar(f"loss/{name}", value, step)
+                self.writer.add_scalar("learning_rate", self.optimizers["network"].param_groups[0]["lr"], step)
+                bar.set_postfix(
+                    {name: f"{value:.4f}" for name, value in zip(terms, values, strict=True)}, refresh=False
+                )
+        if not self.writer:
+            return
+        pictures = options.pictures_every and (step % options.pictures_every == 0 or last)
+        validation = options.validate_every and (step % options.validate_every == 0 or last)
+        if not pictures and not validation:
+            return
+        model = self.result
+        training = model.training
+        model.eval()
+        with torch.no_grad():
+            if pictures:
+                for i, picture in enumerate(self.recipe.show(model, batch)):
+                    self.writer.add_image(f"sample/{i}", picture.float().clamp(0, 1).cpu(), step)
+            if validation:
+                self.metrics = self.recipe.validate(model, self.held_out, options)
+                for name, value in self.metrics.items():
+                    self.writer.add_scalar(f"validation/{name}", value, step)
+                text = ", ".join(f"{name} {value:.2f}" for name, value in self.metrics.items())
+                bar.write(f"step {step}: {text}")
+        model.train(training)
+
+    def notes(self) -> dict[str, Any]:
+        """Returns the notes of the checkpoint: data, options and metrics."""
+        options = dataclasses.asdict(self.options)
+        data = options.pop("data") or [f"skimage.data.{name}" for name in TRAINED_ON]
+        held = options.pop("validate") or f"skimage.data.{HELD_OUT}"
+        del options["out"]
+        return {"trained_on": data, "held_out": held, "recipe": options, "step": self.step, **self.metrics}
+
+
+def average_gradients(fabric: Any, module: nn.Module) -> None:
+    """Replaces a module's gradients by their means over all processes."""
+    grads = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    if fabric.world_size == 1 or not grads:
+        return
+    means = fabric.all_reduce(torch.cat([grad.flatten() for grad in grads]), reduce_op="mean")
+    for grad, mean in zip(grads, means.split([grad.numel() for grad in grads]), strict=True):
+        grad.copy_(mean.view_as(grad))
+
+
+def require_finite(terms: dict[str, float], step: int) -> None:
+    """Raises RuntimeError if a term of the loss is infinite or NaN."""
+    if wrong := [f"{name} is {value}" for name, value in terms.items() if not math.isfinite(value)]:
+        raise RuntimeError(f"step {step}: the loss must be finite; {', '.join(wrong)}: try a lower lr, or clip=1")

@@ -1,22 +1,24 @@
 """DEAR's training: masks, crops, steps, and the quality of the shipped checkpoint."""
 
+import dataclasses
+from contextlib import nullcontext
+
 import numpy
 import pytest
 import torch
 from PIL import Image
-from training_cases import resumed, same
+from training_cases import batch, same
 
 from inr_kernels.models import DEAR, DEARConfig
 from inr_kernels.models.common.masking import known
 from inr_kernels.models.data import images
-from inr_kernels.models.data.crops import DEAR_SIDE, dear_batch
 from inr_kernels.models.data.masks import free_form_mask
 from inr_kernels.models.data.photographs import HELD_OUT, PART, TRAINED_ON, photographs
 from inr_kernels.models.dear.blocks import smooth_fill
 from inr_kernels.models.dear.network import SMALL
 from inr_kernels.models.evaluation.metrics import psnr
 from inr_kernels.models.evaluation.run import compare_joint
-from inr_kernels.models.training import dear as train_dear
+from inr_kernels.models.training import config, dear
 
 
 @pytest.mark.parametrize("size", [(40, 40), (90, 200), (23, 17)])
@@ -29,36 +31,31 @@ def test_free_form_masks(size):
 
 
 def test_batches():
-    photos = photographs(TRAINED_ON[0])
-    batches = [dear_batch(photos, numpy.random.default_rng(seed), 3) for seed in (1, 1, 2)]
-    for image, mask, target in batches:
-        side = DEAR_SIDE
-        assert image.shape == (3, 3, side, side) and mask.shape == (3, 1, side, side)
-        assert target.shape[:2] == (3, 3) and side <= target.shape[2] == target.shape[3] <= 4 * side
-        shrunk = torch.nn.functional.interpolate(target, (side, side), mode="bicubic", antialias=True)
-        torch.testing.assert_close(shrunk, image, rtol=0, atol=0.05)
-    assert all(torch.equal(a, b) for a, b in zip(*batches[:2], strict=True))
-    assert not torch.equal(batches[0][0], batches[2][0])
+    """The queries of the whole target show what the input shows."""
+    image, mask, coord, cell, rgb = batch("dear", 1, "queries=0", "batch=3")
+    side = 40
+    assert image.shape == (3, 3, side, side) and mask.shape == (3, 1, side, side)
+    n = round(2 / cell[0, 0].item())
+    assert side <= n <= 4 * side and coord.shape == (3, n * n, 2) and rgb.shape == (3, n * n, 3)
+    target = rgb.unflatten(1, (n, n)).permute(0, 3, 1, 2)
+    shrunk = torch.nn.functional.interpolate(target, (side, side), mode="bicubic", antialias=True)
+    torch.testing.assert_close(shrunk, image, rtol=0, atol=0.05)
 
 
 def test_training_lowers_the_loss():
     """From grey to the colours of two crops."""
-    config = DEARConfig(channels=32, features=8, blocks=1, filter_blocks=1, norm="none", hidden=(32, 32))
-    model = DEAR(config)
+    structure = DEARConfig(channels=32, features=8, blocks=1, filter_blocks=1, norm="none", hidden=(32, 32))
+    model = DEAR(structure)
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    crops = dear_batch(photographs("astronaut"), numpy.random.default_rng(0), 2)
+    crops, objective = batch("dear", 0, "queries=200"), dear.Objective(config.load("dear_small"))
     losses = []
     for _ in range(60):
-        loss = train_dear.training_step(model, *crops, 200)
+        loss = sum(objective(model, crops, nullcontext).values())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
-
-
-def test_training_resumes(tmp_path, monkeypatch):
-    assert resumed(train_dear, DEAR, tmp_path, monkeypatch, "--queries", "16").config == SMALL
 
 
 def test_baselines_are_worse_than_the_original():
@@ -75,7 +72,10 @@ def test_baselines_are_worse_than_the_original():
 
 def test_a_start_has_the_features_of_a_checkpoint():
     """Its output is still the smooth fill."""
-    started, shipped = train_dear.load_start(DEAR.PRETRAINED).eval(), DEAR.pretrained()
+    started, shipped = DEAR(SMALL).eval(), DEAR.pretrained()
+    grey = DEAR(dataclasses.replace(SMALL, fill="zeros"))
+    grey.load_state_dict(shipped.state_dict())
+    dear.begin(started, grey)
     assert same(started.encoder, shipped.encoder) and same(started.decoder, shipped.decoder)
     image, mask = torch.rand(1, 3, 20, 24), (torch.rand(1, 1, 20, 24) < 0.3).float()
     *_, fill = started.encode(image, mask)
@@ -114,4 +114,4 @@ def test_notes_of_pretrained():
     assert HELD_OUT not in TRAINED_ON
     assert model.notes["trained_on"] == [f"skimage.data.{name}" for name in TRAINED_ON]
     metrics = model.notes.get("psnr_and_baseline") or model.notes["psnr_and_rival"]  # the key of the shipped file
-    assert {f"x{scale}" for scale in train_dear.SCALES} == metrics.keys()
+    assert {f"x{scale}" for scale in (1, 2, 4)} == metrics.keys()

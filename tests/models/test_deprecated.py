@@ -1,14 +1,13 @@
 """Module paths and keywords of older releases still work, with a DeprecationWarning."""
 
 import importlib
-import runpy
 import sys
 
 import pytest
 
 from inr_kernels.models import DEAR, IN2, DEARConfig, ImplicitPyramidDecoder, ImplicitUpsample, IN2Config
 
-MOVED = {f"train_{name}": f"training.{name}" for name in ("liif", "dear", "in2")} | {"ffc": "lama.ffc"}
+MOVED = {"ffc": "lama.ffc"}
 DEAR_CONFIG = DEARConfig(channels=8, features=4, blocks=1, filter_blocks=1, hidden=(8, 8))
 WITH_EAGER = {
     "DEAR": lambda **options: DEAR(DEAR_CONFIG, **options),
@@ -24,15 +23,6 @@ def test_import_of_a_moved_module(old, new):
     with pytest.warns(DeprecationWarning, match=f"inr_kernels.models.{old} was moved to inr_kernels.models.{new}"):
         module = importlib.import_module(f"inr_kernels.models.{old}")
     assert module is importlib.import_module(f"inr_kernels.models.{new}")
-
-
-@pytest.mark.parametrize("name", ["liif", "dear", "in2"])
-def test_run_of_a_moved_module(name, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["train", "--help"])
-    sys.modules.pop(f"inr_kernels.models.train_{name}", None)
-    with pytest.warns(DeprecationWarning, match="was moved to"), pytest.raises(SystemExit, match="0"):
-        runpy.run_module(f"inr_kernels.models.train_{name}", run_name="__main__")
-    assert "--resume" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", WITH_EAGER)

@@ -13,6 +13,7 @@ import torch
 import upstream_natten
 from fourier_unit_cases import ConvolutionCase
 from torch import nn
+from training_cases import batch
 from upstream_decoders import StoresFeatures
 from upstream_filters import KernelConv, Ported, Raft
 from upstream_lama import Generator
@@ -24,7 +25,7 @@ from inr_kernels import models
 from inr_kernels._core.dispatch import OPS
 from inr_kernels.fourier_unit import FFC, FFC_BN_ACT, FFCResnetBlock, SpectralTransform, frozen
 from inr_kernels.integrations import lama, natten
-from inr_kernels.models.data import crops, images, masks, photographs
+from inr_kernels.models.data import images, masks, photographs
 from inr_kernels.models.dear import losses as dear_losses
 from inr_kernels.models.evaluation import baselines, metrics
 from inr_kernels.models.in2 import losses as in2_losses
@@ -155,9 +156,9 @@ def upsample(mode, eager):
     return call(models.ImplicitUpsample(8, 6, (16, 16), mode, eager=eager), torch.randn(1, 8, 5, 7), (9, 13))
 
 
-def photos(batch, *args):
-    pictures = photographs.photographs("astronaut")
-    return lambda: batch(pictures, numpy.random.default_rng(0), *args)
+def drawn(name):
+    """A recipe's batch."""
+    return lambda: batch(name)
 
 
 def accelerated(build, *shapes):
@@ -230,9 +231,7 @@ CALLS = {
     "masks.draw": lambda: lambda: torch.from_numpy(masks.draw("strokes", 20, 30, numpy.random.default_rng(0))),
     "levels": lambda: call(metrics.levels, example[0], "round"),
     "to_tensor": lambda: lambda: images.to_tensor(photographs.photographs("astronaut")[0].resize((9, 8))),
-    "liif_batch": lambda: photos(crops.liif_batch, 2, 5),
-    "dear_batch": lambda: photos(crops.dear_batch, 2),
-    "in2_batch": lambda: photos(crops.in2_batch, 2, 900),
+    **{f"batches of {name}": lambda name=name: drawn(name) for name in ("liif", "dear", "in2")},
     "sample_queries": lambda: call(dear_losses.sample_queries, example[0], 7),
     "Discriminator": lambda: call(in2_losses.Discriminator((8, 8)).eval(), torch.rand(1, 3, 32, 32)),
     "mean_fill": lambda: call(baselines.mean_fill, *example),

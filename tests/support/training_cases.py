@@ -1,53 +1,23 @@
-"""Helpers of the training tests: a run that is interrupted and resumed, the weights of a VGG-19."""
+"""Helpers of the training tests: equal networks, batches of photographs, the weights of a VGG-19."""
 
-import pytest
 import torch
 
+from inr_kernels.models.data.photographs import photographs
+from inr_kernels.models.data.sources import Pictures
 from inr_kernels.models.in2.losses import VGG19
+from inr_kernels.models.training import config, samples
+
+
+def batch(name, step=0, *changes, photos=("astronaut",)):
+    """The tensors of a step of a recipe, drawn from photographs of scikit-image."""
+    options = config.load(f"{name}_small", ["batch=2", *changes])
+    return samples.Batches(config.recipe(name), options, Pictures(photographs(*photos)))[step][0]
 
 
 def same(a, b):
     """Whether two networks have equal parameters and buffers."""
     a, b = a.state_dict(), b.state_dict()
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def resumed(recipe, network, folder, monkeypatch, *words):
-    """Runs a recipe whose fourth step fails, resumes it after the second, compares with an uninterrupted run, and
-    returns the network.
-
-    Args:
-        recipe: the module, with `main`, `NAME_batch`, `measured` and SAVE_EVERY.
-        network: the class.
-        folder: for the files.
-        words: of the command line.
-    """
-    draw = recipe.__name__.split(".")[-1] + "_batch"
-
-    def run(name, *more):
-        out = folder / f"{name}.safetensors"
-        common = ["train", "--out", str(out), "--steps", "4", "--batch", "1"]
-        monkeypatch.setattr("sys.argv", [*common, *words, *more])
-        recipe.main()
-        return network.from_checkpoint(out)
-
-    monkeypatch.setattr(recipe, "SAVE_EVERY", 2)
-    monkeypatch.setattr(recipe, "measured", lambda model: {})
-    whole, batch, left = run("whole"), getattr(recipe, draw), [1, 1, 1]
-
-    def failing(*args):
-        left.pop()
-        return batch(*args)
-
-    monkeypatch.setattr(recipe, draw, failing)
-    with pytest.raises(IndexError):
-        run("parts")
-    monkeypatch.setattr(recipe, draw, batch)
-    parts = run("parts", "--resume")
-    assert same(parts, whole)
-    assert not same(whole, run("fresh", "--steps", "0"))
-    assert whole.notes["trained_on"][0] == "skimage.data.astronaut"
-    return parts
 
 
 def vgg19_state():

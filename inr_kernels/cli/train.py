@@ -1,0 +1,14 @@
+"""The command `train`."""
+
+import argparse
+
+from inr_kernels.models.training import config, loop
+
+
+def run(args: argparse.Namespace) -> None:
+    """Trains as the arguments of `inr-kernels train` say."""
+    options = config.load(args.config, args.options)
+    if args.print_config:
+        print(config.to_yaml(options), end="")
+        return
+    print(loop.train(options, args.resume))
