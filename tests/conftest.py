@@ -158,7 +158,7 @@ def poison():
 
 @pytest.fixture(scope="session", autouse=True)
 def interpreter():
-    """Patches Triton's language once a launch and module; its interpreter does so in every call of a device function."""
+    """Patches Triton's language once a launch and module: the interpreter does so in each call of a function."""
     if HAS_GPU:
         yield
         return
