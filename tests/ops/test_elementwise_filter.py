@@ -25,8 +25,8 @@ def test_equals_misf_and_stfan(golden, name, backend):
     """MISF's KernelConv pads with zeros, STFAN's kernel2d_conv replicates; kernelconv_*_1 has a batch above K²."""
     arrays = golden(name)
     options = {"kernel_size": int(arrays.pop("kernel_size")), "dilation": int(arrays.pop("dilation", 1))}
-    if backend == "triton":  # the interpreter takes half a minute for the whole batch
-        arrays = {key: array[:2] for key, array in arrays.items() if array.dim()}
+    if backend == "triton":  # one image: the interpreter takes half a minute for the whole batch
+        arrays = {key: array[:1] for key, array in arrays.items() if array.dim()}
     x, kernel = arrays["x"].requires_grad_(), arrays["kernel"].requires_grad_()
     padding = "replicate" if name.startswith("fac") else "zeros"
     out = elementwise_filter(x, kernel, padding=padding, **options, backend=backend)
@@ -120,7 +120,7 @@ def test_random_problems(case, dtype):
 
 
 @settings(max_examples=5, deadline=None, derandomize=True)
-@given(case=cases(largest=4), dtype=st.sampled_from([torch.float32, torch.float16]))
+@given(case=cases(largest=5), dtype=st.sampled_from([torch.float32, torch.float16]))
 def test_random_problems_in_triton(case, dtype):
     assert_kernel_as_accurate(case, dtype, "triton")
 
