@@ -1,8 +1,8 @@
 """elementwise_filter against the forms that are common in PyTorch: F.unfold, and MISF's stack of shifted images.
 
-The case is DEAR's: K_hp = delta - softmax over 3 x 3 taps, with a kernel of its own for every channel and pixel. The
-least memory traffic, in planes of the image's size: forward 11 (9 of logits, image, output), backward 21 (9 of logits,
-9 of their gradient, image, two gradients, output).
+The case is DEAR's: K_hp = delta - softmax over 3 x 3 taps, with a separate kernel for every channel and pixel. The
+minimum memory traffic, in planes of the image's size: forward 11 (9 of logits, image, output), backward 21 (9 of
+logits, 9 of their gradient, image, two gradients, output).
 """
 
 import functools

@@ -1,6 +1,6 @@
 """fourier_unit: LaMa's FFC block, its Fourier unit alone and a training step, against LaMa's own operations in PyTorch.
 
-The least work: a block's 3 x 3 convolutions make up 82 % of its multiply-adds directly and 63 % with Winograd's
+The minimum work: a block's 3 x 3 convolutions make up 82 % of its multiply-adds directly and 63 % with Winograd's
 F(2 x 2, 3 x 3), which needs 4 instead of 9 per value; the rest are three 1 x 1 convolutions, one of them on the
 spectrum, and 2.5 n log2 n per transform. FLOPs are counted for the Winograd form, so that the fraction of the GEMM's
 rate counts necessary work only.
@@ -134,9 +134,9 @@ def bench_unit(measure, smoke, shape, implementation):
 
 
 @pytest.mark.parametrize("implementation", ["eager", "ours"])
-@pytest.mark.parametrize("training", [False, True], ids=["frozen", "training"])
+@pytest.mark.parametrize("training", [False, True], ids=["input gradient", "training"])
 def bench_backward(measure, smoke, training, implementation):
-    """Measures a training step; "frozen": the input's gradient alone, in evaluation mode, as in feature refinement."""
+    """Measures a training step, or forward and input gradient in evaluation mode, as in feature refinement."""
     shape = SMOKE if smoke else SHAPES[0]
     block, x = problem(shape, torch.float32)
     block.train(training).requires_grad_(training)

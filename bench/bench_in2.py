@@ -1,7 +1,7 @@
 """IN² against its plain PyTorch twin (`eager=True`): whole images, a training step, and an INRB alone.
 
 Eager is LaMa's order of operations in the encoder, neighborhood attention by gathering every query's window, and the
-four-neighbour formula of every INRB on all queries at once. The least work: every convolution and matrix product of
+four-neighbour formula of every INRB on all queries at once. The minimum work: every convolution and matrix product of
 encoder and body (Fourier transforms not counted), and the decoder after the hoist.
 """
 

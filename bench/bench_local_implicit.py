@@ -1,7 +1,8 @@
 """local_implicit against LIIF's own operations in PyTorch: forward, render and the training step.
 
-The least work: after the hoist a query of LIIF's decoder costs 0.79 M multiply-adds (offsets and hidden layers for four
-neighbours, the last Linear once), a pixel of the map 0.15 M. A training step that recomputes costs four times as much.
+The minimum work: after the hoist a query of LIIF's decoder costs 0.79 M multiply-adds (offsets and hidden layers for
+four neighbours, the last Linear once), a pixel of the map 0.15 M. A training step that recomputes costs four times as
+much.
 """
 
 import functools

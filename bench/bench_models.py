@@ -1,7 +1,7 @@
 """Whole networks against their plain PyTorch twins (`eager=True`).
 
 Eager is DEAR with unfolded filters, `scaled_dot_product_attention` on every pixel, and LIIF's decoding with four
-multi-layer perceptrons per query. The least work: every convolution, attention of the known pixels, and the decoder
+multi-layer perceptrons per query. The minimum work: every convolution, attention of the known pixels, and the decoder
 after the hoist (see `bench_local_implicit`).
 """
 

@@ -2,8 +2,8 @@
 
 Eager is `scaled_dot_product_attention` of every pixel with every pixel: the cost of these tokens without neighborhoods.
 
-The least memory traffic: query, key, value and output once, 2 KB per token of 8 heads x 32 in half precision; backward:
-these, the gradients of all four, the log-sum-exp and the like.
+The minimum memory traffic: query, key, value and output once, 2 KB per token of 8 heads x 32 in half precision;
+backward: these, the gradients of all four, the log-sum-exp and the like.
 """
 
 import functools

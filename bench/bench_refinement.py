@@ -1,9 +1,9 @@
 """Feature refinement with Big-LaMa, against the published loop with LaMa's own operations in PyTorch.
 
-Eager is LaMa's order of operations, with the weights frozen as its predictor does, and the published loop: masks are
-reduced and eroded in every iteration. Both run the smallest scale once and refine the next, which is twice as large.
-The least work: forwards and backwards of the layers behind the features, where a backward, of the features alone, costs
-as much as a forward (the 3 x 3 convolutions counted directly, Fourier transforms not counted).
+Eager is LaMa's order of operations, without gradients of the weights, and the published loop: masks are reduced and
+eroded in every iteration. Both run the smallest scale once and refine the next, which is twice as large.
+The minimum work: forwards and backwards of the layers behind the features, where a backward, of the features alone,
+costs as much as a forward (the 3 x 3 convolutions counted directly, Fourier transforms not counted).
 """
 
 import pytest
@@ -47,12 +47,14 @@ def published(model, image, mask, iterations):
         below = decode(model, model.encode(small, small_mask))
         below = small_mask * below + (1 - small_mask) * small
         features = [part.requires_grad_() for part in model.encode(image, mask)]
-    optimizer, wide = torch.optim.Adam(features, 0.002), mask.expand_as(image)
+    optimizer, expanded = torch.optim.Adam(features, 0.002), mask.expand_as(image)
     for step in range(iterations):
         optimizer.zero_grad()
         prediction = decode(model, features)
         inner = _eroded((reduced(mask) == 1).float()).expand_as(below) > 0
-        loss = F.l1_loss(half(prediction)[inner], below[inner]) + F.l1_loss(prediction[wide == 0], image[wide == 0])
+        loss = F.l1_loss(half(prediction)[inner], below[inner]) + F.l1_loss(
+            prediction[expanded == 0], image[expanded == 0]
+        )
         if step < iterations - 1:
             loss.backward()
             optimizer.step()

@@ -1,7 +1,7 @@
 """unmask_attention against PyTorch's fused attention, which computes every row, and against eq. 7 as written.
 
-Eager is `scaled_dot_product_attention` on the same tokens. The least work, in multiply-adds: forward 2 C per pair of a
-known pixel and any pixel (score, weighted sum); backward 5 C per pair of known pixels (score, two products with the
+Eager is `scaled_dot_product_attention` on the same tokens. The minimum work, in multiply-adds: forward 2 C per pair of
+a known pixel and any pixel (score, weighted sum); backward 5 C per pair of known pixels (score, two products with the
 gradient, two weighted sums), 7 C where one of the pair is masked, for both directions together.
 """
 

@@ -171,8 +171,8 @@ def triton_on_a_gpu():
 def measure(benchmark, session_run, request):
     """Returns measure(run, op=, case=, implementation=, dtype=, ...), which times `run()` and adds a row.
 
-    flops: the least FLOPs, or a function that returns them; compared with a matrix product of the dtype in this run.
-    bytes: the least bytes to read and write; compared with a large copy in this run.
+    flops: the minimum FLOPs, or a function that returns them; compared with a matrix product of the dtype in this run.
+    bytes: the minimum bytes to read and write; compared with a large copy in this run.
     rounds: how often a CPU is timed.
     small: whether a GPU is also timed with a cold L2 cache, and with the call as a CUDA graph.
 

@@ -189,8 +189,8 @@ def found(launch, rows):
         added = {"warps": launch.native.warps, "shared": launch.native.shared}
         some = [row | added for row in rows if launch.kernel in row["kernel"] and "op" not in row]
     else:
-        wanted = launch.op, launch.kernel, launch.mode, launch.dtype
-        some = [row for row in rows if (row.get("op"), row["kernel"], row.get("mode"), row.get("dtype")) == wanted]
+        key = launch.op, launch.kernel, launch.mode, launch.dtype
+        some = [row for row in rows if (row.get("op"), row["kernel"], row.get("mode"), row.get("dtype")) == key]
     return some[launch.nth] if len(some) > launch.nth else None
 
 

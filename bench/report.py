@@ -71,8 +71,8 @@ def of_ceiling(row):
 def memory(rows, key):
     """Formats the megabytes of eager and of ours."""
     found = {row["implementation"]: row[key] for row in rows if key in row}
-    wanted = [found.get("eager"), found.get("ours")]
-    return " / ".join("" if n is None else f"{n / 2**20:,.0f}" for n in wanted) if any(wanted) else ""
+    peaks = [found.get("eager"), found.get("ours")]
+    return " / ".join("" if n is None else f"{n / 2**20:,.0f}" for n in peaks) if any(peaks) else ""
 
 
 def machine(result):

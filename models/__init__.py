@@ -1,8 +1,9 @@
-"""Networks: LIIF upscales, DEAR, IN2 and LaMa inpaint. `from_checkpoint` opens a checkpoint of any of them."""
+"""Networks: LIIF upscales; DEAR, IN2, ImplicitAutoencoder and LaMa inpaint. `from_checkpoint` opens any of them."""
 
 import os
 from typing import Any
 
+from .autoencoder import AutoencoderConfig, ImplicitAutoencoder
 from .common import checkpoints
 from .common.network import Inpainter, Network
 from .dear import DEAR, DEARConfig
@@ -18,9 +19,11 @@ __all__ = [
     "IN2",
     "LIIF",
     "RDN",
+    "AutoencoderConfig",
     "DEARConfig",
     "FeatureRefiner",
     "IN2Config",
+    "ImplicitAutoencoder",
     "ImplicitPyramidDecoder",
     "ImplicitUpsample",
     "Inpainter",
@@ -33,20 +36,20 @@ __all__ = [
     "from_checkpoint",
 ]
 
-NETWORKS = (DEAR, IN2, LaMa, LIIF)
+NETWORKS = (DEAR, IN2, ImplicitAutoencoder, LaMa, LIIF)
 
 
 def from_checkpoint(path: str | os.PathLike[str], **options: Any) -> Network:
     """Opens a checkpoint of any network of this package, in eval mode.
 
     The name in the file says which network it is. Files without a name are recognized by their state-dict keys: those
-    of older releases, and the files of LaMa's and LIIF's users. `LaMa` and `LIIF` list the formats. No code of a file
+    of older releases, and published files of LaMa and LIIF. `LaMa` and `LIIF` list the formats. No code of a file
     is run.
 
     Args:
         path: of the file.
-        options: DEAR and IN2: `eager=True`, the network in plain PyTorch. LaMa: `activation`, the activation on the
-            output where the file does not name it ("sigmoid" by default). LIIF: none.
+        options: DEAR, IN2 and ImplicitAutoencoder: `eager=True`, the network in plain PyTorch. LaMa: `activation`, the
+            activation on the output where the file does not name it ("sigmoid" by default). LIIF: none.
 
     Raises:
         OSError: the file cannot be read.

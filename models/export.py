@@ -14,9 +14,9 @@ from torch import nn
 
 import inr_kernels
 from inr_kernels._core.checks import is_positive_int, require
+from inr_kernels._core.files import check_writable, replace_file
 from inr_kernels.local_implicit.functional import check_size
 
-from .common.files import check_writable, replace_file
 from .common.network import Inpainter, Network
 from .liif import LIIF
 
@@ -31,15 +31,15 @@ def export_program(
     The program computes
 
         LIIF:             (image [B, 3, h, w], size [2] int64) -> [B, 3, H, W]     `upscale` to size = (H, W)
-        DEAR, IN2, LaMa:  (image [B, 3, H, W], mask [B, 1, H, W]) -> [B, 3, H, W]  `inpaint` at the image's size
+        others:           (image [B, 3, H, W], mask [B, 1, H, W]) -> [B, 3, H, W]  `inpaint` at the image's size
 
     with images in [0, 1] and masks of 1 = missing, in float32, with the parameters' values at the time of the export.
     It holds all pixels at once: the working memory grows with the image, and `workspace` is not an option.
 
     Args:
-        network: LIIF, DEAR, IN2 or LaMa, in float32. It is copied, and exported in eval mode.
+        network: a network of this package, in float32. It is copied, and exported in eval mode.
         dynamic: whether the image's height and width stay open. For IN2 and LaMa their smallest values are those of
-            `encode`; for LIIF and DEAR, 2.
+            `encode`; for the others, 2. A global ImplicitAutoencoder has one size: pass False and that size.
         size: (height, width) of the image to trace with; the only ones if not dynamic.
         batch: B, which is fixed.
 
@@ -137,7 +137,7 @@ class _Inpaint(nn.Module):
 def _prepared(network, dynamic, size, batch):
     """The module to export, in eval mode and plain PyTorch; its inputs; their dynamic shapes or None."""
     if not isinstance(network, (LIIF, Inpainter)):
-        raise TypeError(f"network must be a LIIF, DEAR, IN2 or LaMa; got {type(network).__name__}")
+        raise TypeError(f"network must be a network of this package; got {type(network).__name__}")
     parameter = next(network.parameters())
     require(parameter.dtype == torch.float32, "network", "be in float32: network.float()", parameter.dtype)
     require(is_positive_int(batch), "batch", "be a positive integer", repr(batch))
@@ -154,8 +154,8 @@ def _prepared(network, dynamic, size, batch):
     names = ((2, "height"), (3, "width"))
     sides = {dim: torch.export.Dim(name, min=min_side) for dim, name in names} if dynamic else None
     if isinstance(network, LIIF):
-        wanted = torch.tensor([2 * height, 2 * width], dtype=torch.int64, device="cpu")
-        return _Upscale(twin).eval(), (image, wanted), (sides, None)
+        size = torch.tensor([2 * height, 2 * width], dtype=torch.int64, device="cpu")
+        return _Upscale(twin).eval(), (image, size), (sides, None)
     return _Inpaint(twin).eval(), (image, image[:, :1].clone()), (sides, sides)
 
 

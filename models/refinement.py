@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from inr_kernels._core.checks import is_positive_int, require
-from inr_kernels.local_implicit.functional import WORKSPACE
+from inr_kernels.local_implicit.functional import WORKSPACE, check_workspace
 
 from .common.frozen import Recomputed, measured
 from .common.masking import blend, check_range, check_weights, known
@@ -71,6 +71,7 @@ class FeatureRefiner:
         modulo: see above. 1: no padding.
         max_memory: bytes that activations kept for the backward may take at the largest scale; None: no bound.
         paper: see above.
+        workspace: bytes of working memory for layers in bands of rows, as in `Inpainter.decode`.
 
     Raises:
         TypeError: network is not an `Inpainter`.
@@ -99,6 +100,7 @@ class FeatureRefiner:
         max_memory: int | None = None,
         *,
         paper: bool = False,
+        workspace: int = WORKSPACE,
     ):
         if not isinstance(network, Inpainter):
             raise TypeError(f"network must be an Inpainter, with encode and decode; got {type(network).__name__}")
@@ -106,12 +108,14 @@ class FeatureRefiner:
         for name, value in integers.items():
             require(is_positive_int(value), name, "be a positive integer", repr(value))
         # The smallest scale's shorter side is at least min_side / sqrt(2).
-        least = math.ceil(math.sqrt(2) * max(network.min_side, 2))
-        require(min_side >= least, "min_side", f"be at least {least} for {network.NETWORK}", min_side)
+        minimum = math.ceil(math.sqrt(2) * max(network.min_side, 2))
+        require(min_side >= minimum, "min_side", f"be at least {minimum} for {network.NETWORK}", min_side)
         require(0 < lr < math.inf, "lr", "be positive and finite", lr)
         require(max_memory is None or is_positive_int(max_memory), "max_memory", "be bytes or None", repr(max_memory))
-        self.network, self.min_side, self.max_scales = network, min_side, max_scales
-        self.iterations, self.lr, self.modulo, self.max_memory, self.paper = iterations, lr, modulo, max_memory, paper
+        check_workspace(workspace)
+        self.network, self.min_side, self.max_scales, self.modulo = network, min_side, max_scales, modulo
+        self.iterations, self.lr, self.paper = iterations, lr, paper
+        self.max_memory, self.workspace = max_memory, workspace
 
     def __call__(self, image: torch.Tensor, mask: torch.Tensor, *, progress: Progress = None) -> torch.Tensor:
         """Returns the inpainted image [B, 3, H, W] in the image's dtype; where M = 0 its own values, bit for bit.
@@ -137,11 +141,9 @@ class FeatureRefiner:
                 if progress is not None:
                     progress(next(done), total)
 
-            network = self.network.frozen(WORKSPACE)
+            network = self.network.frozen(self.workspace)
             out = [self._refined(network, image[i : i + 1], mask[i : i + 1], tick) for i in range(len(image))]
-            result = torch.cat(out) if out else image.clone()
-            check_weights(self.network, result)
-            return result
+            return torch.cat(out) if out else image.clone()
 
     def scales(self, height: int, width: int) -> int:
         """The number of scales for an image of that size."""
@@ -153,7 +155,7 @@ class FeatureRefiner:
         return 1 + (self.scales(height, width) - 1) * (self.iterations + self.paper)
 
     def bytes_per_pixel(self) -> int:
-        """Estimates the memory that a call needs for a pixel of the image, in addition to a workspace of 256 MB."""
+        """Estimates the memory that a call needs for a pixel of the image, in addition to the workspace."""
         return self.network.bytes_per_refined_pixel() + IMAGES * 3 * 4
 
     def _refined(
@@ -166,18 +168,19 @@ class FeatureRefiner:
                 tick()
             return image.clone()
         parameter = next(network.parameters())
-        wide = torch.promote_types(parameter.dtype, torch.float32)  # of everything but the network
-        hole = (mask > 0).to(wide)
-        images, holes = [known(image.to(wide), hole)], [hole]
+        dtype = torch.promote_types(parameter.dtype, torch.float32)  # of everything but the network
+        hole = (mask > 0).to(dtype)
+        images, holes = [known(image.to(dtype), hole)], [hole]
         for _ in range(self.scales(*size) - 1):
             images.append(half(images[-1]))
-            holes.append((half(holes[-1]) >= EPS).to(wide))
+            holes.append((half(holes[-1]) >= EPS).to(dtype))
         bound = _Bound(network, self.max_memory) if self.max_memory and len(images) > 1 else None
         out = None
         for level, hole in zip(reversed(images), reversed(holes), strict=True):
-            scale = _Scale(network, level, hole, self.modulo)
+            scale = _Scale(network, level, hole, self.modulo, self.workspace)
             if out is None:
                 prediction = scale.decode() if bound is None else bound.measure(scale)
+                check_weights(self.network, prediction)
                 tick()
             else:
                 if bound is not None:
@@ -185,7 +188,7 @@ class FeatureRefiner:
                 scale.optimize(out, self.iterations - (not self.paper), self.lr, not self.paper, tick)
                 prediction = scale.decode()
                 tick()
-            prediction = prediction[..., : level.shape[2], : level.shape[3]].to(wide).clamp(0, 1)
+            prediction = prediction[..., : level.shape[2], : level.shape[3]].to(dtype).clamp(0, 1)
             out = torch.where(hole > 0, prediction, level)
         assert out is not None  # there is at least one scale
         return blend(image, mask, out.to(image.dtype))
@@ -194,8 +197,8 @@ class FeatureRefiner:
 class _Scale:
     """An image [1, 3, h, w] of the pyramid, its mask [1, 1, h, w], and the features of both, padded."""
 
-    def __init__(self, network: Inpainter, image: torch.Tensor, hole: torch.Tensor, modulo: int):
-        self.network, self.hole = network, hole
+    def __init__(self, network: Inpainter, image: torch.Tensor, hole: torch.Tensor, modulo: int, workspace: int):
+        self.network, self.hole, self.workspace = network, hole, workspace
         rows, columns = (_reflected(n, modulo, image.device) for n in image.shape[2:])
         self.image, self.padded_hole = (t[:, :, rows][..., columns] for t in (image, hole))
         leaves, self.structure = tree_flatten(network.encode(self.image, self.padded_hole))
@@ -206,10 +209,11 @@ class _Scale:
 
     def decode(self) -> torch.Tensor:
         """The prediction of the features, [1, 3, H, W] with the padding."""
-        features = iter(self.features)
-        leaves = [next(features).to(leaf) if isinstance(leaf, torch.dtype) else leaf for leaf in self.leaves]
+        tensors = iter(self.features)
+        leaves = [next(tensors).to(leaf) if isinstance(leaf, torch.dtype) else leaf for leaf in self.leaves]
         height, width = self.image.shape[2:]
-        return self.network.decode(tree_unflatten(leaves, self.structure), (height, width))
+        features = tree_unflatten(leaves, self.structure)
+        return self.network.decode(features, (height, width), workspace=self.workspace)
 
     def optimize(self, below: torch.Tensor, steps: int, lr: float, known_term: bool, tick: Callable[[], None]) -> None:
         """Takes steps on the features; below: the result at the smaller scale; tick: called after each step."""
@@ -223,11 +227,11 @@ class _Scale:
                 prediction = self.decode()
             gradient = self._loss_gradient(prediction.detach(), below, known_weight, inner_weight)
             # A power of two, against underflow in half precision.
-            unit = 2.0**16 if prediction.dtype == torch.float16 else 1.0
-            gradient = (gradient * unit).to(prediction.dtype)
+            loss_scale = 2.0**16 if prediction.dtype == torch.float16 else 1.0
+            gradient = (gradient * loss_scale).to(prediction.dtype)
             gradients = torch.autograd.grad(prediction, self.features, gradient, allow_unused=True)
             for feature, found in zip(self.features, gradients, strict=True):
-                feature.grad = found if found is None or unit == 1 else found / unit
+                feature.grad = found if found is None or loss_scale == 1 else found / loss_scale
             del prediction, gradient, gradients, found  # before the next forward
             optimizer.step()
             tick()
@@ -279,8 +283,8 @@ class _Bound:
             stage.active = excess > 0 and saving > 0
             excess -= saving * stage.active
         sides = " x ".join(map(str, scale.hole.shape[2:]))
-        least = math.ceil(self.max_memory + excess)
-        require(excess <= 0, "max_memory", f"be at least {least} bytes for {sides} pixels", self.max_memory)
+        needed = math.ceil(self.max_memory + excess)
+        require(excess <= 0, "max_memory", f"be at least {needed} bytes for {sides} pixels", self.max_memory)
 
 
 def half(x: torch.Tensor) -> torch.Tensor:

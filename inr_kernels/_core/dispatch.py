@@ -120,8 +120,9 @@ class Op:
         argument: the call's `backend=`. The context and the environment are read here, when the op runs: a compiled
             graph stores only the argument.
         """
-        if requested := requested_backend(argument):
-            source = f" from the environment variable {VARIABLE}" if requested == _in_environment() else ""
+        requested, is_from_environment = _request(argument)
+        if requested:
+            source = f" from the environment variable {VARIABLE}" if is_from_environment else ""
             if requested not in self.backends:
                 names = ", ".join(self.backends)
                 raise ValueError(f"backend must be one of {names} for {self.name}; got {requested!r}{source}")
@@ -152,15 +153,18 @@ def requested_backend(argument: str | None) -> str:
     While torch.compile traces, only the argument is read: the op reads the rest when it runs. torch.export in its
     default mode reads all of them, so that a graph exported under `backend("reference")` has no op of this package.
     """
+    return _request(argument)[0]
+
+
+def _request(argument: str | None) -> tuple[str, bool]:
+    """`requested_backend`, and whether it comes from the environment."""
     if argument is not None and not isinstance(argument, str):
         raise TypeError(f"backend must be a name or None; got {argument!r}")
     if torch.compiler.is_dynamo_compiling() or (torch.compiler.is_compiling() and not torch.compiler.is_exporting()):
-        return argument or ""
-    return argument or _in_context.get() or _in_environment()
-
-
-def _in_environment() -> str:
-    return os.environ.get(VARIABLE, "")
+        return argument or "", False
+    if requested := argument or _in_context.get():
+        return requested, False
+    return os.environ.get(VARIABLE, ""), True
 
 
 def is_transformed(*tensors: torch.Tensor) -> bool:
@@ -241,11 +245,10 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> str:
         got = ", ".join(type(value).__name__ for value in (*args, *kwargs.values()))
         raise TypeError(f"args must be those of {known.function.__name__}, first a torch.Tensor; got {got}") from error
     reasons = {name: candidate.why_not(facts) for name, candidate in known.backends.items()}
-    used, mark = requested_backend(kwargs.get("backend")), "requested"
+    used, is_from_environment = _request(kwargs.get("backend"))
+    mark = f"requested by {VARIABLE}" if is_from_environment else "requested"
     if not used:
         used, mark = next((name for name, reason in reasons.items() if not reason), ""), "default"
-    elif used == _in_environment():
-        mark = f"requested by {VARIABLE}"
     if used and used not in reasons:
         reasons[used] = f"{known.name} has no such backend"
     marks = {used: f"  <- {mark}"}

@@ -20,13 +20,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     Only the modules of the command that runs are imported: `--help` and `--version` do without torch.
     """
     try:
-        _run(argv)
+        try:
+            _run(argv)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(_interrupted())
+    except OSError as error:
+        sys.exit(_unwritable(error))
+
+
+def _unwritable(error: OSError) -> int:
+    """Handles text that could not be written to stdout; returns the exit status.
+
+    A reader that stops early, as in `inr-kernels info | head -1`, is no error to report.
+    """
+    with contextlib.suppress(OSError, ValueError):  # else Python writes it once more when the process ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):
+        return 128 + signal.SIGPIPE
+    if sys.stderr is not None:
+        print(f"inr-kernels: the standard output: {_one_line(error)}", file=sys.stderr)
+    return 1
 
 
 def _interrupted() -> int:
-    """Says so on stderr, if it is open; returns the exit status."""
+    """Prints "interrupted" on stderr, if it is open; returns the exit status."""
     if sys.stderr is not None:
         print("inr-kernels: interrupted", file=sys.stderr, flush=True)
     return 128 + signal.SIGINT
@@ -35,6 +55,7 @@ def _interrupted() -> int:
 def _run(argv: Sequence[str] | None) -> None:
     from importlib import import_module
 
+    from . import names
     from .arguments import make_parser
     from .parsing import UsageError
 
@@ -44,6 +65,7 @@ def _run(argv: Sequence[str] | None) -> None:
         parser.print_help()
         return
     try:
+        names.check(args)
         with _exit_while_importing():
             command = import_module(f".{args.command}", __name__)
         with _exit_on_signals():
@@ -51,6 +73,8 @@ def _run(argv: Sequence[str] | None) -> None:
     except UsageError as error:
         parser.error(str(error))
     except (OSError, ValueError, RuntimeError, MemoryError, ImportError) as error:
+        if isinstance(error, OSError) and error.errno and error.filename is None:  # of print
+            raise
         parser.exit(1, f"inr-kernels: {_one_line(error)}\n")
 
 
@@ -58,7 +82,7 @@ def _run(argv: Sequence[str] | None) -> None:
 def _exit_while_importing() -> Iterator[None]:
     """In the block, SIGINT ends the process at once, if torch is not imported yet.
 
-    An exception would get lost in the initialization of torch's C++ modules. Nothing is there to be cleaned up.
+    An exception would get lost in the initialization of torch's C++ modules. There is nothing to clean up yet.
     """
     in_main = threading.current_thread() is threading.main_thread()
     default = in_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -3,16 +3,21 @@
 import argparse
 from importlib.metadata import version
 
-from .parsing import Parser, gigabytes, megabytes, model, positive, size
+from .parsing import Parser, gigabytes, megabytes, model, positive, scales, size
 
-# Of `upscale` and `inpaint`; tests compare these with what the modules that import torch define.
+# Of the commands; tests compare these with what the modules that import torch define.
 FORMATS = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff")
+MAX_THREADS = 1024  # torch crashes with some ten thousand
 BACKENDS = ("cpu", "cuda", "triton", "reference")
-NETWORKS = {"upscale": ("liif",), "inpaint": ("dear", "in2"), "export": ("liif", "dear", "in2")}
+NETWORKS = {"upscale": ("liif",), "inpaint": ("dear", "in2")}
+NETWORKS["export"] = NETWORKS["evaluate"] = ("liif", "dear", "in2")
+CONVENTIONS = ("plain", "liif", "liif-div2k", "lama", "coordfill", "dear", "in2")
+FITS = ("origin", "modulo", "resize", "pad-constant", "pad-edge")
+PRESETS = ("in2", "dear")
 
 DESCRIPTION = (
-    "Enlarge pictures, fill their holes, export networks, show what this machine runs, or compare speed and quality in"
-    " a demo."
+    "Enlarge pictures, fill their holes, measure quality, export networks, show what this machine runs, or compare"
+    " speed and quality in a demo."
 )
 
 UPSCALE = """\
@@ -44,12 +49,11 @@ Networks, --model:
 
   dear    the better of the two that ship, and the one for larger sizes. It encodes the image in tiles with their
           surroundings; with --tile 0 every known pixel attends to every pixel, as in the paper: twice the pixels take
-          four times as long, and the progress bar stands still meanwhile.
+          four times as long, and the progress bar does not move meanwhile.
   in2     several times faster: it sees the whole image at once, in time proportional to the number of pixels.
-          Sides of at least 9 pixels. At a larger size every pixel is predicted, with poor quality: use it without
-          --scale.
-  PATH    a checkpoint of DEAR, IN2 or LaMa: a .safetensors file of this package, or a form in which LaMa's users
-          have it, such as big-lama.pt or .ckpt. LaMa fills at the input's size only.
+          Sides of at least 9 pixels. It fills at the input's size only.
+  PATH    a checkpoint of DEAR, IN2, ImplicitAutoencoder or LaMa: a .safetensors file of this package, or a file of
+          LaMa as others publish it, such as big-lama.pt or a .ckpt. The last two fill at the input's size only.
 
 With --refine, large holes in large images get the structure that the network finds at a small size. It takes about 30
 times as long, at the input's size only, and is meant for LaMa.
@@ -66,6 +70,36 @@ Images are [1, 3, height, width], float32, in [0, 1]. Networks that fill holes t
 width], 1 = fill; LIIF takes image and size, two int64: the output's height and width. Height and width stay open,
 unless --size fixes them. The file has standard operators only (opset 20). This takes up to some minutes, and needs
 pip install 'inr-kernels[onnx]'."""
+
+EVALUATE = """\
+Measure the quality of networks, or of another program's pictures, on folders of pictures.
+
+  inr-kernels evaluate --model dear --model in2 --data DIR --masks strokes -o OUT
+  inr-kernels evaluate --model liif --data DIR --scales 2,3.7,8
+  inr-kernels evaluate --pred FILLED --target DIR --masks MASKS --convention lama
+  inr-kernels evaluate --model my.safetensors --data DIR --preset in2
+
+Prints a table with PSNR (also of the missing pixels alone), SSIM and L1 of each method and of baselines: mean colour,
+smooth fill, Telea's method (with OpenCV), bicubic and nearest-neighbour interpolation. With -o it also writes table.md,
+table.csv, the values of each picture in pictures.csv, and plot.png. Folders are searched with their subfolders.
+Pictures, masks and predictions belong together if they have one name; a mask or prediction may add _mask000 to it.
+What is missing or damaged is named on stderr, and the rest goes on.
+
+Kinds of masks, --masks: thin, medium, thick: LaMa's test masks; mixed, box: of its training; strokes: over 20 to 30 %
+of the picture ("strokes:15" over 15 %, "strokes:5-40" over 5 to 40 %); noise: single pixels, 10 to 90 % of them.
+
+Conventions, --convention, of published tables:
+
+  plain        RGB in 8 bits, as a file holds it
+  liif         LIIF's benchmarks: luminance, without a border of the scale
+  liif-div2k   RGB, without a border of scale + 6 pixels
+  lama         8 bits by truncation, SSIM with zero padding, LPIPS of VGG-16, input padded to multiples of 8
+  coordfill    8 bits by truncation, SSIM of scikit-image with a window of 11 pixels, LPIPS of AlexNet
+  dear, in2    of these papers, as far as they say; in2 follows coordfill
+
+Presets, --preset: in2: the middle of each picture at IN²'s eight sizes (named height × width, as in the paper); dear:
+pictures shrunk by DEAR's eight scales. Both draw strokes unless --masks is given, and set the convention.
+Needs pip install 'inr-kernels[evaluate]'."""
 
 INFO = """\
 Show this machine, the installed versions, and which implementation of each operator runs here.
@@ -96,6 +130,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     _add_upscale(add("upscale", UPSCALE))
     _add_inpaint(add("inpaint", INPAINT))
+    _add_evaluate(add("evaluate", EVALUATE))
     _add_export(add("export", EXPORT))
     add("info", INFO)
     _add_demo(add("demo", DEMO))
@@ -140,6 +175,62 @@ def _add_export(parser):
     parser.add_argument("--size", type=size, metavar="WxH", help="the only width and height; default: any")
 
 
+def _add_evaluate(parser):
+    names = ", ".join(NETWORKS["evaluate"])
+    parser.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        type=model("evaluate", NETWORKS),
+        help=f"a network: {names} or a checkpoint; may be given several times",
+    )
+    parser.add_argument("--data", "--target", required=True, metavar="DIR", help="the folder of original pictures")
+    parser.add_argument(
+        "--pred",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a folder of another program's outputs; may be given several times",
+    )
+    parser.add_argument("--masks", metavar="DIR|KIND", help="a folder of masks (white: missing), or a kind to draw")
+    setting = parser.add_mutually_exclusive_group()
+    setting.add_argument(
+        "--scales",
+        type=scales,
+        default=[],
+        metavar="N,N",
+        help="shrink the pictures by these factors, and enlarge them again",
+    )
+    setting.add_argument("--preset", choices=PRESETS, help="the settings of a paper's tables")
+    parser.add_argument(
+        "--convention", choices=CONVENTIONS, help="how pictures are compared; default: the preset's, else plain"
+    )
+    parser.add_argument("--lpips", metavar="PATH", help="also LPIPS: weights of torchvision's alexnet or vgg16")
+    parser.add_argument("--fid", metavar="PATH", help="also FID: pytorch-fid's weights of Inception")
+    parser.add_argument(
+        "--fit",
+        choices=FITS,
+        help="how images reach a network: as they are, mirrored to multiples of 8, resized to a square, or padded to"
+        " one; default: the convention's",
+    )
+    parser.add_argument(
+        "--fit-side",
+        type=positive(int),
+        default=512,
+        metavar="PIXELS",
+        help="side of that square; default: %(default)s",
+    )
+    parser.add_argument(
+        "--bins", type=positive(int), default=10, metavar="N", help="ranges of masks' areas; default: %(default)s"
+    )
+    parser.add_argument(
+        "--seed", type=positive(int, or_zero=True), default=0, metavar="N", help="of drawn masks; default: %(default)s"
+    )
+    parser.add_argument("--no-baselines", action="store_true", help="only the networks and predictions")
+    parser.add_argument("-o", "--output", metavar="DIR", help="a folder for the tables and the plot")
+    _add_computation(parser, megapixels=25, limits=False)
+
+
 def _add_output(parser):
     parser.add_argument("-o", "--output", required=True, help="the image to write; -: the standard output")
     parser.add_argument(
@@ -167,8 +258,11 @@ def _add_model(parser, command, text):
     parser.add_argument("--model", type=model(command, NETWORKS), default=names[0], help=f"{text}; default: {names[0]}")
 
 
-def _add_computation(parser, megapixels):
-    """Adds the options that say how to compute, and within which limits; megapixels: the default limit of the input."""
+def _add_computation(parser, megapixels, limits=True):
+    """Adds the options that say how to compute, and within which limits.
+
+    megapixels: the default limit of the input. limits: also those of memory.
+    """
     group = parser.add_argument_group("computation")
     group.add_argument(
         "--backend",
@@ -176,27 +270,30 @@ def _add_computation(parser, megapixels):
         help="implementation to compute with; default: the first that can run here (see `inr-kernels info`)",
     )
     group.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to compute; default: cpu")
+    if limits:
+        group.add_argument(
+            "--workspace",
+            type=megabytes,
+            default="256",
+            metavar="MB",
+            help="working memory in megabytes, in addition to the pictures and the network's features; default: 256",
+        )
+        group.add_argument(
+            "--max-memory",
+            type=gigabytes,
+            default="16",
+            metavar="GB",
+            help="refuse work that needs more memory, all together; default: 16",
+        )
     group.add_argument(
-        "--workspace",
-        type=megabytes,
-        default="256",
-        metavar="MB",
-        help="working memory in megabytes, in addition to the pictures and the network's features; default: 256",
+        "--threads", type=positive(int, most=MAX_THREADS), metavar="N", help="CPU threads; default: PyTorch's choice"
     )
-    group.add_argument("--threads", type=positive(int), metavar="N", help="CPU threads; default: PyTorch's choice")
     group.add_argument(
         "--max-megapixels",
         type=positive(float),
         default=megapixels,
         metavar="N",
         help="refuse larger inputs; default: %(default)s",
-    )
-    group.add_argument(
-        "--max-memory",
-        type=gigabytes,
-        default="16",
-        metavar="GB",
-        help="refuse work that needs more memory, all together; default: 16",
     )
     group.add_argument("--quiet", action="store_true", default=None, help="show no progress bar")  # None: on terminals
 

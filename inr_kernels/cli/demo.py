@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from inr_kernels._core.files import replace_file
 from inr_kernels.models import LIIF
-from inr_kernels.models.common.files import check_writable, replace_file
 from inr_kernels.models.data import images
 from inr_kernels.models.data.photographs import HELD_OUT, photographs
 from inr_kernels.models.evaluation.metrics import psnr
@@ -37,10 +37,6 @@ class Run(NamedTuple):
 
 def run(args: argparse.Namespace) -> None:
     """Measures both backends, prints a table and writes the picture."""
-    suffix = Path(args.output).suffix.lower()
-    check_writable(args.output)
-    if suffix not in images.FORMATS:
-        raise UsageError(f"output must end in {' '.join(images.FORMATS)}; got {args.output}")
     try:
         (photo,) = photographs(HELD_OUT)
     except ImportError:
@@ -53,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
     bicubic = small.resize(shown.size, Image.Resampling.BICUBIC)
     report(args, small, shown, bicubic, runs)
     sheet = draw(small, shown, bicubic, runs, args.scale)
-    kind = images.FORMATS[suffix]
+    kind = images.FORMATS[args.suffix]
     file = io.BytesIO()
     sheet.save(file, kind, **images.SAVE.get(kind, {}))
     replace_file(args.output, file.getvalue())

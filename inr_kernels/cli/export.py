@@ -1,22 +1,20 @@
 """The command `inr-kernels export`."""
 
+import os
 from argparse import Namespace
 
-from inr_kernels.models import DEAR, IN2, LIIF, Network, export_onnx, from_checkpoint
+from inr_kernels.models import Network, export_onnx
 
-from .parsing import UsageError
-from .pictures import check_other_file
-
-NETWORKS: dict[str, type[Network]] = {"liif": LIIF, "dear": DEAR, "in2": IN2}
+from .networks import open_network
+from .pictures import say
 
 
 def run(args: Namespace) -> None:
     """Opens the network and writes it as an ONNX file."""
-    if args.output == "-":
-        raise UsageError("argument -o/--output: must be the name of a file; got -")
-    check_other_file(args.output, {"checkpoint": args.model})
-    network = NETWORKS[args.model].pretrained() if args.model in NETWORKS else from_checkpoint(args.model)
+    network = open_network(args.model, Network)
+    say(args.output, f"exporting {network.NETWORK}, which takes up to some minutes")
     if args.size is None:
         export_onnx(network, args.output)
     else:
         export_onnx(network, args.output, dynamic=False, size=args.size)
+    say(args.output, f"written, {os.path.getsize(args.output) / 1e6:.1f} MB")

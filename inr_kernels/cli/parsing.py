@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn, TypeVar
 
@@ -18,14 +19,21 @@ class UsageError(ValueError):
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that prints errors in one line, without the usage."""
 
+    def _print_message(self, message, file=None):
+        """As argparse, which would ignore that the standard output cannot be written."""
+        if file is not None and file is sys.stdout:
+            file.write(message)
+        else:
+            super()._print_message(message, file)
+
     def error(self, message: str) -> NoReturn:
         """Prints the message and exits with status 2."""
         self.exit(2, f"inr-kernels: {printable(message)}\n")
         raise AssertionError  # exit does not return
 
 
-def positive(kind: type[Number], *, or_zero: bool = False) -> Callable[[str], Number]:
-    """Returns a parser of finite positive numbers of that type, and of 0 if `or_zero`."""
+def positive(kind: type[Number], *, or_zero: bool = False, most: float = math.inf) -> Callable[[str], Number]:
+    """Returns a parser of finite positive numbers of that type, up to `most`, and of 0 if `or_zero`."""
 
     def parse(text: str) -> Number:
         try:
@@ -37,6 +45,8 @@ def positive(kind: type[Number], *, or_zero: bool = False) -> Callable[[str], Nu
             rule = "0 or a positive" if or_zero else "a positive"
             noun = "integer" if kind is int else "finite number"
             raise argparse.ArgumentTypeError(f"must be {rule} {noun}; got {text}")
+        if value > most:
+            raise argparse.ArgumentTypeError(f"must be at most {most}; got {text}")
         return value
 
     return parse
@@ -49,6 +59,14 @@ def size(text: str) -> tuple[int, int]:
         raise argparse.ArgumentTypeError(f"must be WIDTHxHEIGHT, e.g. 1920x1080; got {text}")
     width, height = map(positive(int), parts)
     return height, width
+
+
+def scales(text: str) -> list[float]:
+    """Parses "2,3.7" to numbers above 1."""
+    found = [positive(float)(part) for part in text.split(",")]
+    if min(found) <= 1:
+        raise argparse.ArgumentTypeError(f"must be more than 1; got {min(found):g}")
+    return found
 
 
 def megabytes(text: str) -> int:
@@ -77,6 +95,8 @@ def model(command: str, networks: Mapping[str, Sequence[str]]) -> Callable[[str]
         names = " or ".join((", ".join(networks[command]), "the path of a checkpoint"))
         others = [f"inr-kernels {other}" for other in networks if text.lower() in networks[other]]
         hint = f" ({others[0]} takes it)" if others else ""
+        if text.lower() == "lama" and "dear" in networks[command]:
+            hint = " (the weights of LaMa are not part of this package: give their file, such as big-lama.pt)"
         raise argparse.ArgumentTypeError(f"must be {names}; got {text}{hint}")
 
     return parse

@@ -1,10 +1,8 @@
-"""Shared by `upscale` and `inpaint`: checks, reading and writing of pictures, and the progress bar."""
+"""Shared by `upscale` and `inpaint`: checks of the work, reading and writing of pictures, and the progress bar."""
 
 import argparse
 import contextlib
-import errno
 import math
-import os
 import re
 import sys
 from collections.abc import Iterator
@@ -16,31 +14,19 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from inr_kernels._core import dispatch
+from inr_kernels._core.files import replace_file
 from inr_kernels._core.text import printable
-from inr_kernels.models.common.files import check_writable, replace_file
 from inr_kernels.models.common.progress import Progress
 from inr_kernels.models.data import images
 from inr_kernels.models.dear.blocks import smooth_fill
 
 from .machine import free_memory
+from .names import STDIN, STDOUT
 from .parsing import UsageError
 
-MAX_THREADS = 1024  # torch crashes with some ten thousand
-STDIN, STDOUT = ("-", "/dev/stdin"), ("-", "/dev/stdout")
 
-
-def prepare(args: argparse.Namespace, **inputs: str) -> None:
-    """Checks the names and the backend; sets the output's format and the number of threads.
-
-    The output must be writable and none of the inputs.
-
-    inputs: the name of each file that is read, by what it is.
-    """
-    for what, name in (inputs | {"output": args.output}).items():
-        if not name:
-            raise UsageError(f"the name of the {what} is empty")
-    _check_inputs(inputs)
-    _check_output(args, inputs | {"checkpoint": args.model})
+def prepare_computation(args: argparse.Namespace) -> None:
+    """Checks device and backend, and sets the number of threads."""
     if sys.stderr is None:  # closed: a progress bar cannot be shown
         args.quiet = True
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -49,44 +35,7 @@ def prepare(args: argparse.Namespace, **inputs: str) -> None:
         op = dispatch.OPS["local_implicit"]
         op.choose(args.backend, op.facts(torch.empty(1, 1, 1, 1, dtype=torch.float32, device=args.device)))
     if args.threads:
-        if args.threads > MAX_THREADS:
-            raise UsageError(f"argument --threads: must be at most {MAX_THREADS}; got {args.threads}")
         torch.set_num_threads(args.threads)
-
-
-def _check_inputs(inputs):
-    if len(inputs) < 2:
-        return
-    both = " and ".join(inputs)
-    if all(name in STDIN for name in inputs.values()):
-        raise UsageError(f"{both} are both the standard input, which can be read only once")
-    with contextlib.suppress(OSError):
-        if os.path.samefile(*inputs.values()) and not os.path.isfile(next(iter(inputs.values()))):
-            raise UsageError(f"{both} are the same pipe or device, which can be read only once")
-
-
-def _check_output(args, inputs):
-    name, suffix = args.output, Path(args.output).suffix.lower()
-    if name in STDOUT:
-        if sys.stdout is None:
-            raise ValueError("the standard output is closed")
-        if sys.stdout.isatty():
-            raise UsageError("the standard output is a terminal, which shows no picture; redirect it")
-    else:
-        check_writable(name)
-        check_other_file(name, inputs)
-    if args.format is None and suffix not in images.FORMATS:
-        if name not in STDOUT and (os.path.isfile(name) or not os.path.exists(name)):
-            raise UsageError(f"output must end in {' '.join(images.FORMATS)} unless --format is given; got {name}")
-        suffix = ".png"
-    args.suffix = suffix if args.format is None else f".{args.format}"
-
-
-def check_other_file(output: str, inputs: dict[str, str]) -> None:
-    """Raises UsageError if the output is one of the files that are read; inputs: their names, by what they are."""
-    for what, path in inputs.items():
-        if os.path.isfile(output) and os.path.exists(path) and os.path.samefile(path, output):
-            raise UsageError(f"output must be another file than the {what}; got {output}")
 
 
 def say(name: str, message: str) -> None:
@@ -124,19 +73,11 @@ def read(what: str, name: str, args: argparse.Namespace) -> Source:
     """
     label = f"{what} {name}"
     try:
-        data = _read_standard_input() if name in STDIN else Path(name).read_bytes()
+        data = sys.stdin.buffer.read() if name in STDIN else Path(name).read_bytes()
     except OSError as error:
         raise OSError(error.errno, error.strerror, label) from error
     max_pixels = args.max_megapixels * 1e6
     return Source(name, label, data, images.read_header(data, max_pixels, label), max_pixels)
-
-
-def _read_standard_input():
-    if sys.stdin is None:
-        raise OSError(errno.EBADF, "the standard input is closed")
-    if sys.stdin.isatty():
-        raise OSError(errno.EINVAL, "the standard input is a terminal; redirect it from a picture or a pipe")
-    return sys.stdin.buffer.read()
 
 
 def network_input(picture: images.Picture) -> torch.Tensor:
@@ -173,8 +114,10 @@ def requested(args: argparse.Namespace) -> str:
 
 def check_work(
     source: Source, size: tuple[int, int], args: argparse.Namespace, input_bytes: int, output_bytes: int = 0
-) -> None:
+) -> float:
     """Checks that the file format can store the output, and that the work stays within the limit and the free memory.
+
+    Returns the estimated bytes of all that is needed.
 
     input_bytes, output_bytes: that the network needs for each pixel, in addition to the working memory.
     """
@@ -192,7 +135,7 @@ def check_work(
     available = free_memory()
     free = math.inf if available is None else available
     if need <= min(free, args.max_memory):
-        return
+        return need
     message = (
         f"an output of {shown(size)} from an input of {shown(source.size)} needs about {need / 1e9:.1f} GB of memory"
     )
@@ -212,7 +155,7 @@ def check_transparency(picture: images.Picture, args: argparse.Namespace) -> Non
 def computing(args: argparse.Namespace) -> Iterator[Progress]:
     """Shows a progress bar on terminals; gives the function that a network calls with the work done and all work.
 
-    A workspace that is too small becomes a mistake on the command line.
+    A workspace or a limit of memory that is too small becomes a mistake on the command line.
     """
     form = "{percentage:3.0f}%|{bar}| {elapsed}, {remaining} left"
     try:
@@ -224,8 +167,11 @@ def computing(args: argparse.Namespace) -> Iterator[Progress]:
             yield report
     except ValueError as error:
         if found := re.match(r"workspace must be at least (\d+) bytes", str(error)):
-            least, got = math.ceil(int(found[1]) / 2**20), args.workspace >> 20
-            raise UsageError(f"argument --workspace: must be at least {least} for these sizes; got {got}") from error
+            minimum, got = math.ceil(int(found[1]) / 2**20), args.workspace >> 20
+            raise UsageError(f"argument --workspace: must be at least {minimum} for these sizes; got {got}") from error
+        if found := re.match(r"max_memory must be at least (\d+) bytes .*; got (-?\d+)", str(error)):
+            minimum_gb = (args.max_memory + int(found[1]) - int(found[2])) / 1e9
+            raise UsageError(f"argument --max-memory: must be at least {minimum_gb:.3g} for this image") from error
         raise
 
 

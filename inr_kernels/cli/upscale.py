@@ -5,14 +5,15 @@ from argparse import Namespace
 from inr_kernels.models import LIIF
 
 from . import pictures
+from .networks import open_network
 
 
 def run(args: Namespace) -> None:
     """Reads the image, renders it in bands of rows, and writes the result."""
-    pictures.prepare(args, input=args.input)
+    pictures.prepare_computation(args)
     source = pictures.read("input", args.input, args)
     size = pictures.output_size(source, args)
-    model = LIIF.pretrained() if args.model == "liif" else LIIF.from_checkpoint(args.model)
+    model = open_network(args.model, LIIF)
     pictures.check_work(source, size, args, 4 * (model.config.features + 6))
     picture = source.decode()
     pictures.check_transparency(picture, args)

@@ -1,7 +1,7 @@
 """The Triton backend of elementwise_filter: kernels, launches and block sizes.
 
 A program takes BP output (or input) pixels of one group of one image and up to BC of the group's channels. No kernel
-uses atomics. Each dilation is a launch of its own. The softmax's gradient needs, for each pixel, the sum of gradient
+uses atomics. Each dilation has a separate launch. The softmax's gradient needs, for each pixel, the sum of gradient
 times filtered value, which is computed from the forward's output in float32.
 
 B images, G groups of CG channels, an output of P = Ho Wo pixels, T = KH KW taps.

@@ -125,7 +125,12 @@ def accelerate(model: Model) -> Model:
         parts = (f"{description} ({count})" for description, count in replaced.items())
         LOG.warning("accelerate replaced in %s: %s", type(model).__qualname__, ", ".join(parts))
     if not found:
-        LOG.warning("accelerate found no supported module in %s", type(model).__qualname__)
+        inner = getattr(model, "_orig_mod", model)  # of torch.compile
+        if any(type(module).__module__.startswith("inr_kernels.") for module in model.modules()):
+            LOG.warning("accelerate: %s already uses the operators of this package", type(inner).__qualname__)
+        else:
+            hint = "" if inner is model else "; call accelerate before torch.compile"
+            LOG.warning("accelerate found no supported module in %s%s", type(inner).__qualname__, hint)
     return model
 
 

@@ -4,6 +4,7 @@ import functools
 import inspect
 import logging
 import types
+import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -73,7 +74,7 @@ class Adapter(NamedTuple):
     names: Mapping[str, Collection[str]] = {}
 
     def lookalike(self, module: nn.Module) -> str:
-        """Why a module that is no candidate, but whose class has an upstream name, is none; "" for other modules."""
+        """Why a module whose class has an upstream name is no candidate, "" for other modules."""
         names = self.names.get(type(module).__name__, ())
         missing = next((name for name in names if not hasattr(module, name)), "")
         if not missing or type(module).__module__.startswith("inr_kernels."):
@@ -96,7 +97,7 @@ def replace(module: nn.Module, verify: Callable[[nn.Module], Match]) -> str:
     _warn_once.cache_clear()
     try:
         match = verify(module)
-        set_class(module, _subclass(type(module), match.mixin, verify, match))  # type: ignore[arg-type]
+        set_class(module, _subclass(type(module), match.mixin, verify, match))
     except Unsupported as reason:
         return str(reason)
     except Exception as error:  # upstream code may raise anything
@@ -117,7 +118,10 @@ def check_method(module: nn.Module, name: str, accepted: Collection[Signature], 
 
     defaults: whether default values must agree too; without, accepted contains names only.
     """
-    parameters = _parameters(getattr(type(module), name))
+    method = getattr(type(module), name)
+    if not isinstance(method, types.FunctionType) and inspect.getattr_static(method, "__wrapped__", None) is None:
+        raise Unsupported(f"its {name} is not a function, but of type {type(method).__name__}")
+    parameters = _parameters(method)
     found = _signature(parameters)
     if found and not defaults:
         found = tuple(argument[:1] for argument in found)
@@ -130,7 +134,7 @@ def check_method(module: nn.Module, name: str, accepted: Collection[Signature], 
 
 
 def match(module: nn.Module, mixin: type[AcceleratedModule], method: str, details: Any = None) -> Match:
-    """The `Match` of a method, with the object's current flags, but for those that the method does not read."""
+    """The `Match` of a method, with the current values of the flags that the method reads."""
     attributes = read_attributes(module, method)
     return Match(mixin, method, getattr(type(module), method), tuple(attributes.items()), details)
 
@@ -168,29 +172,40 @@ def read_attributes(module: nn.Module, method: str) -> dict[str, Any]:
     """
     names = set(_names(module, method))
     plain = plain_attributes(module)
-    # These read attributes whose names are not in the code.
-    return plain if names & {"__dict__", "vars", "getattr"} else {k: v for k, v in plain.items() if k in names}
+    return plain if names & _READ_ANY else {k: v for k, v in plain.items() if k in names}
+
+
+# Code with one of these names may read attributes whose names it does not contain.
+_READ_ANY = {"__dict__", "vars", "getattr"}
+# These call no method of the module, or, as its layers, are not part of the method.
+_OTHER_CALLABLES = type | types.BuiltinFunctionType | types.MethodDescriptorType | nn.Module
 
 
 def _names(module: nn.Module, method: str) -> Iterator[str]:
     """All names and strings in the code of a method, and of the methods and functions of these names."""
-    functions, seen = [getattr(type(module), method)], set()
+    pending, seen = [getattr(type(module), method)], set()
     own = [vars(module), *(vars(base) for base in type(module).__mro__ if base not in nn.Module.__mro__)]
-    while functions:
-        function = functions.pop()
+    while pending:
+        function = pending.pop()
         if isinstance(function, property):
-            function = function.fget
+            pending.append(function.fget)
         elif isinstance(function, staticmethod | classmethod | types.MethodType):
-            function = function.__func__
-        if not isinstance(function, types.FunctionType) or function in seen:
-            continue
-        seen.add(function)
-        if function.__module__ and function.__module__.split(".")[0] == "torch":
-            continue
-        names = set(_names_in(function.__code__))
-        yield from names
-        functions += [scope[name] for scope in (*own, function.__globals__) for name in names if name in scope]
-        functions += [cell.cell_contents for cell in function.__closure__ or () if cell != types.CellType()]
+            pending.append(function.__func__)
+        elif isinstance(function, functools.partial | functools.partialmethod):
+            pending += [function.func, *function.args, *function.keywords.values()]
+        elif isinstance(function, types.FunctionType):
+            if function in seen or (function.__module__ or "").split(".")[0] == "torch":
+                continue
+            seen.add(function)
+            names = set(_names_in(function.__code__))
+            yield from names
+            pending += [scope[name] for scope in (*own, function.__globals__) for name in names if name in scope]
+            pending += [cell.cell_contents for cell in function.__closure__ or () if cell != types.CellType()]
+            pending += [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+        elif (wrapped := inspect.getattr_static(function, "__wrapped__", None)) is not None:
+            pending.append(wrapped)
+        elif not isinstance(function, _OTHER_CALLABLES) and (callable(function) or hasattr(type(function), "__get__")):
+            yield from _READ_ANY
 
 
 def _names_in(code: types.CodeType) -> Iterator[str]:
@@ -253,8 +268,15 @@ def _remake(verify, make, args):
     return module
 
 
-@functools.cache
+# Weak: a class lives as long as its objects.
+_subclasses: weakref.WeakValueDictionary[tuple[Any, ...], type] = weakref.WeakValueDictionary()
+
+
 def _subclass(original, mixin, verify, match):
-    copied = {name: getattr(original, name) for name in ("__module__", "__qualname__", "__doc__")}
-    ours = {"_inr_original": original, "_inr_verify": staticmethod(verify), "_inr_match": match}
-    return type(original)(original.__name__, (mixin, original), copied | ours)
+    """The class of an accelerated object, one for all objects that match alike."""
+    key = original, mixin, verify, match
+    if (found := _subclasses.get(key)) is None:
+        copied = {name: getattr(original, name) for name in ("__module__", "__qualname__", "__doc__")}
+        ours = {"_inr_original": original, "_inr_verify": staticmethod(verify), "_inr_match": match}
+        found = _subclasses[key] = type(original)(original.__name__, (mixin, original), copied | ours)
+    return found

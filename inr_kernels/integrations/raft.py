@@ -21,6 +21,7 @@ from .class_swap import Adapter, Match, Unsupported, register
 from .filter_dtypes import are_supported, filter_as_eager
 
 NAME = "upsample_flow"
+OURS = "inr_kernels.upsample_flow"  # a global of the calling module; not an identifier, so no code uses it
 FACTORS = range(1, 17)
 CHANNELS = range(1, 5)
 DOES_NOT_RUN = "it takes no mask of 9 f² channels with a factor f from 1 to 16, or uses layers of the model"
@@ -50,24 +51,15 @@ def _verify_function(module: nn.Module, function: Callable[..., Any]) -> Match:
     if "forward" in vars(module):
         raise Unsupported("forward is patched on the object")
     supported = _compare(nn.Module, lambda _: function)
-    forward: Any = type(module).forward
-    details = _Forward(function, _with_function(forward, functools.partial(_upsample_flow, function, supported)))
-    # Nothing that forward reads matters: all its code but the function stays.
-    return Match(_Caller, "forward", forward, (), details)
+    # The flags that forward reads need no check: only the function is replaced.
+    return Match(_Caller, "forward", type(module).forward, (), (function, supported))
 
 
 class _Supported(NamedTuple):
-    """What a copy of the method agrees with ours for."""
+    """The factors and channel counts for which a copy of the method agrees with ours."""
 
     factors: tuple[int, ...]
     channels: tuple[int, ...]
-
-
-class _Forward(NamedTuple):
-    """The function that a forward calls, and the forward with ours in its place."""
-
-    function: Callable[..., Any]
-    forward: Callable[..., Any]
 
 
 def _function(module: nn.Module) -> Callable[..., Any] | None:
@@ -75,19 +67,26 @@ def _function(module: nn.Module) -> Callable[..., Any] | None:
     forward = type(module).forward
     if not isinstance(forward, types.FunctionType):
         return None
-    # Names of attributes, such as a method's, stand in co_names too.
-    if not any(i.opname == "LOAD_GLOBAL" and i.argval == NAME for i in dis.get_instructions(forward)):
+    # An attribute of the name, such as a method, shares its entry in co_names.
+    uses = {i.opname for i in dis.get_instructions(forward) if i.opcode in dis.hasname and i.argval == NAME}
+    if uses != {"LOAD_GLOBAL"}:
         return None
     function = forward.__globals__.get(NAME)
     return function if isinstance(function, types.FunctionType) else None
 
 
-def _with_function(forward, function):
-    """The method, with another function of the name."""
-    names = forward.__globals__ | {NAME: function}
-    made = types.FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__)
+def _calling(forward: types.FunctionType, ours: Callable[..., Any]) -> types.FunctionType:
+    """The method, with the globals of its module, but calling ours where it calls NAME."""
+    names, code = forward.__globals__, _renamed(forward.__code__)
+    names[OURS] = ours
+    made = types.FunctionType(code, names, forward.__name__, forward.__defaults__, forward.__closure__)
     made.__kwdefaults__ = forward.__kwdefaults__
     return made
+
+
+@functools.lru_cache(16)
+def _renamed(code):
+    return code.replace(co_names=tuple(OURS if name == NAME else name for name in code.co_names))
 
 
 def _upsample_flow(function, supported, flow, up_mask=None):
@@ -158,15 +157,16 @@ class _Method(class_swap.AcceleratedModule):
 class _Caller(class_swap.AcceleratedModule):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The forward of torchvision's RAFT, with our upsample_flow."""
-        if torch.compiler.is_compiling():  # the compiler does not trace a function with other globals
+        if torch.compiler.is_compiling():  # torch.compile traces the original: ours is made at the call
             return super().forward(*args, **kwargs)
-        function, forward = self._inr_match.details
+        forward: Any = self._inr_match.original
+        function, supported = self._inr_match.details
         reason = class_swap.why_changed(self)
-        if not reason and self._inr_match.original.__globals__[NAME] is not function:
+        if not reason and forward.__globals__.get(NAME) is not function:
             reason = f"its function {NAME} was replaced"
         if class_swap.falls_back(self, reason):
             return super().forward(*args, **kwargs)
-        return forward(self, *args, **kwargs)
+        return _calling(forward, functools.partial(_upsample_flow, function, supported))(self, *args, **kwargs)
 
 
 def _factor(mask: torch.Tensor) -> int:

@@ -19,7 +19,7 @@ def unmask_attention(
         key = torch.where(weight > 0, weight, 1).log().masked_fill(weight <= 0, -torch.inf)
         scores = torch.where(some, scores + key[:, None].to(feat.dtype), 0)
     out = scores.softmax(2) @ keys.mT
-    # The score 0 * NaN of a hole is no zero; the kernels do not compute it.
+    # 0 * NaN is NaN: a hole gets the mean, as from the kernels, which do not compute its scores.
     mean = (keys * (share / share.sum(1, keepdim=True)).to(feat.dtype)[:, None]).sum(2)[:, None]
     out = torch.where((weight[:, rows, None] == 0) & out.isnan(), mean, out)
     if mask_keys:

@@ -10,6 +10,8 @@ import json
 import math
 import os
 import pickle
+import shutil
+import tempfile
 import typing
 import warnings
 import zipfile
@@ -21,15 +23,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 
+from inr_kernels._core.files import check_path, replace_file
 from inr_kernels._core.text import printable
 
 from . import torch_files
-from .files import replace_file
 from .torch_files import Contents, Placeholder, StateDict, Unreadable
 
 VERSION = 1
-# Raised by torch, safetensors and files of an unexpected structure; their texts are for programmers.
-UNREADABLE: tuple[type[Exception], ...] = (OSError, EOFError, RuntimeError, TypeError, ValueError, LookupError)
+# Raised by torch, safetensors and files of an unexpected structure; users do not see their texts.
+UNREADABLE: tuple[type[Exception], ...] = (EOFError, RuntimeError, TypeError, ValueError, LookupError)
 UNREADABLE += (AttributeError, ArithmeticError, pickle.UnpicklingError, zipfile.BadZipFile, SafetensorError)
 
 # What a config's entry of a type must be.
@@ -78,19 +80,27 @@ def save(model: Any, path: FilePath, notes: Any, dtype: torch.dtype | None = Non
 def read(path: FilePath, *, mapped: bool = True) -> Contents:
     """Reads a file of any format: safetensors (eight bytes, then a JSON object), or what `torch_files` reads.
 
+    A pipe is opened and read once.
+
     Args:
-        mapped: whether tensors may be mapped from the disk, which their copies outlive but they themselves may not.
+        mapped: whether tensors may be memory-mapped. Such tensors become invalid when the file changes; copy them.
 
     Raises:
+        OSError: it cannot be opened or read.
         Unreadable: it is damaged or of another format.
     """
-    size = os.path.getsize(path)
     with open(path, "rb") as file:
+        if not file.seekable():
+            with tempfile.NamedTemporaryFile() as copy:
+                shutil.copyfileobj(file, copy)
+                copy.flush()
+                return read(copy.name, mapped=False)
+        size = os.path.getsize(path)
         if file.read(9)[8:] != b"{":
             file.seek(0)
             return torch_files.read(file, size, os.fsdecode(path) if mapped else None)
     try:
-        with safe_open(path, "pt") as tensors:
+        with safe_open(os.fsdecode(path), "pt") as tensors:
             return Contents(tensors.metadata() or {}, {name: tensors.get_tensor(name) for name in tensors.keys()}, size)  # noqa: SIM118
     except SafetensorError as error:
         raise Unreadable("it is a damaged or truncated safetensors file") from error
@@ -134,7 +144,7 @@ def parse(contents: Contents, network: str) -> Checkpoint | None:
 def state_dict(contents: Contents, key: str) -> StateDict:
     """Returns the state dict with the tensor `key` in a file of another project, without a prefix of its names.
 
-    It is the file's `state_dict` entry or the file itself. The prefix is what stands before `key`: "generator." of
+    It is the file's `state_dict` entry or the file itself. The prefix is what precedes `key`: "generator." of
     Lightning and mmagic, "model." or "module." of wrappers, or several. Of several state dicts with this key the
     generator's is taken, else the one with the shortest prefix. Other entries are ignored.
 
@@ -191,7 +201,7 @@ def build(checkpoint: Checkpoint, size: int, network: Any, make: Callable[[Any],
         raise Unreadable(f"its config has {config.depth} layers, but the file only {len(state)} tensors")
     try:
         with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the network that is then made warns
+            warnings.simplefilter("ignore")  # making the network will warn again
             expected = make(config).state_dict()
     except Exception as error:
         raise Unreadable(f"no {network.NETWORK} can be made of its config") from error
@@ -281,16 +291,17 @@ def identify(contents: Contents, networks: Sequence[Any]) -> Any:
 
 @contextmanager
 def errors(path: FilePath, *networks: Any) -> Iterator[None]:
-    """Turns what reading a file raises into a ValueError of one sentence, but for the OSError of opening it.
+    """Turns what reading a file raises into a ValueError of one sentence, but for an OSError of opening or reading it.
 
     It names the file, what was found in it, and what these networks read.
     """
-    if not isinstance(path, str | bytes | os.PathLike):
-        raise TypeError(f"path must be a string or os.PathLike; got {type(path).__name__}")
-    with open(path, "rb"):
-        pass
+    check_path(path)
     try:
         yield
+    except OSError as error:
+        if error.filename is None:  # of reading, after opening
+            error.filename = os.fspath(path)
+        raise
     except UNREADABLE as error:
         *others, last = (network.NETWORK for network in networks)
         names = f"{', '.join(others)} or {last}" if others else last

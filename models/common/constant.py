@@ -1,4 +1,4 @@
-"""Convolutions whose weights are constant: of what autograd keeps for the gradient of their input, one bit per ReLU."""
+"""Convolutions with constant weights, which keep one bit per ReLU for the gradient of their input."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,7 +9,7 @@ from torch import nn
 
 from inr_kernels._core import signs
 from inr_kernels._core.hooks import is_untouched
-from inr_kernels.fourier_unit.module.folding import affine, folds, scaled
+from inr_kernels.fourier_unit.module.folding import affine, folded, folds
 
 
 def constant(layers: Iterable[nn.Module]) -> list[nn.Module]:
@@ -17,7 +17,7 @@ def constant(layers: Iterable[nn.Module]) -> list[nn.Module]:
 
     Each Conv2d of stride 1 and each ConvTranspose2d becomes one layer with the ReflectionPad2d before it, the batch
     norm and the ReLU after it. Their weights are folded once, here. Other layers, and those with hooks, are returned
-    themselves.
+    unchanged.
     """
     out: list[nn.Module] = []
     rest: list[Any] = list(layers)
@@ -61,12 +61,10 @@ class _ConstantConvolution(nn.Module):
     def __init__(self, conv: Any, norm: nn.Module, relu: bool, reflected: tuple[int, ...]):
         super().__init__()
         self.reflected = reflected  # pixels of the padding: left, right, top, bottom
-        weight, bias, coefficients = conv.weight, conv.bias, affine(norm)
         self.transposed = type(conv) is nn.ConvTranspose2d
-        if coefficients is not None:
-            scale, shift = coefficients
-            bias = (shift if bias is None else shift + bias * scale).to(weight.dtype)
-            weight = scaled(weight.transpose(0, 1), scale).transpose(0, 1) if self.transposed else scaled(weight, scale)
+        weight = conv.weight.transpose(0, 1) if self.transposed else conv.weight
+        weight, bias = folded(weight, conv.bias, affine(norm))
+        weight = weight.transpose(0, 1) if self.transposed else weight
         self.register_buffer("weight", weight.detach())
         self.register_buffer("bias", None if bias is None else bias.detach())
         self.relu, self.dilation, self.complement = relu, conv.dilation, _complement(conv)

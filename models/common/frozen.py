@@ -31,10 +31,10 @@ def _usable(tensor):
 
 
 class Recomputed(nn.Module):
-    """Calls a module, a stage of a network; can compute again in the backward what autograd would keep of it.
+    """Calls a stage of a network; if active, recomputes its activations in the backward instead of keeping them.
 
     Attributes:
-        active: whether it is computed again. Only its input is kept then.
+        active: whether it is recomputed. Only its input is kept then.
         measures: whether calls measure `kept` and `kept_if_active`.
         kept: bytes that the last call kept for the backward.
         kept_if_active: bytes of its input.
@@ -61,9 +61,9 @@ class Recomputed(nn.Module):
 
 @contextlib.contextmanager
 def measured(module: nn.Module) -> Iterator[dict[int, int]]:
-    """Collects what autograd keeps of the block's calls, {address: bytes}, without the module's own tensors.
+    """Collects the memory that autograd keeps for the block, {address: bytes}, without the module's own tensors.
 
-    A `Recomputed` that measures stores what it keeps itself, instead.
+    What a measuring `Recomputed` inside keeps is counted there, not here.
     """
     own = {t.untyped_storage().data_ptr() for t in (*module.parameters(), *module.buffers())}
     storages: dict[int, int] = {}
@@ -90,13 +90,13 @@ class InBands(nn.Module):
         halo: rows around a band that the chain sees, too. What it computes for them is discarded. A multiple of n if
             scale is 1 / n.
         bytes_per_pixel: memory that the chain needs for a pixel of its input, with gradients.
-        workspace: bytes for a band without its halo; a band has at least `least` rows.
-        least: see workspace. A multiple of n if scale is 1 / n.
+        workspace: bytes for a band without its halo; a band has at least `min_rows` rows.
+        min_rows: see workspace; the rows of a band are a multiple of it. A multiple of n if scale is 1 / n.
     """
 
-    def __init__(self, chain: nn.Module, scale: float, halo: int, bytes_per_pixel: int, workspace: int, least: int):
+    def __init__(self, chain: nn.Module, scale: float, halo: int, bytes_per_pixel: int, workspace: int, min_rows: int):
         super().__init__()
-        self.chain, self.scale, self.halo, self.least = chain, scale, halo, least
+        self.chain, self.scale, self.halo, self.min_rows = chain, scale, halo, min_rows
         self.bytes_per_pixel, self.workspace = bytes_per_pixel, workspace
 
     def forward(self, x: torch.Tensor) -> Any:
@@ -106,7 +106,7 @@ class InBands(nn.Module):
 
     def bands(self, height: int, width: int) -> Iterator[tuple[slice, slice]]:
         """Yields the rows of a map of that size that each band sees, and which rows of its output are the result."""
-        rows = self.workspace // (self.bytes_per_pixel * width) // self.least * self.least or self.least
+        rows = self.workspace // (self.bytes_per_pixel * width) // self.min_rows * self.min_rows or self.min_rows
         for top in range(0, height, rows):
             bottom, first = top + rows, max(top - self.halo, 0)
             last = None if bottom >= height else round((bottom - first) * self.scale)

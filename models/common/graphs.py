@@ -71,8 +71,8 @@ class Graphed:
         if any(t.device.type != DEVICE or t.shape != shape for t, shape in zip(inputs, self.shapes, strict=True)):
             return False
         modules = self._captured.modules if self._captured else list(self.model.modules())
-        wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (*inputs, *self.model.parameters()))
-        return not (wanted or any(module.training for module in modules) or is_capturing(inputs[0].device))
+        needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (*inputs, *self.model.parameters()))
+        return not (needs_grad or any(module.training for module in modules) or is_capturing(inputs[0].device))
 
     def __repr__(self) -> str:
         return f"Graphed({type(self.model).__name__}, {self.shapes})"

@@ -1,5 +1,6 @@
 """The image and mask that all inpainting networks take: their check, the known part, and the output's size."""
 
+import math
 import numbers
 import operator
 from typing import Any
@@ -55,12 +56,14 @@ def check_range(image: torch.Tensor, mask: torch.Tensor | None = None) -> None:
     """Raises unless the image's known values can be meant for [0, 1]; bicubic resampling may overshoot a little.
 
     Raises:
-        ValueError: values below -0.5 or above 1.5, such as those of a picture in 0 ... 255 or -1 ... 1.
+        ValueError: NaN, infinity, or values below -0.5 or above 1.5, such as those of a picture in 0 ... 255.
     """
     if not image.numel() or not _has_values(image):
         return
     low, high = (t.item() for t in (image if mask is None else known(image, mask)).aminmax())
-    require(not (low < -0.5 or high > 1.5), "image", "have values in [0, 1]", f"values from {low:g} to {high:g}")
+    if math.isnan(low):
+        require(False, "image", "have values in [0, 1]", "NaN" if mask is None else "NaN in a known pixel")
+    require(low >= -0.5 and high <= 1.5, "image", "have values in [0, 1]", f"values from {low:g} to {high:g}")
 
 
 def check_weights(network: Any, out: torch.Tensor) -> None:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypeAlias, TypeVar
 import torch
 from torch import nn
 
+from inr_kernels._core.checks import require
 from inr_kernels.local_implicit.functional import WORKSPACE
 
 from . import checkpoints
@@ -71,14 +72,14 @@ class Network:
 
         Args:
             path: of the file.
-            options: DEAR and IN2: `eager=True`, the network in plain PyTorch. LaMa: `activation`, the activation on the
-                output where the file does not name it ("sigmoid" by default). LIIF: none.
+            options: DEAR, IN2 and ImplicitAutoencoder: `eager=True`, the network in plain PyTorch. LaMa: `activation`,
+                the activation on the output where the file does not name it ("sigmoid" by default). LIIF: none.
 
         Raises:
             OSError: the file cannot be read.
             TypeError: the network does not have this option, or path is no path.
-            ValueError: it is damaged, or is not a checkpoint of this network; the message says what was found, and what
-                is readable.
+            ValueError: the option cannot have this value; or the file is damaged, or not a checkpoint of this network:
+                the message says what was found, and what is readable.
         """
         cls._check_options(options)
         with checkpoints.errors(path, cls):
@@ -98,11 +99,13 @@ class Network:
     def _check_options(cls, options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Splits the options of `from_checkpoint` into those of `_read` and of the class; TypeError for others."""
         of_read, of_class = (inspect.signature(function).parameters for function in (cls._read, cls))
-        supported = (of_read.keys() | of_class.keys()) - {"contents", "config"}
+        named = {name for name, parameter in of_class.items() if parameter.kind != parameter.VAR_KEYWORD}
+        supported = (of_read.keys() | named) - {"contents", "config"}
         if unknown := sorted(options.keys() - supported):
             names = ", ".join(sorted(supported)) or "none"
             raise TypeError(f"{cls.NETWORK} has no option {', '.join(unknown)}; its options are: {names}")
         reading, making = ({k: v for k, v in options.items() if k in names} for names in (of_read, of_class))
+        cls.CONFIG(**reading)  # options of `_read` are entries of the config, which checks their values
         return reading, making
 
     @classmethod
@@ -126,7 +129,8 @@ class Network:
 
 
 class Inpainter(Network, nn.Module):
-    """The interface of a network that fills the missing pixels of an image. The same in DEAR, IN2 and LaMa:
+    """The interface of a network that fills the missing pixels of an image. The same in DEAR, IN2, LaMa and
+    ImplicitAutoencoder:
 
         encode(image, mask) -> features       decode(features, size) -> prediction
         predict = decode(encode(image, mask), size), for all pixels, differentiable
@@ -144,6 +148,11 @@ class Inpainter(Network, nn.Module):
     def min_side(self) -> int:
         """The shortest side of an image that the network takes, in pixels."""
         return 1
+
+    @property
+    def any_size(self) -> bool:
+        """Whether it renders other sizes than the image's; if not, `predict` and what follows from it refuse them."""
+        return True
 
     def encode(self, image: torch.Tensor, mask: torch.Tensor) -> Features:
         """Returns what `decode` reads: a tensor or a tuple, whose tensors may be changed (feature refinement).
@@ -195,9 +204,14 @@ class Inpainter(Network, nn.Module):
             [B, 3, H', W'] in the network's dtype (autocast's under autocast), not clamped.
 
         Raises:
-            TypeError, ValueError: as `encode`; ValueError also for a size or scale that is not positive and finite.
+            TypeError, ValueError: as `encode`; ValueError also for a size or scale that is not positive and finite,
+                and for another size than the image's unless `any_size`.
         """
+        is_given = size is not None or scale is not None
         size = output_size(image, size, scale)
+        if is_given and not self.any_size:
+            own = output_size(image, None, None)
+            require(size == own, "size", f"be the image's {own}, the only one that this {self.NETWORK} renders", size)
         if progress is None:
             return self.decode(self.encode(image, mask), size, **options)
         encoding, others, decoding = self._work(image, size)
@@ -245,7 +259,7 @@ class Inpainter(Network, nn.Module):
         """Returns `forward` without gradients, with the prediction clamped to [0, 1], in bounded working memory.
 
         Arguments and errors: as `predict`; ValueError also for an image whose known values are not in [0, 1], such as
-        0 ... 255, and for weights that hold NaN.
+        0 ... 255 or NaN, and for weights that hold NaN.
         """
         check_range(image, self._mask(image, mask))
         prediction = self.predict(image, mask, size, scale=scale, **options)

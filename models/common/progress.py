@@ -1,6 +1,6 @@
 """Progress of long computations: `progress(done, total)` is called from time to time, the last time with done = total.
 
-done grows with the work, so about evenly with time; its unit is any.
+done and total count work in an arbitrary unit, so done grows about evenly with time.
 """
 
 import itertools
@@ -61,7 +61,7 @@ def parameters(*modules: nn.Module) -> int:
 
 
 def multiplications(decoder: LocalImplicitDecoder) -> int:
-    """The multiplications of an encoder that take the time of a pixel of `decoder.render`'s output.
+    """The cost of a pixel of `decoder.render`, as the number of an encoder's multiplications that take as long.
 
     Each of the four neighbours passes the MLP, without the first layer, which runs at the input's size.
     """

@@ -6,6 +6,8 @@ names is replaced by a `Placeholder`, a container without methods, so none is im
 archive only the pickle and the tensors are read; its sources and constants are left out before torch sees it.
 """
 
+import contextlib
+import errno
 import io
 import itertools
 import pickle
@@ -13,7 +15,7 @@ import pickletools
 import threading
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, ClassVar, NamedTuple
 
@@ -81,12 +83,17 @@ def read(file: BinaryIO, size: int, path: str | None) -> Contents:
         path: of the file; tensors are mapped from the disk where its format allows that. None: copied into memory.
 
     Raises:
+        OSError: it cannot be read.
         Unreadable: it is damaged, of another format, or needs the code of classes.
     """
     try:
         return _read(file, size, path, packed=False)
     except (Unreadable, MemoryError):
         raise
+    except OSError as error:
+        if error.errno not in (None, errno.EINVAL):  # zipfile seeks where a damaged file says, even before its start
+            raise
+        raise Unreadable("it is a damaged or truncated file") from error
     except Exception as error:  # zipfile, zlib, pickletools and safetensors raise many kinds
         raise Unreadable("it is a damaged or truncated file") from error
 
@@ -112,7 +119,7 @@ def _read_zip(file: BinaryIO, size: int, path: str | None, packed: bool) -> Cont
     with archive:
         members = [member for member in archive.infolist() if not member.is_dir()]
         if (unpacked := sum(member.file_size for member in members)) > COMPRESSION * size + 2**20:
-            raise Unreadable(f"it has {size} bytes and would unpack to {unpacked}, which no weights do")
+            raise Unreadable(f"it has {size} bytes and would unpack to {unpacked}: weights do not compress like that")
         names = {member.filename: PurePosixPath(member.filename) for member in members}
         root = next((name.parent for name in names.values() if name.name == "data.pkl"), None)
         if root is None:
@@ -192,7 +199,7 @@ def _load(file: Any, classes: list[str], **options: Any) -> Any:
     known: list[Any] = [(type(name, (Placeholder,), {}), name) for name in classes]
     known += [(_maker(kind), name) for name, kind in CONTAINERS.items()]
     try:
-        with LOCK, torch.serialization.safe_globals(known), warnings.catch_warnings():
+        with _allowed(known), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickle protocols other than 2
             return torch.load(file, map_location="cpu", weights_only=True, **options)
     except pickle.UnpicklingError:  # its text advises to load the file with weights_only=False
@@ -202,10 +209,26 @@ def _load(file: Any, classes: list[str], **options: Any) -> Any:
             raise Unreadable("it is no file of torch.save, or one of an unknown pickle protocol") from None
         listed = ", ".join(unknown[:3]) + (f" and {len(unknown) - 3} others" if len(unknown) > 3 else "")
         raise Unreadable(f"it cannot be read without running code of {listed}") from None
-    except MemoryError:
+    except (MemoryError, OSError):
         raise
     except Exception:
         raise Unreadable("it is a damaged or truncated file of torch.save") from None
+
+
+@contextlib.contextmanager
+def _allowed(known: list[Any]) -> Iterator[None]:
+    """In the block, torch.load allows these classes alone, not those of `torch.serialization.add_safe_globals`.
+
+    torch would take either of two entries of one name.
+    """
+    with LOCK:
+        callers = torch.serialization.get_safe_globals()
+        torch.serialization.clear_safe_globals()
+        try:
+            with torch.serialization.safe_globals(known):
+                yield
+        finally:
+            torch.serialization.add_safe_globals(callers)
 
 
 def _maker(kind: type) -> Callable[..., Any]:

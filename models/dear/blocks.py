@@ -70,7 +70,7 @@ def encoder_input(seen: torch.Tensor, mask: torch.Tensor, shortest: int, mode: s
     Args:
         seen: the image [B, 3, H, W].
         mask: M [B, 1, H, W].
-        shortest: the least side of the latent.
+        shortest: the minimum side of the latent.
         mode: F.pad's, for the image.
     """
     right, below = (max(-n % STRIDE, shortest * STRIDE - n) for n in (mask.shape[3], mask.shape[2]))

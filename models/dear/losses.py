@@ -5,19 +5,20 @@ from torch.nn import functional as F
 
 
 def dear_loss(
-    rgb: torch.Tensor, target: torch.Tensor, reconstruction: torch.Tensor, image: torch.Tensor
+    rgb: torch.Tensor, target: torch.Tensor, reconstruction: torch.Tensor | None, image: torch.Tensor
 ) -> torch.Tensor:
     """L1 of the queried colours + 0.01 L1 of the reconstructed input (eq. 10).
 
     Args:
         rgb, target: colours of the queries, or images, of one shape.
-        reconstruction: [B, 3, H, W], of `DEAR.reconstruct`.
+        reconstruction: [B, 3, H, W], of `DEAR.reconstruct`; None, for a network without `pim`: L1 of the colours alone.
         image: [B, 3, H, W], the input without missing pixels.
 
     Source: Zhang, Guo et al., SuperInpaint: Learning Detail-Enhanced Attentional Implicit Representation for
     Super-resolutional Image Inpainting, 2023.
     """
-    return F.l1_loss(rgb, target) + 0.01 * F.l1_loss(reconstruction, image)
+    loss = F.l1_loss(rgb, target)
+    return loss if reconstruction is None else loss + 0.01 * F.l1_loss(reconstruction, image)
 
 
 def sample_queries(

@@ -60,6 +60,14 @@ class DEARConfig:
             latent dimensions", counted as SAIR does.
         feat_unfold: whether the implicit function sees a 3 x 3 neighbourhood. False: eq. 1 lists one pixel.
         cell_decode: whether it sees the size of an output pixel. False: eq. 1 lists none.
+        feature_relu: whether F is ReLU of the decoder's output. An addition; the paper names no activation.
+        importance_sigmoid: whether W is in (0, 1), by a sigmoid. An addition; the paper's eq. 9 has the convolution
+            alone.
+        dse, use, pim: the parts that the ablation of the paper's table 5 leaves out: the high-pass filter of Z, the
+            attention E, the kernels K with their map W. All False: its "base".
+
+    Strides: the paper has convolutions of 7, 4 and 4 with "strides set to 2", but only two transposed convolutions back
+    to the image's size; the 7 x 7 one has stride 1 here, as in MISF and SAIR.
 
     Raises:
         ValueError: a value that is not supported.
@@ -80,6 +88,11 @@ class DEARConfig:
     hidden: tuple[int, ...] = (256, 256, 256, 256)
     feat_unfold: bool = False
     cell_decode: bool = False
+    feature_relu: bool = True
+    importance_sigmoid: bool = True
+    dse: bool = True
+    use: bool = True
+    pim: bool = True
 
     def __post_init__(self) -> None:
         for name, values in CHOICES.items():
@@ -93,7 +106,7 @@ class DEARConfig:
 
     @property
     def depth(self) -> int:
-        """Layers that it repeats, each with tensors of its own."""
+        """The number of repeated layers, each of which has tensors in the state dict."""
         return self.blocks + self.filter_blocks + len(self.hidden)
 
 
@@ -106,8 +119,9 @@ class DEARFeatures(NamedTuple):
     """The features of a DEAR, which `DEAR.encode` returns.
 
     Attributes:
-        encoded: [F; E; W] [B, 2 C + 1, H, W], the map that the implicit function reads.
-        kernels: K [B, K², H, W], for `DEAR.reconstruct`.
+        encoded: [F; E; W] [B, 2 C + 1, H, W], the map that the implicit function reads; without E or W if the config
+            leaves them out.
+        kernels: K [B, K², H, W], for `DEAR.reconstruct`; without `pim`, [B, 0, H, W].
         seen: what the encoders see, I (1 - M) or S [B, 3, H, W].
     """
 
@@ -125,7 +139,8 @@ class DEAR(Inpainter):
         K = importance(L),   W = sigmoid(conv3x3(K)),   I_rec[p] = sum_q K_p[q] (I (1 - M))[p + q]
         rgb(x) = sum over the four pixels p around x of area_p MLP([F_p; E_p; W_p; x - p])
 
-    With `fill="smooth"` the encoders see S instead of I (1 - M), and rgb(x) is S(x) plus the sum.
+    With `fill="smooth"` the encoders see S instead of I (1 - M), and rgb(x) is S(x) plus the sum. ReLU on F and the
+    sigmoid on W are additions to the paper (`feature_relu`, `importance_sigmoid`).
 
     21,962,206 parameters. The input may have any size: it is padded with missing pixels to multiples of 4, and to at
     least 12. Everything runs in the parameters' dtype or autocast's, coordinates in float32.
@@ -139,8 +154,7 @@ class DEAR(Inpainter):
 
     Args:
         config: a DEARConfig.
-        eager: the same network in plain PyTorch, without kernels of this package, for comparison. Only DEAR and IN2
-            have this option.
+        eager: the same network in plain PyTorch, without kernels of this package, for comparison.
         reference: deprecated alias of eager.
 
     Source: Zhang, Guo et al., SuperInpaint: Learning Detail-Enhanced Attentional Implicit Representation for
@@ -166,13 +180,16 @@ class DEAR(Inpainter):
         self.eager = eager_or_reference(eager, reference)
         channels, features, taps = config.channels, config.features, config.importance_size**2
         self.encoder = Encoder(channels, config.blocks, config.norm)
-        self.filter_encoder = Encoder(channels, config.filter_blocks, config.norm)
-        self.filter_head = nn.Conv2d(channels, channels * config.filter_size**2, 1)
+        if config.dse or config.pim:
+            self.filter_encoder = Encoder(channels, config.filter_blocks, config.norm)
+        if config.dse:
+            self.filter_head = nn.Conv2d(channels, channels * config.filter_size**2, 1)
         self.decoder = enlarge(channels, channels // 2, features)
-        self.importance = enlarge(channels, features, taps)
-        self.importance_head = nn.Conv2d(taps, 1, 3, padding=1)
+        if config.pim:
+            self.importance = enlarge(channels, features, taps)
+            self.importance_head = nn.Conv2d(taps, 1, 3, padding=1)
         self.implicit = LocalImplicitDecoder(
-            2 * features + 1,
+            features + config.use * features + config.pim,
             hidden=config.hidden,
             feat_unfold=config.feat_unfold,
             cell_decode=config.cell_decode,
@@ -184,14 +201,22 @@ class DEAR(Inpainter):
         """A new network starts from grey (or S), without a high-pass filter, and reconstructs its masked input."""
         grey = self.config.fill == "zeros"
         last = self.implicit.imnet.layers[-1]
-        others = [self.filter_head, self.importance, self.importance_head, self.implicit]
-        initialize([self.encoder, self.filter_encoder], self.decoder, others)
-        for layer, gain in ((self.filter_head, 0.1), (self.importance[-1], 0.1), (last, 0.1 if grey else 0)):
-            layer.weight.mul_(gain)
+        encoders = self._parts("encoder", "filter_encoder")
+        others = self._parts("filter_head", "importance", "importance_head", "implicit")
+        initialize(encoders, self.decoder, others)
+        last.weight.mul_(0.1 if grey else 0)
         last.bias.fill_(0.5 if grey else 0)
-        self.importance[-1].bias[self.config.importance_size**2 // 2] = 1
-        taps = self.config.filter_size**2
-        self.filter_head.bias.view(-1, taps)[:, taps // 2] = 4
+        if self.config.pim:
+            self.importance[-1].weight.mul_(0.1)
+            self.importance[-1].bias[self.config.importance_size**2 // 2] = 1
+        if self.config.dse:
+            taps = self.config.filter_size**2
+            self.filter_head.weight.mul_(0.1)
+            self.filter_head.bias.view(-1, taps)[:, taps // 2] = 4
+
+    def _parts(self, *names: str) -> list[Any]:
+        """Those of these modules that the config has."""
+        return [getattr(self, name) for name in names if hasattr(self, name)]
 
     @property
     def _ops(self) -> ModuleType:
@@ -213,7 +238,7 @@ class DEAR(Inpainter):
 
     def _masked(self, image: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """I (1 - M) and M in the parameters' dtype."""
-        dtype = self.filter_head.weight.dtype
+        dtype = next(self.parameters()).dtype
         mask = self._mask(image, mask).to(dtype)
         return known(image.to(dtype), mask), mask
 
@@ -221,9 +246,27 @@ class DEAR(Inpainter):
         config, (height, width) = self.config, seen.shape[2:]
         shortest = max(REACH + 1, config.filter_size // 2 + 1)
         padded = encoder_input(seen, mask, shortest, "constant" if config.fill == "zeros" else "replicate")
-        latent, guide = self.encoder(padded), self.filter_encoder(padded)
+        latent = self.encoder(padded)
+        guide: Any = self.filter_encoder(padded) if config.dse or config.pim else None
+        if config.dse:
+            latent = self._filter(latent, guide)
+        feat = self.decoder(latent)[..., :height, :width]
+        parts = [feat.relu() if config.feature_relu else feat]
+        if config.use:
+            mask = mask.to(feat.dtype)
+            parts.append(self._ops.unmask_attention(parts[0], mask, mask_keys=config.mask_keys))
+        if not config.pim:
+            return torch.cat(parts, 1), feat[:, :0]
+        kernels = self.importance(guide)
+        weight = self.importance_head(kernels)
+        parts.append((weight.sigmoid() if config.importance_sigmoid else weight)[..., :height, :width])
+        return torch.cat(parts, 1), kernels[..., :height, :width]
+
+    def _filter(self, latent: torch.Tensor, guide: torch.Tensor) -> torch.Tensor:
+        """Z + K_hp * Z."""
+        config = self.config
         alpha, beta, gamma = HIGH_PASS[config.high_pass]
-        latent = self._ops.elementwise_filter(
+        return self._ops.elementwise_filter(
             latent,
             self.filter_head(guide),
             kernel_size=config.filter_size,
@@ -233,11 +276,6 @@ class DEAR(Inpainter):
             beta=beta,
             gamma=gamma,
         )
-        feat = self.decoder(latent).relu()[..., :height, :width]
-        kernels = self.importance(guide)
-        weight = self.importance_head(kernels).sigmoid()[..., :height, :width]
-        attended = self._ops.unmask_attention(feat, mask.to(feat.dtype), mask_keys=config.mask_keys)
-        return torch.cat([feat, attended, weight], 1), kernels[..., :height, :width]
 
     def _encode_tiles(
         self, seen: torch.Tensor, mask: torch.Tensor, side: int, progress: Progress = None
@@ -246,7 +284,12 @@ class DEAR(Inpainter):
         return map_tiles(lambda *part: self._encode(*part)[0], seen, mask, side=side, halo=side // 2, progress=progress)
 
     def reconstruct(self, image: torch.Tensor, mask: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
-        """I_rec [B, 3, H, W] of eq. 8: every pixel of the masked image from its neighbours, by `encode`'s kernels."""
+        """I_rec [B, 3, H, W] of eq. 8: every pixel of the masked image from its neighbours, by `encode`'s kernels.
+
+        Raises:
+            ValueError: the config has no `pim`.
+        """
+        require(self.config.pim, "pim", "be True in the config to reconstruct", self.config.pim)
         masked, _ = self._masked(image, mask)
         return self._ops.pixelwise_reconstruct(masked.to(kernels.dtype), kernels)
 
@@ -270,9 +313,9 @@ class DEAR(Inpainter):
         colour = self.implicit(encoded, coord, cell, backend=self._backend)
         if self.config.fill == "zeros":
             return colour
-        wide = _at_least_float32(seen)
-        grid = coord.to(wide.dtype).flip(-1)[:, None]  # (x, y)
-        start = F.grid_sample(wide, grid, mode="bicubic", padding_mode="border", align_corners=False)
+        image = _at_least_float32(seen)
+        grid = coord.to(image.dtype).flip(-1)[:, None]  # (x, y)
+        start = F.grid_sample(image, grid, mode="bicubic", padding_mode="border", align_corners=False)
         return colour + start[:, :, 0].transpose(1, 2).to(colour.dtype)
 
     def decode(
@@ -327,22 +370,23 @@ class DEAR(Inpainter):
         pixels = keys = height * width
         if tile:
             pixels, keys = pixels_with_halo((height, width), tile, tile // 2), min(keys, (2 * tile) ** 2)
-        layers = self.encoder, self.filter_encoder, self.filter_head, self.decoder, self.importance
-        convolutions, attention = parameters(*layers) / STRIDE**2, 2 * self.config.features * keys
+        attention = 2 * self.config.features * keys * self.config.use
+        convolutions = (parameters(self) - parameters(self.implicit)) / STRIDE**2
         rendering = math.prod(size) * multiplications(self.implicit)
         return len(image) * pixels * convolutions, len(image) * pixels * attention, len(image) * rendering
 
     def _encoding_modules(self) -> list[nn.Module]:
-        return [*self.encoder, *self.filter_encoder, self.decoder, self.importance, self.importance_head]
+        layers = (layer for encoder in self._parts("encoder", "filter_encoder") for layer in encoder)
+        return [*layers, self.decoder, *self._parts("importance", "importance_head")]
 
     def bytes_per_pixel(self, tile: int | None = None) -> int:
         """Estimates the memory that `inpaint` needs for a pixel of the input, in addition to workspace and output."""
         config = self.config
         if tile:  # twice the encoded map; the tiles, approximately
-            return round((4 * config.features + 2) * self.filter_head.weight.element_size()) + 150
+            return round((4 * config.features + 2) * next(self.parameters()).element_size()) + 150
         latent = config.channels / STRIDE**2 * (config.filter_size**2 + 4)  # the filters and their inputs
         values = config.channels + latent + 6 * config.features
-        return round(values * self.filter_head.weight.element_size())
+        return round(values * next(self.parameters()).element_size())
 
 
 def _at_least_float32(x: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,8 @@
-"""The blocks of IN²: downsampling with global context, and neighborhood attention with channel attention."""
+"""The blocks of IN²: downsampling with global context, neighborhood attention with channel attention, and what takes
+their place in the paper's ablations.
+"""
 
+import itertools
 from typing import Any
 
 import torch
@@ -9,6 +12,8 @@ from inr_kernels import NeighborhoodAttention2D, neighborhood_attention_2d_packe
 from inr_kernels.fourier_unit import FFC_BN_ACT, FFCResnetBlock, conv3x3
 
 from . import eager as plain_pytorch
+
+LAMA_WIDTH = 3.25  # of LaMa's encoder, in the widths of the maps: about the parameters of the downsample processing
 
 
 class Conv3x3(nn.Conv2d):
@@ -67,8 +72,44 @@ class ChannelAttentionBlock(nn.Module):
         return self.cab(x)
 
 
+def ffc_options(config: Any) -> dict[str, Any]:
+    """The options that an IN2Config gives to the layers of LaMa."""
+    norm = {"batch": nn.BatchNorm2d, "none": nn.Identity}[config.norm]
+    return {"norm_layer": norm, "activation_layer": nn.ReLU, "enable_lfu": False, "padding_type": config.padding}
+
+
+def downsampling(config: Any, *, eager: bool = False) -> nn.ModuleList:
+    """The encoder of an IN2Config: a block for each of its maps, which halves the sides.
+
+    LaMa's encoder is a 7 x 7 convolution at the image's size and strided ones, of which the last has global channels.
+    It is wider here than its maps, because the paper increases its parameters for the comparison.
+    """
+    channels = config.channels
+    if config.encoder != "lama":
+        pairs = itertools.pairwise((4, *channels))
+        return nn.ModuleList(DownsampleProcessingBlock(*pair, config, eager=eager) for pair in pairs)
+    stem, *inner = (int(LAMA_WIDTH * width) for width in (channels[0] // 2, *channels[:-1]))
+    blocks: list[Any] = [LocalDownsampling(*pair, config) for pair in itertools.pairwise((stem, *inner))]
+    last = inner[-1] if inner else stem
+    blocks.append(DownsampleProcessingBlock(last, channels[-1], config, eager=eager))
+    blocks[0] = nn.Sequential(LocalDownsampling(4, stem, config, kernel=7, stride=1), blocks[0])
+    return nn.ModuleList(blocks)
+
+
+class LocalDownsampling(nn.Sequential):
+    """A convolution, a norm and ReLU: the layers of LaMa's encoder that have no global channels."""
+
+    def __init__(self, inputs: int, outputs: int, config: Any, kernel: int = 0, stride: int = 2):
+        kernel = kernel or config.down_kernel
+        norm: nn.Module = nn.BatchNorm2d(outputs) if config.norm == "batch" else nn.Identity()
+        padding: dict[str, Any] = {"padding": (kernel - 1) // 2, "padding_mode": config.padding}
+        super().__init__(nn.Conv2d(inputs, outputs, kernel, stride, bias=False, **padding), norm, nn.ReLU())
+
+
 class DownsampleProcessingBlock(nn.Module):
     """DPB: y = FFC block(strided FFC(x)), out = y + alpha CAB(y), on half the rows and columns, rounded up.
+
+    Unless `config.encoder` is "dpb" the strided FFC is all of it; without `config.channel_attention`, out = y.
 
     Args:
         inputs, outputs: channels.
@@ -78,22 +119,44 @@ class DownsampleProcessingBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, config: Any, *, eager: bool = False):
         super().__init__()
-        norm = {"batch": nn.BatchNorm2d, "none": nn.Identity}[config.norm]
-        common: dict[str, Any] = {"norm_layer": norm, "activation_layer": nn.ReLU, "enable_lfu": False}
-        common |= {"padding_type": config.padding, "ratio_gout": config.ratio}
+        common, processing = ffc_options(config) | {"ratio_gout": config.ratio}, config.encoder == "dpb"
         self.down = FFC_BN_ACT(inputs, outputs, config.down_kernel, ratio_gin=0, stride=2, padding=1, **common)
-        self.block = FFCResnetBlock(outputs, ratio_gin=config.ratio, **common)
-        self.attention = ChannelAttentionBlock(outputs, config.compress, config.squeeze, eager=eager)
+        self.block = FFCResnetBlock(outputs, ratio_gin=config.ratio, **common) if processing else None
+        self.attention = None
+        if processing and config.channel_attention:
+            self.attention = ChannelAttentionBlock(outputs, config.compress, config.squeeze, eager=eager)
         self.alpha, self.eager = config.encoder_alpha, eager
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, C, H, W] -> [B, O, H', W']."""
-        if self.eager:
-            parts = plain_pytorch.ffc_resnet_block(self.block, plain_pytorch.ffc_bn_act(self.down, x))
-        else:
-            parts = self.block(self.down(x))
+        parts: Any = plain_pytorch.ffc_bn_act(self.down, x) if self.eager else self.down(x)
+        if self.block is not None:
+            parts = plain_pytorch.ffc_resnet_block(self.block, parts) if self.eager else self.block(parts)
         x = torch.cat(parts, 1)
-        return x + self.alpha * self.attention(x)
+        return x if self.attention is None else x + self.alpha * self.attention(x)
+
+
+class FourierBlock(nn.Module):
+    """Two FFC blocks in the place of a `NeighborHybridAttentionBlock`, of about as many parameters.
+
+    Args:
+        channels: C.
+        config: an IN2Config.
+        eager: plain PyTorch, in LaMa's order of operations.
+    """
+
+    def __init__(self, channels: int, config: Any, *, eager: bool = False):
+        super().__init__()
+        common = ffc_options(config) | {"ratio_gin": config.ratio, "ratio_gout": config.ratio}
+        self.blocks: Any = nn.ModuleList(FFCResnetBlock(channels, **common) for _ in range(2))
+        self.widths, self.eager = [channels - int(channels * config.ratio), int(channels * config.ratio)], eager
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, C, H, W] -> [B, C, H, W]."""
+        parts: Any = x.split(self.widths, 1)
+        for block in self.blocks:
+            parts = plain_pytorch.ffc_resnet_block(block, parts) if self.eager else block(parts)
+        return torch.cat(parts, 1)
 
 
 class ClampedAttention(NeighborhoodAttention2D):
@@ -122,7 +185,7 @@ class ClampedAttention(NeighborhoodAttention2D):
 class NeighborHybridAttentionBlock(nn.Module):
     """NHAB: n = LN(x), m = x + NA(n) + alpha CAB(n), out = m + MLP(LN(m)).
 
-    With `config.attention_residual` off, m has no x (eq. 1).
+    With `config.attention_residual` off, m has no x (eq. 1); with `config.channel_attention` off, no CAB.
 
     Args:
         channels: C.
@@ -136,7 +199,9 @@ class NeighborHybridAttentionBlock(nn.Module):
         self.attention = ClampedAttention(
             channels, config.heads, config.window, rel_pos_bias=config.rel_pos_bias, eager=eager
         )
-        self.channel_attention = ChannelAttentionBlock(channels, config.compress, config.squeeze, eager=eager)
+        self.channel_attention = None
+        if config.channel_attention:
+            self.channel_attention = ChannelAttentionBlock(channels, config.compress, config.squeeze, eager=eager)
         inner = int(channels * config.mlp_ratio)
         self.mlp = nn.Sequential(nn.Linear(channels, inner), nn.GELU(), nn.Linear(inner, channels))
         self.alpha, self.residual = config.alpha, config.attention_residual
@@ -146,12 +211,15 @@ class NeighborHybridAttentionBlock(nn.Module):
         normed = self.norm1(x)
         mixed = self.attention(normed)
         mixed = x + mixed if self.residual else mixed
-        mixed = mixed + self.alpha * self.channel_attention(normed.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        if self.channel_attention is not None:
+            mixed = mixed + self.alpha * self.channel_attention(normed.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return mixed + self.mlp(self.norm2(mixed))
 
 
 class NeighborHybridAttentionGroup(nn.Module):
     """`config.blocks` blocks, then, with `config.group_convs`, a 3 x 3 convolution and a skip connection, as in HAT.
+
+    The blocks are `NeighborHybridAttentionBlock`, or `FourierBlock` if `config.body` is "ffc".
 
     Args:
         channels: C.
@@ -161,11 +229,15 @@ class NeighborHybridAttentionGroup(nn.Module):
 
     def __init__(self, channels: int, config: Any, *, eager: bool = False):
         super().__init__()
-        blocks = (NeighborHybridAttentionBlock(channels, config, eager=eager) for _ in range(config.blocks))
-        self.blocks = nn.Sequential(*blocks)
+        self.attends = config.body == "nhab"
+        block: type[nn.Module] = NeighborHybridAttentionBlock if self.attends else FourierBlock
+        self.blocks = nn.Sequential(*(block(channels, config, eager=eager) for _ in range(config.blocks)))
         self.conv = Conv3x3(channels, channels, eager) if config.group_convs else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, C, H, W] -> [B, C, H, W]."""
-        out = self.blocks(x.permute(0, 2, 3, 1).contiguous()).permute(0, 3, 1, 2)
+        if self.attends:
+            out = self.blocks(x.permute(0, 2, 3, 1).contiguous()).permute(0, 3, 1, 2)
+        else:
+            out = self.blocks(x)
         return out if self.conv is None else self.conv(out, add=x)

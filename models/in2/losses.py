@@ -1,10 +1,12 @@
 """IN²'s training losses, section 4.3 of its paper, and the discriminator.
 
     L_G = -E log D(x'),   L_D = -E log D(x) - E log(1 - D(x')) + r1 E |grad D(x)|²
-    generator: L_G + perceptual L_per + feature_matching L_fm
+    generator: l1 L_1 + L_G + perceptual L_per + feature_matching L_fm
 
-x: photographs, x': filled ones, [B, 3, H, W] in [0, 1]. The paper lists R1, without the square, among the generator's
-losses, where it has no gradient; here it is squared and part of the discriminator's step, as in the method's source.
+x: photographs, x': filled ones, [B, 3, H, W] in [0, 1]. L_1 is not the paper's, and has the weight 0 by default. The
+paper lists R1, without the square, among the generator's losses, where it has no gradient; here it is squared and part
+of the discriminator's step, as in its source (Mescheder, Geiger and Nowozin, Which Training Methods for GANs do
+actually Converge?, ICML 2018). See `r1_penalty` for its scale.
 
 Source: Zhao, Yang and Fu, Learning Position-Aware Implicit Neural Network for Real-World Face Inpainting, 2024,
 eq. 5-9.
@@ -30,14 +32,16 @@ VGG19_RELUS = (1, 6, 11, 20, 29)
 
 @dataclass(frozen=True)
 class LossWeights:
-    """The paper's weights.
+    """The weights; the defaults are the paper's.
 
     Args:
+        l1: of `l1_loss`, which the paper does not have.
         perceptual: lambda_per.
         feature_matching: lambda_fm. CoordFill and LaMa, which the paper follows, have 100.
-        r1: lambda_R.
+        r1: lambda_R, for `r1_penalty`.
     """
 
+    l1: float = 0.0
     perceptual: float = 10.0
     feature_matching: float = 0.1
     r1: float = 10.0
@@ -45,6 +49,8 @@ class LossWeights:
 
 class Discriminator(nn.Module):
     """A patch discriminator of 4 x 4 convolutions with spectral norms and leaky ReLUs: CoordFill's, as in the paper.
+
+    The convolutions have no bias, as CoordFill's with spectral norms.
 
     Args:
         channels: of all layers but the last; the first three have stride 2.
@@ -58,7 +64,7 @@ class Discriminator(nn.Module):
     def __init__(self, channels: Sequence[int] = (64, 128, 256, 512)):
         super().__init__()
         layers = zip((3, *channels), (*channels, 1), strict=True)
-        convs = (nn.Conv2d(*pair, 4, 2 if i < 3 else 1, 1) for i, pair in enumerate(layers))
+        convs = (nn.Conv2d(*pair, 4, 2 if i < 3 else 1, 1, bias=False) for i, pair in enumerate(layers))
         self.layers = nn.ModuleList(map(spectral_norm, convs))
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -99,7 +105,8 @@ class VGG19Features(nn.Module):
                 layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
         state = load_data(path)
-        missing = [name for name in self.state_dict() if not isinstance(state, dict) or name not in state]
+        found = state if isinstance(state, dict) else {}
+        missing = [n for n, v in self.state_dict().items() if getattr(found.get(n), "shape", None) != v.shape]
         require(not missing, "path", "hold a state dict of torchvision's vgg19", f"no {', '.join(missing[:3])}")
         self.load_state_dict({name: state[name] for name in self.state_dict()})
         self.requires_grad_(False).eval()
@@ -114,6 +121,23 @@ class VGG19Features(nn.Module):
             if i in VGG19_RELUS:
                 maps.append(x)
         return maps
+
+
+def perceptual_features(weights: LossWeights, path: str | PathLike[str] | None) -> VGG19Features | None:
+    """Returns the network for `perceptual_loss` from a file of VGG-19's weights, or None if its weight is 0.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: no file is given, or it is another one.
+    """
+    if not weights.perceptual:
+        return None
+    if path is None:
+        raise ValueError(
+            "the perceptual loss needs the weights of VGG-19: the path of torchvision's vgg19-dcbb9e9d.pth, the state "
+            'dict of torchvision.models.vgg19(weights="IMAGENET1K_V1"); or set loss.perceptual=0'
+        )
+    return VGG19Features(path)
 
 
 def generator_loss(logits: torch.Tensor) -> torch.Tensor:
@@ -134,14 +158,17 @@ def discriminator_loss(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
 def r1_penalty(
     discriminator: Callable[[torch.Tensor], tuple[torch.Tensor, object]], image: torch.Tensor
 ) -> torch.Tensor:
-    """Returns E |grad D(x)|² [], the mean over images [B, 3, H, W] of the squared norm of the logits' gradient.
+    """Returns E |grad D(x)|² [], the mean over images [B, 3, H, W] in [0, 1] of the squared norm of the gradient.
 
-    It is differentiable with respect to the discriminator's weights.
+    D(x) is the mean of an image's logits [h, w]: L_D is a mean over patches, too. The gradient is that for images in
+    [-1, 1], which the discriminator's first layer sees. (The sum of the logits, as LaMa has it with a weight of 0.001,
+    would grow with the number of patches: with the paper's weight of 10 the penalty is then hundreds of times L_D, and
+    the discriminator becomes constant.) It is differentiable with respect to the discriminator's weights.
     """
     image = image.detach().requires_grad_()
     logits, _ = discriminator(image)
-    (gradient,) = torch.autograd.grad(logits.sum(), image, create_graph=True)
-    return gradient.square().flatten(1).sum(1).mean()
+    (gradient,) = torch.autograd.grad(logits.flatten(1).mean(1).sum(), image, create_graph=True)
+    return (gradient / 2).square().flatten(1).sum(1).mean()
 
 
 def feature_matching_loss(real: Sequence[torch.Tensor], fake: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -164,3 +191,12 @@ def perceptual_loss(vgg: VGG19Features, image: torch.Tensor, filled: torch.Tenso
     weights = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1)
     losses = (w * F.l1_loss(b, a) for w, a, b in zip(weights, real, vgg(filled), strict=True))
     return sum(losses, start=filled.new_zeros(()))
+
+
+def l1_loss(prediction: torch.Tensor, image: torch.Tensor, mask: torch.Tensor, missing: float = 5.0) -> torch.Tensor:
+    """Returns L_1 [], the mean absolute error of all pixels plus `missing` times that of the missing ones.
+
+    prediction, image: [B, 3, H, W]; mask: [B, 1, H, W], 1 = missing.
+    """
+    error = (prediction - image).abs()
+    return error.mean() + missing * (error * mask).sum() / (image.shape[1] * mask.sum()).clamp(min=1)

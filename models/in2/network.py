@@ -17,10 +17,12 @@ from ..common.frozen import Recomputed
 from ..common.masking import known
 from ..common.network import WEIGHTS, Inpainter
 from ..common.progress import Progress, parameters
-from .blocks import Conv3x3, DownsampleProcessingBlock, NeighborHybridAttentionGroup
+from .blocks import Conv3x3, NeighborHybridAttentionGroup, downsampling
 from .pyramid import MODES, ImplicitPyramidDecoder
 
 CHOICES = {
+    "encoder": ("dpb", "strided", "lama"),
+    "body": ("nhab", "ffc"),
     "padding": ("reflect", "zeros", "replicate"),
     "norm": ("batch", "none"),
     "upsample": tuple(MODES),
@@ -56,6 +58,23 @@ class IN2Config:
         cell_scale: 1: eq. 3; 2: in units of half a pixel, as LIIF.
         activation: of the output. "tanh": the network works in [-1, 1], as CoordFill, which the paper follows;
             "sigmoid": in [0, 1], as LaMa.
+        any_size: whether it renders other sizes than the image's, for a network that is trained to. False: refused. The
+            paper renders the image's size only; a network that saw no other is 7 dB worse at twice the size than a
+            bicubic interpolation of its own fill.
+        encoder: "dpb", the paper's downsample processing; "strided", its strided convolutions alone; "lama", LaMa's
+            encoder, widened to about the parameters of "dpb", as in the paper's ablation.
+        body: "nhab", neighborhood and channel attention; "ffc", two FFC blocks in the place of each block, as in the
+            ablation.
+        channel_attention: whether encoder and body have any.
+        pyramid: False: one layer from the smallest map to the image, as in the ablation.
+
+    The last four are the ablations of the paper's table 7, whose training on squares is a matter of the data. `alpha=1`
+    leaves out the small constant before channel attention.
+
+    Departures from the paper, each with a field above or because the paper does not say: attention has a residual
+    connection, which eq. 1 lacks; groups end in convolutions and skip connections; f of eq. 2 is nonlinear, as the
+    offsets would cancel in a linear one; a 3 x 3 convolution makes colours of the last map; R1 is squared and part of
+    the discriminator's step (`models.in2.losses`).
 
     Raises:
         ValueError: a value that is not supported.
@@ -82,6 +101,11 @@ class IN2Config:
     hidden: tuple[int, ...] = (256, 256, 256)
     cell_scale: float = 1.0
     activation: str = "tanh"
+    any_size: bool = False
+    encoder: str = "dpb"
+    body: str = "nhab"
+    channel_attention: bool = True
+    pyramid: bool = True
 
     def __post_init__(self) -> None:
         for name, values in CHOICES.items():
@@ -92,8 +116,8 @@ class IN2Config:
         for width in self.channels:
             both = 0 < int(width * self.ratio) < width
             require(both, "ratio", f"give a width of {width} at least one local and one global channel", self.ratio)
-            least = max(self.compress, self.squeeze)
-            require(width >= least, "channels", f"be at least max(compress, squeeze) = {least}", self.channels)
+            minimum = max(self.compress, self.squeeze)
+            require(width >= minimum, "channels", f"be at least max(compress, squeeze) = {minimum}", self.channels)
         require(
             self.heads and self.channels[-1] % self.heads == 0,
             "heads",
@@ -103,7 +127,7 @@ class IN2Config:
 
     @property
     def depth(self) -> int:
-        """Layers that it repeats, each with tensors of its own."""
+        """The number of repeated layers, each of which has tensors in the state dict."""
         return len(self.channels) + self.groups * self.blocks + len(self.hidden)
 
     def grids(self, size: tuple[int, int]) -> list[tuple[int, int]]:
@@ -118,14 +142,15 @@ class IN2Config:
     @property
     def shortest(self) -> int:
         """The shortest side of an image that the encoder's padding allows."""
-        least = 2 if self.padding == "reflect" else 1
+        minimum = 2 if self.padding == "reflect" else 1
+        first = 4 if minimum == 2 and self.encoder == "lama" else minimum  # its 7 x 7 convolution reflects 3 pixels
 
         def shortest_of_smallest(side: int) -> int:
             """The shortest side of the encoder's smallest map for a square image."""
             *_, smallest = self.grids((side, side))
             return min(smallest)
 
-        return next(side for side in itertools.count(least) if shortest_of_smallest(side) >= least)
+        return next(side for side in itertools.count(first) if shortest_of_smallest(side) >= minimum)
 
 
 SMALL = IN2Config(channels=(16, 32, 64), groups=1, blocks=2, heads=4, hidden=(64, 64, 64))
@@ -136,7 +161,7 @@ class IN2Features(NamedTuple):
 
     Attributes:
         feat: the body's map [B, C, h, w].
-        grids: the sizes (h, w) of the encoder's larger maps, the smallest first.
+        grids: the sizes (h, w) of the encoder's larger maps, the smallest first; () without a pyramid.
     """
 
     feat: torch.Tensor
@@ -148,7 +173,7 @@ class IN2(Inpainter):
 
         encoder: [I (1 - M); M] -> maps of a half, a quarter and an eighth of the size, by `DownsampleProcessingBlock`
         body:    two groups of four `NeighborHybridAttentionBlock` on the smallest
-        decoder: `ImplicitPyramidDecoder`, over the encoder's grids to the image's own, or to any
+        decoder: `ImplicitPyramidDecoder`, over the encoder's grids to the image's own, or, with `any_size`, to any
 
     15,501,919 parameters. The input is not padded or resized: the grids have the sizes of the encoder's maps, and on
     maps smaller than the attention's window the window is the whole map. Everything runs in the parameters' dtype or
@@ -158,13 +183,12 @@ class IN2(Inpainter):
     scikit-image (`models/training/in2.py`; `notes` hold the recipe) for 24 minutes on one shared core: it is
     under-trained, and its strokes are visible. PSNR on the middle of scikit-image's held-out `coffee` with strokes
     over 15 % of the pixels: 27.27 dB (27.61 at 253 x 381, no multiples of 8); a fill with the mean colour has 20.83
-    (20.91), and OpenCV's method of Telea is better, 31.09 (30.80). At another size than the input's every pixel is the
-    network's, and x2 has 17.39 dB (`DEAR`: 26.62).
+    (20.91), and OpenCV's method of Telea is better, 31.09 (30.80). It refuses other sizes than the input's
+    (`IN2Config.any_size`).
 
     Args:
         config: an IN2Config.
-        eager: the same network in plain PyTorch, without kernels of this package, for comparison. Only DEAR and IN2
-            have this option.
+        eager: the same network in plain PyTorch, without kernels of this package, for comparison.
         reference: deprecated alias of eager.
 
     Source: Zhao, Yang and Fu, Learning Position-Aware Implicit Neural Network for Real-World Face Inpainting, 2024.
@@ -188,13 +212,12 @@ class IN2(Inpainter):
         self.config, self.notes = config, {}
         self.eager = eager = eager_or_reference(eager, reference)
         channels = config.channels
-        pairs = itertools.pairwise((4, *channels))
-        self.encoder = nn.ModuleList(DownsampleProcessingBlock(*pair, config, eager=eager) for pair in pairs)
+        self.encoder = downsampling(config, eager=eager)
         groups = (NeighborHybridAttentionGroup(channels[-1], config, eager=eager) for _ in range(config.groups))
         self.body = nn.Sequential(*groups)
         self.body_conv = Conv3x3(channels[-1], channels[-1], eager) if config.group_convs else None
         self.decoder = ImplicitPyramidDecoder(
-            (*reversed(channels), channels[0]),
+            (*(reversed(channels) if config.pyramid else channels[-1:]), channels[0]),
             hidden=config.hidden,
             mode=config.upsample,
             cell_scale=config.cell_scale,
@@ -216,18 +239,24 @@ class IN2(Inpainter):
         out = self.body(x)
         if self.body_conv is not None:
             out = self.body_conv(out, add=x)
-        return IN2Features(out, tuple(grids[-2::-1]))
+        return IN2Features(out, tuple(grids[-2::-1]) if self.config.pyramid else ())
 
     @property
     def min_side(self) -> int:
         """As `IN2Config.shortest`."""
         return self.config.shortest
 
+    @property
+    def any_size(self) -> bool:
+        """As `IN2Config.any_size`."""
+        return self.config.any_size
+
     def _work(self, image: torch.Tensor, size: tuple[int, int]) -> tuple[float, float, float]:
         """Multiplications: each part's parameters, at the size of its map."""
         grids = [len(image) * math.prod(grid) for grid in self.config.grids(tuple(image.shape[2:]))]
         encoding = sum(parameters(block) * n for block, n in zip(self.encoder, grids, strict=True))
-        decoding = sum(self.decoder.work([*grids[-2::-1], len(image) * math.prod(size)]))
+        inner = grids[-2::-1] if self.config.pyramid else []
+        decoding = sum(self.decoder.work([*inner, len(image) * math.prod(size)]))
         return encoding + parameters(self.body) * grids[-1], 0, decoding
 
     def _encoding_modules(self) -> list[nn.Module]:
@@ -256,5 +285,6 @@ class IN2(Inpainter):
 
     def bytes_per_pixel(self) -> int:
         """Estimates the memory that `inpaint` needs for a pixel of the input, in addition to workspace and output."""
-        values = 2.5 * self.config.channels[0] + 12  # the first maps; images, masks and their copies
+        first = 8 if self.config.encoder == "lama" else 2.5  # its first map has the image's size
+        values = first * self.config.channels[0] + 12  # the first maps; images, masks and their copies
         return round(values * max(4, self.decoder.head.weight.element_size()))

@@ -199,7 +199,7 @@ class ImplicitPyramidDecoder(nn.Module):
         return self.layers[-1](feat, sizes[-1], self.head, workspace=workspace, progress=parts[-1])
 
     def work(self, pixels: Sequence[int]) -> list[float]:
-        """The multiplications of an encoder that take the time of each layer, for the numbers of pixels they render."""
+        """The cost of each layer in an encoder's multiplications, for the number of pixels that it renders."""
         return [parameters(layer) / FUSED * n for layer, n in zip(self.layers, pixels, strict=True)]
 
 

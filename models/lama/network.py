@@ -19,7 +19,7 @@ from ..common.constant import constant
 from ..common.deprecated import deprecated
 from ..common.frozen import InBands, Recomputed
 from ..common.graphs import Graphed, check_shape
-from ..common.masking import check_mask, known, output_size
+from ..common.masking import check_mask, known
 from ..common.network import Inpainter
 from ..common.progress import Progress, parameters, reporting
 from .ffc import FFC_BN_ACT, ConcatTupleLayer, FFCResnetBlock
@@ -60,7 +60,7 @@ class LaMaConfig:
 
     @property
     def depth(self) -> int:
-        """Layers that it repeats, each with tensors of its own."""
+        """The number of repeated layers, each of which has tensors in the state dict."""
         return self.downsamplings + self.blocks
 
     def width(self, level: int) -> int:
@@ -110,7 +110,7 @@ class LaMa(Inpainter):
     NETWORK = "LaMa"
     CONFIG = LaMaConfig
     KEY = "model.1.ffc.convl2l.weight"
-    READS = "LaMa's Lightning checkpoints, TorchScript archives, zip files and state dicts"
+    READS = "LaMa's .ckpt, .pt and .zip"
 
     def __init__(self, config: LaMaConfig = LaMaConfig()):
         super().__init__()
@@ -142,15 +142,20 @@ class LaMa(Inpainter):
 
     @property
     def min_side(self) -> int:
-        """Reflection in the blocks needs maps of at least two pixels."""
+        """The minimum side: reflection padding in the blocks needs maps of at least two pixels."""
         return max(4, (1 << self.config.downsamplings) + 1)
+
+    @property
+    def any_size(self) -> bool:
+        """False: its decoder has the encoder's sizes."""
+        return False
 
     def _mask(self, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         device = next(self.parameters()).device
         return check_mask(image, mask, device, channels=self.config.inputs - 1, min_side=self.min_side)
 
     def _work(self, image: torch.Tensor, size: tuple[int, int]) -> tuple[float, float, float]:
-        """Layers: each takes a similar time."""
+        """Numbers of layers, which take similar times."""
         return len(self._layers(slice(self.split))), 0, len(self._layers(slice(self.split, None)))
 
     def _encoding_modules(self) -> list[nn.Module]:
@@ -173,23 +178,9 @@ class LaMa(Inpainter):
         with reporting(self._layers(slice(self.split, None)), progress):
             out = self.model[self.split :](features)
         step = 1 << self.config.downsamplings
-        fits = all(n - step < wanted <= n for wanted, n in zip(size, out.shape[2:], strict=True))
+        fits = all(n - step < side <= n for side, n in zip(size, out.shape[2:], strict=True))
         require(fits, "size", f"be that of the encoded image, at most {tuple(out.shape[2:])}", size)
         return out[..., : size[0], : size[1]]
-
-    def predict(
-        self,
-        image: torch.Tensor,
-        mask: torch.Tensor,
-        size: tuple[int, int] | None = None,
-        *,
-        scale: float | None = None,
-        **options: Any,
-    ) -> torch.Tensor:
-        """As `Inpainter.predict`; ValueError for another size than the image's, which LaMa cannot render."""
-        size, own = output_size(image, size, scale), output_size(image, None, None)
-        require(size == own, "size", f"be the image's {own}, the only one that LaMa renders", size)
-        return super().predict(image, mask, size, **options)
 
     def forward(
         self,

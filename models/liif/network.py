@@ -54,7 +54,7 @@ class LIIFConfig:
 
     @property
     def depth(self) -> int:
-        """Layers that it repeats, each with tensors of its own."""
+        """The number of repeated layers, each of which has tensors in the state dict."""
         return self.blocks * (self.convolutions if self.encoder == "rdn" else 1) + len(self.hidden)
 
 
@@ -92,7 +92,7 @@ class LIIF(Network, LocalImplicitDecoder):
     CONFIG = LIIFConfig
     KEY = "imnet.layers.0.weight"
     PRETRAINED = WEIGHTS / "liif_small.safetensors"
-    READS = "yinboc/liif's files and mmagic's state dicts, with EDSR or RDN encoders"
+    READS = "yinboc/liif's and mmagic's .pth"
 
     def __init__(self, config: LIIFConfig = LIIFConfig()):
         super().__init__(
@@ -144,7 +144,7 @@ class LIIF(Network, LocalImplicitDecoder):
         progress: Progress = None,
         **options: Any,
     ) -> torch.Tensor:
-        """Renders an image [B, 3, h, w] in [0, 1] at another size: [B, 3, H, W] in [0, 1], in the parameters' dtype.
+        """Renders an image [B, 3, h, w] in [0, 1] at another size: [B, 3, H, W] in [0, 1], in the image's dtype.
 
         In addition to both images it needs the features (4 C bytes per pixel of the input in float32) and approximately
         `workspace` bytes, at any size: the encoder runs on overlapping tiles, the decoder on bands of rows.
@@ -176,7 +176,7 @@ class LIIF(Network, LocalImplicitDecoder):
         feat = self.encoder.tiled(image.to(parameter.dtype) * 2 - 1, workspace, encoding)
         out = self.render(feat, size, workspace=workspace, progress=decoding, **options)
         check_weights(self, out)
-        return out.add_(1).div_(2).clamp_(0, 1)
+        return out.add_(1).div_(2).clamp_(0, 1).to(image.dtype)
 
     @classmethod
     def _read(cls, contents: checkpoints.Contents) -> checkpoints.Checkpoint:

@@ -22,7 +22,7 @@ from . import loop
 
 SAVE_EVERY = 250  # steps
 MISSING = 5  # weight of L1 on missing pixels, added to L1 on all
-WEIGHTS = losses.LossWeights()
+WEIGHTS = losses.LossWeights(l1=1)
 
 
 class Adversary:
@@ -55,6 +55,7 @@ def training_step(
     adversary: Adversary | None = None,
     vgg: losses.VGG19Features | None = None,
     use_bfloat16: bool = False,
+    weights: losses.LossWeights = WEIGHTS,
 ) -> torch.Tensor:
     """Returns the loss of one step: L1 + MISSING L1 on missing pixels, with the paper's losses if they are given.
 
@@ -63,16 +64,16 @@ def training_step(
         adversary: adds L_G and L_fm, and trains the discriminator.
         vgg: adds L_per.
         use_bfloat16: run the network in bfloat16, by autocast.
+        weights: of L1 and L_per; with `l1=0`, the paper's losses alone.
     """
     with torch.autocast("cpu", torch.bfloat16, enabled=use_bfloat16):
         out = model.predict(image, mask).float()
-    error = (out - image).abs()
-    loss = error.mean() + MISSING * (error * mask).sum() / (3 * mask.sum())
+    loss = weights.l1 * losses.l1_loss(out, image, mask, MISSING)
     whole = torch.where(mask == 0, image, out)
     if adversary:
         loss = loss + adversary.step(image, whole)
     if vgg:
-        loss = loss + WEIGHTS.perceptual * losses.perceptual_loss(vgg, image, whole)
+        loss = loss + weights.perceptual * losses.perceptual_loss(vgg, image, whole)
     return loss
 
 

@@ -12,9 +12,9 @@ import torch
 from tqdm import tqdm
 
 from inr_kernels._core.checks import require
+from inr_kernels._core.files import replace_file
 
 from ..common.checkpoints import load_data
-from ..common.files import replace_file
 from ..data.photographs import HELD_OUT, TRAINED_ON
 
 

@@ -46,6 +46,9 @@ def folder(tmp_path, monkeypatch):
     mask = numpy.zeros((20, 24), numpy.uint8)
     mask[5:9, 3:20] = 255
     Image.fromarray(mask).save("mask.png")
+    for name, pixels in (("photos", photo), ("filled", photo), ("masks", mask)):  # for `inr-kernels evaluate`
+        (tmp_path / name).mkdir()
+        Image.fromarray(pixels).save(f"{name}/photo.png")
     return tmp_path
 
 

@@ -254,7 +254,7 @@ def test_the_name_of_the_network_has_any_case(name):
         (("float.tif",), "float.tif: .* with 32 bits"),
         (("in.png", "-o", "no/out.png"), "no/out.png: the folder of the output does not exist"),
         (("in.png", "--model", "none.pth"), "none.pth: No such file or directory"),
-        (("in.png", "--model", "text.png"), "text.png is not a LIIF checkpoint"),
+        (("in.png", "--model", "text.png"), "text.png is not a DEAR, .* or LIIF checkpoint"),
         (("in.png", "--max-megapixels", "1e-5"), "5 x 6 .* limit of 1e-05 .*--max-megapixels"),
         (("rgba.png", "-o", "out.jpg"), "JPEG holds no transparency"),
         (("in.png", "--scale", "4000", "-o", "o.webp"), "WEBP holds at most 16383 pixels a side"),
@@ -287,6 +287,7 @@ def test_backend_that_cannot_run(capsys, monkeypatch):
 
 
 def test_no_gpu(capsys, monkeypatch):
+    Image.fromarray(EIGHT["RGB"]).save("in.png")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     words = ("upscale", "in.png", "--scale", "2", "-o", "out.png", "--device", "cuda")
     assert_refused(capsys, 1, "--device cuda: PyTorch finds no GPU", *words)

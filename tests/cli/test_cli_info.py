@@ -8,8 +8,13 @@ from command_line import assert_refused, run
 from PIL import Image
 
 from inr_kernels._core.dispatch import OPS
-from inr_kernels.cli import arguments, export, inpaint
+from inr_kernels.cli import arguments, networks
+from inr_kernels.models import LIIF, Inpainter, Network
 from inr_kernels.models.data import images
+from inr_kernels.models.data.masks import KINDS
+from inr_kernels.models.evaluation.fitting import FITS
+from inr_kernels.models.evaluation.metrics import CONVENTIONS
+from inr_kernels.models.evaluation.samples import PRESETS
 
 
 @pytest.fixture(autouse=True)
@@ -30,8 +35,13 @@ def test_the_help_names_what_exists():
     """`arguments` repeats what modules define that import torch."""
     assert {f".{name}" for name in arguments.FORMATS} == {*images.FORMATS}
     assert {*arguments.BACKENDS} == {*OPS["local_implicit"].backends}
-    assert arguments.NETWORKS["inpaint"] == tuple(inpaint.NETWORKS)
-    assert arguments.NETWORKS["export"] == tuple(export.NETWORKS)
+    for command, kind in (("upscale", LIIF), ("inpaint", Inpainter), ("export", Network), ("evaluate", Network)):
+        ours = [name for name, network in networks.NETWORKS.items() if issubclass(network, kind)]
+        assert arguments.NETWORKS[command] == tuple(ours)
+    assert tuple(CONVENTIONS) == arguments.CONVENTIONS
+    assert tuple(PRESETS) == arguments.PRESETS
+    assert tuple(FITS) == arguments.FITS
+    assert all(re.search(rf"\b{kind}\b", arguments.EVALUATE) for kind in KINDS)
 
 
 def test_info(capsys):

@@ -29,6 +29,11 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+NO_HOLE = "the mask has no hole: its largest value is"
+STROKES = numpy.stack((HOLES, HOLES * 0, HOLES * 0, HOLES), -1)  # red on a transparent layer
+GREY = RGB[..., 0]
+
+
 def inpaint(mask, output="out.png"):
     cli.main(["inpaint", "in.png", "--mask", mask, "-o", output, "--model", "in2"])
 
@@ -46,9 +51,11 @@ def test_a_mask_drawn_in_the_alpha_channel():
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (HOLES // 255, "the mask has no hole: its largest value is 1 of 255"),
-        ((HOLES // 255).astype(numpy.uint16), "the mask has no hole: its largest value is 1 of 65535"),
-        (HOLES * 0, "the mask has no hole: its largest value is 0 of 255"),
+        (HOLES // 255, f"{NO_HOLE} 1 of 255; pixels are filled from 128 on"),
+        ((HOLES // 255).astype(numpy.uint16), f"{NO_HOLE} 1 of 65535; pixels are filled from 32768 on"),
+        (HOLES * 0, f"{NO_HOLE} 0 of 255; pixels are filled from 128 on"),
+        (STROKES, f"{NO_HOLE} 85 of 255 (brightness times opacity); pixels are filled from 128 on"),
+        (GREY, "80 % of the mask is grey, as of a photograph; pixels are filled from 128 on"),
         (HOLES * 0 + 200, "the mask covers the whole image: its smallest value is 200 of 255"),
     ],
 )

@@ -166,6 +166,12 @@ def test_closed_streams(monkeypatch, stream, words, message):
     assert err.getvalue() == f"inr-kernels: {message}\n"
 
 
+def test_a_standard_output_without_a_descriptor(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    assert run("upscale", "in.png", "--scale", "2", "-o", "-") == 1
+    assert "the standard output is an object without a file descriptor" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("stream", "words", "message"),
     [("stdin", ("-", "-o", "out.png"), "the standard input is a terminal"), ("stdout", ("in.png", "-o", "-"), "the")],
@@ -191,10 +197,24 @@ def test_in_a_shell(folder):
 
 
 @pytest.mark.parametrize(
-    "words", [(), ("--help",), ("--version",), ("inpaint", "--help"), ("upscale", "--bad"), ("info", "--help")]
+    ("words", "status"),
+    [
+        ((), 0),
+        (("--help",), 0),
+        (("--version",), 0),
+        (("inpaint", "--help"), 0),
+        (("info", "--help"), 0),
+        (("upscale", "--bad"), 2),
+        (("upscale", "none.png", "--scale", "2", "-o", "out.png"), 1),
+        (("upscale", "in.png", "--scale", "2", "-o", "none/out.png"), 1),
+        (("inpaint", "in.png", "--mask", "none.png", "-o", "out.png"), 1),
+        (("inpaint", "in.png", "--mask", "mask.png", "-o", "out.xyz"), 2),
+        (("export", "--model", "none.pt", "-o", "out.onnx"), 1),
+        (("demo", "-o", "none/demo.png"), 1),
+    ],
 )
 @pytest.mark.parametrize("start", ["inr-kernels", "-m"])
-def test_starts_without_torch(words, start):
+def test_starts_without_torch(words, status, start):
     if start == "-m":
         command = [sys.executable, "-X", "importtime", "-m", "inr_kernels", *words]
     else:
@@ -202,7 +222,19 @@ def test_starts_without_torch(words, start):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
     assert "inr_kernels.cli.arguments" in imported and not imported & {"torch", "numpy", "PIL", "tqdm"}
-    assert done.returncode == 2 * ("--bad" in words)
+    assert done.returncode == status
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", ["--help", "--version", "info"])
+def test_text_that_cannot_be_written(words, unbuffered):
+    """A full disk is an error; a reader that stops early is none, but no success."""
+    line = f"{PROGRAM} {words} > /dev/full; echo $? >&2; {PROGRAM} {words} | true; echo ${{PIPESTATUS[0]}} >&2"
+    variables = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(["bash", "-c", line], stderr=subprocess.PIPE, text=True, env=variables, check=True)
+    full, status, *others = done.stderr.splitlines()
+    assert full == "inr-kernels: the standard output: No space left on device"
+    assert status == "1" and others in (["141"], ["0"])  # 0 if it has written all before `true` ends
 
 
 def test_the_package_is_whole_everywhere_else(run_python):

@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from inr_kernels.models.common import files
-from inr_kernels.models.common.files import check_writable, replace_file
+from inr_kernels._core import files
+from inr_kernels._core.files import check_writable, replace_file
 
 
 @pytest.mark.parametrize("name", ["a.png", "no suffix", "o" * 251 + ".png"])

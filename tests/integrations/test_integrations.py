@@ -1,8 +1,10 @@
 """accelerate and restore on LIIF decoders: the same output as the original, or no change."""
 
 import copy
+import functools
 import gc
 import logging
+import operator
 
 import pytest
 import torch
@@ -199,6 +201,7 @@ def test_chunks_compute_the_first_layer_once(cls):
 
 
 def test_cache_is_freed_with_its_model():
+    gc.collect()  # of earlier tests' models
     model = accelerate(StoresFeatures())
     with torch.no_grad():
         model(*problem())
@@ -302,6 +305,49 @@ def test_a_changed_flag_of_a_subclass_uses_the_original():
     model.residual = True
     with without_cuda():
         assert torch.equal(model(*args), original(model, *args))
+
+
+def scaled(module, x):
+    return x * module.scale
+
+
+class Wrapper:
+    """A decorator that is a class."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def __get__(self, module, cls=None):
+        return self if module is None else functools.partial(self.function, module)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        functools.partialmethod(scaled),
+        functools.lru_cache(scaled),
+        functools.singledispatchmethod(scaled),
+        torch.no_grad()(scaled),
+        Wrapper(scaled),
+        lambda self, x, inner=scaled: inner(self, x),
+        lambda self, x: partial_of_scaled(self, x),
+        property(operator.attrgetter("scale")),
+    ],
+    ids=["partial", "cache", "dispatch", "decorator", "class", "default", "global", "builtin"],
+)
+def test_flags_that_a_method_reads_are_found(method):
+    model = type("Model", (nn.Module,), {"method": method})()
+    model.scale = 2
+    assert class_swap.read_attributes(model, "method") == {"scale": 2}
+
+
+partial_of_scaled = functools.partial(scaled)
+
+
+def test_flags_that_a_method_does_not_read_may_change():
+    model = type("Model", (nn.Module,), {"method": functools.partialmethod(scaled)})()
+    model.calls = 1
+    assert not class_swap.read_attributes(model, "method")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from exported import ops
 from upstream_decoders import StoresFeatures, TakesFeatures
 from upstream_filters import KernelConv, Ported, Raft
 from upstream_lama import Generator
@@ -35,12 +36,6 @@ def accelerated(name):
     model = accelerate(build().eval())
     assert any(hasattr(module, "_inr_original") for module in model.modules())
     return model, tuple(torch.rand(shape) for shape in shapes)
-
-
-def ops(program):
-    """The names of the ops in a program and in its subgraphs."""
-    graphs = [module.graph for module in program.graph_module.modules() if isinstance(module, torch.fx.GraphModule)]
-    return {str(node.target) for graph in graphs for node in graph.nodes if node.op == "call_function"}
 
 
 @pytest.mark.parametrize("name", ACCELERATED)

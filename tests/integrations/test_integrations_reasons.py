@@ -1,6 +1,8 @@
 """What accelerate says about models that it leaves alone, and torchvision's RAFT, which calls a function."""
 
 import copy
+import functools
+import gc
 import logging
 import pickle
 import types
@@ -19,6 +21,7 @@ from upstream_decoders import (
     problem,
     without_cuda,
 )
+from upstream_filters import Raft
 from upstream_lama import FourierUnit
 from upstream_natten import Version21
 from upstream_raft import RAFT
@@ -77,6 +80,31 @@ def test_a_function_that_was_replaced_is_called(monkeypatch, log):
     assert "RAFT uses its original method for some calls: its function upsample_flow was replaced" in log.messages
 
 
+def test_other_globals_are_those_of_the_module(monkeypatch):
+    model = accelerate(RAFT())
+    before = model(*IMAGES, num_flow_updates=1)[0]
+    monkeypatch.setattr(upstream_raft, "SIGN", -1)
+    after, count = calls(monkeypatch, model, *IMAGES, num_flow_updates=1)
+    assert count == 1
+    assert_close(after[0], -before)
+
+
+def test_no_class_is_left_behind():
+    class Own(RAFT):
+        pass
+
+    model = Own()
+    for _ in range(3):
+        accelerate(model)
+    model.scale = 1.0
+    accelerate(model)
+    gc.collect()
+    assert Own.__subclasses__() == [type(model)]
+    restore(model)
+    gc.collect()
+    assert not Own.__subclasses__()
+
+
 def with_function(function):
     """The class RAFT whose forward calls another function as upsample_flow."""
     forward = RAFT.forward
@@ -123,6 +151,10 @@ KernelConv, NeighborhoodAttention3D, Plain = (
             lambda: with_function(upstream_raft.with_mode)(),
             "its function upsample_flow takes (flow, up_mask, mode), not",
         ),
+        (
+            type("Raft", (Raft,), {"upsample_flow": functools.partial(upstream_raft.upsample_flow)}),
+            "its upsample_flow is not a function, but of type partial",
+        ),
         (Plain, "its class has the name of one with RAFT's upsample_flow, but it has no upsample_flow"),
         (
             lambda: type("FourierUnit", (OldFourierUnit,), {})(),
@@ -150,7 +182,12 @@ def test_lookalikes_are_told_why(build, reason, log):
 @pytest.mark.parametrize("network", [DEAR, IN2, LIIF])
 def test_our_own_networks_are_no_candidates(network, log):
     accelerate(network.pretrained())
-    assert log.messages == [f"accelerate found no supported module in {network.__name__}"]
+    assert log.messages == [f"accelerate: {network.__name__} already uses the operators of this package"]
+
+
+def test_a_compiled_model(log):
+    accelerate(torch.compile(torch.nn.Linear(2, 2)))
+    assert log.messages == ["accelerate found no supported module in Linear; call accelerate before torch.compile"]
 
 
 def test_errors_of_other_code_are_for_debugging(log):

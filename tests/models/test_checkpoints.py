@@ -1,6 +1,10 @@
 """Checkpoints: the header, files of older releases and of other libraries, `from_checkpoint` of all networks."""
 
+import argparse
+import functools
 import json
+import os
+import threading
 
 import pytest
 import torch
@@ -8,11 +12,23 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from inr_kernels import models
-from inr_kernels.models import DEAR, IN2, LIIF, DEARConfig, IN2Config, LaMa, LaMaConfig, LIIFConfig
+from inr_kernels.models import (
+    DEAR,
+    IN2,
+    LIIF,
+    DEARConfig,
+    ImplicitAutoencoder,
+    IN2Config,
+    LaMa,
+    LaMaConfig,
+    LIIFConfig,
+)
+from inr_kernels.models.common import checkpoints, torch_files
 
 NETWORKS = {
     "DEAR": lambda: DEAR(DEARConfig(channels=8, features=4, blocks=1, filter_blocks=1, hidden=(8, 8))),
     "IN2": lambda: IN2(IN2Config(channels=(16, 16), groups=1, blocks=1, hidden=(8, 8))),
+    "ImplicitAutoencoder": lambda: ImplicitAutoencoder(latent="local", channels=4, hidden=(8, 8)),
     "LaMa": lambda: LaMa(LaMaConfig(features=8, blocks=1, activation="tanh")),
     "LIIF": lambda: LIIF(LIIFConfig(blocks=1, features=4, hidden=(8, 8))),
 }
@@ -105,6 +121,8 @@ def changed_config(path, **changes):
     [
         ("DEAR", {"blocks": 10_000_000}, "its config has 10000003 layers, but the file only 34 tensors"),
         ("IN2", {"groups": 10_000_000}, "its config has 10000004 layers, but the file only 183 tensors"),
+        ("ImplicitAutoencoder", {"blocks": 10**7}, "its config has 10000002 layers, but the file only 22 tensors"),
+        ("ImplicitAutoencoder", {"latent": "none"}, "in its config latent must be one of global, local; got 'none'"),
         ("LaMa", {"downsamplings": 10_000_000}, "its config has 10000001 layers, but the file only 105 tensors"),
         ("LIIF", {"encoder": "rdn", "convolutions": 10**9}, "its config has 1000000002 layers, but the file only 18"),
         ("LIIF", {"hidden": [8] * 1000}, "its config has 1001 layers, but the file only 18 tensors"),
@@ -148,7 +166,7 @@ def test_a_config_that_is_no_json_object(config, path):
 
 
 def test_tensors_that_are_larger_than_their_file(tmp_path):
-    """A tensor may say any size if its strides are 0."""
+    """A tensor may declare any size if its strides are 0."""
     with torch.device("meta"):
         model = LIIF(LIIFConfig(blocks=1, features=100_000, hidden=(8,)))
     state = {name: torch.zeros(()).expand(value.shape) for name, value in model.state_dict().items()}
@@ -182,7 +200,9 @@ def test_liifs_own_files(tmp_path):
 def test_other_files(content, reason, tmp_path):
     path = tmp_path / "other.ckpt"
     path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
-    with pytest.raises(ValueError, match=rf"other.ckpt is not a DEAR, IN2, LaMa or LIIF checkpoint: {reason}"):
+    with pytest.raises(
+        ValueError, match=rf"other.ckpt is not a DEAR, IN2, ImplicitAutoencoder, LaMa or LIIF checkpoint: {reason}"
+    ):
         models.from_checkpoint(path)
     with pytest.raises(FileNotFoundError):
         models.from_checkpoint(tmp_path / "none.ckpt")
@@ -207,6 +227,7 @@ def test_options(path):
     [
         ("DEAR", "eagre", "eager, reference"),
         ("IN2", "activation", "eager, reference"),
+        ("ImplicitAutoencoder", "latent", "eager"),
         ("LaMa", "eager", "activation"),
         ("LIIF", "eager", "none"),
     ],
@@ -251,9 +272,56 @@ def test_save_checks_its_arguments(options, kind, message, path):
 
 @pytest.mark.parametrize("path", [12345, None, 1.5, torch.zeros(1)], ids=lambda path: type(path).__name__)
 def test_a_path_that_is_none(path):
-    for load in (models.from_checkpoint, LaMa.from_checkpoint):
+    model = NETWORKS["LIIF"]()
+    export = functools.partial(models.export_onnx, model)
+    for function in (models.from_checkpoint, LaMa.from_checkpoint, model.save, export):
         with pytest.raises(TypeError, match=rf"path must be a string or os.PathLike; got {type(path).__name__}"):
-            load(path)
+            function(path)
+
+
+def test_a_path_of_bytes(path):
+    model = NETWORKS["LIIF"]()
+    model.save(os.fsencode(path))
+    assert equal(models.from_checkpoint(os.fsencode(path)), model)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "torch.save", "torch.save before 1.6"])
+def test_a_pipe_is_read_once(kind, tmp_path):
+    model, pipe = NETWORKS["LaMa"](), tmp_path / "pipe"
+    if kind == "safetensors":
+        model.save(tmp_path / "file")
+    else:
+        torch.save(model.state_dict(), tmp_path / "file", _use_new_zipfile_serialization=kind == "torch.save")
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_bytes((tmp_path / "file").read_bytes()))
+    writer.start()
+    assert equal(models.from_checkpoint(pipe), model)
+    writer.join()
+
+
+def test_a_file_that_cannot_be_read():
+    """An error of the disk is no damage of the file. This one can be opened, but not be read at its start."""
+    with pytest.raises(OSError, match=r"\[Errno 5\] Input/output error: '/proc/self/mem'"):
+        models.from_checkpoint("/proc/self/mem")
+
+
+def test_classes_that_the_caller_allows_are_not_used(tmp_path):
+    """They would run code; and what they make is no plain data."""
+    model = NETWORKS["LaMa"]()
+    torch.save({"state_dict": model.state_dict(), "options": argparse.Namespace(a=1)}, tmp_path / "lama.ckpt")
+    before = torch.serialization.get_safe_globals()
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        data = checkpoints.load_data(tmp_path / "lama.ckpt")
+        assert isinstance(data["options"], torch_files.Placeholder)
+        assert argparse.Namespace in torch.serialization.get_safe_globals()
+    assert {*torch.serialization.get_safe_globals()} == {*before}
+
+
+@pytest.mark.parametrize("load", [models.from_checkpoint, LaMa.from_checkpoint])
+def test_an_option_with_a_wrong_value_is_not_the_files_fault(load, path):
+    torch.save(NETWORKS["LaMa"]().state_dict(), path)
+    with pytest.raises(ValueError, match=r"^activation must be one of sigmoid, tanh, none; got relu$"):
+        load(path, activation="relu")
 
 
 @pytest.mark.parametrize("content", [b"hello there", b"", b"\x80\x02K\x01.", b"\x89PNG\r\n\x1a\n"])

@@ -22,6 +22,11 @@ CONFIGS = {
     "sizes": {"filter_size": 5, "importance_size": 5},
     "keys": {"mask_keys": True},
     "unfold and cell": {"feat_unfold": True, "cell_decode": True},
+    "no ReLU, no sigmoid": {"feature_relu": False, "importance_sigmoid": False},
+    "no DSE": {"dse": False},
+    "no USE": {"use": False},
+    "no PIM": {"pim": False},
+    "base": {"dse": False, "use": False, "pim": False},
 }
 
 
@@ -157,7 +162,8 @@ def test_gradients_equal_those_of_plain_pytorch(name):
     for model in models:
         encoded, kernels, seen = model.encode(image, mask)
         rgb = model.decode_at(encoded, seen, coord, cell if model.config.cell_decode else None)
-        loss = dear_loss(rgb, torch.zeros_like(rgb), model.reconstruct(image, mask, kernels), image)
+        rebuilt = model.reconstruct(image, mask, kernels) if model.config.pim else None
+        loss = dear_loss(rgb, torch.zeros_like(rgb), rebuilt, image)
         loss.backward()
     for (key, ours), theirs in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
         assert ours.grad.any(), key
@@ -200,8 +206,8 @@ def test_memory_format_does_not_matter():
     image, mask = example(13, 18)
     expected = model(image, mask)
     close(model(image.contiguous(memory_format=torch.channels_last), mask), expected, 1e-12)
-    wide, wider = (torch.cat([x, x], 3)[..., :18] for x in (image, mask))
-    close(model(wide, wider), expected, 1e-12)
+    padded_image, padded_mask = (torch.cat([x, x], 3)[..., :18] for x in (image, mask))
+    close(model(padded_image, padded_mask), expected, 1e-12)
     close(model.to(memory_format=torch.channels_last)(image, mask), expected, 1e-12)
 
 

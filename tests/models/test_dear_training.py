@@ -68,9 +68,9 @@ def test_baselines_are_worse_than_the_original():
         def inpaint(self, image, mask, size):
             return torch.nn.functional.interpolate(image, size, mode="bicubic").clamp(0, 1)
 
-    for scale, least in ((1, 99), (2, 20)):
+    for scale, minimum in ((1, 99), (2, 20)):
         ours, baseline = compare_joint(Perfect(), photo, scale)
-        assert ours > least and 10 < baseline < ours
+        assert ours > minimum and 10 < baseline < ours
 
 
 def test_a_start_has_the_features_of_a_checkpoint():

@@ -6,6 +6,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from exported import ops
 
 import inr_kernels
 from inr_kernels.models import DEAR, IN2, LIIF, DEARConfig, IN2Config, LaMa, LaMaConfig, LIIFConfig
@@ -35,15 +36,9 @@ def inputs(made, size):
     """The inputs of the exported graph for an image of this size, and the output of the network itself."""
     image, mask = torch.rand(1, 3, *size), (torch.rand(1, 1, *size) < 0.3).float()
     if isinstance(made, LIIF):
-        wanted = torch.tensor([2 * size[0] + 1, 3 * size[1]])
-        return (image, wanted), made.upscale(image, size=tuple(wanted.tolist()))
+        target = torch.tensor([2 * size[0] + 1, 3 * size[1]])
+        return (image, target), made.upscale(image, size=tuple(target.tolist()))
     return (image, mask), made.inpaint(image, mask)
-
-
-def ops(program):
-    """The names of the ops in a program and in its subgraphs."""
-    graphs = [module.graph for module in program.graph_module.modules() if isinstance(module, torch.fx.GraphModule)]
-    return {str(node.target) for graph in graphs for node in graph.nodes if node.op == "call_function"}
 
 
 @pytest.mark.parametrize("name", ["LIIF", "LaMa"])  # the others' are part of the next test
@@ -107,9 +102,20 @@ def test_torch_export_of_one_size(name):
         assert any("inr_kernels" in op for op in ops(program)) == some
 
 
+class Render(torch.nn.Module):
+    """Renders at a size."""
+
+    def __init__(self, made, size):
+        super().__init__()
+        self.network, self.size = made, size
+
+    def forward(self, image):
+        return self.network.render(self.network.encoder(image), self.size)
+
+
 def test_bad_arguments(tmp_path):
     path = tmp_path / "network.onnx"
-    with pytest.raises(TypeError, match="network must be a LIIF, DEAR, IN2 or LaMa; got Linear"):
+    with pytest.raises(TypeError, match="network must be a network of this package; got Linear"):
         export_onnx(torch.nn.Linear(2, 2), path)
     with pytest.raises(ValueError, match=r"network must be in float32: network.float\(\); got torch.float64"):
         export_onnx(network("LIIF").double(), path)
@@ -117,6 +123,9 @@ def test_bad_arguments(tmp_path):
         export_onnx(network("LaMa"), path, size=(4, 32))
     with pytest.raises(ValueError, match=r"size must be two positive integers \(H, W\); got \(0, 3\)"):
         export_program(network("LIIF"), size=(0, 3))
+    for size in ((9,), (9, 9, 9), (-9, 9)):  # in the program that is exported, too
+        with pytest.raises(ValueError, match="size must be two positive integers"):
+            torch.export.export(Render(network("LIIF"), size), (torch.zeros(1, 3, 9, 9),))
     with pytest.raises(ValueError, match=r"size must have sides of at least 2; got \(1, 9\)"):
         export_program(network("LIIF"), size=(1, 9))
     with pytest.raises(ValueError, match="batch must be a positive integer; got 0"):

@@ -23,7 +23,9 @@ from inr_kernels.models.common import graphs
 from inr_kernels.models.common.graphs import Graphed
 
 TINY = {
-    "IN2": lambda **options: IN2(IN2Config(channels=(16, 16, 32), blocks=1, heads=4, hidden=(16, 16)), **options),
+    "IN2": lambda **options: IN2(
+        IN2Config(channels=(16, 16, 32), blocks=1, heads=4, hidden=(16, 16), any_size=True), **options
+    ),
     "DEAR": lambda **options: DEAR(
         DEARConfig(channels=8, features=4, blocks=1, filter_blocks=1, hidden=(8, 8)), **options
     ),

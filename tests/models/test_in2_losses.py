@@ -14,6 +14,8 @@ from inr_kernels.models.in2.losses import (
     discriminator_loss,
     feature_matching_loss,
     generator_loss,
+    l1_loss,
+    perceptual_features,
     perceptual_loss,
     r1_penalty,
 )
@@ -36,7 +38,8 @@ def test_generator_loss_does_not_saturate():
 
 
 def test_weights():
-    assert LossWeights() == LossWeights(perceptual=10, feature_matching=0.1, r1=10)
+    """The paper's, which has no L1."""
+    assert LossWeights() == LossWeights(l1=0, perceptual=10, feature_matching=0.1, r1=10)
 
 
 def test_discriminator():
@@ -44,21 +47,43 @@ def test_discriminator():
     logits, features = model(torch.rand(2, 3, 96, 64))
     assert logits.shape == (2, 1, 10, 6)
     assert [tuple(f.shape[1:]) for f in features] == [(64, 48, 32), (128, 24, 16), (256, 12, 8), (512, 11, 7)]
+    assert sum(p.numel() for p in model.parameters()) == 16 * (
+        3 * 64 + 64 * 128 + 128 * 256 + 256 * 512 + 512
+    )  # no bias
     for layer in model.eval().layers:
         bound = torch.linalg.matrix_norm(layer.weight.flatten(1), 2)
         assert 0.5 < bound < 1.5  # an estimate that a few passes bring to 1
 
 
-def test_r1_is_the_squared_norm_of_the_gradient():
+@pytest.mark.parametrize("patches", [1, 6])
+def test_r1_is_the_squared_norm_of_the_mean_logits_gradient(patches):
+    """For images in [-1, 1], and however many patches there are."""
     weight = torch.randn(3, 4, 5, dtype=torch.double, requires_grad=True)
 
     def linear(x):
-        return (x * weight).sum((1, 2, 3)), []
+        logit = ((2 * x - 1) * weight).sum((1, 2, 3))
+        return logit.view(-1, 1, 1, 1).expand(-1, 1, 1, patches), []
 
     penalty = r1_penalty(linear, torch.rand(2, 3, 4, 5, dtype=torch.double))
     torch.testing.assert_close(penalty, weight.square().sum())
     penalty.backward()
     torch.testing.assert_close(weight.grad, 2 * weight.detach())
+
+
+def test_r1_lets_the_discriminator_separate():
+    """Noise from noise with a grey square. With the gradient of the logits' sum the loss stayed at 2 ln 2 = 1.3863."""
+    torch.manual_seed(0)
+    judge, weights = Discriminator((8, 16, 16, 16)), LossWeights()
+    optimizer = torch.optim.Adam(judge.parameters(), 3e-3)
+    for _ in range(25):
+        image = torch.rand(2, 3, 48, 48)
+        filled = image.clone()
+        filled[..., 12:36, 12:36] = 0.5
+        loss = discriminator_loss(judge(image)[0], judge(filled)[0])
+        optimizer.zero_grad()
+        (loss + weights.r1 * r1_penalty(judge, image)).backward()
+        optimizer.step()
+    assert loss < 1.2
 
 
 def test_feature_matching():
@@ -90,12 +115,35 @@ def test_perceptual_loss(tmp_path):
     assert filled.grad.any() and perceptual_loss(vgg, image, image) == 0
 
 
+def test_perceptual_loss_needs_a_file():
+    with pytest.raises(
+        ValueError, match=r"VGG-19: the path of torchvision's vgg19-\w+\.pth.*; or set loss.perceptual=0"
+    ):
+        perceptual_features(LossWeights(), None)
+    assert perceptual_features(LossWeights(perceptual=0), None) is None
+
+
+def test_l1():
+    image, mask = torch.rand(2, 3, 4, 5), (torch.rand(2, 1, 4, 5) < 0.5).float()
+    mask[0, 0, 0, 0] = 1
+    other = torch.rand_like(image)
+    error = (other - image).abs()
+    expected = error.mean() + 5 * error[mask.expand_as(image) == 1].mean()
+    torch.testing.assert_close(l1_loss(other, image, mask), expected)
+    torch.testing.assert_close(l1_loss(other, image, 0 * mask), error.mean())
+
+
 def test_other_weights_are_refused(tmp_path):
     torch.save({"features.0.weight": torch.zeros(64, 3, 3, 3)}, tmp_path / "other.pth")
     with pytest.raises(
         ValueError, match=r"path must hold a state dict of torchvision's vgg19; got no features\.0\.bias"
     ):
         VGG19Features(tmp_path / "other.pth")
+    state = vgg19_state()
+    state["features.2.weight"] = state["features.2.weight"][:, :3]
+    torch.save(state, tmp_path / "shape.pth")
+    with pytest.raises(ValueError, match=r"state dict of torchvision's vgg19; got no features\.2\.weight"):
+        VGG19Features(tmp_path / "shape.pth")
     (tmp_path / "text.pth").write_text("hello")
     with pytest.raises(
         ValueError, match=r"text\.pth cannot be read: it is neither a safetensors file nor one of torch"

@@ -1,10 +1,10 @@
-"""The interface of the networks that inpaint: the same meaning in DEAR, IN2 and LaMa."""
+"""The interface of the networks that inpaint: the same meaning in each of them."""
 
 import pytest
 import torch
 from PIL import Image
 
-from inr_kernels.models import DEAR, IN2, DEARConfig, IN2Config, LaMa, LaMaConfig
+from inr_kernels.models import DEAR, IN2, DEARConfig, ImplicitAutoencoder, IN2Config, LaMa, LaMaConfig
 from inr_kernels.models.common.masking import blend, check_mask, known, output_size
 
 NETWORKS = {
@@ -13,6 +13,8 @@ NETWORKS = {
         DEARConfig(channels=8, features=4, blocks=1, filter_blocks=1, hidden=(8, 8), fill="smooth")
     ),
     "IN2": lambda: IN2(IN2Config(channels=(16, 16), groups=1, blocks=1, hidden=(8, 8))),
+    "IN2, any size": lambda: IN2(IN2Config(channels=(16, 16), groups=1, blocks=1, hidden=(8, 8), any_size=True)),
+    "ImplicitAutoencoder": lambda: ImplicitAutoencoder(latent="local", channels=8, hidden=(8, 8)),
     "LaMa": lambda: LaMa(LaMaConfig(features=8, blocks=1)),
 }
 every_network = pytest.mark.parametrize("name", NETWORKS)
@@ -39,14 +41,14 @@ def test_methods_follow_from_encode_and_decode(name):
     raw = model.predict(image, mask)
     assert torch.equal(model.decode(model.encode(image, mask), (21, 26)), raw) and raw.requires_grad
     assert raw.shape == image.shape and raw.std() > 1e-4
-    wide = mask.expand_as(image)
-    assert torch.equal(model(image, mask), torch.where(wide, raw, image))
+    holes = mask.expand_as(image)
+    assert torch.equal(model(image, mask), torch.where(holes, raw, image))
     assert torch.equal(model(image, mask, (21, 26)), model(image, mask))
     out = model.inpaint(image, mask)
-    assert torch.equal(out, torch.where(wide, raw.clamp(0, 1), image)) and not out.requires_grad
+    assert torch.equal(out, torch.where(holes, raw.clamp(0, 1), image)) and not out.requires_grad
 
 
-@pytest.mark.parametrize("name", ["DEAR", "DEAR, smooth", "IN2"])
+@pytest.mark.parametrize("name", ["DEAR", "DEAR, smooth", "IN2, any size"])
 def test_at_another_size_every_pixel_is_predicted(name):
     model, (image, mask) = network(name), example()
     for options in ({"size": (30, 27)}, {"scale": 1.5}):
@@ -54,6 +56,18 @@ def test_at_another_size_every_pixel_is_predicted(name):
         assert raw.shape[2:] == options.get("size", (32, 39))
         assert torch.equal(model(image, mask, **options), raw)
         assert torch.equal(model.inpaint(image, mask, **options), raw.clamp(0, 1))
+
+
+@pytest.mark.parametrize("name", ["IN2", "LaMa", "ImplicitAutoencoder"])
+def test_other_sizes_are_refused(name):
+    """By networks that were trained at the image's size only."""
+    model, (image, mask) = network(name), example()
+    assert not model.any_size and torch.equal(model(image, mask, scale=1.0), model(image, mask))
+    for method in (model, model.predict, model.inpaint):
+        for options in ({"size": (42, 52)}, {"scale": 1.1}):
+            match = rf"size must be the image's \(21, 26\), the only one that this {model.NETWORK} renders; got \("
+            with pytest.raises(ValueError, match=match):
+                method(image, mask, **options)
 
 
 @every_network
@@ -167,6 +181,20 @@ def test_inpaint_checks_the_range_of_known_values(name, factor, shift):
 
 
 @every_network
+@pytest.mark.parametrize(
+    ("value", "got"),
+    [("nan", "NaN in a known pixel"), ("inf", "values from .* to inf"), ("-inf", "values from -inf to")],
+)
+def test_inpaint_refuses_known_values_that_are_not_finite(name, value, got):
+    model, (image, mask) = network(name), example()
+    image[0, 1, 0, 1] = float(value)  # in the hole
+    model.inpaint(image, mask)
+    image[0, 1, 0, 0] = float(value)
+    with pytest.raises(ValueError, match=rf"image must have values in \[0, 1\]; got {got}"):
+        model.inpaint(image, mask)
+
+
+@every_network
 def test_inpaint_names_weights_that_are_not_finite(name):
     model, (image, mask) = network(name), example()
     next(model.parameters()).data[0] = torch.nan
@@ -205,6 +233,7 @@ def test_errors_of_decode_and_graphed(name):
     [
         ({"size": (9, 9), "scale": 2}, r"size must be None if scale is given; got \(9, 9\) and 2"),
         ({"size": (0, 9)}, "size must be two positive integers"),
+        ({"size": (10**9, 10**9)}, "size must have at most 1099511627776 pixels"),
         ({"scale": float("nan")}, "scale must be positive and finite; got nan"),
         ({"scale": -1}, "scale must be positive and finite; got -1"),
     ],

@@ -157,7 +157,9 @@ def test_errors():
         with pytest.raises(ValueError, match=text):
             model.inpaint(*arguments)
     for size in ((15, 16), (32, 32)):
-        with pytest.raises(ValueError, match=r"size must be the image's \(16, 16\), the only one that LaMa renders"):
+        with pytest.raises(
+            ValueError, match=r"size must be the image's \(16, 16\), the only one that this LaMa renders"
+        ):
             model.inpaint(image, mask, size)
     with pytest.raises(ValueError, match=r"size must be that of the encoded image, at most \(16, 16\); got \(8, 16\)"):
         model.decode(model.encode(image, mask), (8, 16))

@@ -60,6 +60,10 @@ def test_upscale_checks_the_range(factor, shift):
     image = torch.linspace(0, 1, 243).view(1, 3, 9, 9)
     with pytest.raises(ValueError, match=r"image must have values in \[0, 1\]; got values from"):
         LIIF(TINY).upscale(image * factor + shift, 2)
+    image[0, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"image must have values in \[0, 1\]; got NaN"):
+        LIIF(TINY).upscale(image, 2)
+    image[0, 0, 0, 0] = 0
     assert LIIF(TINY).upscale(image * 1.4 - 0.2, 2).shape == (1, 3, 18, 18)  # as bicubic resampling overshoots
 
 
@@ -299,8 +303,9 @@ def test_progress_of_an_encoder_in_one_piece(encoder):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_upscale_in_other_dtypes(dtype):
     model, picture = LIIF.pretrained(), torch.rand(1, 3, 12, 13)
-    out = copy.deepcopy(model).to(dtype).upscale(picture, 2)
-    assert out.dtype == dtype
+    other = copy.deepcopy(model).to(dtype)
+    out = other.upscale(picture.to(dtype), 2)
+    assert out.dtype == dtype and other.upscale(picture, 2).dtype == picture.dtype
     torch.testing.assert_close(out.float(), model.upscale(picture, 2), rtol=0, atol=0.03)
 
 

@@ -99,6 +99,15 @@ def test_equals_lamas_refinement(golden, order):
     assert spread < 1e-5 and (out - exact).abs().max() <= 1.1 * spread + 1e-7
 
 
+def test_triton_refines_as_the_reference():
+    model, (image, mask) = network("LaMa"), picture(24, 33)
+    refiner = FeatureRefiner(model, min_side=SIDE, iterations=2)
+    with inr_kernels.backend("reference"):
+        expected = refiner(image, mask)
+    with inr_kernels.backend("triton"):
+        torch.testing.assert_close(refiner(image, mask), expected, rtol=0, atol=1e-5)
+
+
 @every_network
 @pytest.mark.parametrize("paper", [False, True])
 def test_equals_a_literal_restatement(name, paper):
@@ -250,12 +259,28 @@ def test_memory_is_bounded():
     assert torch.equal(out, expected)
 
 
+@every_network
+def test_workspace_reaches_every_layer(name, monkeypatch):
+    model, (image, mask) = network(name), picture()
+    expected, given = FeatureRefiner(model, min_side=SIDE, iterations=2)(image, mask), []
+    frozen, decode = type(model).frozen, type(model).decode
+    spies = {
+        "frozen": lambda self, workspace: given.append(workspace) or frozen(self, workspace),
+        "decode": lambda self, *args, workspace: given.append(workspace) or decode(self, *args, workspace=workspace),
+    }
+    for method, spy in spies.items():
+        monkeypatch.setattr(type(model), method, spy)
+    out = FeatureRefiner(model, min_side=SIDE, iterations=2, workspace=1 << 24)(image, mask)
+    assert set(given) == {1 << 24} and len(given) > 2
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
+
+
 def test_errors():
     model = LaMa(TINY)
     with pytest.raises(TypeError, match="network must be an Inpainter, with encode and decode; got LIIF"):
         FeatureRefiner(LIIF(LIIFConfig(features=8, blocks=1, hidden=(8,))))
     bad = {"min_side": (0, 12, 20.5), "max_scales": (0, None), "iterations": (0, True), "lr": (0, float("nan"))}
-    bad |= {"modulo": (0,), "max_memory": (0, 1.5)}
+    bad |= {"modulo": (0,), "max_memory": (0, 1.5), "workspace": (0, None)}
     for name, values in bad.items():
         for value in values:
             with pytest.raises(ValueError, match=f"{name} must be .*; got {value!r}"):
@@ -274,4 +299,4 @@ def test_values_and_weights_are_checked_as_in_inpaint():
     with torch.no_grad():
         next(model.parameters()).fill_(float("nan"))
     with pytest.raises(ValueError, match="the weights of this LaMa hold NaN or infinity"):
-        refiner(image, mask)
+        refiner(image, mask, progress=lambda done, total: pytest.fail("found after the smallest scale"))

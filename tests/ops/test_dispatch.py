@@ -66,6 +66,10 @@ def test_errors_name_the_environment_variable(monkeypatch, name, error):
     with pytest.raises(error, match=name) as raised:
         local_implicit_decode(**arguments(), backend=name)
     assert "INR_KERNELS_BACKEND" not in str(raised.value)
+    monkeypatch.setenv("INR_KERNELS_BACKEND", name)  # the argument has precedence, also with the same name
+    with pytest.raises(error, match=name) as raised:
+        local_implicit_decode(**arguments(), backend=name)
+    assert "INR_KERNELS_BACKEND" not in str(raised.value)
 
 
 def test_explain_marks_the_requested_backend(monkeypatch, capsys):

@@ -24,7 +24,7 @@ from inr_kernels.fourier_unit import FFC, FFC_BN_ACT, FFCResnetBlock, SpectralTr
 from inr_kernels.integrations import lama, natten
 from inr_kernels.models.data import crops, images, masks, photographs
 from inr_kernels.models.dear import losses as dear_losses
-from inr_kernels.models.evaluation import baselines
+from inr_kernels.models.evaluation import baselines, metrics
 from inr_kernels.models.in2 import losses as in2_losses
 
 
@@ -85,8 +85,15 @@ def dear(fill):
 
 
 def in2(mode):
-    config = models.IN2Config(channels=(16, 16), groups=1, blocks=1, hidden=(8, 8), upsample=mode)
+    config = models.IN2Config(channels=(16, 16), groups=1, blocks=1, hidden=(8, 8), upsample=mode, any_size=True)
     return inpainter(models.IN2(config), scale=1.5)
+
+
+def autoencoder(latent):
+    model = models.ImplicitAutoencoder(latent=latent, channels=8, hidden=(8, 8), side=9)
+    if latent == "local":
+        return inpainter(model)
+    return call(model.eval().inpaint, *(x[..., :9, :9] for x in example))
 
 
 def refined():
@@ -182,6 +189,7 @@ CALLS = {
     "DEAR": lambda: dear("zeros"),
     "DEAR, smooth": lambda: dear("smooth"),
     **{f"IN2, {mode}": lambda mode=mode: in2(mode) for mode in ("split", "liif")},
+    **{f"ImplicitAutoencoder, {kind}": lambda kind=kind: autoencoder(kind) for kind in ("global", "local")},
     "LaMa": lambda: inpainter(models.LaMa(models.LaMaConfig(features=8, blocks=1))),
     "LIIF": liif,
     "FeatureRefiner": refined,
@@ -192,6 +200,8 @@ CALLS = {
     "ImplicitUpsample": lambda: upsample("bilinear", False),
     "ImplicitUpsample, eager": lambda: upsample("liif", True),
     "free_form_mask": lambda: lambda: masks.free_form_mask((20, 30), numpy.random.default_rng(0)),
+    "masks.draw": lambda: lambda: torch.from_numpy(masks.draw("strokes", 20, 30, numpy.random.default_rng(0))),
+    "levels": lambda: call(metrics.levels, example[0], "round"),
     "to_tensor": lambda: lambda: images.to_tensor(photographs.photographs("astronaut")[0].resize((9, 8))),
     "liif_batch": lambda: photos(crops.liif_batch, 2, 5),
     "dear_batch": lambda: photos(crops.dear_batch, 2),

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+SIGN = 1
+
 
 def upsample_flow(flow, up_mask=None):
     """Eight times as large: by the weights, or bilinear without them."""
@@ -30,7 +32,7 @@ class RAFT(nn.Module):
         hidden, predictions = self.feature_encoder(torch.cat((image1, image2), 1)), []
         flow = torch.zeros_like(hidden[:, :2])
         for _ in range(num_flow_updates):
-            flow = flow + self.update_block(hidden)
+            flow = flow + SIGN * self.update_block(hidden)
             hidden = hidden.tanh()
             up_mask = None if self.mask_predictor is None else self.mask_predictor(hidden)
             predictions.append(upsample_flow(flow=flow, up_mask=up_mask))

@@ -29,16 +29,20 @@ INR_INLINE void transform_inputs(V& v0, V& v1, V& v2, V& v3) {
   v0 = a, v1 = b, v2 = c, v3 = d;
 }
 
+// A value of each output in a block, in whole vectors.
+template <class T>
+using Rows = T[(block_rows + lanes<T> - 1) / lanes<T> * lanes<T>];
+
 // G g of (g0, g1, g2), for a block of rows. to: 4 blocks, `step` apart
 template <class T>
-INR_INLINE void transform_kernel(const T (&g0)[block_rows], const T (&g1)[block_rows], const T (&g2)[block_rows],
-                                 T (*to)[block_rows], int step) {
-  for (int r = 0; r < block_rows; ++r) {
-    const T sum = (g0[r] + g2[r]) / 2, middle = g1[r] / 2;
-    to[0][r] = g0[r];
-    to[step][r] = sum + middle;
-    to[2 * step][r] = sum - middle;
-    to[3 * step][r] = g2[r];
+INR_INLINE void transform_kernel(const Rows<T>& g0, const Rows<T>& g1, const Rows<T>& g2, Rows<T>* to, int step) {
+  for (int r = 0; r < block_rows; r += lanes<T>) {
+    const Vec<T> first = load(g0 + r), last = load(g2 + r);
+    const Vec<T> sum = (first + last) * T(0.5), middle = load(g1 + r) * T(0.5);
+    store(to[0] + r, first);
+    store(to[step] + r, sum + middle);
+    store(to[2 * step] + r, sum - middle);
+    store(to[3 * step] + r, last);
   }
 }
 
@@ -66,18 +70,27 @@ class Winograd {
   }
   // Transforms the kernels of the outputs [i, i + block_rows) to the 16 points.
   void transform_weights(std::int64_t i) {
-    using Block = T[block_rows];
+    // A run of channels is transposed first: a vector that is loaded right after its elements were stored one by one
+    // would wait for them.
+    constexpr std::int64_t run = 32;
+    Rows<T> kernels[run][9] = {}, half[12];
     const std::int64_t rows = p_.outputs - i < block_rows ? p_.outputs - i : block_rows;
-    Block g[9] = {}, half[12];
-    for (std::int64_t c = 0; c < channels_; ++c) {
-      const T* w = static_cast<const T*>(p_.weight) + (i * channels_ + c) * 9;
-      for (std::int64_t r = 0; r < rows; ++r, w += channels_ * 9)
-        for (int j = 0; j < 9; ++j) g[j][r] = w[j];
-      for (int j = 0; j < 3; ++j) transform_kernel(g[j], g[3 + j], g[6 + j], half + j, 3);
-      for (int j = 0; j < 4; ++j) {
-        Block transformed[4];
-        transform_kernel(half[3 * j], half[3 * j + 1], half[3 * j + 2], transformed, 1);
-        for (int k = 0; k < 4; ++k) std::memcpy(weight_[4 * j + k].block(i, c), transformed[k], sizeof(Block));
+    for (std::int64_t first = 0; first < channels_; first += run) {
+      const std::int64_t count = channels_ - first < run ? channels_ - first : run;
+      for (std::int64_t r = 0; r < rows; ++r) {
+        const T* w = static_cast<const T*>(p_.weight) + ((i + r) * channels_ + first) * 9;
+        for (std::int64_t c = 0; c < count; ++c, w += 9)
+          for (int j = 0; j < 9; ++j) kernels[c][j][r] = w[j];
+      }
+      for (std::int64_t c = 0; c < count; ++c) {
+        const Rows<T>(&g)[9] = kernels[c];
+        for (int j = 0; j < 3; ++j) transform_kernel<T>(g[j], g[3 + j], g[6 + j], half + j, 3);
+        for (int j = 0; j < 4; ++j) {
+          Rows<T> transformed[4];
+          transform_kernel<T>(half[3 * j], half[3 * j + 1], half[3 * j + 2], transformed, 1);
+          for (int k = 0; k < 4; ++k)
+            std::memcpy(weight_[4 * j + k].block(i, first + c), transformed[k], sizeof(T) * block_rows);
+        }
       }
     }
   }
@@ -188,14 +201,20 @@ class Winograd {
     const std::int64_t count = left < max_count ? left : max_count;
     const std::int64_t at = ((image * p_.outputs + o) * p_.height + y) * p_.width + x;
     for (int i = 0; i < 2 && y + i < p_.height; ++i) {
-      T row[2 * lanes<T>];
-      store_pairs(row, m[i][0] + m[i][1] + m[i][2] + bias, m[i][1] - m[i][2] - m[i][3] + bias);
       const T* add = p_.add ? static_cast<const T*>(p_.add) + at + i * p_.width : nullptr;
       T* to = out + at + i * p_.width;
-      for (std::int64_t j = 0; j < count; ++j) {
-        const T v = add ? row[j] + add[j] : row[j];
-        to[j] = p_.relu && v < 0 ? T(0) : v;
+      Vec<T> pair[2];
+      interleave(m[i][0] + m[i][1] + m[i][2] + bias, m[i][1] - m[i][2] - m[i][3] + bias, pair[0], pair[1],
+                 std::make_index_sequence<lanes<T>>{});
+      T rest[2 * lanes<T>] = {};
+      const bool whole = count == 2 * lanes<T>;
+      if (add && !whole) std::memcpy(rest, add, std::size_t(count) * sizeof(T)), add = rest;
+      for (int v = 0; v < 2; ++v) {
+        if (add) pair[v] += load(add + v * lanes<T>);
+        if (p_.relu) pair[v] = relu(pair[v]);
+        store((whole ? to : rest) + v * lanes<T>, pair[v]);
       }
+      if (!whole) std::memcpy(to, rest, std::size_t(count) * sizeof(T));
     }
   }
 

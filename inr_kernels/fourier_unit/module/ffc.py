@@ -11,7 +11,7 @@ from inr_kernels._core.checks import require, require_input, shape
 from inr_kernels._core.hooks import is_untouched
 
 from ..functional import conv3x3
-from .folding import affine, computes, folds, scaled
+from .folding import affine, computes, folded, folds
 from .spectral import SpectralTransform, spectral
 
 Part = torch.Tensor | int  # [B, C, H, W]; 0 where a part has no channels
@@ -227,19 +227,16 @@ def _check_parts(ffc, x_l, x_g):
 def _fused_convolution(pairs, add, affine, relu):
     """Computes relu(scale (sum of conv(x)) + shift + add) as one convolution."""
     pairs = [(conv, x) for conv, x in pairs if type(conv) is not nn.Identity and _is_present(x)]
-    scale, shift = affine or (None, None)
     if not pairs:
         if not _is_present(add):
             return 0
-        add = add if shift is None else add + shift.to(add.dtype).view(-1, 1, 1)
+        add = add if affine is None else add + affine[1].to(add.dtype).view(-1, 1, 1)
         return add.relu() if relu else add
     convs, inputs = zip(*pairs, strict=True)
     conv = convs[0]  # all have its options
     weight = torch.cat([conv.weight for conv in convs], 1)
     bias = None if conv.bias is None else sum(conv.bias for conv in convs)
-    if affine is not None:
-        weight = scaled(weight, scale)
-        bias = (shift if bias is None else shift + bias * scale).to(weight.dtype)
+    weight, bias = folded(weight, bias, affine)
     add = add if _is_present(add) else None
     geometry = conv.kernel_size, conv.stride, conv.dilation, conv.padding
     if geometry == ((3, 3), (1, 1), (1, 1), (1, 1)) and conv.padding_mode in ("zeros", "reflect"):

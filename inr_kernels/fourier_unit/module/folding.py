@@ -31,10 +31,20 @@ def affine(norm: Any) -> tuple[torch.Tensor, torch.Tensor] | None:
     """(scale, shift) of a batch norm in evaluation, at least in float32; None for the identity."""
     if isinstance(norm, nn.Identity):
         return None
-    wide = torch.promote_types(norm.weight.dtype, torch.float32)
-    weight, bias, mean, var = (t.to(wide) for t in (norm.weight, norm.bias, norm.running_mean, norm.running_var))
+    dtype = torch.promote_types(norm.weight.dtype, torch.float32)
+    weight, bias, mean, var = (t.to(dtype) for t in (norm.weight, norm.bias, norm.running_mean, norm.running_var))
     scale = weight * torch.rsqrt(var + norm.eps)
     return scale, bias - mean * scale
+
+
+def folded(
+    weight: torch.Tensor, bias: torch.Tensor | None, coefficients: tuple[torch.Tensor, torch.Tensor] | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weight [O, C, k, k] and bias [O] of a convolution with the (scale, shift) after it; None: nothing follows."""
+    if coefficients is None:
+        return weight, bias
+    scale, shift = coefficients
+    return scaled(weight, scale), (shift if bias is None else shift + bias * scale).to(weight.dtype)
 
 
 def scaled(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from ..arguments import compute_dtype
 from ..functional import conv3x3
 from ..op import spectral_pipeline
 from .ffc import FFC, FFC_BN_ACT, is_plain
-from .folding import affine, computes, folds, is_pointwise, scaled
+from .folding import affine, computes, folded, folds, is_pointwise, scaled
 from .spectral import FourierUnit, SpectralTransform
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -34,11 +34,11 @@ def frozen(layer: nn.Module) -> nn.Module:
         >>> [part.shape for part in frozen(layer)((torch.randn(1, 2, 5, 7), torch.randn(1, 6, 5, 7)))]
         [torch.Size([1, 2, 5, 7]), torch.Size([1, 6, 5, 7])]
     """
-    return _FrozenLayer(layer) if _is_supported(layer) else layer
+    return _FoldedLayer(layer) if _is_supported(layer) else layer
 
 
 def _is_supported(layer: Any) -> bool:
-    """Whether the layer's forward is the one that `_FrozenLayer` computes."""
+    """Whether the layer's forward is the one that `_FoldedLayer` computes."""
     if not (isinstance(layer, FFC_BN_ACT) and computes(layer, FFC_BN_ACT) and computes(layer.ffc, FFC)):
         return False
     ffc: Any = layer.ffc
@@ -64,7 +64,7 @@ def _is_supported_spectral(spectral: Any) -> bool:
     return pointwise and folds(*first[1:]) and type(unit.bn) is nn.BatchNorm2d and folds(unit.bn, nn.ReLU())
 
 
-class _FrozenLayer(nn.Module):
+class _FoldedLayer(nn.Module):
     """The weights of an `FFC_BN_ACT`, with its norms folded into them."""
 
     def __init__(self, layer: Any):
@@ -73,17 +73,17 @@ class _FrozenLayer(nn.Module):
         first, unit, last = spectral.conv1, spectral.fu, spectral.conv2
         both = torch.cat((ffc.convl2l.weight, ffc.convg2l.weight), 1)
         bias = None if ffc.convl2l.bias is None else ffc.convl2l.bias + ffc.convg2l.bias
-        scale = affine(layer.bn_g)
-        folded = {
-            "local": _folded(both, bias, layer.bn_l),
-            "across": _folded(ffc.convl2g.weight, ffc.convl2g.bias, layer.bn_g),
-            "first": _folded(first[0].weight, None, first[1]),
-            "last": (last.weight if scale is None else scaled(last.weight, scale[0]), None),
+        scale_g = affine(layer.bn_g)
+        weights = {
+            "local": folded(both, bias, affine(layer.bn_l)),
+            "across": folded(ffc.convl2g.weight, ffc.convl2g.bias, scale_g),
+            "first": folded(first[0].weight, None, affine(first[1])),
+            "last": (last.weight if scale_g is None else scaled(last.weight, scale_g[0]), None),
         }
         weight = unit.conv_layer.weight
-        weight, shift = _folded(weight.to(compute_dtype(weight.dtype)), None, unit.bn)
-        folded["unit"] = weight.flatten(1), shift
-        for name, (weight, bias) in folded.items():
+        weight, shift = folded(weight.to(compute_dtype(weight.dtype)), None, affine(unit.bn))
+        weights["unit"] = weight.flatten(1), shift
+        for name, (weight, bias) in weights.items():
             self.register_buffer(f"{name}_weight", weight.detach())
             self.register_buffer(f"{name}_bias", None if bias is None else bias.detach())
         self.padding, self.norm = ffc.convl2l.padding_mode, unit.fft_norm
@@ -94,16 +94,8 @@ class _FrozenLayer(nn.Module):
         return _KeepSigns.apply(self, *x)
 
 
-def _folded(weight, bias, norm):
-    """Weight and bias of a convolution and the norm after it."""
-    if (coefficients := affine(norm)) is None:
-        return weight, bias
-    scale, shift = coefficients
-    return scaled(weight, scale), (shift if bias is None else shift + bias * scale).to(weight.dtype)
-
-
 class _KeepSigns(torch.autograd.Function):
-    """Computes a `_FrozenLayer`; differentiable once, by its input."""
+    """Computes a `_FoldedLayer`; differentiable once, by its input."""
 
     @staticmethod
     def forward(ctx: Any, layer: Any, x_l: torch.Tensor, x_g: torch.Tensor) -> Pair:

@@ -10,7 +10,7 @@ from inr_kernels._core.checks import require, require_input
 from inr_kernels._core.hooks import is_untouched
 
 from ..functional import fourier_unit, through_spectrum
-from .folding import affine, folds, is_pointwise, scaled
+from .folding import affine, folded, folds, is_pointwise, scaled
 
 
 class FourierUnit(nn.Module):
@@ -158,8 +158,8 @@ def _first_layers(layers, x):
     if not (is_pointwise(parts[0]) and folds(*parts[1:])):
         return layers(x)
     conv, norm, _ = parts
-    scale, shift = affine(norm)
-    return F.conv2d(x, scaled(conv.weight, scale), shift.to(conv.weight.dtype), groups=conv.groups).relu_()
+    weight, bias = folded(conv.weight, None, affine(norm))
+    return F.conv2d(x, weight, bias, groups=conv.groups).relu_()
 
 
 def _quarters(lfu, x):

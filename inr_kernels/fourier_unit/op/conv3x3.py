@@ -126,7 +126,7 @@ def input_gradient(
 
 
 def _add_reflected(out, grads, weight):
-    """Adds to the gradient of the input what reaches it through the reflected pixels, one around the image.
+    """Adds the contribution of the reflected border, one pixel wide, to the gradient of the input.
 
     Convolving these strips alone keeps the large convolution at the image's size, for which its tiles are laid out.
     """

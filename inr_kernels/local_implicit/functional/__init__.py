@@ -15,7 +15,7 @@ from .checks import cast_parameters, check_decoder, check_queries, check_size, c
 from .hoist import Form, feature_columns, hoist_features
 
 WORKSPACE = 256 << 20
-REPORTS, SHORTEST_BAND = 25, 16  # calls of `progress` for an image, and the rows that are worth one
+REPORTS, SHORTEST_BAND = 25, 16  # of `progress`: calls for an image, and the minimum rows per call
 
 
 def _facts(

@@ -1,6 +1,7 @@
 """Checks of local_implicit's public arguments, and the dtype that it computes in."""
 
 import contextlib
+import math
 from collections.abc import Sequence, Sized
 from numbers import Real
 
@@ -11,6 +12,8 @@ from inr_kernels._core.checks import has_autocast, is_positive_int, require, req
 from .. import op
 from ..arguments import check_count, check_dtypes, check_layer
 from .hoist import Form, feature_columns
+
+MAX_PIXELS = 2**40  # of an output; the number of bytes of more overflows in torch
 
 
 def cast_parameters(
@@ -96,13 +99,14 @@ def check_workspace(workspace: float) -> None:
 
 
 def check_size(size: Sequence[int]) -> tuple[int, int]:
-    """(H, W), both positive integers."""
-    if torch.compiler.is_exporting() and all(isinstance(n, (int, torch.SymInt)) for n in size):
-        height, width = size  # int() would fix a size that is left open
-        return height, width
-    height = width = 0
+    """(H, W), both positive integers, of at most MAX_PIXELS together."""
+    sides: tuple[int, ...] = ()
     with contextlib.suppress(TypeError, ValueError, OverflowError):
-        height, width = map(int, size)
-    fits = height > 0 and width > 0 and (height, width) == tuple(size)
+        is_open = torch.compiler.is_exporting() and all(isinstance(n, (int, torch.SymInt)) for n in size)
+        sides = tuple(size) if is_open else tuple(map(int, size))  # int() would fix a side that is left open
+    fixed = [n for n in sides if not isinstance(n, torch.SymInt)]
+    fits = len(sides) == 2 and sides == tuple(size) and all(n > 0 for n in fixed)
     require(fits, "size", "be two positive integers (H, W)", size)
+    require(math.prod(fixed) <= MAX_PIXELS, "size", f"have at most {MAX_PIXELS} pixels", size)
+    height, width = sides
     return height, width

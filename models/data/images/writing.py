@@ -12,7 +12,8 @@ import numpy
 import torch
 from PIL import ExifTags, Image
 
-from ...common.files import replace_file
+from inr_kernels._core.files import replace_file
+
 from . import png
 from .picture import FORMATS, KEEPS, OPAQUE, SAVE, Picture
 

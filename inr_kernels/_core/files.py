@@ -1,4 +1,4 @@
-"""Files that are replaced as a whole or not at all."""
+"""Files that are replaced as a whole or not at all. Imports nothing heavy: the command checks names with it at once."""
 
 import contextlib
 import errno
@@ -12,6 +12,12 @@ from pathlib import Path
 _NOT_REPLACEABLE = {errno.EBUSY, errno.EXDEV, errno.EPERM, errno.EACCES, errno.EROFS}
 
 
+def check_path(path: object) -> None:
+    """Raises TypeError unless path is a string, bytes or os.PathLike."""
+    if not isinstance(path, str | bytes | os.PathLike):
+        raise TypeError(f"path must be a string or os.PathLike; got {type(path).__name__}")
+
+
 def replace_file(path: str | os.PathLike, data: bytes) -> None:
     """Writes `data` to `path` through a temporary file in its folder: an interruption leaves an older file intact.
 
@@ -20,7 +26,10 @@ def replace_file(path: str | os.PathLike, data: bytes) -> None:
 
     Raises:
         OSError: the file cannot be written; its filename is `path`.
+        TypeError: path is no path.
     """
+    check_path(path)
+    path = os.fsdecode(path)
     with _named(path):
         target = Path(os.path.realpath(path))
         try:
@@ -37,8 +46,10 @@ def check_writable(path: str | os.PathLike) -> None:
     """Raises the error that `replace_file` would raise for a missing folder or permission; changes nothing.
 
     Raises:
-        OSError: see `replace_file`.
+        OSError, TypeError: see `replace_file`.
     """
+    check_path(path)
+    path = os.fsdecode(path)
     with _named(path):
         target = Path(os.path.realpath(path))
         if target.is_dir():

@@ -1,0 +1,108 @@
+"""Checks the file names on a command line before torch is imported, so that a mistake is reported at once."""
+
+import argparse
+import contextlib
+import errno
+import os
+import stat
+import sys
+from pathlib import Path
+
+from inr_kernels._core.files import check_writable
+
+from .arguments import FORMATS, NETWORKS
+from .parsing import UsageError
+
+# The options of each command that name pictures to read. Other commands name no files, or check them themselves.
+INPUTS: dict[str, tuple[str, ...]] = {"upscale": ("input",), "inpaint": ("input", "mask"), "export": (), "demo": ()}
+STDIN, STDOUT = ("-", "/dev/stdin"), ("-", "/dev/stdout")
+SUFFIXES = tuple(f".{name}" for name in FORMATS)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Checks the names of all files of a command; sets `args.suffix`, the output's format.
+
+    The inputs and the checkpoint must exist; the output must be writable and none of them.
+
+    Raises:
+        OSError: a file cannot be read or written.
+        UsageError: a name that is empty, or does not fit the others.
+        ValueError: a standard stream is closed.
+    """
+    if args.command not in INPUTS:
+        return
+    inputs = {what: getattr(args, what) for what in INPUTS[args.command]}
+    for what, name in (inputs | {"output": args.output}).items():
+        if not name:
+            raise UsageError(f"the name of the {what} is empty")
+    _check_distinct(inputs)
+    files = dict(inputs)
+    if "model" in args and args.model not in NETWORKS[args.command]:
+        files["checkpoint"] = args.model
+    _check_output(args, files)
+    for what, name in files.items():
+        _check_readable(what, name)
+
+
+def _check_distinct(inputs):
+    if len(inputs) < 2:
+        return
+    both = " and ".join(inputs)
+    if all(name in STDIN for name in inputs.values()):
+        raise UsageError(f"{both} are both the standard input, which can be read only once")
+    with contextlib.suppress(OSError):
+        if os.path.samefile(*inputs.values()) and not os.path.isfile(next(iter(inputs.values()))):
+            raise UsageError(f"{both} are the same pipe or device, which can be read only once")
+
+
+def _check_readable(what, name):
+    try:
+        if what != "checkpoint" and name in STDIN:
+            _check_standard_input()
+        elif stat.S_ISREG(mode := os.stat(name).st_mode):
+            open(name, "rb").close()
+        elif stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, f"{what} {name}") from error
+
+
+def _check_standard_input():
+    if sys.stdin is None:
+        raise OSError(errno.EBADF, "the standard input is closed")
+    if sys.stdin.isatty():
+        raise OSError(errno.EINVAL, "the standard input is a terminal; redirect it from a picture or a pipe")
+
+
+def _check_output(args, files):
+    name, suffix = args.output, Path(args.output).suffix.lower()
+    takes_stdout = "format" in args
+    if name == "-" and not takes_stdout:
+        raise UsageError("argument -o/--output: must be the name of a file; got -")
+    if takes_stdout and name in STDOUT:
+        _check_standard_output()
+    else:
+        check_writable(name)
+        for what, path in files.items():
+            if os.path.isfile(name) and os.path.exists(path) and os.path.samefile(path, name):
+                raise UsageError(f"output must be another file than the {what}; got {name}")
+    if args.command == "export":
+        return
+    given = getattr(args, "format", None)
+    if given is None and suffix not in SUFFIXES:
+        if not takes_stdout or (name not in STDOUT and (os.path.isfile(name) or not os.path.exists(name))):
+            unless = " unless --format is given" if takes_stdout else ""
+            raise UsageError(f"output must end in {' '.join(SUFFIXES)}{unless}; got {name}")
+        suffix = ".png"
+    args.suffix = suffix if given is None else f".{given}"
+
+
+def _check_standard_output():
+    if sys.stdout is None:
+        raise ValueError("the standard output is closed")
+    if sys.stdout.isatty():
+        raise UsageError("the standard output is a terminal, which shows no picture; redirect it")
+    try:
+        sys.stdout.fileno()
+    except (OSError, AttributeError):
+        raise ValueError("the standard output is an object without a file descriptor; write to a file") from None

@@ -1,0 +1,51 @@
+"""Folders of pictures: which files they hold, and which of two folders belong together."""
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif", ".jp2", ".ppm", ".tga", ".heic"}
+_MASK = re.compile(r"_mask\d*$")  # LaMa's names: a_mask000.png is a mask of a.png
+
+
+def pictures(folder: str | os.PathLike[str]) -> dict[str, Path]:
+    """Returns the picture files below a folder, sorted, by their path in it without the suffix.
+
+    Raises:
+        NotADirectoryError: it is no folder.
+        ValueError: it has no picture, or two that differ in the suffix only.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise NotADirectoryError(f"{root}: must be a folder of pictures")
+    found: dict[str, Path] = {}
+    for path in sorted(root.rglob("*")):
+        if path.suffix.lower() not in SUFFIXES or path.name.startswith(".") or not path.is_file():
+            continue
+        name = path.relative_to(root).with_suffix("").as_posix()
+        if name in found:
+            raise ValueError(f"{found[name]} and {path.name}: must differ in more than the suffix")
+        found[name] = path
+    if not found:
+        raise ValueError(f"{root}: must have pictures, with a suffix of {' '.join(sorted(SUFFIXES))}")
+    return found
+
+
+def is_mask(name: str) -> bool:
+    """Whether the name is one of a mask beside its picture, as LaMa has them: it ends in _mask and digits."""
+    return _MASK.search(name) is not None
+
+
+def masks_by_picture(names: Iterable[str]) -> dict[str, list[str]]:
+    """Groups names of masks by the picture that they belong to: of the same name, or without _mask and digits.
+
+    Example:
+        >>> dict(masks_by_picture(["a_mask000", "a_mask001", "b"]))
+        {'a': ['a_mask000', 'a_mask001'], 'b': ['b']}
+    """
+    groups = defaultdict(list)
+    for name in names:
+        groups[_MASK.sub("", name)].append(name)
+    return groups
