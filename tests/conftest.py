@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -155,6 +156,30 @@ def poison():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def interpreter():
+    """Patches Triton's language once a launch and module: the interpreter does so in each call of a function."""
+    if HAS_GPU:
+        yield
+        return
+    from triton.runtime import interpreter
+
+    patch_lang, scopes = interpreter._patch_lang, {}
+
+    def restore():
+        while scopes:
+            scopes.popitem()[1].restore()
+
+    def patch_once(fn):
+        if fn.__module__ not in scopes:
+            scopes[fn.__module__] = patch_lang(fn)
+        return SimpleNamespace(restore=restore)  # which the launch calls at its end
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter, "_patch_lang", patch_once)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def seed():
     """Seeds torch, so that a test's random numbers do not depend on the tests before it."""
@@ -172,7 +197,7 @@ def golden():
     return load
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_python():
     """run_python(code, **environment) -> what the code prints in a new interpreter that finds tests/support."""
     support = str(Path(__file__).parent / "support")
@@ -192,7 +217,7 @@ def run_python():
     return run
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def expected_isa(run_python):
     """expected_isa("avx2") -> the instruction set that INR_KERNELS_ISA=avx2 selects here: generic if unsupported."""
     widths = ["generic", "avx2", "avx512", "avx512bf16"]

@@ -17,9 +17,9 @@ from inr_kernels._core import native
 pytestmark = pytest.mark.slow
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 OFFLINE = ["--no-build-isolation", "--no-deps"]
-# The lowest instruction set alone: most of the time goes into the others, which the installed build has.
+# The lowest instruction set alone, not optimized: most of the time goes into what the installed build has.
 GENERIC = " ".join(f"-DINR_COMPILES_{isa}=OFF" for isa in ("avx2", "avx512", "avx512bf16"))
-CUDA = {"CUDAARCHS": "89", "CMAKE_ARGS": GENERIC}
+QUICK = {"CUDAARCHS": "89", "CMAKE_ARGS": f"{GENERIC} -DCMAKE_BUILD_TYPE=Debug"}
 
 
 def run(command, folder, **environment):
@@ -63,13 +63,19 @@ def without_nvcc(folder):
     return str(tools)
 
 
+def quick_cuda():
+    """The environment of a quick build: nvcc, where it can, does not optimize either."""
+    known = shutil.which("nvcc") and "--Ofast-compile" in checked(["nvcc", "--help"], ROOT)
+    return QUICK | ({"NVCC_APPEND_FLAGS": "--Ofast-compile=max"} if known else {})
+
+
 @pytest.fixture(scope="session")
 def wheel(built_once):
     """A wheel, and beside it the tree that it was built in, from nothing; with CUDA for one GPU where nvcc is."""
 
     def build(folder):
         tree = copy_sources(folder)
-        checked([*PIP, "wheel", *OFFLINE, "-w", folder, tree], folder, **CUDA)
+        checked([*PIP, "wheel", *OFFLINE, "-w", folder, tree], folder, **quick_cuda())
 
     (found,) = built_once("wheel", build).glob("*.whl")
     return found
@@ -141,8 +147,7 @@ def test_native_library_needs_no_torch(wheel, tmp_path):
 def test_sdist_without_nvcc(sdist, tmp_path):
     python = environment_with_torch(tmp_path / "env")
     install = [*PIP, "--python", python, "install", "--ignore-installed", *OFFLINE, sdist]
-    quick = f"{GENERIC} -DCMAKE_BUILD_TYPE=Debug"
-    checked(install, tmp_path, PATH=without_nvcc(tmp_path), CMAKE_ARGS=quick)
+    checked(install, tmp_path, **QUICK, PATH=without_nvcc(tmp_path))
     file, archs = run_a_network(python, tmp_path)
     assert file.is_relative_to(tmp_path / "env")
     assert archs == ""
@@ -152,7 +157,7 @@ def test_editable_install(wheel, tmp_path):
     """In the wheel's tree, so that nothing is compiled twice; an edit of a file is an edit of the package."""
     tree, python = wheel.parent / "tree", environment_with_torch(tmp_path / "env")
     install = [*PIP, "--python", python, "install", "--ignore-installed", *OFFLINE, "-e", tree]
-    checked(install, tmp_path, **CUDA)
+    checked(install, tmp_path, **quick_cuda())
     file, _ = run_a_network(python, tmp_path)
     assert file == tree / "inr_kernels" / "__init__.py"
     (tree / "models" / "added.py").write_text("X = 3\n")

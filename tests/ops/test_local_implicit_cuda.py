@@ -1,6 +1,5 @@
 """Tests local_implicit's CUDA kernels in an emulation on the host; tests that need a GPU are marked."""
 
-import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -15,7 +14,6 @@ from inr_kernels._core.dispatch import always
 from inr_kernels.local_implicit import op
 
 pytestmark = pytest.mark.slow  # compiles the emulation
-KERNELS = ["local_implicit.cu", "local_implicit_sm90.cu", "local_implicit_weights.cu"]
 HALVES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 AFTER = pytest.mark.parametrize("after", ["last", "first"])
 CASES = {
@@ -38,8 +36,8 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    return emulated_cuda.build(tmp_path_factory.mktemp("cuda"), *KERNELS)
+def library(built_once):
+    return emulated_cuda.load(built_once("emulated_cuda", emulated_cuda.build))
 
 
 @pytest.fixture
@@ -185,13 +183,10 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_the_emulation_detects(fault, on_host, tmp_path):
-    file, old, new, error = FAULTS[fault]
-    shutil.copytree(emulated_cuda.ROOT / "csrc", tmp_path / "csrc")
-    faulty = tmp_path / "csrc" / "cuda" / file
-    assert old in faulty.read_text()
-    faulty.write_text(faulty.read_text().replace(old, new))
-    on_host(emulated_cuda.build(tmp_path, *KERNELS, csrc=tmp_path / "csrc"))
+def test_the_emulation_detects(fault, on_host, tmp_path, built_once):
+    *replacement, error = FAULTS[fault]
+    built = built_once("emulated_cuda", emulated_cuda.build)
+    on_host(emulated_cuda.build_with_fault(tmp_path, built, *replacement))
     case = Case(batch=1, hidden=(64, 64), out=40)
     if error:
         with pytest.raises(RuntimeError, match=error):

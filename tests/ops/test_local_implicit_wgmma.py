@@ -1,6 +1,5 @@
 """Tests local_implicit's kernel for sm_90a in the emulation, which reads weights through wgmma's matrix descriptors."""
 
-import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -8,7 +7,7 @@ import emulated_cuda
 import pytest
 import torch
 from local_implicit_cases import FLAGS, Case, assert_as_accurate
-from test_local_implicit_cuda import AFTER, CASES, HALVES, KERNELS, assert_forward_as_accurate, on_gpu
+from test_local_implicit_cuda import AFTER, CASES, HALVES, assert_forward_as_accurate, on_gpu
 
 from inr_kernels import local_implicit_decode
 from inr_kernels._core import native
@@ -24,8 +23,8 @@ def use_kernel(monkeypatch, kernel, why_not=always):
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    return emulated_cuda.build(tmp_path_factory.mktemp("wgmma"), *KERNELS)
+def library(built_once):
+    return emulated_cuda.load(built_once("emulated_cuda", emulated_cuda.build))
 
 
 @pytest.fixture
@@ -103,13 +102,10 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_the_emulation_detects(fault, on_host, tmp_path):
-    file, old, new, error = FAULTS[fault]
-    shutil.copytree(emulated_cuda.ROOT / "csrc", tmp_path / "csrc")
-    faulty = tmp_path / "csrc" / "cuda" / file
-    assert old in faulty.read_text()
-    faulty.write_text(faulty.read_text().replace(old, new))
-    on_host(emulated_cuda.build(tmp_path, *KERNELS, csrc=tmp_path / "csrc"))
+def test_the_emulation_detects(fault, on_host, tmp_path, built_once):
+    *replacement, error = FAULTS[fault]
+    built = built_once("emulated_cuda", emulated_cuda.build)
+    on_host(emulated_cuda.build_with_fault(tmp_path, built, *replacement))
     case = Case(batch=1, queries=200, hidden=(256, 256, 130))
     if error:
         with pytest.raises(RuntimeError, match=error):

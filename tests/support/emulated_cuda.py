@@ -5,22 +5,48 @@ emulation reproduces and which errors it detects.
 """
 
 import ctypes
+import shutil
 import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 HOST = ROOT / "tests" / "support" / "cuda_on_host"
+KERNELS = ["local_implicit.cu", "local_implicit_sm90.cu", "local_implicit_weights.cu"]
+LIBRARY = "cuda_on_host.so"
 Integer, Address = ctypes.c_int64, ctypes.c_void_p
 
 
-def build(folder, *kernels, csrc=ROOT / "csrc"):
-    """Compiles these files of csrc/cuda into a library in the folder, and loads it."""
-    library = Path(folder) / "cuda_on_host.so"
-    options = ["-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-U_FORTIFY_SOURCE"]
+def build(folder, csrc=ROOT / "csrc", unchanged=None):
+    """Compiles the kernels into a library in the folder, and loads it.
+
+    unchanged: the folder of an earlier build, whose objects are used for sources of the same content; None if a header
+    is not the same.
+    """
+    options = ["-std=c++17", "-O2", "-fPIC", "-ffp-contract=off", "-U_FORTIFY_SOURCE"]
     options += ["-Wall", "-Wextra", "-Wno-unknown-pragmas", f"-I{HOST}", f"-I{csrc}", "-x", "c++"]
-    sources = [*sorted(HOST.glob("*.cpp")), *(csrc / "cuda" / kernel for kernel in kernels)]
-    subprocess.run(["g++", *options, *sources, "-o", library], check=True)
-    loaded = ctypes.CDLL(library)
+    objects = []
+    for source in [*sorted(HOST.glob("*.cpp")), *(csrc / "cuda" / kernel for kernel in KERNELS)]:
+        earlier = unchanged and unchanged / f"{source.name}.o"
+        same = source.is_relative_to(HOST) or source.read_text() == (ROOT / "csrc" / "cuda" / source.name).read_text()
+        objects.append(earlier if earlier and same else Path(folder) / f"{source.name}.o")
+        if objects[-1] != earlier:
+            subprocess.run(["g++", *options, "-c", source, "-o", objects[-1]], check=True)
+    subprocess.run(["g++", "-shared", *objects, "-o", Path(folder) / LIBRARY], check=True)
+    return load(folder)
+
+
+def build_with_fault(folder, built, file, old, new):
+    """`build` in the folder, with one text of a file in csrc/cuda replaced; built: the folder of the build without."""
+    shutil.copytree(ROOT / "csrc", folder / "csrc")
+    faulty = folder / "csrc" / "cuda" / file
+    assert old in faulty.read_text()
+    faulty.write_text(faulty.read_text().replace(old, new))
+    return build(folder, folder / "csrc", built if faulty.suffix == ".cu" else None)
+
+
+def load(folder):
+    """Loads the library that `build` wrote."""
+    loaded = ctypes.CDLL(Path(folder) / LIBRARY)
     loaded.local_implicit_workspace.restype = ctypes.c_size_t
     loaded.local_implicit_forward.restype = ctypes.c_char_p
     return loaded
