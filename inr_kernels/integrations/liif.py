@@ -246,7 +246,7 @@ def _give_features(model, feat, feature_given, coord, cell):
 
 def queries(generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """coord, cell [2, Q, 2]: random, also outside the image, and pixel centres at x1 and x3, where rounding decides."""
-    coord = []
+    axes = []
     for n in SIZE:
         parts = [torch.rand(2, 24, generator=generator, dtype=torch.float32, device="cpu") * 5 - 2.5]
         for pixels in (n, 3 * n):
@@ -255,8 +255,8 @@ def queries(generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
             index = torch.randint(pixels, (2, 24), generator=generator, dtype=torch.long, device="cpu")
             index[:, ::4] = (n - 1) * (pixels // n) + pixels // n // 2
             parts.append(centres[index])
-        coord.append(torch.cat(parts, 1))
-    coord = torch.stack(coord, -1)
+        axes.append(torch.cat(parts, 1))
+    coord = torch.stack(axes, -1)
     scales = 0.01 ** torch.rand(coord.shape, generator=generator, dtype=torch.float32, device="cpu")
     return coord, 0.8 * scales  # cells of scales from 0.5 to 50
 

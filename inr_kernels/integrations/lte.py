@@ -140,9 +140,9 @@ def _pairs(along_y: torch.Tensor, along_x: torch.Tensor) -> torch.Tensor:
 
 
 def _decode(module: Any, coord: torch.Tensor, cell: torch.Tensor, backend: str | None = None) -> torch.Tensor:
-    coef, freq, *parameters = _texture(module)
+    texture = _texture(module)
     grid = coord if coord.dim() == 4 else coord.unsqueeze(1)
-    out = local_texture_decode(coef, freq, coord.float(), cell.float(), *parameters, backend=backend)
+    out = local_texture_decode(texture.coef, texture.freq, coord.float(), cell.float(), *texture[2:], backend=backend)
     out = out + interpolate(module.inp, grid).view(out.shape)
     return out.permute(0, 3, 1, 2) if _is_plus(module) else out
 

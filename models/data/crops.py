@@ -46,7 +46,8 @@ def shape_of(area: int, aspects: Sequence[float], rng: Rng) -> tuple[int, int]:
     With (9 / 16, 16 / 9) and 512² it is the adaptive training strategy of IN²'s paper. The sides need not be multiples
     of 8.
     """
-    aspect = math.exp(rng.uniform(*map(math.log, aspects)))
+    low, high = map(math.log, aspects)
+    aspect = math.exp(rng.uniform(low, high))
     height = round(math.sqrt(area * aspect))
     return height, round(area / height)
 
@@ -90,7 +91,7 @@ def queries(target: torch.Tensor, rng: Rng, count: int) -> tuple[torch.Tensor, t
     if count:
         pixels = rng.integers(size, size=(count, 2))
     else:
-        pixels = numpy.stack(numpy.indices(size), -1).reshape(-1, 2)
+        pixels = numpy.indices(tuple(target.shape[1:])).reshape(2, -1).T
     y, x = torch.from_numpy(pixels.T.copy())
     coord, cell = (torch.from_numpy(values.astype(numpy.float32)) for values in ((2 * pixels + 1) / size - 1, 2 / size))
     return coord, cell, target[:, y, x].T.contiguous()

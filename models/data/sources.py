@@ -163,7 +163,8 @@ class Masks:
             problems: as of `Pictures.usable`.
         """
         if self.pictures is None:
-            return free_form_mask(part.size, rng, rng.uniform(*self.share))
+            low, high = self.share
+            return free_form_mask(part.size, rng, rng.uniform(low, high))
         nearest = Image.Resampling.NEAREST
         if self.names and isinstance(item, Path):
             mask = part.cut(self.pictures[self.names[item.stem]].resize(image.size, nearest), nearest)

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import torch
+from torch import nn
 
 from inr_kernels._core.checks import require
 from inr_kernels.local_implicit.functional import WORKSPACE
@@ -36,7 +37,7 @@ def make_encoder(config: Any) -> EDSR | RDN:
     return EDSR(config.blocks, config.features, config.res_scale)
 
 
-class Upscaler(Network):
+class Upscaler(Network, nn.Module):
     """A network of an encoder and a decoder that renders the features at any size.
 
     Attributes:

@@ -108,7 +108,7 @@ def load(name: str, changes: Sequence[str] = ()) -> Any:
     for change in changes:
         require("=" in change, "an option", "be written as key=value", change)
     try:
-        given = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(changes)))
+        given: Any = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(changes)))
         require(OmegaConf.is_dict(given), "CONFIG", "hold options and their values", name)
         merged = OmegaConf.merge(OmegaConf.structured(recipe(str(given.get("network"))).Options), given)
         return OmegaConf.to_object(merged)

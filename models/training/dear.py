@@ -69,7 +69,8 @@ def begin(model: DEAR, start: DEAR) -> None:
 
 def draw(options: Options, rng: numpy.random.Generator) -> int:
     """Draws the side of a batch's targets."""
-    return round(options.side * rng.uniform(*options.scales))
+    low, high = options.scales
+    return round(options.side * rng.uniform(low, high))
 
 
 def sample(options: Options, drawing: Drawing, rng: numpy.random.Generator, n: int) -> tuple[torch.Tensor, ...]:

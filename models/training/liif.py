@@ -49,7 +49,8 @@ def draw(options: Options, rng: numpy.random.Generator) -> None:
 def sample(options: Options, drawing: Drawing, rng: numpy.random.Generator, _: None) -> tuple[torch.Tensor, ...]:
     """Returns inp [3, side, side] in [-1, 1], coord [Q, 2], cell [2] and rgb [Q, 3] in [-1, 1]."""
     side = options.side
-    n = round(side * rng.uniform(*options.scales))
+    low, high = options.scales
+    n = round(side * rng.uniform(low, high))
     target = patch(drawing.image.size, rng, (n, n), options.zoom).cut(drawing.image)
     change = Change(rng, turn=True, permute=options.permute)
     inp = change.picture(target.resize((side, side), Image.Resampling.BICUBIC))
