@@ -60,7 +60,12 @@ def _run(argv: Sequence[str] | None) -> None:
     from .parsing import UsageError
 
     parser = make_parser()
-    args = parser.parse_args(argv)
+    args, more = parser.parse_known_args(argv)
+    if args.command == "train":  # argparse takes its key=value up to the next option only
+        args.options += [text for text in more if not text.startswith("-")]
+        more = [text for text in more if text.startswith("-")]
+    if more:
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
     if args.command is None:
         parser.print_help()
         return

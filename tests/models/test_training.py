@@ -108,9 +108,9 @@ def test_a_killed_run_continues_the_same_curve(write, photos, whole, tmp_path):
 @pytest.mark.alone
 def test_two_processes_give_the_curve_of_one(photos, tmp_path):
     """Over gloo, at the same batch. Without batch norm, whose statistics are each process's."""
-    losses = []
+    norms, losses = "model.norm=none model.encoder=strided", []
     for devices in (1, 2):
-        arguments = words("in2", photos, tmp_path / str(devices), ADVERSARIAL, f"devices={devices} model.norm=none")
+        arguments = words("in2", photos, tmp_path / str(devices), ADVERSARIAL, f"devices={devices} {norms}")
         command = [sys.executable, "-m", "inr_kernels", *arguments]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
