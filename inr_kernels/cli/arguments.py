@@ -108,9 +108,9 @@ Train a network on folders of pictures, by a shipped config or an own one.
   inr-kernels train in2_small data=PHOTOS out=RUN steps=20 --resume
   inr-kernels train in2_small --print-config
 
-CONFIG is the name of a shipped config or a YAML file: in2_small, dear_small, liif_small and lama_small for one core,
-in2_paper, dear_paper and liif_paper as the papers have it. --print-config shows every option, its value and what it
-means; key=value changes one, and loss.perceptual=0 one in a group.
+CONFIG is the name of a shipped config or a YAML file: in2_small, dear_small, liif_small, lte_small, lama_small and
+autoencoder for one core, in2_paper, dear_paper and liif_paper as the papers have it. --print-config shows every option,
+its value and what it means; key=value changes one, and loss.perceptual=0 one in a group.
 
 Everything is written in the folder `out`: model.safetensors, the result; config.yaml; tensorboard/ with losses and
 pictures; checkpoints/, from which --resume continues as if nothing had happened. Needs pip install

@@ -9,10 +9,10 @@ import numpy
 import torch
 from PIL import Image
 
+from . import masks
+from .folders import SUFFIXES
 from .images import read, to_image
-from .masks import free_form_mask
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
 FREE_FORM = "free-form"
 WHITE = 128  # from this value (of 255) on, a pixel of a mask is missing
 
@@ -125,7 +125,7 @@ class Masks:
     """Draws masks of parts of pictures, 1 = missing.
 
     Args:
-        source: "free-form", or folders and lists of masks, as of `find`; white is missing.
+        source: "free-form", a kind of `masks.draw`, or folders and lists of masks, as of `find`; white is missing.
         pairing: for folders: "random" masks, stretched to the part's size and mirrored at random, or by "name", the
             part of the mask that has the name of the picture, without suffixes.
         share: the least and the largest share of missing pixels of free-form masks.
@@ -133,14 +133,18 @@ class Masks:
 
     Raises:
         OSError: a folder does not exist.
-        ValueError: a mask is missing.
+        ValueError: a mask is missing, or the range of a kind is none.
     """
 
     def __init__(
         self, source: str | Sequence[str], pairing: str, share: Sequence[float], pictures: Pictures | None = None
     ):
         self.share, self.pairing = share, pairing
-        self.pictures = None if source == FREE_FORM else Pictures(find(source), cache=2**28)
+        self.kind = source if isinstance(source, str) and source.split(":")[0] in masks.KINDS else None
+        if self.kind:
+            masks.parse(self.kind)
+        drawn = self.kind or source == FREE_FORM
+        self.pictures = None if drawn else Pictures(find(source), cache=2**28)
         self.names: dict[str, int] = {}
         if pairing not in ("random", "name"):
             raise ValueError(f"pairing must be random or name; got {pairing}")
@@ -162,9 +166,11 @@ class Masks:
             rng: the random generator.
             problems: as of `Pictures.usable`.
         """
+        if self.kind:
+            return torch.from_numpy(masks.draw(self.kind, *part.size, rng)).float()[None]
         if self.pictures is None:
             low, high = self.share
-            return free_form_mask(part.size, rng, rng.uniform(low, high))
+            return masks.free_form_mask(part.size, rng, rng.uniform(low, high))
         nearest = Image.Resampling.NEAREST
         if self.names and isinstance(item, Path):
             mask = part.cut(self.pictures[self.names[item.stem]].resize(image.size, nearest), nearest)

@@ -27,6 +27,10 @@ from .config import Options, option
 from .samples import Drawing
 
 Terms = dict[str, torch.Tensor]
+MASKS = (
+    "free-form (random strokes), a kind of inr-kernels evaluate such as thin, strokes:20-30 or noise, or folders and"
+)
+MASKS += " .txt lists of masks, white = missing"
 
 
 @dataclass
@@ -46,7 +50,7 @@ class FillingLoss:
 class MaskOptions(Options):
     """Of recipes that draw masks."""
 
-    masks: Any = option(FREE_FORM, "free-form (random strokes), or folders and .txt lists of masks, white = missing")
+    masks: Any = option(FREE_FORM, MASKS)
     pairing: str = option("random", "masks of folders: random, or name (the mask that has the picture's name)")
     share: list[float] = option([0.05, 0.4], "least and largest share of missing pixels of free-form masks")
 
