@@ -120,7 +120,7 @@ class ImplicitAutoencoder(Inpainter):
         self.encoder = nn.Sequential(*blocks, nn.Conv2d(channels, config.latent_channels, 1))
         codes = config.latent_channels * (config.side**2 if self._is_global else 1)
         self._form = Form(feat_unfold=False, local_ensemble=False)
-        self.decoder = LocalImplicitDecoder(codes, hidden=config.hidden, cell_decode=False, **self._form._asdict())
+        self.decoder = LocalImplicitDecoder(codes, hidden=config.hidden, cell_decode=False, **self._form.flags())
         self._initialize()
 
     @torch.no_grad()
