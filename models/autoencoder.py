@@ -58,7 +58,7 @@ class AutoencoderConfig:
 
     @property
     def depth(self) -> int:
-        """Layers that it repeats, each with tensors of its own."""
+        """The number of repeated layers, each of which has tensors in the state dict."""
         return self.blocks + len(self.hidden)
 
 

@@ -137,7 +137,8 @@ class _Inpaint(nn.Module):
 def _prepared(network, dynamic, size, batch):
     """The module to export, in eval mode and plain PyTorch; its inputs; their dynamic shapes or None."""
     if not isinstance(network, (LIIF, Inpainter)):
-        raise TypeError(f"network must be a network of this package; got {type(network).__name__}")
+        names = "a DEAR, IN2, ImplicitAutoencoder, LaMa or LIIF"
+        raise TypeError(f"network must be {names}; got {type(network).__name__}")
     parameter = next(network.parameters())
     require(parameter.dtype == torch.float32, "network", "be in float32: network.float()", parameter.dtype)
     require(is_positive_int(batch), "batch", "be a positive integer", repr(batch))

@@ -11,6 +11,8 @@ from pathlib import Path
 # Raised where a file can be written but not replaced: a bind mount, a read-only folder around a writable file.
 _NOT_REPLACEABLE = {errno.EBUSY, errno.EXDEV, errno.EPERM, errno.EACCES, errno.EROFS}
 
+TEMPORARY = ".inr-kernels-"  # how the names of unfinished files begin
+
 
 def check_path(path: object) -> None:
     """Raises TypeError unless path is a string, bytes or os.PathLike."""
@@ -86,7 +88,7 @@ def _create(target: Path) -> tuple[int, Path]:
     A random name and exclusive creation keep it apart from other threads' files and from symbolic links created by
     other users.
     """
-    temporary = target.with_name(f".inr-kernels-{secrets.token_hex(8)}")
+    temporary = target.with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
     mode = 0o600 if target.exists() else 0o666  # private until it has the old file's permissions
     return os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_CLOEXEC", 0), mode), temporary
 

@@ -113,7 +113,7 @@ autoencoder for one core, in2_paper, dear_paper and liif_paper as the papers hav
 its value and what it means; key=value changes one, and loss.perceptual=0 one in a group.
 
 Everything is written in the folder `out`: model.safetensors, the result; config.yaml; tensorboard/ with losses and
-pictures; checkpoints/, from which --resume continues as if nothing had happened. Needs pip install
+pictures; checkpoints/, from which --resume continues with the same numbers. Needs pip install
 'inr-kernels[train]'."""
 
 INFO = """\
@@ -157,7 +157,11 @@ def _add_upscale(parser):
     parser.add_argument("input", help="an image; -: the standard input")
     _add_output(parser)
     _add_size(parser, required=True)
-    _add_model(parser, "upscale", "liif, or a LIIF checkpoint (.safetensors, yinboc/liif's or mmagic's .pth)")
+    _add_model(
+        parser,
+        "upscale",
+        "liif, or a checkpoint of LIIF or LTE (.safetensors, yinboc/liif's, mmagic's or jaewon-lee-b/lte's .pth)",
+    )
     _add_computation(parser, megapixels=100)
 
 

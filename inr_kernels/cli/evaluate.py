@@ -15,7 +15,7 @@ from inr_kernels.models import Network
 from inr_kernels.models.data import masks
 from inr_kernels.models.evaluation import report
 from inr_kernels.models.evaluation.baselines import Method
-from inr_kernels.models.evaluation.metrics import CONVENTIONS
+from inr_kernels.models.evaluation.metrics import CONVENTIONS, Convention
 from inr_kernels.models.evaluation.perceptual import LPIPS, Inception
 from inr_kernels.models.evaluation.run import Options, evaluate, method_of
 from inr_kernels.models.evaluation.samples import PRESETS, Case, pair
@@ -31,9 +31,9 @@ DEFAULT_MASKS = "strokes"  # of presets
 def run(args: Namespace) -> None:
     """Checks the options, compares all pictures, prints the tables and writes them, the values and a plot."""
     folder, kind = check_options(args)
-    check_packages(args)
-    prepare_computation(args)
     convention = CONVENTIONS[args.convention or args.preset or "plain"]
+    check_packages(args, convention)
+    prepare_computation(args)
     options = Options(
         cases=cases(args),
         convention=convention,
@@ -103,9 +103,10 @@ def check_options(args: Namespace) -> tuple[str | None, str | None]:
     return folder, kind
 
 
-def check_packages(args: Namespace) -> None:
+def check_packages(args: Namespace, convention: Convention) -> None:
     """Raises ImportError, before any work, if a package is missing."""
-    for name in ("torchmetrics", *(["matplotlib"] if args.output else [])):
+    of_convention = ["skimage"] if convention.window == "uniform" else []
+    for name in ("torchmetrics", *of_convention, *(["matplotlib"] if args.output else [])):
         if importlib.util.find_spec(name) is None:
             raise ImportError(f"evaluate needs {name}: pip install 'inr-kernels[evaluate]'")
 

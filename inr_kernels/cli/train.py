@@ -11,4 +11,11 @@ def run(args: argparse.Namespace) -> None:
     if args.print_config:
         print(config.to_yaml(options), end="")
         return
-    print(loop.train(options, args.resume))
+    try:
+        path = loop.train(options, args.resume)
+    except OSError as error:
+        if error.filename is None:  # not of a file: of a process or a connection
+            raise RuntimeError(str(error)) from error
+        raise
+    if path is not None:
+        print(path)

@@ -36,7 +36,8 @@ def find(places: str | os.PathLike | Iterable[str | os.PathLike]) -> list[Path]:
 
 def _in(place: Path) -> Iterator[Path]:
     if place.is_dir():
-        yield from (path for path in sorted(place.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file())
+        files = (path for path in sorted(place.rglob("*")) if path.suffix.lower() in SUFFIXES)
+        yield from (path for path in files if not path.name.startswith(".") and path.is_file())
     elif place.suffix == ".txt":
         lines = (line.strip() for line in place.read_text().splitlines())
         yield from (place.parent / line for line in lines if line)
@@ -149,7 +150,10 @@ class Masks:
         if pairing not in ("random", "name"):
             raise ValueError(f"pairing must be random or name; got {pairing}")
         if self.pictures and pairing == "name":
-            self.names = {Path(str(path)).stem: i for i, path in enumerate(self.pictures.items)}
+            stems = [Path(str(path)).stem for path in self.pictures.items]
+            self.names = {stem: i for i, stem in enumerate(stems)}
+            if twice := [stem for stem in self.names if stems.count(stem) > 1]:
+                raise ValueError(f"masks: several have the name {twice[0]}; pairing=name needs one of each name")
             files = [item for item in (pictures.items if pictures else ()) if isinstance(item, Path)]
             if missing := [file.name for file in files if file.stem not in self.names]:
                 raise ValueError(f"masks: none has the name of {', '.join(missing[:3])}")

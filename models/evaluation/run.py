@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy
 import torch
@@ -133,7 +133,7 @@ def evaluate(
                 for label, output in _outputs(item, sample, methods, fit, options, complain):
                     try:
                         values = _compare(output, sample, case, options)
-                    except ValueError as error:
+                    except (ValueError, RuntimeError) as error:  # LPIPS of a picture that is too small
                         complain(f"{item.name}, {label}: {error}")
                         continue
                     share = math.nan if sample.mask is None else sample.mask.mean().item()
@@ -166,7 +166,7 @@ def _outputs(
     for label, method in (networks | classical).items():
         try:
             yield label, method(sample.image, sample.mask, size)
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:  # also out of memory
             complain(f"{item.name}, {label}: {error}")
 
 
@@ -214,13 +214,19 @@ class _Features:
         }
 
 
+def _output(model: Network, image: torch.Tensor, mask: torch.Tensor | None, size: tuple[int, int]) -> torch.Tensor:
+    """What a network makes of an image on the CPU, wherever its parameters are."""
+    device: Any = next(model.parameters()).device  # type: ignore[attr-defined]
+    return method_of(model, device)(image, mask, size)
+
+
 def compare_upscaling(model: Upscaler, photo: Image.Image, scale: float) -> tuple[float, float]:
     """Returns the PSNR of the network and of bicubic interpolation on a photograph that was shrunk by `scale`.
 
     A border of `scale` pixels does not count.
     """
     small, shown = shrink(photo, scale)
-    ours = to_image(model.upscale(to_tensor(small), size=shown.size[::-1]))
+    ours = to_image(_output(model, to_tensor(small), None, shown.size[::-1]))
     border = math.ceil(scale)
     ours_db, bicubic_db = (psnr(p, shown, border) for p in (ours, small.resize(shown.size, Image.Resampling.BICUBIC)))
     return ours_db, bicubic_db
@@ -232,7 +238,8 @@ def compare_inpainting(model: Inpainter, photo: Image.Image) -> tuple[float, flo
     """
     image = to_tensor(photo)
     mask = free_form_mask(photo.size[::-1], numpy.random.default_rng(0))[None]
-    filled = to_image(model.inpaint(image, mask)), to_image(mean_fill(image, mask)), telea(photo, mask)
+    ours = to_image(_output(model, image, mask, photo.size[::-1]))
+    filled = ours, to_image(mean_fill(image, mask)), telea(photo, mask)
     ours_db, mean_db, telea_db = (psnr(picture, photo, 0) for picture in filled)
     return ours_db, mean_db, telea_db
 
@@ -250,5 +257,5 @@ def compare_joint(model: Inpainter, photo: Image.Image, scale: float) -> tuple[f
         baseline = telea(small, mask)
     else:
         baseline = to_image(mean_fill(image, mask)).resize(shown.size, Image.Resampling.BICUBIC)
-    ours = to_image(model.inpaint(image, mask, shown.size[::-1]))
+    ours = to_image(_output(model, image, mask, shown.size[::-1]))
     return psnr(ours, shown, 0), psnr(baseline, shown, 0)

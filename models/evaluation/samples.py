@@ -140,9 +140,11 @@ def load(item: Item, case: Case, seed: int, max_pixels: float) -> Sample:
             had = f"{mask.shape[3]}x{mask.shape[2]}"
             raise ValueError(f"{item.mask}: must have the size of its picture {size[1]}x{size[0]}; got {had}")
         if (mask.shape[2], mask.shape[3]) != (height, width):
-            shape = Image.fromarray(mask[0, 0].byte().numpy())
-            shape = middle(shape, (height, width), Image.Resampling.NEAREST)
-            mask = torch.from_numpy(numpy.array(shape))[None, None].float()
+            # A pixel that shows a part of a hole is missing: it would show a part of the original.
+            shape = Image.fromarray(mask[0, 0].byte().numpy() * 255)
+            shape = shape if case.size is None else middle(shape, case.size, Image.Resampling.BOX)
+            shape = shrink(shape, case.scale)[0] if case.scale > 1 else shape
+            mask = (torch.from_numpy(numpy.array(shape)) > 0).float()[None, None]
     return Sample(image if mask is None else known(image, mask), mask, to_tensor(shown))
 
 

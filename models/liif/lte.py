@@ -47,7 +47,7 @@ class LTEConfig:
 
     @property
     def depth(self) -> int:
-        """Layers that it repeats, each with tensors of its own."""
+        """The number of repeated layers, each of which has tensors in the state dict."""
         return encoder_depth(self) + len(self.hidden)
 
 

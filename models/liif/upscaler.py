@@ -26,7 +26,7 @@ def check_encoder(config: Any) -> None:
 
 
 def encoder_depth(config: Any) -> int:
-    """Layers that the encoder repeats, each with tensors of its own."""
+    """The number of repeated layers of the encoder, each of which has tensors in the state dict."""
     return config.blocks * (config.convolutions if config.encoder == "rdn" else 1)
 
 

@@ -100,7 +100,7 @@ class Objective:
             encoded, kernels, seen = model.encode(image, mask)
         colours = model.decode_at(encoded.to(image.dtype), seen, coord, cell if model.config.cell_decode else None)
         terms = {"l1": self.weights.l1 * F.l1_loss(colours, rgb)}
-        if self.weights.reconstruction and kernels is not None:  # None: a network without them
+        if self.weights.reconstruction and model.config.pim:
             rebuilt = model.reconstruct(image, mask, kernels.to(image.dtype))
             terms["reconstruction"] = self.weights.reconstruction * F.l1_loss(rebuilt, image)
         return terms

@@ -52,7 +52,7 @@ class MaskOptions(Options):
 
     masks: Any = option(FREE_FORM, MASKS)
     pairing: str = option("random", "masks of folders: random, or name (the mask that has the picture's name)")
-    share: list[float] = option([0.05, 0.4], "least and largest share of missing pixels of free-form masks")
+    share: list[float] = option([0.05, 0.4], "lowest and highest share of missing pixels of free-form masks")
 
 
 @dataclass
@@ -61,7 +61,9 @@ class FillingOptions(MaskOptions):
 
     crop: str = option("patches", "patches (random), or margins (the largest part of the aspect ratio, resized)")
     area: int = option(64**2, "pixels of a crop")
-    aspect: list[float] = option([9 / 16, 16 / 9], "least and largest height / width, one of each batch; 1, 1: squares")
+    aspect: list[float] = option(
+        [9 / 16, 16 / 9], "lowest and highest height / width, one of each batch; 1, 1: squares"
+    )
     zoom: float = option(2.0, "the most by which a picture is shrunk before a patch is taken")
     permute: bool = option(False, "permute the channels at random")
     invert: bool = option(False, "invert each channel in half of the cases")

@@ -35,6 +35,7 @@ CHOICES = {
     "precision": ("32-true", "bf16-mixed"),
     "accelerator": ("cpu", "cuda", "auto"),
 }
+ADVICE = "try a lower lr, or clip=1, and --resume"
 
 
 def check(options: Any) -> None:
@@ -82,8 +83,9 @@ def learning_rate(step: int, steps: int, warmup: int, options: Any, halve_every:
     return options.lr * 0.5 ** (step // halve_every) if options.schedule == "halve" and halve_every else options.lr
 
 
-def train(options: Any, resume: bool = False) -> Path:
-    """Trains a network and returns the path of its checkpoint, `model.safetensors` in the run's folder.
+def train(options: Any, resume: bool = False) -> Path | None:
+    """Trains a network and returns the path of its checkpoint, `model.safetensors` in the run's folder; None in all
+    processes but the first.
 
     Args:
         options: of `config.load`.
@@ -115,6 +117,8 @@ class Run:
         self.fabric, self.options, self.recipe = fabric, options, recipe(options.network)
         self.folder = Path(options.out)
         state.check_folder(self.folder, resume)
+        if resume:
+            state.check_options(self.folder, options)
         pictures = training_pictures(options)
         self.held_out = held_out(options) if options.validate_every else []
         self.batches = Batches(self.recipe, options, pictures, fabric.global_rank, fabric.world_size)
@@ -126,7 +130,7 @@ class Run:
         torch.manual_seed(options.seed)
         network = self.recipe.NETWORK
         self.model: Any = network(state.network_config(network, options.model))
-        if options.start:
+        if options.start and not resume:
             start = network.from_checkpoint(options.start)
             begin = getattr(self.recipe, "begin", lambda model, start: model.load_state_dict(start.state_dict()))
             begin(self.model, start)
@@ -150,7 +154,7 @@ class Run:
         """The network that the run is for: the average, if there is one."""
         return self.model if self.average is None else self.average.module
 
-    def train(self) -> Path:
+    def train(self) -> Path | None:
         """Trains to the last step; see `train`."""
         from torch.utils.tensorboard import SummaryWriter
 
@@ -169,20 +173,22 @@ class Run:
                 for problem in dict.fromkeys(problems):
                     if problem not in reported:
                         reported.add(problem)
-                        bar.write(f"inr-kernels: {printable(problem)}", file=sys.stderr)
+                        of_process = f"process {fabric.global_rank}: " * (fabric.world_size > 1)
+                        bar.write(f"inr-kernels: {of_process}{printable(problem)}", file=sys.stderr)
             terms = self._update(step, batches)
             self.step = step + 1
             self._report(terms, batches[0], bar)
-            if first and (self.step % options.save_every == 0 or self.step == self.steps):
-                assert self.writer is not None
-                self.writer.flush()
-                state.save(self.folder, self)
+            if self.step % options.save_every == 0 or self.step == self.steps:
+                self._check_parameters()
+                if self.writer:
+                    self.writer.flush()
+                    state.save(self.folder, self)
             bar.update()
         bar.close()
         if self.writer:
             self.writer.close()
         fabric.barrier()
-        return self.folder / state.RESULT
+        return self.folder / state.RESULT if first else None
 
     def _update(self, step: int, batches: list[tuple[torch.Tensor, ...]]) -> dict[str, torch.Tensor]:
         """Makes a step of all optimizers; returns the mean terms of the loss on this process."""
@@ -209,6 +215,12 @@ class Run:
         if self.average is not None:
             self.average.update_parameters(self.model)
         return totals
+
+    def _check_parameters(self) -> None:
+        """Raises RuntimeError before parameters that are not finite replace the last checkpoint."""
+        for name, part in self.parts.items():
+            if not all(parameter.isfinite().all() for parameter in part.parameters()):
+                raise RuntimeError(f"step {self.step}: the parameters of the {name} are not finite; {ADVICE}")
 
     def _report(self, terms: dict[str, torch.Tensor], batch: tuple[torch.Tensor, ...], bar: Any) -> None:
         """Writes losses, pictures and metrics where they are due after a step."""
@@ -241,7 +253,7 @@ class Run:
                 for name, value in self.metrics.items():
                     self.writer.add_scalar(f"validation/{name}", value, step)
                 text = ", ".join(f"{name} {value:.2f}" for name, value in self.metrics.items())
-                bar.write(f"step {step}: {text}")
+                bar.write(f"step {step}: {text}", file=sys.stderr)
         model.train(training)
 
     def notes(self) -> dict[str, Any]:
@@ -266,4 +278,4 @@ def average_gradients(fabric: Any, module: nn.Module) -> None:
 def require_finite(terms: dict[str, float], step: int) -> None:
     """Raises RuntimeError if a term of the loss is infinite or NaN."""
     if wrong := [f"{name} is {value}" for name, value in terms.items() if not math.isfinite(value)]:
-        raise RuntimeError(f"step {step}: the loss must be finite; {', '.join(wrong)}: try a lower lr, or clip=1")
+        raise RuntimeError(f"step {step}: the loss must be finite; {', '.join(wrong)}; {ADVICE}")

@@ -44,7 +44,7 @@ class Batches(Dataset):
         first = part * (options.batch // options.accumulate) + self.rank * self.count
         samples = []
         for position in range(first, first + self.count):
-            rng = numpy.random.default_rng([options.seed, step, position])
+            rng = numpy.random.default_rng([options.seed, step, 1 + position])  # [..., 0] is that of `shared`
             epoch, place = divmod(step * options.batch + position, len(self.pictures))
             index = int(_order(options.seed, epoch, len(self.pictures))[place])
             index, image = self.pictures.usable(index, problems)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from inr_kernels._core.checks import require
-from inr_kernels._core.files import replace_file
+from inr_kernels._core.files import TEMPORARY, replace_file
 
 from ..common.checkpoints import load_data
 
@@ -44,6 +44,22 @@ def check_folder(folder: Path, resume: bool) -> None:
         raise FileExistsError(f"{folder}: is not empty; add --resume to continue its run, or name another folder")
 
 
+# Options that may change when a run is continued: they do not change its numbers, or only how long it goes on.
+MAY_CHANGE = {"out", "steps", "workers", "cache", "accelerator", "devices", "nodes", "strategy", "start"}
+MAY_CHANGE |= {"log_every", "pictures_every", "validate", "validate_every", "save_every"}
+
+
+def check_options(folder: Path, options: Any) -> None:
+    """Raises ValueError if a run in a folder had another option that changes its numbers."""
+    from omegaconf import OmegaConf
+
+    before: Any = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
+    for name, value in dataclasses.asdict(options).items():
+        if name not in MAY_CHANGE and name in before:
+            rule = f"be {before[name]!r}, as in the run in {folder}, to resume it"
+            require(before[name] == value, name, rule, repr(value))
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a file atomically, with its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,6 +74,9 @@ def save(folder: Path, run: Any) -> None:
     """Writes the run's state and its result, then removes the state before."""
     (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     before = _checkpoints(folder)
+    for place in (folder, folder / CHECKPOINTS):  # of a run that was killed while it wrote
+        for unfinished in place.glob(f"{TEMPORARY}*"):
+            unfinished.unlink()
     path = folder / CHECKPOINTS / f"{run.step:08}.pt"
     run.model.save(path.with_suffix(".safetensors"))
     run.result.save(folder / RESULT, run.notes())

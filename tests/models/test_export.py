@@ -115,7 +115,7 @@ class Render(torch.nn.Module):
 
 def test_bad_arguments(tmp_path):
     path = tmp_path / "network.onnx"
-    with pytest.raises(TypeError, match="network must be a network of this package; got Linear"):
+    with pytest.raises(TypeError, match="network must be a DEAR, IN2, ImplicitAutoencoder, LaMa or LIIF; got Linear"):
         export_onnx(torch.nn.Linear(2, 2), path)
     with pytest.raises(ValueError, match=r"network must be in float32: network.float\(\); got torch.float64"):
         export_onnx(network("LIIF").double(), path)

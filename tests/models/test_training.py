@@ -298,6 +298,37 @@ def test_mistakes_are_found_before_the_work(changes, message, tmp_path, monkeypa
     assert message in capsys.readouterr().err and not [*tmp_path.iterdir()]
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [("lr=0.5", "lr must be 0.001, as in the run in"), ("seed=1", "seed must be 0"), ("area=900", "area must be 1600")],
+)
+def test_resume_refuses_options_that_change_the_numbers(change, message, photos, tmp_path, capsys):
+    cli.main(words("lama", photos, tmp_path / "run", "steps=1"))
+    with pytest.raises(SystemExit, match="1"):
+        cli.main([*words("lama", photos, tmp_path / "run", "steps=1"), change, "--resume"])
+    assert message in capsys.readouterr().err
+
+
+def test_parameters_that_are_not_finite_are_not_saved(photos, tmp_path, monkeypatch, capsys):
+    step = torch.optim.Adam.step
+
+    def broken(optimizer):
+        step(optimizer)
+        if optimizer.param_groups[0]["lr"] < 8e-4:  # the second step
+            optimizer.param_groups[0]["params"][0].data.fill_(float("nan"))
+
+    monkeypatch.setattr(torch.optim.Adam, "step", broken)
+    with pytest.raises(SystemExit, match="1"):
+        cli.main(words("liif", photos, tmp_path / "run", "warmup=0 log_every=100 schedule=halve halve_every=1"))
+    assert "step 2: the parameters of the network are not finite" in capsys.readouterr().err
+    assert from_checkpoint(tmp_path / "run" / "model.safetensors").notes["step"] == 1
+
+
+def test_dear_without_importance_maps_trains(photos, tmp_path):
+    cli.main(words("dear", photos, tmp_path / "run", "steps=1 model.pim=false"))
+    assert not from_checkpoint(tmp_path / "run" / "model.safetensors").config.pim
+
+
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr(loop, "find_spec", lambda name: None if name == "cv2" else name)
     with pytest.raises(ImportError, match=r"needs opencv-python-headless: pip install 'inr-kernels\[train\]'"):
