@@ -214,10 +214,11 @@ class _Features:
         }
 
 
-def _output(model: Network, image: torch.Tensor, mask: torch.Tensor | None, size: tuple[int, int]) -> torch.Tensor:
+def _output(model: Any, image: torch.Tensor, mask: torch.Tensor | None, size: tuple[int, int]) -> torch.Tensor:
     """What a network makes of an image on the CPU, wherever its parameters are."""
-    device: Any = next(model.parameters()).device  # type: ignore[attr-defined]
-    return method_of(model, device)(image, mask, size)
+    image = image.to(next(model.parameters()).device)
+    out = model.upscale(image, size=size) if mask is None else model.inpaint(image, mask.to(image.device), size)
+    return out.cpu()
 
 
 def compare_upscaling(model: Upscaler, photo: Image.Image, scale: float) -> tuple[float, float]:
