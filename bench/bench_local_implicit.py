@@ -219,8 +219,8 @@ def bench_hoist(measure, smoke):
 def first_calls(small):
     """Yields LIIF's decoder.
 
-    small: also with the ensemble first; layer by layer (float32) and on chip (float16), there also with more than 128
-    channels, for which Hopper has a kernel of its own.
+    small: also LTE's, and with the ensemble first; layer by layer (float32) and on chip (float16), there also with more
+    than 128 channels, for which Hopper has a kernel of its own.
     """
     side, queries = (5, 70) if small else (256, 1 << 20)
     narrow, half, single = (32, 32), torch.float16, torch.float32
@@ -230,6 +230,9 @@ def first_calls(small):
         decoder = LocalImplicitDecoder(CHANNELS, hidden=hidden, ensemble_after=after).to(DEVICE, dtype)
         feat, coord = random_leaf(1, CHANNELS, side, side), random_leaf(1, queries, 2).detach().tanh()
         yield lambda: decoder(feat.to(dtype), coord, cell), [feat, *decoder.parameters()]  # noqa: B023
+    if small:
+        texture = LocalTextureDecoder(CHANNELS, hidden=narrow, hidden_dim=32).to(DEVICE)
+        yield lambda: texture(feat, coord, cell), [feat, *texture.parameters()]
 
 
 def launches():

@@ -120,9 +120,10 @@ class Op:
         argument: the call's `backend=`. The context and the environment are read here, when the op runs: a compiled
             graph stores only the argument.
         """
-        requested, is_from_environment = _request(argument)
+        requested, _ = _request(argument)
         if requested:
-            source = f" from the environment variable {VARIABLE}" if is_from_environment else ""
+            # Layers resolve the request before the op runs, so that the op cannot know where it comes from.
+            source = f" (as in the environment variable {VARIABLE})" if os.environ.get(VARIABLE) == requested else ""
             if requested not in self.backends:
                 names = ", ".join(self.backends)
                 raise ValueError(f"backend must be one of {names} for {self.name}; got {requested!r}{source}")

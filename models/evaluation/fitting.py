@@ -48,7 +48,7 @@ def _modulo(method: Method, image: torch.Tensor, mask: torch.Tensor, side: int) 
     def mirrored(x: torch.Tensor) -> torch.Tensor:
         for axis in (2, 3):
             n = x.shape[axis]
-            index = torch.arange(-(-n // MULTIPLE) * MULTIPLE, device=x.device)
+            index = torch.arange(-(-n // MULTIPLE) * MULTIPLE, dtype=torch.long, device=x.device)
             x = x.index_select(axis, torch.where(index < n, index, (2 * n - 1 - index).clamp(min=0)))
         return x
 

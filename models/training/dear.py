@@ -110,7 +110,9 @@ def validate(model: DEAR, photos: list[Any], options: Options) -> dict[str, floa
     """Returns the mean PSNR in dB of the network and of the baseline of `compare_joint`, by scale, 15 % missing."""
     found = {}
     for scale in VALIDATED:
-        pairs = torch.tensor([compare_joint(model, photo, scale) for photo in photos], dtype=torch.float64)
+        pairs = torch.tensor(
+            [compare_joint(model, photo, scale) for photo in photos], dtype=torch.float64, device="cpu"
+        )
         found[f"psnr_x{scale}"], found[f"psnr_baseline_x{scale}"] = pairs.mean(0).tolist()
     return found
 

@@ -165,7 +165,9 @@ class Objective:
 
 def validate(model: Inpainter, photos: list[Any], options: Any) -> dict[str, float]:
     """Returns the mean PSNR in dB of the network, of the mean colour and of Telea's method, with 15 % missing."""
-    means = torch.tensor([compare_inpainting(model, photo) for photo in photos], dtype=torch.float64).mean(0)
+    means = torch.tensor(
+        [compare_inpainting(model, photo) for photo in photos], dtype=torch.float64, device="cpu"
+    ).mean(0)
     return dict(zip(("psnr", "psnr_mean_fill", "psnr_telea"), means.tolist(), strict=True))
 
 

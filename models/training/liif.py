@@ -79,7 +79,9 @@ def validate(model: LIIF, photos: list[Any], options: Options) -> dict[str, floa
     """Returns the mean PSNR in dB of the network and of bicubic interpolation, by scale."""
     found = {}
     for scale in VALIDATED:
-        pairs = torch.tensor([compare_upscaling(model, photo, scale) for photo in photos], dtype=torch.float64)
+        pairs = torch.tensor(
+            [compare_upscaling(model, photo, scale) for photo in photos], dtype=torch.float64, device="cpu"
+        )
         found[f"psnr_x{scale}"], found[f"psnr_bicubic_x{scale}"] = pairs.mean(0).tolist()
     return found
 

@@ -204,7 +204,9 @@ class Run:
         totals: dict[str, torch.Tensor] = {}
         for batch in batches:
             terms = self.objective(self.model, batch, nullcontext if float32 else self.fabric.autocast)
-            (sum(terms.values(), torch.zeros((), device=self.fabric.device)) / len(batches)).backward()
+            (
+                sum(terms.values(), torch.zeros((), dtype=torch.float32, device=self.fabric.device)) / len(batches)
+            ).backward()
             for name, value in terms.items():
                 totals[name] = totals.get(name, 0) + value.detach() / len(batches)
         for name, part in self.parts.items():

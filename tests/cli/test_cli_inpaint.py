@@ -278,7 +278,7 @@ def test_wrong_command_lines(capsys, words, message):
         (("RGB.png", "--mask", "mask.png", "--model", "none.ckpt"), "none.ckpt: No such file or directory"),
         (
             ("RGB.png", "--mask", "mask.png", "--model", "text.png"),
-            "text.png is not a DEAR, IN2, ImplicitAutoencoder, LaMa or LIIF checkpoint",
+            "text.png is not a DEAR, IN2, ImplicitAutoencoder, LaMa, LTE or LIIF checkpoint",
         ),
         (
             ("RGB.png", "--mask", "mask.png", "--model", "cut.safetensors"),
