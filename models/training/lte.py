@@ -1,7 +1,7 @@
 """LTE's recipe: that of LIIF, as in its paper."""
 
 from ..liif.lte import LTE
-from .liif import EXTRAS, Objective, Options, check, draw, sample, show, validate
+from .upscaling import EXTRAS, Objective, Options, check, draw, sample, show, validate
 
 __all__ = ["EXTRAS", "NETWORK", "Objective", "Options", "check", "draw", "sample", "show", "validate"]
 
