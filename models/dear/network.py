@@ -146,7 +146,7 @@ class DEAR(Inpainter):
     least 12. Everything runs in the parameters' dtype or autocast's, coordinates in float32.
 
     `DEAR.pretrained()` has 772 K parameters, in half precision in the file. It was trained on nine photographs of
-    scikit-image (`models/training/configs/dear_small.yaml`; `notes` hold the recipe), which is little. PSNR on the middle of
+    scikit-image (`training/configs/dear_small.yaml`; `notes` hold the recipe), which is little. PSNR on the middle of
     scikit-image's held-out `coffee` with strokes over 15 % of the pixels: at the input's size 31.75 dB (OpenCV's method
     of Telea: 31.09); x2 26.62 and x4 21.78 dB (bicubic interpolation after a fill with the mean colour: 20.17 and
     18.34). It learned to sharpen: compared with the smooth fill alone (31.86, 26.32 and 22.04 dB), known regions gain

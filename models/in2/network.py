@@ -180,7 +180,7 @@ class IN2(Inpainter):
     autocast's, coordinates in float32.
 
     `IN2.pretrained()` has 416 K parameters, in half precision in the file. It was trained on nine photographs of
-    scikit-image (`models/training/configs/in2_small.yaml`; `notes` hold the recipe) for 24 minutes on one shared core: it is
+    scikit-image (`training/configs/in2_small.yaml`; `notes` hold the recipe) for 24 minutes on one shared core: it is
     under-trained, and its strokes are visible. PSNR on the middle of scikit-image's held-out `coffee` with strokes
     over 15 % of the pixels: 27.27 dB (27.61 at 253 x 381, no multiples of 8); a fill with the mean colour has 20.83
     (20.91), and OpenCV's method of Telea is better, 31.09 (30.80). It refuses other sizes than the input's

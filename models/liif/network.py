@@ -64,7 +64,7 @@ class LIIF(Upscaler, LocalImplicitDecoder):
     32 of 256 features, as in the published models.
 
     `LIIF.pretrained()` has 229 K parameters, 8 blocks of 32 features. It was trained on nine photographs of
-    scikit-image (`models/training/configs/liif_small.yaml`, 7000 steps; `notes` hold the list). PSNR on scikit-image's held-out
+    scikit-image (`training/configs/liif_small.yaml`, 7000 steps; `notes` list them). PSNR on scikit-image's held-out
     `coffee`, against bicubic interpolation: x2 30.99 and 29.09 dB, x2.7 28.82 and 27.42 dB, x3.7 27.25 and 26.10 dB.
 
     Args:
