@@ -378,5 +378,5 @@ def test_interrupted_half_way(folder, sent, status):
 def test_an_unknown_backend_in_the_environment(capsys, monkeypatch):
     monkeypatch.setenv("INR_KERNELS_BACKEND", "foo")
     Image.fromarray(EIGHT["RGB"]).save("in.png")
-    message = "got 'foo' (as in the environment variable INR_KERNELS_BACKEND)"
+    message = r"got 'foo' \(as in the environment variable INR_KERNELS_BACKEND\)"
     assert_refused(capsys, 1, message, "upscale", "in.png", "--scale", "2", "-o", "out.png")
