@@ -18,9 +18,10 @@ from ..common.deprecated import eager_or_reference
 from ..common.masking import known, output_size
 from ..common.network import WEIGHTS, Inpainter
 from ..common.progress import Progress, multiplications, parameters, shares
+from ..common.smooth import at_least_float32, resized, smooth_fill
 from ..common.tiling import map_tiles, pixels_with_halo
 from . import eager as plain_pytorch
-from .blocks import REACH, STRIDE, Encoder, encoder_input, enlarge, initialize, smooth_fill
+from .blocks import REACH, STRIDE, Encoder, encoder_input, enlarge, initialize
 
 # alpha, beta, gamma of `elementwise_filter`, so that it gives Z + K_hp * Z.
 HIGH_PASS = {"delta": (2, 0, -1), "ones": (1, 1, -1)}
@@ -313,7 +314,7 @@ class DEAR(Inpainter):
         colour = self.implicit(encoded, coord, cell, backend=self._backend)
         if self.config.fill == "zeros":
             return colour
-        image = _at_least_float32(seen)
+        image = at_least_float32(seen)
         grid = coord.to(image.dtype).flip(-1)[:, None]  # (x, y)
         start = F.grid_sample(image, grid, mode="bicubic", padding_mode="border", align_corners=False)
         return colour + start[:, :, 0].transpose(1, 2).to(colour.dtype)
@@ -332,7 +333,7 @@ class DEAR(Inpainter):
         out = self.implicit.render(encoded, size, **options)
         if self.config.fill == "zeros":
             return out
-        return out + F.interpolate(_at_least_float32(seen), size, mode="bicubic").to(out.dtype)
+        return out + resized(seen, size).to(out.dtype)
 
     def predict(
         self,
@@ -388,6 +389,3 @@ class DEAR(Inpainter):
         values = config.channels + latent + 6 * config.features
         return round(values * next(self.parameters()).element_size())
 
-
-def _at_least_float32(x: torch.Tensor) -> torch.Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

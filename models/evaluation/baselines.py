@@ -9,7 +9,7 @@ from PIL import Image
 
 from ..common.masking import known
 from ..data.images import to_image, to_tensor
-from ..dear.blocks import smooth_fill
+from ..common.smooth import smooth_fill
 
 # (image [1, 3, h, w], mask [1, 1, h, w] or None, (H, W)) -> [1, 3, H, W], all in [0, 1]
 Method: TypeAlias = Callable[[torch.Tensor, torch.Tensor | None, tuple[int, int]], torch.Tensor]

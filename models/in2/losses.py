@@ -202,5 +202,15 @@ def l1_loss(prediction: torch.Tensor, image: torch.Tensor, mask: torch.Tensor, m
     prediction, image: [B, 3, H, W]; mask: [B, 1, H, W], 1 = missing.
     """
     error = (prediction - image).abs()
-    holes = (error * mask).flatten(1).sum(1) / (image.shape[1] * mask.flatten(1).sum(1)).clamp(min=1)
-    return error.mean() + missing * holes.mean()
+    return error.mean() + missing * mean_of_missing(error, mask)
+
+
+def l2_loss(prediction: torch.Tensor, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Returns the mean squared error [] of the missing pixels, averaged as in `l1_loss`, with its arguments."""
+    return mean_of_missing((prediction - image).square(), mask)
+
+
+def mean_of_missing(error: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Returns the mean [] over images of each one's mean error [B, C, H, W] where the mask [B, 1, H, W] is 1."""
+    holes = (error * mask).flatten(1).sum(1) / (error.shape[1] * mask.flatten(1).sum(1)).clamp(min=1)
+    return holes.mean()

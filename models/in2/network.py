@@ -17,10 +17,12 @@ from ..common.frozen import Recomputed
 from ..common.masking import known
 from ..common.network import WEIGHTS, Inpainter
 from ..common.progress import Progress, parameters
+from ..common.smooth import resized, smooth_fill
 from .blocks import Conv3x3, NeighborHybridAttentionGroup, downsampling
 from .pyramid import MODES, ImplicitPyramidDecoder
 
 CHOICES = {
+    "fill": ("zeros", "smooth"),
     "encoder": ("dpb", "strided", "lama"),
     "body": ("nhab", "ffc"),
     "padding": ("reflect", "zeros", "replicate"),
@@ -56,6 +58,8 @@ class IN2Config:
             reading of eq. 2; "liif", the MLP for each of four neighbours, as LIIF, at four times the cost.
         hidden: widths of its hidden layers. 256: LIIF; as many layers as 15.5 M parameters allow.
         cell_scale: 1: eq. 3; 2: in units of half a pixel, as LIIF.
+        fill: what the encoder sees at missing pixels. "zeros": the paper; "smooth": a smooth continuation S of the
+            surroundings, to which the network then adds, without an activation, so that a short training is enough.
         activation: of the output. "tanh": the network works in [-1, 1], as CoordFill, which the paper follows;
             "sigmoid": in [0, 1], as LaMa.
         any_size: whether it renders other sizes than the image's, for a network that is trained to. False: refused. The
@@ -100,6 +104,7 @@ class IN2Config:
     upsample: str = "split"
     hidden: tuple[int, ...] = (256, 256, 256)
     cell_scale: float = 1.0
+    fill: str = "zeros"
     activation: str = "tanh"
     any_size: bool = False
     encoder: str = "dpb"
@@ -162,10 +167,12 @@ class IN2Features(NamedTuple):
     Attributes:
         feat: the body's map [B, C, h, w].
         grids: the sizes (h, w) of the encoder's larger maps, the smallest first; () without a pyramid.
+        seen: with `fill="smooth"`, S [B, 3, H, W].
     """
 
     feat: torch.Tensor
     grids: tuple[tuple[int, int], ...]
+    seen: torch.Tensor | None = None
 
 
 class IN2(Inpainter):
@@ -223,15 +230,25 @@ class IN2(Inpainter):
             cell_scale=config.cell_scale,
             eager=eager,
         )
+        if config.fill == "smooth":  # a new network starts from S
+            nn.init.zeros_(self.decoder.head.weight)
+            if self.decoder.head.bias is not None:
+                nn.init.zeros_(self.decoder.head.bias)
 
     def encode(self, image: torch.Tensor, mask: torch.Tensor) -> IN2Features:
-        """Returns `IN2Features` (feat, grids).
+        """Returns `IN2Features` (feat, grids, seen).
 
         Arguments and errors: as `Inpainter.encode`; sides of at least `config.shortest`.
         """
         dtype = self.decoder.head.weight.dtype
         mask, image = self._mask(image, mask).to(dtype), image.to(dtype)
-        x = torch.cat((known(image * 2 - 1 if self.config.activation == "tanh" else image, mask), mask), 1)
+        smooth, symmetric = self.config.fill == "smooth", self.config.activation == "tanh"
+        seen = smooth_fill(known(image, mask), mask) if smooth else None
+        if seen is not None:
+            x = seen * 2 - 1 if symmetric else seen
+        else:
+            x = known(image * 2 - 1 if symmetric else image, mask)
+        x = torch.cat((x, mask), 1)
         grids: list[Any] = []
         for block in self.encoder:
             x = block(x)
@@ -239,7 +256,7 @@ class IN2(Inpainter):
         out = self.body(x)
         if self.body_conv is not None:
             out = self.body_conv(out, add=x)
-        return IN2Features(out, tuple(grids[-2::-1]) if self.config.pyramid else ())
+        return IN2Features(out, tuple(grids[-2::-1]) if self.config.pyramid else (), seen)
 
     @property
     def min_side(self) -> int:
@@ -265,16 +282,18 @@ class IN2(Inpainter):
 
     def decode(
         self,
-        features: tuple[torch.Tensor, Sequence[tuple[int, int]]],
+        features: tuple[Any, ...],
         size: tuple[int, int],
         *,
         workspace: int = WORKSPACE,
         progress: Progress = None,
     ) -> torch.Tensor:
-        """As `Inpainter.decode`, from `IN2Features` or a plain tuple (feat, grids), in [0, 1]; the inner layers
-        always render onto the encoder's grids."""
-        feat, grids = features
+        """As `Inpainter.decode`, from `IN2Features` or a plain tuple (feat, grids) or (feat, grids, seen); with
+        `fill="zeros"` in [0, 1]. The inner layers always render onto the encoder's grids."""
+        feat, grids, seen = IN2Features(*features)
         out = self.decoder(feat, [*grids, size], workspace=workspace, progress=progress)
+        if seen is not None:
+            return out + resized(seen, size).to(out.dtype)
         return (out.tanh() + 1) / 2 if self.config.activation == "tanh" else out.sigmoid()
 
     def frozen(self, workspace: int = WORKSPACE) -> "IN2":

@@ -30,6 +30,8 @@ class DEARLoss:
     """Weights of the terms; 0 switches a term off."""
 
     l1: float = option(1.0, "mean absolute error of the queried colours")
+    l2: float = option(0.0, "their mean squared error")
+    missing: float = option(0.0, "added to the weight 1 of a colour in both, where the nearest pixel is missing")
     reconstruction: float = option(0.01, "mean absolute error of the input that the predicted kernels reconstruct")
 
 
@@ -99,11 +101,22 @@ class Objective:
         with autocast():
             encoded, kernels, seen = model.encode(image, mask)
         colours = model.decode_at(encoded.to(image.dtype), seen, coord, cell if model.config.cell_decode else None)
-        terms = {"l1": self.weights.l1 * F.l1_loss(colours, rgb)}
-        if self.weights.reconstruction and model.config.pim:
+        weights, terms = self.weights, {}
+        weight = 1 + weights.missing * _nearest(mask, coord)
+        if weights.l1:
+            terms["l1"] = weights.l1 * (weight * (colours - rgb).abs()).mean()
+        if weights.l2:
+            terms["l2"] = weights.l2 * (weight * (colours - rgb).square()).mean()
+        if weights.reconstruction and model.config.pim:
             rebuilt = model.reconstruct(image, mask, kernels.to(image.dtype))
-            terms["reconstruction"] = self.weights.reconstruction * F.l1_loss(rebuilt, image)
+            terms["reconstruction"] = weights.reconstruction * F.l1_loss(rebuilt, image)
         return terms
+
+
+def _nearest(mask: torch.Tensor, coord: torch.Tensor) -> torch.Tensor:
+    """The values [B, Q, 1] of a mask [B, 1, H, W] at the pixels nearest to coord [B, Q, 2]."""
+    grid = coord.flip(-1)[:, None]  # (x, y)
+    return F.grid_sample(mask, grid, mode="nearest", padding_mode="border", align_corners=False)[:, 0, 0, :, None]
 
 
 def validate(model: DEAR, photos: list[Any], options: Options) -> dict[str, float]:

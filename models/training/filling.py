@@ -1,6 +1,6 @@
 """What the recipes of networks that fill holes share: options, samples and losses.
 
-    loss = l1 L_1 + adversarial L_G + feature_matching L_fm + perceptual L_per
+    loss = l1 L_1 + l2 L_2 + adversarial L_G + feature_matching L_fm + perceptual L_per
     discriminator: L_D + r1 R_1, in the same step
 
 A term whose weight is 0 is not computed.
@@ -39,6 +39,7 @@ class FillingLoss:
 
     l1: float = option(1.0, "mean absolute error of the prediction on all pixels")
     missing: float = option(5.0, "mean absolute error on the missing pixels, as a multiple of l1")
+    l2: float = option(0.0, "mean squared error on the missing pixels")
     adversarial: float = option(0.0, "L_G; with this, feature_matching and r1 at 0 there is no discriminator")
     feature_matching: float = option(0.0, "L_fm, the differences of the discriminator's activations")
     r1: float = option(0.0, "R_1, of the discriminator's loss")
@@ -138,6 +139,8 @@ class Objective:
         terms: Terms = {}
         if weights.l1:
             terms["l1"] = weights.l1 * losses.l1_loss(out, image, mask, weights.missing)
+        if weights.l2:
+            terms["l2"] = weights.l2 * losses.l2_loss(out, image, mask)
         whole = torch.where(mask == 0, image, out)
         if self.vgg:
             terms["perceptual"] = weights.perceptual * losses.perceptual_loss(self.vgg, image, whole)

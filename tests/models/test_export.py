@@ -10,7 +10,7 @@ from exported import ops
 
 import inr_kernels
 from inr_kernels.models import DEAR, IN2, LIIF, DEARConfig, IN2Config, LaMa, LaMaConfig, LIIFConfig
-from inr_kernels.models.dear import blocks
+from inr_kernels.models.common import smooth
 from inr_kernels.models.export import export_onnx, export_program
 
 NETWORKS = {
@@ -54,7 +54,7 @@ def test_program_has_open_sizes_and_no_op_of_this_package(name):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_onnx_equals_the_network_at_three_sizes(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(blocks, "OPEN_LEVELS", 4)
+    monkeypatch.setattr(smooth, "OPEN_LEVELS", 4)
     made, path = network(name), tmp_path / "network.onnx"
     export_onnx(made, path)
     model = onnx.load(path)

@@ -136,12 +136,21 @@ def _add_reflected(out, grads, weight):
         return torch.cat([grad.select(dim, index) for grad in grads], 1)
 
     for kernel, row, onto in ((0, 0, 1), (2, -1, height - 2)):
-        strip = F.conv_transpose1d(line(2, row), weight[:, :, kernel])  # from one pixel left of the image on
+        strip = _transposed(line(2, row), weight[:, :, kernel])  # from one pixel left of the image on
         out[:, :, onto] += strip[..., 1:-1]
         out[:, :, onto, 1] += strip[..., 0]
         out[:, :, onto, width - 2] += strip[..., -1]
     for kernel, column, onto in ((0, 0, 1), (2, -1, width - 2)):
-        out[..., onto] += F.conv_transpose1d(line(3, column), weight[..., kernel], padding=1)
+        out[..., onto] += _transposed(line(3, column), weight[..., kernel])[..., 1:-1]
+
+
+def _transposed(grad, weight):
+    """F.conv_transpose1d as a matrix product, which is several times faster on short lines.
+
+    grad [B, O, N], weight [O, C, 3] -> [B, C, N + 2].
+    """
+    taps = (weight.flatten(1).T @ grad).unflatten(1, (-1, 3))
+    return sum(F.pad(tap, (k, 2 - k)) for k, tap in enumerate(taps.unbind(2)))
 
 
 register_autograd("conv3x3", _setup_context, _autograd)

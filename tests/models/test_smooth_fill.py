@@ -1,9 +1,9 @@
-"""DEAR's smooth fill of missing pixels."""
+"""The smooth fill of missing pixels."""
 
 import pytest
 import torch
 
-from inr_kernels.models.dear.blocks import smooth_fill
+from inr_kernels.models.common.smooth import smooth_fill
 
 SIZES = [(1, 1), (1, 9), (7, 2), (16, 16), (13, 30)]
 
