@@ -166,7 +166,7 @@ def triton_rows(arch, op):
     """Yields the resources and instruction counts of the op's Triton kernels: compile_triton.py and `sass.count`."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, ROOT / "tests/support/compile_triton.py", str(arch), op, folder]
+        command = [sys.executable, ROOT / "tests/support/compile_triton.py", str(arch), op, "--folder", folder]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         for row in map(json.loads, done.stdout.splitlines()):
             text = sass.tool("nvdisasm", row.pop("cubin"), "-c")

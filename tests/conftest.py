@@ -37,6 +37,8 @@ SLOW = Path(__file__).with_name("slow_tests.txt")
 
 def pytest_addoption(parser):
     parser.addoption("--record-slow", action="store_true", help=f"write tests above 1 s to {SLOW.name}, for make quick")
+    text = "compile all Triton kernels again and write tests/build/compiled_kernels.jsonl"
+    parser.addoption("--record-compiled", action="store_true", help=text)
 
 
 def pytest_runtest_logreport(report):

@@ -19,6 +19,8 @@ from inr_kernels._core import native
 ROOT = Path(__file__).parents[2]
 ARCHS = [80, 89, 90, 120]
 SHARED = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10}  # maximum bytes of a block
+# The rows of kernels that were compiled before; `pytest --record-compiled` writes them.
+RECORD = Path(__file__).with_name("compiled_kernels.jsonl")
 KERNELS = {op: set(kernels(op)) for op in TRITON_OPS}
 OLDEST = re.search(r'"triton>=([\d.]+)', (ROOT / "pyproject.toml").read_text())[1] + ".0"
 
@@ -58,15 +60,40 @@ def oldest_triton():
     return folder
 
 
-def compiled(arch, folder):
-    """The rows of `compile_triton.py` for all ops, with the installed Triton or the one in `folder`."""
+def compiled(arch, folder, known):
+    """The rows of `compile_triton.py` for all ops, with the installed Triton or the one in `folder`.
+
+    known: rows by key, of kernels that are not compiled again.
+    """
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     paths = [str(folder), os.environ.get("PYTHONPATH", "")] if folder else [os.environ.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-    command = [sys.executable, ROOT / "tests/support/compile_triton.py", str(arch), "all"]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, ROOT / "tests/support/compile_triton.py", str(arch), "all", "--known", "/dev/stdin"]
+    run = subprocess.run(
+        command, env=environment, input="\n".join(known), capture_output=True, text=True, check=False
+    )
     assert run.returncode == 0, run.stderr[-5000:]
-    return [json.loads(line) for line in run.stdout.splitlines()]
+    rows = [json.loads(line) for line in run.stdout.splitlines()]
+    return [known.get(row["key"], row) for row in rows]
+
+
+def recorded(version, arch):
+    """The recorded rows of a version of Triton and an architecture, by key."""
+    rows = map(json.loads, RECORD.read_text().splitlines() if RECORD.exists() else ())
+    return {row["key"]: row for row in rows if (row["triton"], row["arch"]) == (version, arch)}
+
+
+def record(rows):
+    """Replaces the recorded rows of the version and the architecture of `rows`."""
+    same = {(row["triton"], row["arch"]) for row in rows}
+    with open(RECORD, "a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        others = [row for row in map(json.loads, file) if (row["triton"], row["arch"]) not in same]
+        file.truncate(0)
+        order = ("triton", "arch", "op", "kernel", "dtype", "mode", "key")
+        for row in sorted(others + rows, key=lambda row: [row[name] for name in order]):
+            file.write(json.dumps(row) + "\n")
 
 
 # With the oldest Triton for sm_90 and sm_120 only, where it failed or used a stack: each of these takes minutes.
@@ -78,7 +105,9 @@ VERSIONS = [(OLDEST, arch) for arch in ARCHS if arch >= 90] + [("installed", arc
 def test_triton_kernels_fit(version, arch, request):
     folder = request.getfixturevalue("oldest_triton") if version == OLDEST else None
     print(f"\nsm_{arch}  kernel                 dtype     mode    registers  stack  shared  warps")
-    rows, wrong = compiled(arch, folder), []
+    full = OLDEST if version == OLDEST else triton.__version__
+    known = {} if request.config.getoption("record_compiled") else recorded(full, arch)
+    rows, wrong = compiled(arch, folder, known), []
     for row in rows:
         kernel, dtype = row["kernel"], row["dtype"]
         print(
@@ -89,9 +118,13 @@ def test_triton_kernels_fit(version, arch, request):
         multiplies = dtype == "bfloat16" and kernels(row["op"])[kernel]
         if not fits or row["tensor_cores"] < multiplies:
             wrong.append(row)
-    assert {row["triton"] for row in rows} == {OLDEST if version == OLDEST else triton.__version__}
+    assert {row["triton"] for row in rows} == {full}
     assert {op: {row["kernel"] for row in rows if row["op"] == op} for op in TRITON_OPS} == KERNELS
     assert not wrong
+    if request.config.getoption("record_compiled"):
+        record(rows)
+    stale = known.keys() - {row["key"] for row in rows}
+    assert not stale, f"{RECORD.name} is out of date: pytest --record-compiled {Path(__file__).relative_to(ROOT)}"
 
 
 def cuda_tool(*arguments):

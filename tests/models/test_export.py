@@ -16,7 +16,7 @@ from inr_kernels.models.export import export_onnx, export_program
 NETWORKS = {
     "LIIF": lambda: LIIF(LIIFConfig(blocks=1, features=8, hidden=(16, 16))),
     "DEAR": lambda: DEAR(DEARConfig(channels=16, features=8, blocks=1, filter_blocks=1, hidden=(16,), fill="smooth")),
-    "IN2": lambda: IN2(IN2Config(channels=(16, 16), blocks=1, groups=1, heads=2, hidden=(16, 16))),
+    "IN2": lambda: IN2(IN2Config(channels=(16, 16), blocks=1, groups=1, heads=2, window=3, hidden=(16, 16))),
     "LaMa": lambda: LaMa(LaMaConfig(features=8, blocks=1, downsamplings=2)),
 }
 SIZES = [(33, 41), (48, 40), (9, 70)]  # odd; the multiples of what networks pad to; less than IN2's window

@@ -170,7 +170,7 @@ def test_recomputed_stages():
     """The same gradients, from the inputs of the stages alone."""
     model = IN2(IN2Config(channels=(16, 16), groups=1, blocks=1, hidden=(64, 64))).eval().frozen()
     image, mask = example(1)
-    feat, grids = model.encode(image, mask)
+    feat, grids, _ = model.encode(image, mask)
     kept, runs = [], []
     stages = [module for module in model.modules() if isinstance(module, Recomputed)]
     for active in (False, True):

@@ -277,7 +277,7 @@ def test_training():
 def test_decode_from_changed_features():
     """As feature refinement uses the two parts."""
     model, (image, mask) = stirred(IN2(TINY)), example(1, 30, 41, torch.float)
-    feat, grids = model.encode(image, mask)
+    feat, grids, _ = model.encode(image, mask)
     assert grids == ((8, 11), (15, 21))
     assert torch.equal(model.decode((feat, grids), (30, 41)), model.predict(image, mask))
     feat = feat.detach().requires_grad_()

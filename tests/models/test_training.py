@@ -234,7 +234,8 @@ def test_the_papers_values():
     assert at["liif"] == [1e-4, 1e-4, 1e-4, 1e-4, 1e-4]
     assert (in2.batch, dear.batch, liif.batch) == (3, 16, 16) and in2.masks == "strokes:20-30"
     assert dataclasses.asdict(in2.loss) == {
-        **{"l1": 0, "missing": 0, "adversarial": 1, "feature_matching": 0.1, "r1": 10, "perceptual": 10, "vgg": ""}
+        **{"l1": 0, "missing": 0, "l2": 0, "adversarial": 1, "feature_matching": 0.1, "r1": 10, "perceptual": 10},
+        "vgg": "",
     }
     assert in2.model == dear.model == liif.model == {}  # the networks' defaults are the papers' structures
 

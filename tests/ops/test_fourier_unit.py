@@ -131,7 +131,7 @@ def test_random_problems(case, dtype):
     assert_kernel_as_accurate(case, dtype, "cpu")
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=4, deadline=None, derandomize=True)
 @given(case=cases(9), dtype=st.sampled_from([torch.float32, torch.float16]))
 def test_random_problems_in_triton(case, dtype):
     assert_kernel_as_accurate(case, dtype, "triton")
@@ -155,8 +155,8 @@ def test_gradgradcheck(options):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_no_overflow_in_half_precision(backend):
-    """The spectrum's first value is 300 · 400 = 120000, twice the maximum of float16; the image's values fit."""
-    x = torch.full((1, 1, 400, 400), 300.0, dtype=torch.float16)
+    """The spectrum's first value is 30000 · 4 = 120000, twice the maximum of float16; the image's values fit."""
+    x = torch.full((1, 1, 4, 4), 30000.0, dtype=torch.float16)
     unit = torch.eye(2), torch.ones(2), torch.zeros(2), torch.zeros(2), torch.ones(2)
     out = fourier_unit(x, *unit, eps=0.0, backend=backend)
     assert out.dtype == torch.float16
