@@ -69,9 +69,7 @@ def compiled(arch, folder, known):
     paths = [str(folder), os.environ.get("PYTHONPATH", "")] if folder else [os.environ.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     command = [sys.executable, ROOT / "tests/support/compile_triton.py", str(arch), "all", "--known", "/dev/stdin"]
-    run = subprocess.run(
-        command, env=environment, input="\n".join(known), capture_output=True, text=True, check=False
-    )
+    run = subprocess.run(command, env=environment, input="\n".join(known), capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-5000:]
     rows = [json.loads(line) for line in run.stdout.splitlines()]
     return [known.get(row["key"], row) for row in rows]
