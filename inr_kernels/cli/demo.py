@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
     bicubic = small.resize(shown.size, Image.Resampling.BICUBIC)
     report(args, small, shown, bicubic, runs)
     sheet = draw(small, shown, bicubic, runs, args.scale)
-    kind = images.FORMATS[args.suffix]
+    kind = images.FORMATS[args.extension]
     file = io.BytesIO()
     sheet.save(file, kind, **images.SAVE.get(kind, {}))
     replace_file(args.output, file.getvalue())
