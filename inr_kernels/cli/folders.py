@@ -75,8 +75,8 @@ def _run_folder(task: Task) -> None:
         run.all(todo)
     written = len(todo) - len(run.failures)
     result = Result(written, len(names) - len(todo), run.failures | ({} if rank else failures))
-    results = _gathered(result, processes)
-    if not rank or len(results) == 1:
+    results = _gathered(result, rank, processes)
+    if results:
         _report(args.output, results)
     if any(result.failures for result in results):
         raise SystemExit(1)
@@ -92,15 +92,18 @@ def _rank() -> tuple[int, int]:
     return rank, processes
 
 
-def _gathered(result: Result, processes: int) -> list[Result]:
-    """The results of all processes, for which this one waits: torchrun ends the others when one fails."""
+def _gathered(result: Result, rank: int, processes: int) -> list[Result]:
+    """With torchrun, the results of all processes in the first one, and none in the others; else this process's.
+
+    All wait for each other: when one exits with an error, torchrun ends the others.
+    """
     if processes == 1 or not dist.is_torchelastic_launched():
         return [result]
     dist.init_process_group("gloo", timeout=datetime.timedelta(days=365))
     results = [result] * processes
     dist.all_gather_object(results, result)
     dist.destroy_process_group()
-    return results
+    return [] if rank else results
 
 
 def _report(output: str, results: list[Result]) -> None:

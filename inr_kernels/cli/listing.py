@@ -30,7 +30,7 @@ def listing(args: Namespace) -> tuple[list[Names], dict[str, str]]:
     found = {path: relative for path, relative in found.items() if os.path.realpath(path) not in made}
     masks, failures = _masks(args, found)
     names: dict[str, Names] = {}
-    for path in found.keys() - failures.keys():
+    for path in (path for path in found if path not in failures):
         output, extension = outputs[path]
         if output in names:
             raise UsageError(f"{names[output].input} and {path} would have one output, {output}")
