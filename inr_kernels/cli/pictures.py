@@ -18,8 +18,8 @@ from inr_kernels._core import dispatch
 from inr_kernels._core.files import replace_file
 from inr_kernels._core.text import printable
 from inr_kernels.models.common.progress import Progress
-from inr_kernels.models.data import images
 from inr_kernels.models.common.smooth import smooth_fill
+from inr_kernels.models.data import images
 
 from .machine import free_memory
 from .names import STDIN, STDOUT, Names

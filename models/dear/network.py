@@ -339,4 +339,3 @@ class DEAR(Inpainter):
         latent = config.channels / STRIDE**2 * (config.filter_size**2 + 4)  # the filters and their inputs
         values = config.channels + latent + 6 * config.features
         return round(values * next(self.parameters()).element_size())
-

@@ -12,10 +12,10 @@ from training_cases import batch, same
 
 from inr_kernels.models import DEAR, DEARConfig
 from inr_kernels.models.common.masking import known
+from inr_kernels.models.common.smooth import smooth_fill
 from inr_kernels.models.data import images
 from inr_kernels.models.data.masks import free_form_mask
 from inr_kernels.models.data.photographs import HELD_OUT, PART, TRAINED_ON, photographs
-from inr_kernels.models.common.smooth import smooth_fill
 from inr_kernels.models.dear.config import SMALL
 from inr_kernels.models.evaluation.metrics import psnr
 from inr_kernels.models.evaluation.run import compare_joint
