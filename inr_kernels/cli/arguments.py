@@ -279,7 +279,7 @@ def _add_demo(parser):
     parser.add_argument(
         "--repeat",
         type=positive(int),
-        default=3,
+        default=2,
         metavar="N",
         help="number of measurements, of which the median is shown; default: %(default)s",
     )
