@@ -204,7 +204,7 @@ def _add_output(parser):
         type=positive(int),
         default=1,
         metavar="N",
-        help="compute up to N images of one size together, which helps on a GPU; default: %(default)s",
+        help="compute up to N images of one size together, meant for GPUs; default: %(default)s",
     )
 
 

@@ -120,7 +120,7 @@ class _Run:
     """The work on the pictures of a folder.
 
     One thread reads the next pictures and one writes the last ones, while the caller's computes. Pictures of one size
-    wait for each other until they are `--batch-size`.
+    wait for each other until they are `--batch-size`. There is one reader, as reading changes settings of Pillow.
     """
 
     def __init__(self, task: Task, bar: tqdm):

@@ -182,6 +182,33 @@ def test_processes_share_the_pictures(monkeypatch):
     enlarge("photos", "-o", "large", status=1)
 
 
+def test_the_first_process_reports_for_all(monkeypatch, capsys):
+    """Under torchrun, which ends all processes as soon as one fails: each waits for the others before it exits."""
+    results = []
+
+    def gather(gathered, own):
+        results.append(own)
+        gathered[:] = [*results] * (len(gathered) // len(results))
+
+    monkeypatch.setattr(folders.dist, "is_torchelastic_launched", lambda: True)
+    monkeypatch.setattr(folders.dist, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(folders.dist, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(folders.dist, "all_gather_object", gather)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    os.rename("masks/b.png", "masks/none.png")
+    save("masks/c.png", holes(8, 8))
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        fill("photos", "--mask", "masks", "-o", "filled", status=int(rank == "0"))
+        if rank == "1":
+            assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err.splitlines() == [
+        "inr-kernels: photos/c.gif: mask masks/c.png: must have the input's size 14x9; got 8x8",
+        "inr-kernels: photos/b.jpg: has no mask in masks",
+        "inr-kernels: filled: 1 written, 2 failed",
+    ]
+
+
 @pytest.mark.parametrize(("size", "groups"), [(1, [1] * 5), (2, [2, 1, 2]), (3, [3, 2]), (9, [3, 2])])
 def test_batches_of_equal_size(monkeypatch, size, groups):
     save("photos/d.png", noise(9, 14))
