@@ -10,7 +10,7 @@ PARALLEL := -n auto --maxprocesses 8 --dist worksteal
 
 .PHONY: demo test quick bench docs smoke lint types format clean
 
-# Shrink a photograph, enlarge it with PyTorch and with the kernels, print time, memory and PSNR.
+# Fill and enlarge a photograph with PyTorch and with the kernels, print time, memory, difference and PSNR.
 demo: .venv/demo.stamp
 	$(BIN)/inr-kernels demo $(ARGS)
 

@@ -202,8 +202,8 @@ class ImplicitAutoencoder(Inpainter):
         decoding = parameters(*self._linears[1:]) / FUSED * len(image) * math.prod(size)
         return parameters(self.encoder) * pixels, 0, decoding
 
-    def _encoding_modules(self) -> list[nn.Module]:
-        return list(self.encoder)
+    def _encoding_modules(self) -> list[tuple[nn.Module, float]]:
+        return [(layer, parameters(layer)) for layer in self.encoder]
 
     def bytes_per_pixel(self) -> int:
         """Estimates the memory that `inpaint` needs for a pixel of the input, in addition to workspace and output."""

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 
-from inr_kernels._core.text import printable
+from inr_kernels._core.text import one_line
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -41,7 +41,7 @@ def _unwritable(error: OSError) -> int:
     if isinstance(error, BrokenPipeError):
         return 128 + signal.SIGPIPE
     if sys.stderr is not None:
-        print(f"inr-kernels: the standard output: {_one_line(error)}", file=sys.stderr)
+        print(f"inr-kernels: the standard output: {one_line(error)}", file=sys.stderr)
     return 1
 
 
@@ -80,7 +80,7 @@ def _run(argv: Sequence[str] | None) -> None:
     except (OSError, ValueError, RuntimeError, MemoryError, ImportError) as error:
         if isinstance(error, OSError) and error.errno and error.filename is None:  # of print
             raise
-        parser.exit(1, f"inr-kernels: {_one_line(error)}\n")
+        parser.exit(1, f"inr-kernels: {one_line(error)}\n")
 
 
 @contextlib.contextmanager
@@ -119,10 +119,3 @@ def _exit_on_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        name = f"{error.filename}: " if error.filename is not None else ""
-        return printable(name + error.strerror)
-    return printable(" ".join(str(error).split())) or type(error).__name__

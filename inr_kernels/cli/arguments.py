@@ -3,7 +3,8 @@
 import argparse
 from importlib.metadata import version
 
-from .parsing import Parser, gigabytes, megabytes, model, positive, scales, size
+from .descriptions import DEMO, DESCRIPTION, EVALUATE, EXPORT, INFO, INPAINT, TRAIN, UPSCALE
+from .parsing import Parser, gigabytes, megabytes, model, name_suffix, positive, scales, size
 
 # Of the commands; tests compare these with what the modules that import torch define.
 FORMATS = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff")
@@ -14,119 +15,6 @@ NETWORKS["export"] = NETWORKS["evaluate"] = ("liif", "dear", "in2")
 CONVENTIONS = ("plain", "liif", "liif-div2k", "lama", "coordfill", "dear", "in2")
 FITS = ("origin", "modulo", "resize", "pad-constant", "pad-edge")
 PRESETS = ("in2", "dear")
-
-DESCRIPTION = (
-    "Enlarge pictures, fill their holes, measure quality, train and export networks, show what this machine runs, or"
-    " compare speed and quality in a demo."
-)
-
-UPSCALE = """\
-Render an image at a larger size, by any factor.
-
-  inr-kernels upscale in.png --scale 3.7 -o out.png
-  inr-kernels upscale in.png --size 1920x1080 -o out.png
-
-Reads PNG, JPEG, WebP, TIFF, BMP, GIF, AVIF, JPEG 2000, PPM, TGA and ICO (and HEIC with pillow-heif); writes PNG, JPEG,
-WebP, TIFF or BMP, as the suffix of the output or --format says. Greyscale, transparency (upscaled bicubically), 16 bits
-(in PNG, and in TIFF without colour), colour profiles, resolution, EXIF, XMP and text are kept where the format can hold
-them; a line on stderr names what it cannot. Images are rotated as their EXIF orientation says.
-
-The name "-" is the standard input or output. Pipes and devices are read once, and written in place."""
-
-INPAINT = """\
-Fill the missing pixels of an image, optionally at a larger size.
-
-  inr-kernels inpaint in.png --mask mask.png -o out.png
-  inr-kernels inpaint in.png --mask mask.png --scale 2.5 -o large.png
-  inr-kernels inpaint in.png --mask mask.png --model big-lama.pt --refine -o out.png
-
-The mask is an image of the same size: white pixels are filled, black ones are kept; grey counts as white from 128 (of
-255) on. At the input's size the kept pixels do not change (in PNG, BMP and, except for 16-bit colour, TIFF).
-Strokes on a transparent layer work, too: the mask is brightness times opacity.
-Formats, greyscale, transparency, 16 bits, colour profiles, the name "-" and pipes: as in `inr-kernels upscale`.
-
-Networks, --model:
-
-  dear    the better of the two that ship, and the one for larger sizes. It encodes the image in tiles with their
-          surroundings; with --tile 0 every known pixel attends to every pixel, as in the paper: twice the pixels take
-          four times as long, and the progress bar does not move meanwhile.
-  in2     several times faster: it sees the whole image at once, in time proportional to the number of pixels.
-          Sides of at least 9 pixels. It fills at the input's size only.
-  PATH    a checkpoint of DEAR, IN2, ImplicitAutoencoder or LaMa: a .safetensors file of this package, or a file of
-          LaMa as others publish it, such as big-lama.pt or a .ckpt. The last two fill at the input's size only.
-
-With --refine, large holes in large images get the structure that the network finds at a small size. It takes about 30
-times as long, at the input's size only, and is meant for LaMa.
-
-Both networks that ship are small and were trained on a few photographs, in2 so briefly that its fills stay visible:
-use them for scratches and strokes, not for whole objects."""
-
-EXPORT = """\
-Write a network as an ONNX file, for ONNX Runtime and others.
-
-  inr-kernels export --model big-lama.pt -o lama.onnx
-
-Images are [1, 3, height, width], float32, in [0, 1]. Networks that fill holes take image and mask [1, 1, height,
-width], 1 = fill; LIIF takes image and size, two int64: the output's height and width. Height and width stay open,
-unless --size fixes them. The file has standard operators only (opset 20). This takes up to some minutes, and needs
-pip install 'inr-kernels[onnx]'."""
-
-EVALUATE = """\
-Measure the quality of networks, or of another program's pictures, on folders of pictures.
-
-  inr-kernels evaluate --model dear --model in2 --data DIR --masks strokes -o OUT
-  inr-kernels evaluate --model liif --data DIR --scales 2,3.7,8
-  inr-kernels evaluate --pred FILLED --target DIR --masks MASKS --convention lama
-  inr-kernels evaluate --model my.safetensors --data DIR --preset in2
-
-Prints a table with PSNR (also of the missing pixels alone), SSIM and L1 of each method and of baselines: mean colour,
-smooth fill, Telea's method (with OpenCV), bicubic and nearest-neighbour interpolation. With -o it also writes table.md,
-table.csv, the values of each picture in pictures.csv, and plot.png. Folders are searched with their subfolders.
-Pictures, masks and predictions belong together if they have one name; a mask or prediction may add _mask000 to it.
-What is missing or damaged is named on stderr, and the rest goes on.
-
-Kinds of masks, --masks: thin, medium, thick: LaMa's test masks; mixed, box: of its training; strokes: over 20 to 30 %
-of the picture ("strokes:15" over 15 %, "strokes:5-40" over 5 to 40 %); noise: single pixels, 10 to 90 % of them.
-
-Conventions, --convention, of published tables:
-
-  plain        RGB in 8 bits, as a file holds it
-  liif         LIIF's benchmarks: luminance, without a border of the scale
-  liif-div2k   RGB, without a border of scale + 6 pixels
-  lama         8 bits by truncation, SSIM with zero padding, LPIPS of VGG-16, input padded to multiples of 8
-  coordfill    8 bits by truncation, SSIM of scikit-image with a window of 11 pixels, LPIPS of AlexNet
-  dear, in2    of these papers, as far as they say; in2 follows coordfill
-
-Presets, --preset: in2: the middle of each picture at IN²'s eight sizes (named height × width, as in the paper); dear:
-pictures shrunk by DEAR's eight scales. Both draw strokes unless --masks is given, and set the convention.
-Needs pip install 'inr-kernels[evaluate]'."""
-
-TRAIN = """\
-Train a network on folders of pictures, by a shipped config or an own one.
-
-  inr-kernels train in2_small data=PHOTOS out=RUN steps=20
-  inr-kernels train in2_small data=PHOTOS out=RUN steps=20 --resume
-  inr-kernels train in2_small --print-config
-
-CONFIG is the name of a shipped config or a YAML file: in2_small, dear_small, liif_small, lte_small, lama_small and
-autoencoder for one core, in2_paper, dear_paper and liif_paper as the papers have it. --print-config shows every option,
-its value and what it means; key=value changes one, and loss.perceptual=0 one in a group.
-
-Everything is written in the folder `out`: model.safetensors, the result; config.yaml; tensorboard/ with losses and
-pictures; checkpoints/, from which --resume continues with the same numbers. Needs pip install
-'inr-kernels[train]'."""
-
-INFO = """\
-Show this machine, the installed versions, and which implementation of each operator runs here.
-
-Each operator's implementations are listed in the order in which they are tried, with the reason if one does not run.
-"<-" marks the one that is used, which the environment variable INR_KERNELS_BACKEND can change."""
-
-DEMO = """\
-Shrink a photograph, enlarge it again with plain PyTorch and with the fused kernels, and compare.
-
-Prints time, memory and PSNR (how close an output is to the original; higher is better), and writes one picture that
-shows all outputs side by side. The shipped model was not trained on this photograph."""
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -154,7 +42,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _add_upscale(parser):
-    parser.add_argument("input", help="an image; -: the standard input")
+    _add_inputs(parser)
     _add_output(parser)
     _add_size(parser, required=True)
     _add_model(
@@ -166,11 +54,12 @@ def _add_upscale(parser):
 
 
 def _add_inpaint(parser):
-    parser.add_argument("input", help="an image; -: the standard input")
+    _add_inputs(parser)
     parser.add_argument(
         "--mask",
         required=True,
-        help="an image of the same size; white: fill; -: the standard input, if the image is not",
+        help="an image of the same size; white: fill; -: the standard input, if the image is not; for a folder: one"
+        " mask for all, or a folder or pattern of masks with the images' names",
     )
     _add_output(parser)
     _add_size(parser, required=False)
@@ -179,12 +68,36 @@ def _add_inpaint(parser):
         "--tile",
         type=positive(int, or_zero=True),
         metavar="PIXELS",
-        help="DEAR only: side of a tile, 0: whole image; default: 32",
+        help="DEAR only: encode in tiles of this side, in time proportional to the pixels, with another result;"
+        " 0: the whole image at once, the default",
     )
     parser.add_argument(
         "--refine",
         action="store_true",
         help="refine the network's features, for holes larger than those of its training",
+    )
+    group = parser.add_argument_group("large pictures with small holes, as in IOPaint")
+    group.add_argument(
+        "--hd-strategy",
+        type=str.lower,
+        choices=["original", "crop"],
+        default="original",
+        help="original: the network sees the whole image; crop: only the surroundings of the holes, which takes less"
+        " time and memory; default: %(default)s",
+    )
+    group.add_argument(
+        "--hd-strategy-crop-margin",
+        type=positive(int, or_zero=True),
+        default=128,
+        metavar="PIXELS",
+        help="width of the surroundings; default: %(default)s",
+    )
+    group.add_argument(
+        "--hd-strategy-crop-trigger-size",
+        type=positive(int, or_zero=True),
+        default=800,
+        metavar="PIXELS",
+        help="crop images whose longer side is larger; default: %(default)s",
     )
     _add_computation(parser, megapixels=25)
 
@@ -258,13 +171,40 @@ def _add_train(parser):
     parser.add_argument("--print-config", action="store_true", help="show all options with their help, and stop")
 
 
+def _add_inputs(parser):
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="input",
+        help="an image, a folder, a pattern such as 'photos/*.jpg', or several of them; -: the standard input",
+    )
+
+
 def _add_output(parser):
-    parser.add_argument("-o", "--output", required=True, help="the image to write; -: the standard output")
+    parser.add_argument(
+        "-o", "--output", required=True, help="the image to write, or a folder for images; -: the standard output"
+    )
     parser.add_argument(
         "--format",
         type=str.lower,
         choices=FORMATS,
-        help="format of the output; default: as its suffix says, PNG for the standard output, pipes and devices",
+        help="format of the output; default: as its suffix says, PNG for the standard output, pipes and devices; in a"
+        " folder that of each input, or PNG",
+    )
+    group = parser.add_argument_group("folders")
+    group.add_argument(
+        "--suffix", type=name_suffix, default="", metavar="TEXT", help="add this to the outputs' names, e.g. _large"
+    )
+    group.add_argument("--recursive", action="store_true", help="search subfolders, too, and keep them in the output")
+    group.add_argument(
+        "--overwrite", action="store_true", help="make outputs again that are there; default: they are finished"
+    )
+    group.add_argument(
+        "--batch-size",
+        type=positive(int),
+        default=1,
+        metavar="N",
+        help="compute up to N images of one size together, meant for GPUs; default: %(default)s",
     )
 
 
@@ -339,7 +279,7 @@ def _add_demo(parser):
     parser.add_argument(
         "--repeat",
         type=positive(int),
-        default=3,
+        default=2,
         metavar="N",
         help="number of measurements, of which the median is shown; default: %(default)s",
     )

@@ -3,10 +3,12 @@
 import argparse
 import contextlib
 import errno
+import glob
 import os
 import stat
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from inr_kernels._core.files import check_writable
 
@@ -19,10 +21,26 @@ STDIN, STDOUT = ("-", "/dev/stdin"), ("-", "/dev/stdout")
 SUFFIXES = tuple(f".{name}" for name in FORMATS)
 
 
-def check(args: argparse.Namespace) -> None:
-    """Checks the names of all files of a command; sets `args.suffix`, the output's format.
+class Names(NamedTuple):
+    """The files of a picture.
 
-    The inputs and the checkpoint must exist; the output must be writable and none of them.
+    Attributes:
+        input, output: their names.
+        mask: its name, or "".
+        extension: the output's format, such as ".png".
+    """
+
+    input: str
+    mask: str
+    output: str
+    extension: str
+
+
+def check(args: argparse.Namespace) -> None:
+    """Checks the names of all files of a command.
+
+    The inputs and the checkpoint must exist; the output must be writable and none of them. Sets `args.extension`, the
+    output's format; of commands that take folders `args.is_folder`, and if it is False, `args.names`.
 
     Raises:
         OSError: a file cannot be read or written.
@@ -31,6 +49,14 @@ def check(args: argparse.Namespace) -> None:
     """
     if args.command not in INPUTS:
         return
+    if "inputs" in args:
+        args.is_folder = _is_folder(args)
+        if args.is_folder:
+            _check_folder(args)
+            return
+        (args.input,) = args.inputs
+        if args.suffix:
+            raise UsageError(f"argument --suffix: applies where the output is a folder; got {args.suffix}")
     inputs = {what: getattr(args, what) for what in INPUTS[args.command]}
     for what, name in (inputs | {"output": args.output}).items():
         if not name:
@@ -42,6 +68,39 @@ def check(args: argparse.Namespace) -> None:
     _check_output(args, files)
     for what, name in files.items():
         _check_readable(what, name)
+    if "inputs" in args:
+        args.names = Names(args.input, getattr(args, "mask", ""), args.output, args.extension)
+
+
+def _is_folder(args):
+    """Whether the command is to make a folder of pictures."""
+    many = len(args.inputs) > 1 or os.path.isdir(args.inputs[0]) or _is_pattern(args.inputs[0])
+    return many or os.path.isdir(args.output) or args.output.endswith(("/", os.sep))
+
+
+def _is_pattern(name):
+    return glob.has_magic(name) and not os.path.lexists(name)
+
+
+def _check_folder(args):
+    """As `check`, where the output is a folder. Which pictures there are is found later."""
+    places = {"input": args.inputs, "mask": [args.mask] if "mask" in args else []}
+    for what, name in [(what, name) for what, names in places.items() for name in names] + [("output", args.output)]:
+        if not name:
+            raise UsageError(f"the name of the {what} is empty")
+        if what != "output" and name in STDIN:
+            raise UsageError(f"{what} must be files or a folder where the output is a folder; got {name}")
+    exists, named = os.path.exists(args.output), Path(args.output).suffix.lower() in SUFFIXES
+    if args.output in STDOUT or (not os.path.isdir(args.output) and (exists or named)):
+        raise UsageError(f"output must be a folder for a folder or several pictures; got {args.output}")
+    for what, name in [(what, name) for what, names in places.items() for name in names]:
+        if _is_pattern(name):
+            if not any(glob.iglob(name, recursive=True)):
+                raise FileNotFoundError(errno.ENOENT, "no file has this pattern", f"{what} {name}")
+        elif not os.path.isdir(name):
+            _check_readable(what, name)
+    if args.model not in NETWORKS[args.command]:
+        _check_readable("checkpoint", args.model)
 
 
 def _check_distinct(inputs):
@@ -94,7 +153,7 @@ def _check_output(args, files):
             unless = " unless --format is given" if takes_stdout else ""
             raise UsageError(f"output must end in {' '.join(SUFFIXES)}{unless}; got {name}")
         suffix = ".png"
-    args.suffix = suffix if given is None else f".{given}"
+    args.extension = suffix if given is None else f".{given}"
 
 
 def _check_standard_output():

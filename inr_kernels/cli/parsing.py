@@ -69,6 +69,15 @@ def scales(text: str) -> list[float]:
     return found
 
 
+def name_suffix(text: str) -> str:
+    """Parses what is added to a file's name."""
+    if "/" in text or os.sep in text or text.startswith("."):
+        raise argparse.ArgumentTypeError(
+            f"must be a part of a name, e.g. _large; got {text} (--format sets the format)"
+        )
+    return text
+
+
 def megabytes(text: str) -> int:
     """Parses a number of megabytes (2^20 bytes) to bytes."""
     return positive(int)(text) << 20

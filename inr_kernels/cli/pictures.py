@@ -6,6 +6,7 @@ import math
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,11 +18,11 @@ from inr_kernels._core import dispatch
 from inr_kernels._core.files import replace_file
 from inr_kernels._core.text import printable
 from inr_kernels.models.common.progress import Progress
-from inr_kernels.models.data import images
 from inr_kernels.models.common.smooth import smooth_fill
+from inr_kernels.models.data import images
 
 from .machine import free_memory
-from .names import STDIN, STDOUT
+from .names import STDIN, STDOUT, Names
 from .parsing import UsageError
 
 
@@ -29,7 +30,7 @@ def prepare_computation(args: argparse.Namespace) -> None:
     """Checks device and backend, and sets the number of threads."""
     if sys.stderr is None:  # closed: a progress bar cannot be shown
         args.quiet = True
-    if args.device == "cuda" and not torch.cuda.is_available():
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError("--device cuda: PyTorch finds no GPU")
     if dispatch.requested_backend(args.backend):  # raises now if it cannot run
         op = dispatch.OPS["local_implicit"]
@@ -39,9 +40,9 @@ def prepare_computation(args: argparse.Namespace) -> None:
 
 
 def say(name: str, message: str) -> None:
-    """Prints one line about a file on stderr, if it is open."""
+    """Prints one line about a file on stderr, if it is open, above a progress bar."""
     if sys.stderr is not None:
-        print(f"inr-kernels: {printable(name)}: {message}", file=sys.stderr)
+        tqdm.write(f"inr-kernels: {printable(name)}: {message}", file=sys.stderr)
 
 
 class Source(NamedTuple):
@@ -64,6 +65,28 @@ class Source(NamedTuple):
         for note in picture.notes:
             say(self.name, note)
         return picture
+
+
+@dataclass
+class Job:
+    """A picture on its way from its file to the output.
+
+    Attributes:
+        names: of its files.
+        source: the picture's file.
+        size: (height, width) of the output.
+        need: bytes of memory that the work needs; set when they are known.
+        drawn: the mask's file, if there is one.
+        picture, mask: decoded; mask [1, 1, h, w].
+    """
+
+    names: Names
+    source: Source
+    size: tuple[int, int]
+    need: float = field(init=False)
+    drawn: Source = field(init=False)
+    picture: images.Picture = field(init=False)
+    mask: torch.Tensor = field(init=False)
 
 
 def read(what: str, name: str, args: argparse.Namespace) -> Source:
@@ -113,15 +136,16 @@ def requested(args: argparse.Namespace) -> str:
 
 
 def check_work(
-    source: Source, size: tuple[int, int], args: argparse.Namespace, input_bytes: int, output_bytes: int = 0
+    job: Job, args: argparse.Namespace, input_bytes: int, output_bytes: int = 0, pixels: int | None = None
 ) -> float:
     """Checks that the file format can store the output, and that the work stays within the limit and the free memory.
 
     Returns the estimated bytes of all that is needed.
 
     input_bytes, output_bytes: that the network needs for each pixel, in addition to the working memory.
+    pixels: that the network sees at once, of the input and the output; None: all.
     """
-    kind = images.FORMATS[args.suffix]
+    source, size, kind = job.source, job.size, images.FORMATS[job.names.extension]
     longest = images.MAX_SIDE.get(kind, math.inf)
     if max(size) > longest:
         raise ValueError(f"{kind} holds at most {longest} pixels a side; got {shown(size)}")
@@ -130,10 +154,12 @@ def check_work(
     decoding = channels * (2 + 2 + 4 + 4)
     # The output in float32, a copy of it during rounding, and up to 16-bit integers.
     writing = channels * (4 + 4 + 2)
-    need = math.prod(source.size) * max(decoding, input_bytes) + math.prod(size) * (writing + output_bytes)
+    if pixels is None:
+        need = math.prod(source.size) * max(decoding, input_bytes) + math.prod(size) * (writing + output_bytes)
+    else:
+        need = math.prod(source.size) * (decoding + writing) + pixels * (input_bytes + output_bytes)
     need += args.workspace
-    available = free_memory()
-    free = math.inf if available is None else available
+    free = unused_memory()
     if need <= min(free, args.max_memory):
         return need
     message = (
@@ -144,9 +170,15 @@ def check_work(
     raise ValueError(message + (f", but {free / 1e9:.1f} GB are free" if need > free else ""))
 
 
-def check_transparency(picture: images.Picture, args: argparse.Namespace) -> None:
+def unused_memory() -> float:
+    """Bytes that this process can still allocate, as far as is known."""
+    available = free_memory()
+    return math.inf if available is None else available
+
+
+def check_transparency(picture: images.Picture, extension: str) -> None:
     """Checks that the output's format can store the picture's transparent pixels."""
-    kind = images.FORMATS[args.suffix]
+    kind = images.FORMATS[extension]
     if picture.alpha is not None and kind in images.OPAQUE and picture.alpha.min() < 1:
         raise ValueError(f"{kind} holds no transparency, which the input has; use PNG or WebP")
 
@@ -155,16 +187,18 @@ def check_transparency(picture: images.Picture, args: argparse.Namespace) -> Non
 def computing(args: argparse.Namespace) -> Iterator[Progress]:
     """Shows a progress bar on terminals; gives the function that a network calls with the work done and all work.
 
-    A workspace or a limit of memory that is too small becomes a mistake on the command line.
+    Errors: as `memory_options`.
     """
     form = "{percentage:3.0f}%|{bar}| {elapsed}, {remaining} left"
+    with memory_options(args), tqdm(total=1, bar_format=form, disable=args.quiet) as bar:
+        yield lambda done, total: bar.update(done / total - bar.n)
+
+
+@contextlib.contextmanager
+def memory_options(args: argparse.Namespace) -> Iterator[None]:
+    """In the block, a workspace or a limit of memory that is too small becomes a mistake on the command line."""
     try:
-        with tqdm(total=1, bar_format=form, disable=args.quiet) as bar:
-
-            def report(done: float, total: float) -> None:
-                bar.update(done / total - bar.n)
-
-            yield report
+        yield
     except ValueError as error:
         if found := re.match(r"workspace must be at least (\d+) bytes", str(error)):
             minimum, got = math.ceil(int(found[1]) / 2**20), args.workspace >> 20
@@ -175,13 +209,14 @@ def computing(args: argparse.Namespace) -> Iterator[Progress]:
         raise
 
 
-def write(args: argparse.Namespace, picture: images.Picture, colour: torch.Tensor) -> None:
+def write(job: Job, colour: torch.Tensor) -> None:
     """Writes the output, grey if the input was, with the input's transparency, bit depth and metadata.
 
     What the format cannot hold is named on stderr.
 
     colour: [1, 3, H, W] in [0, 1].
     """
+    names, picture = job.names, job.picture
     if picture.colour.shape[1] == 1:
         colour = colour.mean(1, keepdim=True)
     alpha = picture.alpha
@@ -190,13 +225,13 @@ def write(args: argparse.Namespace, picture: images.Picture, colour: torch.Tenso
     if alpha is not None and alpha.shape[2:] != colour.shape[2:]:
         alpha = F.interpolate(alpha, colour.shape[2:], mode="bicubic").clamp_(0, 1)
     output = images.Picture(colour.float().cpu(), alpha, picture.depth, picture.metadata)
-    data, notes = images.encode(output, args.suffix)
-    if args.output in STDOUT:
+    data, notes = images.encode(output, names.extension)
+    if names.output in STDOUT:
         _write_standard_output(data)
     else:
-        replace_file(args.output, data)
+        replace_file(names.output, data)
     for note in notes:
-        say(args.output, note)
+        say(names.output, note)
 
 
 def _write_standard_output(data):

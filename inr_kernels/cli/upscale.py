@@ -1,28 +1,38 @@
 """The command `inr-kernels upscale`."""
 
 from argparse import Namespace
+from collections.abc import Sequence
 
+import torch
+
+from inr_kernels.models.common.progress import Progress
 from inr_kernels.models.liif.upscaler import Upscaler
 
-from . import pictures
+from . import folders, pictures
+from .jobs import Task
 from .networks import open_network
+from .pictures import Job
 
 
 def run(args: Namespace) -> None:
-    """Reads the image, renders it in bands of rows, and writes the result."""
-    pictures.prepare_computation(args)
-    source = pictures.read("input", args.input, args)
-    size = pictures.output_size(source, args)
-    model = open_network(args.model, Upscaler)
-    pictures.check_work(source, size, args, 4 * (model.config.features + 6))
-    picture = source.decode()
-    pictures.check_transparency(picture, args)
-    with pictures.computing(args) as progress:
-        colour = model.to(args.device).upscale(
-            pictures.network_input(picture).to(args.device),
-            size=size,
-            workspace=args.workspace,
-            backend=args.backend,
+    """Reads the images, renders them in bands of rows, and writes the results."""
+    folders.run(Upscaling(args))
+
+
+class Upscaling(Task):
+    """See `jobs.Task`."""
+
+    def open(self) -> None:
+        self.model = open_network(self.args.model, Upscaler).to(self.args.device)
+
+    def check(self, job: Job) -> None:
+        job.need = pictures.check_work(job, self.args, 4 * (self.model.config.features + 6))
+
+    def compute(self, group: Sequence[Job], progress: Progress) -> torch.Tensor:
+        return self.model.upscale(
+            torch.cat([pictures.network_input(job.picture) for job in group]).to(self.args.device),
+            size=group[0].size,
+            workspace=self.args.workspace,
+            backend=self.args.backend,
             progress=progress,
         )
-    pictures.write(args, picture, colour)

@@ -219,17 +219,18 @@ class Inpainter(Network, nn.Module):
         encoding, others, decoding = self._work(image, size)
         in_modules, in_encode, in_decode = shares(progress, encoding, others, decoding)
         with reporting(self._encoding_modules(), in_modules):
-            features = self.encode(image, mask)
-        if others:
-            in_encode(1, 1)
+            features = self.encode(image, mask, **({"progress": in_encode} if others else {}))
         return self.decode(features, size, progress=in_decode, **options)
 
     def _work(self, image: torch.Tensor, size: tuple[int, int]) -> tuple[float, float, float]:
-        """The work of `_encoding_modules`, of the rest of `encode`, and of `decode`, in any unit, for `progress`."""
+        """The work of `_encoding_modules`, of what `encode` does after them, and of `decode`, in any unit.
+
+        For `progress`. A network that does something after them reports it: its `encode` has an option `progress`.
+        """
         return 1, 0, 1
 
-    def _encoding_modules(self) -> Sequence[nn.Module]:
-        """Modules that `encode` runs once each, of similar work, for `progress`."""
+    def _encoding_modules(self) -> Sequence[tuple[nn.Module, float]]:
+        """Modules that `encode` runs once each, with their work in any unit, for `progress`."""
         return []
 
     def forward(

@@ -37,17 +37,19 @@ def shares(progress: Report, *work: float) -> list[Report]:
 
 
 @contextmanager
-def reporting(modules: Sequence[nn.Module], progress: Progress) -> Iterator[None]:
-    """In the block, reports each of these modules when it has run, in equal parts; each must run once."""
+def reporting(modules: Sequence[tuple[nn.Module, float]], progress: Progress) -> Iterator[None]:
+    """In the block, reports each of these modules, given with its work, when it has run; each must run once."""
     if progress is None:
         yield
         return
-    done = itertools.count(1)
+    total, done = sum(work for _, work in modules), 0.0
 
-    def report(*_: object) -> None:
-        progress(next(done), len(modules))
+    def report(work: float) -> None:
+        nonlocal done
+        done += work
+        progress(done, total)
 
-    hooks = [module.register_forward_hook(report) for module in modules]
+    hooks = [module.register_forward_hook(lambda *_, work=work: report(work)) for module, work in modules]
     try:
         yield
     finally:

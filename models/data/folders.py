@@ -1,13 +1,40 @@
 """Folders of pictures: which files they hold, and which of two folders belong together."""
 
+import glob
 import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable
+from itertools import takewhile
 from pathlib import Path
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif", ".jp2", ".ppm", ".tga", ".heic"}
 _MASK = re.compile(r"_mask\d*$")  # LaMa's names: a_mask000.png is a mask of a.png
+
+
+def files(place: str | os.PathLike[str], recursive: bool = True) -> dict[str, Path]:
+    """Returns picture files, sorted, by their path below the folder, or below the part of a pattern before its first *.
+
+    Hidden files, and files in hidden folders, are left out.
+
+    Args:
+        place: a folder, a pattern such as photos/*.jpg (** stands for any folders), or a file of any name.
+        recursive: whether subfolders of a folder are searched.
+    """
+    if os.path.isfile(place):
+        return {Path(place).name: Path(place)}
+    if os.path.isdir(place):
+        root = Path(place)
+        found: Iterable[Path] = root.rglob("*") if recursive else root.glob("*")
+    else:
+        root = Path(*takewhile(lambda part: not glob.has_magic(part), Path(place).parts))
+        found = map(Path, glob.iglob(os.fspath(place), recursive=True))
+    return {path.relative_to(root).as_posix(): path for path in sorted(found) if _is_picture(path, root)}
+
+
+def _is_picture(path: Path, root: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+    return not hidden and path.suffix.lower() in SUFFIXES and path.is_file()
 
 
 def pictures(folder: str | os.PathLike[str]) -> dict[str, Path]:
@@ -21,10 +48,8 @@ def pictures(folder: str | os.PathLike[str]) -> dict[str, Path]:
     if not root.is_dir():
         raise NotADirectoryError(f"{root}: must be a folder of pictures")
     found: dict[str, Path] = {}
-    for path in sorted(root.rglob("*")):
-        if path.suffix.lower() not in SUFFIXES or path.name.startswith(".") or not path.is_file():
-            continue
-        name = path.relative_to(root).with_suffix("").as_posix()
+    for relative, path in files(root).items():
+        name = Path(relative).with_suffix("").as_posix()
         if name in found:
             raise ValueError(f"{found[name]} and {path.name}: must differ in more than the suffix")
         found[name] = path

@@ -1,7 +1,6 @@
 """DEAR: fills the missing pixels of an image and renders it at any size, in one pass."""
 
 import math
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -22,98 +21,9 @@ from ..common.smooth import at_least_float32, resized, smooth_fill
 from ..common.tiling import map_tiles, pixels_with_halo
 from . import eager as plain_pytorch
 from .blocks import REACH, STRIDE, Encoder, encoder_input, enlarge, initialize
+from .config import HIGH_PASS, DEARConfig
 
-# alpha, beta, gamma of `elementwise_filter`, so that it gives Z + K_hp * Z.
-HIGH_PASS = {"delta": (2, 0, -1), "ones": (1, 1, -1)}
-CHOICES = {
-    "fill": ("zeros", "smooth"),
-    "norm": ("instance", "none"),
-    "high_pass": tuple(HIGH_PASS),
-    "softmax": ("taps", "all"),
-    "padding": ("reflect", "replicate", "zeros"),
-}
-
-
-@dataclass(frozen=True)
-class DEARConfig:
-    """The structure of a DEAR. The paper leaves many choices open; the defaults follow the code that its group
-    published before (MISF, CVPR 2022) and after (SAIR, ECCV 2024) it, unless the paper says otherwise.
-
-    Args:
-        channels: of the latent Z; a quarter and a half of them before the two strided convolutions. 256: MISF and SAIR.
-        features: of F and E, and between the two convolutions of the importance branch. 64: MISF and SAIR.
-        blocks: ResNet blocks of the encoder. 8: the paper.
-        filter_blocks: of the filter branch, an encoder "of similar architecture". 8: as the encoder.
-        fill: what the encoders see at missing pixels. "zeros": the paper; "smooth": a smooth continuation S of the
-            surroundings; the implicit function then adds to the bicubic interpolation of S, so that a short training
-            is enough.
-        norm: "instance", in the ResNet blocks only, as SAIR, or "none". Before the decoder a norm would remove what the
-            literal high-pass filter amplifies.
-        filter_size: K_z of the high-pass filters. 3: MISF and SAIR.
-        high_pass: "delta", delta - softmax, which removes the mean, as the filters that the paper cites; "ones", the
-            paper's literal 1 - softmax, whose taps sum to K_z² - 1.
-        softmax: over the "taps" of each filter, which are then positive with sum 1, or over "all" channels, the other
-            reading of the paper.
-        padding: of the filtered latent. "reflect": constants stay constant at the border; "zeros": MISF.
-        importance_size: K of the kernels that reconstruct a pixel from its neighbours. 3: MISF's on images.
-        mask_keys: whether attention leaves out the keys of missing pixels, too. False: eq. 7; True: the paper's text.
-        hidden: widths of the implicit function's hidden layers. Four of 256: the paper's "four-layer MLP with 256
-            latent dimensions", counted as SAIR does.
-        feat_unfold: whether the implicit function sees a 3 x 3 neighbourhood. False: eq. 1 lists one pixel.
-        cell_decode: whether it sees the size of an output pixel. False: eq. 1 lists none.
-        feature_relu: whether F is ReLU of the decoder's output. An addition; the paper names no activation.
-        importance_sigmoid: whether W is in (0, 1), by a sigmoid. An addition; the paper's eq. 9 has the convolution
-            alone.
-        dse, use, pim: the parts that the ablation of the paper's table 5 leaves out: the high-pass filter of Z, the
-            attention E, the kernels K with their map W. All False: its "base".
-
-    Strides: the paper has convolutions of 7, 4 and 4 with "strides set to 2", but only two transposed convolutions back
-    to the image's size; the 7 x 7 one has stride 1 here, as in MISF and SAIR.
-
-    Raises:
-        ValueError: a value that is not supported.
-    """
-
-    channels: int = 256
-    features: int = 64
-    blocks: int = 8
-    filter_blocks: int = 8
-    fill: str = "zeros"
-    norm: str = "instance"
-    filter_size: int = 3
-    high_pass: str = "delta"
-    softmax: str = "taps"
-    padding: str = "reflect"
-    importance_size: int = 3
-    mask_keys: bool = False
-    hidden: tuple[int, ...] = (256, 256, 256, 256)
-    feat_unfold: bool = False
-    cell_decode: bool = False
-    feature_relu: bool = True
-    importance_sigmoid: bool = True
-    dse: bool = True
-    use: bool = True
-    pim: bool = True
-
-    def __post_init__(self) -> None:
-        for name, values in CHOICES.items():
-            value = getattr(self, name)
-            require(value in values, name, f"be one of {', '.join(values)}", repr(value))
-        fits = self.channels > 0 and self.channels % 4 == 0
-        require(fits, "channels", "be a positive multiple of 4", self.channels)
-        for name in ("filter_size", "importance_size"):
-            side = getattr(self, name)
-            require(side > 0 and side % 2 == 1, name, "be odd and positive", side)
-
-    @property
-    def depth(self) -> int:
-        """The number of repeated layers, each of which has tensors in the state dict."""
-        return self.blocks + self.filter_blocks + len(self.hidden)
-
-
-SMALL = DEARConfig(
-    channels=64, features=32, blocks=6, filter_blocks=1, fill="smooth", norm="none", hidden=(128, 128, 128)
-)
+BANDS = 50  # of rows, in which the attention is computed where progress is shown
 
 
 class DEARFeatures(NamedTuple):
@@ -175,7 +85,13 @@ class DEAR(Inpainter):
     PRETRAINED = WEIGHTS / "dear_small.safetensors"
     bytes_per_output_pixel = 12  # the interpolated fill
 
-    def __init__(self, config: DEARConfig = DEARConfig(), *, eager: bool = False, reference: bool | None = None):
+    def __init__(
+        self,
+        config: DEARConfig = DEARConfig(),  # noqa: B008, it is frozen
+        *,
+        eager: bool = False,
+        reference: bool | None = None,
+    ):
         super().__init__()
         self.config, self.notes = config, {}
         self.eager = eager_or_reference(eager, reference)
@@ -227,10 +143,13 @@ class DEAR(Inpainter):
     def _backend(self) -> str | None:
         return "reference" if self.eager else None
 
-    def encode(self, image: torch.Tensor, mask: torch.Tensor) -> DEARFeatures:
-        """Returns `DEARFeatures` (encoded, kernels, seen); arguments and errors: as `Inpainter.encode`."""
+    def encode(self, image: torch.Tensor, mask: torch.Tensor, *, progress: Progress = None) -> DEARFeatures:
+        """Returns `DEARFeatures` (encoded, kernels, seen); arguments and errors: as `Inpainter.encode`.
+
+        progress: called as progress(done, total) while the attention E is computed, in bands of rows.
+        """
         seen, mask = self._see(image, mask)
-        return DEARFeatures(*self._encode(seen, mask), seen)
+        return DEARFeatures(*self._encode(seen, mask, progress), seen)
 
     def _see(self, image: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """I (1 - M) or S, and M, in the parameters' dtype."""
@@ -243,7 +162,9 @@ class DEAR(Inpainter):
         mask = self._mask(image, mask).to(dtype)
         return known(image.to(dtype), mask), mask
 
-    def _encode(self, seen: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _encode(
+        self, seen: torch.Tensor, mask: torch.Tensor, progress: Progress = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         config, (height, width) = self.config, seen.shape[2:]
         shortest = max(REACH + 1, config.filter_size // 2 + 1)
         padded = encoder_input(seen, mask, shortest, "constant" if config.fill == "zeros" else "replicate")
@@ -252,16 +173,32 @@ class DEAR(Inpainter):
         if config.dse:
             latent = self._filter(latent, guide)
         feat = self.decoder(latent)[..., :height, :width]
-        parts = [feat.relu() if config.feature_relu else feat]
-        if config.use:
-            mask = mask.to(feat.dtype)
-            parts.append(self._ops.unmask_attention(parts[0], mask, mask_keys=config.mask_keys))
-        if not config.pim:
-            return torch.cat(parts, 1), feat[:, :0]
-        kernels = self.importance(guide)
-        weight = self.importance_head(kernels)
-        parts.append((weight.sigmoid() if config.importance_sigmoid else weight)[..., :height, :width])
-        return torch.cat(parts, 1), kernels[..., :height, :width]
+        feat = feat.relu() if config.feature_relu else feat
+        kernels, weights = feat[:, :0], []
+        if config.pim:
+            kernels = self.importance(guide)
+            weight = self.importance_head(kernels)
+            weights = [(weight.sigmoid() if config.importance_sigmoid else weight)[..., :height, :width]]
+        attended = [self._attend(feat, mask.to(feat.dtype), progress)] if config.use else []  # last, for `progress`
+        return torch.cat([feat, *attended, *weights], 1), kernels[..., :height, :width]
+
+    def _attend(self, feat: torch.Tensor, mask: torch.Tensor, progress: Progress) -> torch.Tensor:
+        """E [B, C, H, W]; with `progress`, in bands of rows."""
+        options: dict[str, Any] = {"mask_keys": self.config.mask_keys}
+        if progress is None or self.config.mask_keys or torch.is_grad_enabled():
+            out = self._ops.unmask_attention(feat, mask, **options)
+            if progress is not None:
+                progress(1, 1)
+            return out
+        feat, height = feat.contiguous(), feat.shape[2]
+        out, step = torch.empty_like(feat), math.ceil(height / BANDS)
+        for top in range(0, height, step):
+            band = slice(top, top + step)
+            only = torch.ones_like(mask)  # of a masked pixel nothing is computed
+            only[:, :, band] = mask[:, :, band]
+            out[:, :, band] = self._ops.unmask_attention(feat, only, **options)[:, :, band]
+            progress(min(top + step, height), height)
+        return out
 
     def _filter(self, latent: torch.Tensor, guide: torch.Tensor) -> torch.Tensor:
         """Z + K_hp * Z."""
@@ -351,10 +288,15 @@ class DEAR(Inpainter):
         Args:
             tile: side of the tiles in pixels, each of which is encoded with half a side of its surroundings. The time
                 is then proportional to the number of pixels instead of its square, but a pixel attends to its
-                surroundings only, which changes the result. None: encode the whole image at once.
+                surroundings only, which changes the result. None: encode the whole image at once. A config with
+                instance norm, whose statistics are those of the whole image, takes no other value.
+
+        Raises:
+            TypeError, ValueError: as `Inpainter.predict`; ValueError also for a tile that the config does not take.
         """
         size = output_size(image, size, scale)
         require(tile is None or tile > 0, "tile", "be positive", tile)
+        require(tile is None or self.can_tile, "tile", "be None in a config with instance norm", tile)
         if tile is None:
             return super().predict(image, mask, size, progress=progress, **options)
         encoding = decoding = None
@@ -364,6 +306,11 @@ class DEAR(Inpainter):
         seen, mask = self._see(image, mask)
         encoded = self._encode_tiles(seen, mask, tile, encoding)
         return self.decode((encoded, None, seen), size, progress=decoding, **options)
+
+    @property
+    def can_tile(self) -> bool:
+        """Whether `predict` takes tiles: not with instance norm."""
+        return self.config.norm == "none"
 
     def _work(self, image: torch.Tensor, size: tuple[int, int], tile: int | None = None) -> tuple[float, float, float]:
         """Multiplications, those of the attention in the middle; most convolutions run at the latent's size."""
@@ -376,9 +323,13 @@ class DEAR(Inpainter):
         rendering = math.prod(size) * multiplications(self.implicit)
         return len(image) * pixels * convolutions, len(image) * pixels * attention, len(image) * rendering
 
-    def _encoding_modules(self) -> list[nn.Module]:
-        layers = (layer for encoder in self._parts("encoder", "filter_encoder") for layer in encoder)
-        return [*layers, self.decoder, *self._parts("importance", "importance_head")]
+    def _encoding_modules(self) -> list[tuple[nn.Module, float]]:
+        """With multiplications for a pixel of the latent, which is smaller than the maps of some layers."""
+        parts = self._parts("encoder", "filter_encoder"), [self.decoder, *self._parts("importance")]
+        encoders = [(layer, 16 >> min(i, 4)) for part in parts[0] for i, layer in enumerate(part)]
+        decoders = [(layer, 1 << i) for part in parts[1] for i, layer in enumerate(part)]
+        layers = [*encoders, *decoders, *((head, 16) for head in self._parts("importance_head"))]
+        return [(layer, factor * parameters(layer)) for layer, factor in layers if parameters(layer)]
 
     def bytes_per_pixel(self, tile: int | None = None) -> int:
         """Estimates the memory that `inpaint` needs for a pixel of the input, in addition to workspace and output."""
@@ -388,4 +339,3 @@ class DEAR(Inpainter):
         latent = config.channels / STRIDE**2 * (config.filter_size**2 + 4)  # the filters and their inputs
         values = config.channels + latent + 6 * config.features
         return round(values * next(self.parameters()).element_size())
-

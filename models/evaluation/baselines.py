@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from ..common.masking import known
-from ..data.images import to_image, to_tensor
 from ..common.smooth import smooth_fill
+from ..data.images import to_image, to_tensor
 
 # (image [1, 3, h, w], mask [1, 1, h, w] or None, (H, W)) -> [1, 3, H, W], all in [0, 1]
 Method: TypeAlias = Callable[[torch.Tensor, torch.Tensor | None, tuple[int, int]], torch.Tensor]

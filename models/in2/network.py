@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -276,9 +275,10 @@ class IN2(Inpainter):
         decoding = sum(self.decoder.work([*inner, len(image) * math.prod(size)]))
         return encoding + parameters(self.body) * grids[-1], 0, decoding
 
-    def _encoding_modules(self) -> list[nn.Module]:
+    def _encoding_modules(self) -> list[tuple[nn.Module, float]]:
         groups: Any = self.body
-        return [*self.encoder, *(block for group in groups for block in group.blocks)]
+        levels = [*enumerate(self.encoder, 1), *((len(self.encoder), b) for group in groups for b in group.blocks)]
+        return [(block, parameters(block) / 4**level) for level, block in levels]
 
     def decode(
         self,

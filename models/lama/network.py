@@ -158,12 +158,12 @@ class LaMa(Inpainter):
         """Numbers of layers, which take similar times."""
         return len(self._layers(slice(self.split))), 0, len(self._layers(slice(self.split, None)))
 
-    def _encoding_modules(self) -> list[nn.Module]:
+    def _encoding_modules(self) -> list[tuple[nn.Module, float]]:
         return self._layers(slice(self.split))
 
-    def _layers(self, part: slice) -> list[nn.Module]:
-        """The layers of this part of `model` that have parameters."""
-        return [layer for layer in list(self.model)[part] if parameters(layer)]
+    def _layers(self, part: slice) -> list[tuple[nn.Module, float]]:
+        """The layers of this part of `model` that have parameters, for `progress`: they take similar times."""
+        return [(layer, 1) for layer in list(self.model)[part] if parameters(layer)]
 
     def decode(
         self, features: Any, size: tuple[int, int], *, workspace: int = WORKSPACE, progress: Progress = None

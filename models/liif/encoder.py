@@ -8,7 +8,7 @@ from torch import nn
 from inr_kernels.local_implicit.functional import check_workspace
 
 from ..common.masking import check_image
-from ..common.progress import Progress, reporting
+from ..common.progress import Progress, parameters, reporting
 from ..common.tiling import map_tiles, pixels_with_halo
 
 
@@ -51,7 +51,7 @@ class Encoder(nn.Module):
         """
         side = self._tile_side(image, workspace)
         if side is None:
-            with reporting(self.stages, progress):
+            with reporting([(stage, parameters(stage)) for stage in self.stages], progress):
                 return self(image)
         return map_tiles(self, image, side=side, halo=self.halo, progress=progress)
 

@@ -246,7 +246,6 @@ def test_the_name_of_the_network_has_any_case(name):
     ("words", "message"),
     [
         (("none.png",), "none.png: No such file or directory"),
-        (("folder.png",), "folder.png: Is a directory"),
         (("text.png",), "text.png: not a picture in a format that is read: PNG, JPEG"),
         (("empty.png",), "empty.png: the file is empty"),
         (("cut.png",), "cut.png: .*(truncated|broken)"),
@@ -258,7 +257,8 @@ def test_the_name_of_the_network_has_any_case(name):
         (("in.png", "--max-megapixels", "1e-5"), "5 x 6 .* limit of 1e-05 .*--max-megapixels"),
         (("rgba.png", "-o", "out.jpg"), "JPEG holds no transparency"),
         (("in.png", "--scale", "4000", "-o", "o.webp"), "WEBP holds at most 16383 pixels a side"),
-        ((".", "-o", "."), "[.]: is a folder; the output must be a file"),
+        (("folder.png", "-o", "large"), "folder.png: holds no pictures; --recursive searches subfolders"),
+        (("n*.png", "-o", "large"), "input n[*].png: no file has this pattern"),
         (("in.png", "--scale", "1e6"), "5000000x6000000 from an input of 5x6 needs about .* GB of memory, .* are free"),
         (("in.png", "--scale", "1e300"), "needs about .* GB of memory"),
     ],

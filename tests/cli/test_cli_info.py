@@ -8,10 +8,11 @@ from command_line import assert_refused, run
 from PIL import Image
 
 from inr_kernels._core.dispatch import OPS
-from inr_kernels.cli import arguments, networks
+from inr_kernels.cli import arguments, demo, networks
 from inr_kernels.models import LIIF, Inpainter, Network
 from inr_kernels.models.data import images
 from inr_kernels.models.data.masks import KINDS
+from inr_kernels.models.data.photographs import HELD_OUT, photographs
 from inr_kernels.models.evaluation.fitting import FITS
 from inr_kernels.models.evaluation.metrics import CONVENTIONS
 from inr_kernels.models.evaluation.samples import PRESETS
@@ -62,16 +63,22 @@ def test_info_marks_the_requested_backend(capsys, monkeypatch, name):
     assert f"\nINR_KERNELS_BACKEND {name}\n" in out
 
 
-def test_demo(capsys, folder):
-    assert run("demo", "-o", "demo.png", "--scale", "9.5", "--repeat", "1") == 0
+def test_demo(capsys, folder, monkeypatch):
+    """With a smaller photograph; every panel shows something."""
+    (photo,) = photographs(HELD_OUT)
+    monkeypatch.setattr(demo, "photographs", lambda name: [photo.resize((200, 133))])
+    monkeypatch.setattr(demo, "PART", (0, 0, 192, 128))
+    assert run("demo", "-o", "demo.png", "--scale", "4.5", "--repeat", "1") == 0
     out = capsys.readouterr().out
-    for line in (r"plain PyTorch +[\d.]+ +1.0x", r"fused kernels +[\d.]+ +[\d.]+x", r"bicubic .* dB"):
-        assert re.search(rf"^{line}", out, re.MULTILINE)
-    assert float(re.search(r"Largest difference.*: (\S+)", out)[1]) < 2e-6
+    fill, upscale = out.split("\n\nEnlarge")
+    for job, baseline in ((fill, "smooth fill, bicubic"), (upscale, "bicubic")):
+        for line in (r"plain PyTorch +[\d.]+ +1.0x", r"fused kernels +[\d.]+ +[\d.]+x", f"{baseline} .* dB"):
+            assert re.search(rf"^{line}", job, re.MULTILINE)
+        assert float(re.search(r"Largest difference.*: (\S+)", job)[1]) < 2e-6
     with Image.open("demo.png") as image:
         sheet = numpy.asarray(image)
-    panels = [part for half in numpy.array_split(sheet, 2) for part in numpy.array_split(half, 3, 1)]
-    assert len(panels) == 6 and all(panel.std() > 9 for panel in panels)
+    panels = [part for row in numpy.array_split(sheet, 3) for part in numpy.array_split(row, 3, 1)]
+    assert len(panels) == 9 and all(panel.std() > 9 for panel in panels)
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,8 @@ def test_a_mask_of_one_colour(value):
 
 
 def test_options(monkeypatch):
-    DEAR(DEARConfig(channels=8, features=4, blocks=1, filter_blocks=1, hidden=(8,))).save("tiny.safetensors")
+    config = DEARConfig(channels=8, features=4, blocks=1, filter_blocks=1, norm="none", hidden=(8,))
+    DEAR(config).save("tiny.safetensors")
     words = ["RGB.png", "--mask", "mask.png", "--scale", "2", "--model", "tiny.safetensors", "--threads", "3"]
     assert run(*words, "--workspace", "1", "--backend", "reference", "-o", "a.png") == 0
     assert torch.get_num_threads() == 3
@@ -133,6 +134,7 @@ def test_options(monkeypatch):
     for tile in (0, 32, 4):  # the image fits into one tile of 32
         assert run(*words, "--tile", tile, "-o", f"tile{tile}.png") == 0
     assert (pixels("tile0.png") == pixels("tile32.png")).all() and (pixels("tile4.png") != pixels("tile32.png")).any()
+    assert (pixels("tile0.png") == pixels("b.png")).all()  # the default
     assert run(*words[:-4], "--model", "dear", "-o", "c.png") == 0
     assert (pixels("c.png") != pixels("b.png")).any()
 
@@ -241,6 +243,22 @@ def test_progress_reaches_the_end(monkeypatch):
             "argument --tile: applies to DEAR only, not to IN2; got 0",
         ),
         (
+            ("RGB.png", "--mask", "mask.png", "-o", "o.png", "--model", "dear.safetensors", "--tile", "8"),
+            "argument --tile: must be 0 for a DEAR with instance norm; got 8",
+        ),
+        (
+            ("RGB.png", "--mask", "mask.png", "-o", "o.png", "--hd-strategy", "crop", "--scale", "2"),
+            "argument --hd-strategy crop: works at the input's size 14x9 only; got --scale 2",
+        ),
+        (
+            ("RGB.png", "--mask", "mask.png", "-o", "o.png", "--hd-strategy", "Crop", "--batch-size", "2"),
+            "argument --batch-size: must be 1 with --hd-strategy crop; got 2",
+        ),
+        (
+            ("RGB.png", "--mask", "mask.png", "-o", "o.png", "--suffix", "_new"),
+            "argument --suffix: applies where the output is a folder; got _new",
+        ),
+        (
             ("RGB.png", "--mask", "mask.png", "-o", "o.png", "--model", "lama.safetensors", "--scale", "2"),
             "LaMa fills at the input's size 14x9 only; got --scale 2",
         ),
@@ -260,6 +278,7 @@ def test_progress_reaches_the_end(monkeypatch):
 )
 def test_wrong_command_lines(capsys, words, message):
     LaMa(LaMaConfig(features=8, blocks=1)).save("lama.safetensors")
+    DEAR(DEARConfig(channels=8, features=4, blocks=1, filter_blocks=1, hidden=(8,))).save("dear.safetensors")
     refused(capsys, 2, message, *words)
 
 

@@ -9,8 +9,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from inr_kernels.models import DEAR, DEARConfig
+from inr_kernels.models.dear.config import SMALL
 from inr_kernels.models.dear.losses import dear_loss, sample_queries
-from inr_kernels.models.dear.network import SMALL
 
 TINY = DEARConfig(channels=16, features=6, blocks=2, filter_blocks=1, hidden=(12, 10))
 CONFIGS = {
@@ -223,7 +223,7 @@ def test_bands():
 
 def test_tiles():
     """A tile is the middle of the map of its surroundings; a tile larger than the image changes nothing."""
-    model, _ = network()
+    model, _ = network(norm="none")
     image, mask = example(13, 30)
     mask = mask / 2
     close(model.predict(image, mask, tile=30), model.predict(image, mask), 1e-12)
@@ -235,6 +235,19 @@ def test_tiles():
     close(encoded[..., 8:, 16:24], part[..., 4:, 4:12], 1e-12)
     model._encode_tiles(seen, mask, 5).sum().backward()
     assert model.encoder[0].weight.grad.any()
+
+
+@pytest.mark.parametrize("mask_keys", [False, True])
+def test_progress(mask_keys):
+    """Attention is most of the work of a large image: its rows are reported, which changes nothing."""
+    model, seen = network(mask_keys=mask_keys)[0], [0.0]
+    image, mask = example(70, 40)
+    out = model.inpaint(image, mask / 2, progress=lambda done, total: seen.append(done / total))
+    close(out, model.inpaint(image, mask / 2), 1e-12)
+    convolutions, attention, rendering = model._work(image, (70, 40))
+    steps = [after - before for before, after in itertools.pairwise(seen)]
+    assert min(steps) > 0 and seen[-1] == 1 and attention > 2 * (convolutions + rendering)
+    assert max(steps) < 0.05 or mask_keys
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -276,6 +289,7 @@ IMAGE, MASK = torch.rand(2, 3, 8, 9), torch.zeros(2, 1, 8, 9)
         ((IMAGE, MASK), {"size": (9, 9), "scale": 2}, r"size must be None if scale is given; got \(9, 9\) and 2"),
         ((IMAGE, MASK), {"scale": float("nan")}, "scale must be positive and finite; got nan"),
         ((IMAGE, MASK), {"tile": 0}, "tile must be positive; got 0"),
+        ((IMAGE, MASK), {"tile": 8}, "tile must be None in a config with instance norm; got 8"),
         ((IMAGE, MASK), {"size": (0, 9)}, "size must be two positive integers"),
     ],
 )

@@ -12,11 +12,11 @@ from training_cases import batch, same
 
 from inr_kernels.models import DEAR, DEARConfig
 from inr_kernels.models.common.masking import known
+from inr_kernels.models.common.smooth import smooth_fill
 from inr_kernels.models.data import images
 from inr_kernels.models.data.masks import free_form_mask
 from inr_kernels.models.data.photographs import HELD_OUT, PART, TRAINED_ON, photographs
-from inr_kernels.models.common.smooth import smooth_fill
-from inr_kernels.models.dear.network import SMALL
+from inr_kernels.models.dear.config import SMALL
 from inr_kernels.models.evaluation.metrics import psnr
 from inr_kernels.models.evaluation.run import compare_joint
 from inr_kernels.models.training import config, dear

@@ -115,8 +115,8 @@ def test_progress(name, options):
     model, (image, mask), seen = network(name), example(), []
     encode, encoded = model.encode, []
 
-    def count(*args):
-        features = encode(*args)
+    def count(*args, **options):
+        features = encode(*args, **options)
         encoded.append(len(seen))
         return features
 

@@ -1,0 +1,93 @@
+"""Which pictures of a folder a command takes, with their masks and outputs."""
+
+import os
+from argparse import Namespace
+from pathlib import Path
+
+from inr_kernels.models.data import folders
+
+from .names import SUFFIXES, Names
+from .parsing import UsageError
+
+
+def listing(args: Namespace) -> tuple[list[Names], dict[str, str]]:
+    """Returns the files of each picture that `args.inputs` name, sorted, and why others cannot be used, by their names.
+
+    Outputs are in the folder `args.output`, in subfolders as the pictures. A picture that is the output of another, as
+    of an earlier run with --suffix in the same folder, is left out; so is what lies in the output's folder.
+
+    Raises:
+        UsageError: an output would replace a picture or a mask, or that of another picture.
+        ValueError: there is no picture.
+    """
+    found = _pictures(args)
+    outputs = {path: _output(args, relative, path) for path, relative in found.items()}
+    made = {os.path.realpath(output) for output, _ in outputs.values()}
+    for path in found:
+        if os.path.realpath(outputs[path][0]) == os.path.realpath(path):
+            rule = "output must be another folder than the input's, unless --suffix is given"
+            raise UsageError(f"{rule}; got {args.output}")
+    found = {path: relative for path, relative in found.items() if os.path.realpath(path) not in made}
+    masks, failures = _masks(args, found)
+    names: dict[str, Names] = {}
+    for path in (path for path in found if path not in failures):
+        output, extension = outputs[path]
+        if output in names:
+            raise UsageError(f"{names[output].input} and {path} would have one output, {output}")
+        names[output] = Names(path, masks.get(path, ""), output, extension)
+    for mask in masks.values():
+        if os.path.realpath(mask) in made:
+            raise UsageError(f"output must be another folder than the masks'; got {args.output}")
+    return [names[output] for output in sorted(names)], failures
+
+
+def _pictures(args: Namespace) -> dict[str, str]:
+    """The pictures' paths, and their paths in the folder or pattern that holds them."""
+    output, found = Path(os.path.realpath(args.output)), {}
+    for place in args.inputs:
+        inside = output != Path(os.path.realpath(place))  # then what the output's folder holds is left out
+        for relative, path in folders.files(place, args.recursive).items():
+            if not (inside and output in Path(os.path.realpath(path)).parents):
+                found[str(path)] = relative
+    if not found:
+        more = "" if args.recursive else "; --recursive searches subfolders"
+        raise ValueError(f"{' '.join(args.inputs)}: holds no pictures{more}")
+    return found
+
+
+def _masks(args: Namespace, found: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """The mask of each picture, and why others have none, by the picture; removes masks from `found`."""
+    if "mask" not in args:
+        return {}, {}
+    if os.path.isfile(args.mask):
+        return dict.fromkeys(found, args.mask), {}
+    drawn = {str(path): relative for relative, path in folders.files(args.mask, args.recursive).items()}
+    if drawn.keys() & found.keys():  # pictures and masks in one folder
+        drawn = {path: relative for path, relative in drawn.items() if folders.is_mask(_stem(relative))}
+        for path in drawn:
+            found.pop(path, None)
+    by_stem: dict[str, list[str]] = {}
+    for path, relative in drawn.items():
+        (stem,) = folders.masks_by_picture([_stem(relative)])
+        by_stem.setdefault(stem, []).append(path)
+    masks, failures = {}, {}
+    for path, relative in found.items():
+        match by_stem.get(_stem(relative), []):
+            case [mask]:
+                masks[path] = mask
+            case []:
+                failures[path] = f"has no mask in {args.mask}"
+            case several:
+                failures[path] = f"has several masks: {', '.join(several)}"
+    return masks, failures
+
+
+def _stem(relative: str) -> str:
+    return Path(relative).with_suffix("").as_posix()
+
+
+def _output(args: Namespace, relative: str, path: str) -> tuple[str, str]:
+    """The output's name and format: --format, else the picture's own if it can be written, else PNG."""
+    extension = Path(path).suffix if Path(path).suffix.lower() in SUFFIXES else ".png"
+    extension = f".{args.format}" if args.format else extension
+    return os.path.join(args.output, f"{_stem(relative)}{args.suffix}{extension}"), extension.lower()
