@@ -3,11 +3,11 @@
     python tests/support/compile_triton.py ARCH OP [--folder FOLDER] [--known FILE]
 
 ARCH: 80, 89, 90 or 120; OP: an op's name or "all". TRITON_INTERPRET must not be set. With a folder, the kernels' cubins
-are written there. With a file of known keys, one a line, kernels that have these keys are not compiled, and of them only
-the key is printed: it is a hash of Triton's version, the kernel's source and all that specializes it. The launches come
-from the ops' case modules: `compilations(dtype, arch)` of tests/support/<op>_cases.py calls the op's launch code with tensors of
-typical shapes and yields a label before each call. Triton is given a driver without a device, and each launch stops
-after its compilation, so that what is compiled is exactly what the launch code requests.
+are written there. With a file of known keys, one a line, kernels that have these keys are not compiled, and of them
+only the key is printed: a hash of Triton's version, the kernel's source and all that specializes it. The launches come
+from the ops' case modules: `compilations(dtype, arch)` of tests/support/<op>_cases.py calls the op's launch code with
+tensors of typical shapes and yields a label before each call. Triton is given a driver without a device, and each
+launch stops after its compilation, so that what is compiled is exactly what the launch code requests.
 """
 
 import argparse
