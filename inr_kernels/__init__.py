@@ -24,6 +24,7 @@ __all__ = [
     "neighborhood_attention_2d",
     "neighborhood_attention_2d_packed",
     "pixelwise_reconstruct",
+    "prove",
     "release_memory",
     "unmask_attention",
 ]
@@ -42,6 +43,7 @@ def _is_command() -> bool:
 if "torch" in sys.modules or not _is_command():
     from ._core.dispatch import backend, explain
     from ._core.native import release_memory
+    from ._core.proof import prove
     from .elementwise_filter import ElementwiseFilter, elementwise_filter, pixelwise_reconstruct
     from .fourier_unit import FourierUnit, fourier_unit
     from .integrations import accelerate

@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import functools
 import os
 import shutil
 import signal
@@ -126,35 +125,23 @@ def built_once(request, tmp_path_factory):
     return get
 
 
-def poisoned(make):
-    """`make`, whose new tensors are filled with NaN, or with the largest integer."""
-
-    @functools.wraps(make)
-    def wrapper(*args, **kwargs):
-        out = make(*args, **kwargs)
-        # Subclasses (fake, functional) and tensors that Dynamo traces have no memory.
-        if torch.compiler.is_compiling() or type(out) is not torch.Tensor or out.is_meta:
-            return out
-        if out.dtype == torch.bool:
-            return out
-        exact = not (out.is_floating_point() or out.is_complex())
-        with torch.no_grad():
-            return out.fill_(torch.iinfo(out.dtype).max if exact else float("nan"))
-
-    return wrapper
-
-
 @pytest.fixture(scope="session", autouse=True)
 def poison():
     """Makes output elements that a kernel does not write visible."""
-    from inr_kernels._core import native
+    from inr_kernels._core.proof.poison import poisoned_memory
 
-    with torch.device("cpu"):  # torch lists the functions that a default device applies to once: the unpatched ones
-        torch.empty(0)
-    makers = [(torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty"), (native, "empty_like")]
+    with poisoned_memory():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_verdicts(tmp_path_factory):
+    """Keeps the user's verdicts of `inr-kernels prove` out of the tests, and theirs out of the user's file."""
+    from inr_kernels._core import verdicts
+
+    path = tmp_path_factory.mktemp("cache") / "verdicts.json"
     with pytest.MonkeyPatch.context() as patch:
-        for owner, name in makers:
-            patch.setattr(owner, name, poisoned(getattr(owner, name)))
+        patch.setattr(verdicts, "file", lambda: path)
         yield
 
 

@@ -50,7 +50,7 @@ def why_not_triton(module: str, facts: Facts) -> str:
     """
     try:
         kernels = importlib.import_module(module)
-    except ImportError as error:
+    except Exception as error:  # of any kind, by a version of triton that does not fit
         return f"triton does not import ({error})"
     if facts.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"it takes CUDA tensors; these are on {facts.device} (TRITON_INTERPRET=1 runs it there, slowly)"

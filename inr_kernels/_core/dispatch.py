@@ -1,7 +1,8 @@
 """The choice of the backend that runs an op.
 
 Precedence: the `backend=` argument, then `with inr_kernels.backend(...)`, then the environment variable
-INR_KERNELS_BACKEND, then the default: the first backend of the op's table that can run. A requested backend that
+INR_KERNELS_BACKEND, then the default: the first backend of the op's table that can run; on a GPU the fastest of those
+that `inr-kernels prove` found right there and faster than the reference, else the reference. A requested backend that
 cannot run raises an error with the reason; falling back to the plain PyTorch reference by default warns once.
 """
 
@@ -9,16 +10,18 @@ import contextlib
 import contextvars
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 
+from . import devices, verdicts
 from .checks import result_dtype
 
 _in_context: contextvars.ContextVar[str] = contextvars.ContextVar("inr_kernels_backend", default="")
 _warned: set[str] = set()
+_ADVICE = "prove"  # in _warned: that a GPU's kernels are not proven
 OPS: dict[str, "Op"] = {}
 VARIABLE = "INR_KERNELS_BACKEND"
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -31,8 +34,21 @@ class Facts:
     device: torch.device
     dtype: torch.dtype
 
+    @property
+    def form(self) -> str:
+        """What specialises the kernels that run the call, the unit of a proof; "" if the call is not known as a whole.
+
+        Kernels of one form differ at most in details, so that one proof covers them.
+        """
+        return "any"
+
     def __str__(self) -> str:
         return f"{self.device}, {str(self.dtype).removeprefix('torch.')}"
+
+
+def up_to(value: int, *limits: int) -> str:
+    """The range that a size is in, for `Facts.form`: "to 64" or "above 256"."""
+    return next((f"to {limit}" for limit in limits if value <= limit), f"above {limits[-1]}")
 
 
 def call_facts(x: torch.Tensor, *args: Any, **kwargs: Any) -> Facts:
@@ -49,11 +65,13 @@ class Backend:
     backward: takes the gradients of the outputs, the saved outputs (as the op's backward schema orders them), the
         `Arguments`, and keywords that say which gradients are needed; returns them, None for those that are not. None:
         the op's autograd formula consists of differentiable ops.
+    is_proven: whether `inr-kernels prove` proves it, so that it may become a default; False if it is for comparison.
     """
 
     why_not: Callable[[Any], str]
     forward: Callable[..., Any]
     backward: Callable[..., Any] | None = None
+    is_proven: bool = True
 
 
 def always(facts: Facts) -> str:
@@ -63,6 +81,8 @@ def always(facts: Facts) -> str:
 
 class Op:
     """An op's table of backends, in order of preference, and the public function that calls the op.
+
+    On a GPU verdicts replace that order, see `default`.
 
     Args:
         name: the op's name in `torch.ops.inr_kernels`.
@@ -96,12 +116,15 @@ class Op:
         arguments, backend = self.select(*values)
         return backend.forward(arguments)
 
-    def select(self, *values: Any) -> tuple[Any, Backend]:
-        """The checked arguments, and the backend that runs them, from the values of the schema up to `backend`."""
+    def select(self, *values: Any, backward: bool = False) -> tuple[Any, Backend]:
+        """The checked arguments, and the backend that runs them, from the values of the schema up to `backend`.
+
+        backward: whether the op's backward runs, for which another backend may be the default.
+        """
         *fields, backend = values
         arguments = self.arguments(*fields)
         arguments.check()
-        return arguments, self.choose(backend, arguments.facts())
+        return arguments, self.choose(backend, arguments.facts(), backward)
 
     def fake(self, outputs: Callable[[Any], Any]) -> Callable[..., Any]:
         """The op's fake implementation: checks the arguments, and returns their `outputs`, without values."""
@@ -114,11 +137,12 @@ class Op:
 
         return run
 
-    def choose(self, argument: str | None, facts: Facts) -> Backend:
+    def choose(self, argument: str | None, facts: Facts, backward: bool = False) -> Backend:
         """The backend to run: the requested one or an error, else the first that can run.
 
         argument: the call's `backend=`. The context and the environment are read here, when the op runs: a compiled
             graph stores only the argument.
+        backward: see `select`.
         """
         requested, _ = _request(argument)
         if requested:
@@ -130,22 +154,46 @@ class Op:
             if reason := self.backends[requested].why_not(facts):
                 raise RuntimeError(f"backend {requested!r}{source} cannot run {self.name}: {reason}")
             return self.backends[requested]
-        reasons: dict[str, str] = {}
-        for name, backend in self.backends.items():
-            if not (reason := backend.why_not(facts)):
-                if name == "reference" and self.warns:
-                    self._warn_slow(reasons, facts)
-                return backend
-            reasons[name] = reason
-        raise RuntimeError(f"no backend can run {self.name}: {reasons}")
+        name = self.default(facts, backward)
+        if name == "reference" and self.warns:
+            self._warn_slow(facts)
+        return self.backends[name]
 
-    def _warn_slow(self, reasons, facts):
-        if self.name not in _warned:
+    def default(self, facts: Facts, backward: bool = False) -> str:
+        """The backend that runs a call without a request: the first of the table that can.
+
+        On a GPU: the fastest with a verdict that it is right and faster than the reference; else the reference.
+        """
+        names: Iterable[str] = self.backends
+        if devices.decide(facts.device):
+            proven = verdicts.fastest(self.name, facts, backward)
+            names = [*(name for name in proven if name in self.backends), "reference"]
+        found = next((name for name in names if not self.backends[name].why_not(facts)), None)
+        if found is None:
+            reasons = {name: backend.why_not(facts) for name, backend in self.backends.items()}
+            raise RuntimeError(f"no backend can run {self.name}: {reasons}")
+        return found
+
+    def _warn_slow(self, facts):
+        if devices.decide(facts.device):
+            self._advise(facts)
+        elif self.name not in _warned:
             _warned.add(self.name)
-            others = [name for name in self.backends if name not in (*reasons, "reference")]
-            hints = [f"backend={name!r} can run it" for name in others if not self.backends[name].why_not(facts)]
-            why = "; ".join([*(f"{name}: {reason}" for name, reason in reasons.items()), *hints])
-            warnings.warn(f"{self.name} runs on its slow PyTorch reference ({why})", stacklevel=2)
+            why_not = {name: backend.why_not(facts) for name, backend in self.backends.items() if name != "reference"}
+            hints = [f"{name}: {why}" if why else f"backend={name!r} can run it" for name, why in why_not.items()]
+            warnings.warn(f"{self.name} runs on its slow PyTorch reference ({'; '.join(hints)})", stacklevel=2)
+
+    def _advise(self, facts):
+        """Tells once per process how to turn the kernels on; not where verdicts have turned them off."""
+        if _ADVICE in _warned or not facts.form or verdicts.of_call(self.name, facts):
+            return
+        device = devices.find(facts.device)
+        if device is None or device.is_capturing():
+            return
+        _warned.add(_ADVICE)
+        from . import proof  # it imports this module
+
+        warnings.warn(proof.advice(self.name, device), stacklevel=2)
 
 
 def requested_backend(argument: str | None) -> str:
@@ -214,7 +262,7 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> str:
     """Prints, and returns, for each backend of an op whether it would run on these arguments, and if not, why.
 
     A mark shows which one does: the backend that the call, the context or the environment requests, else the
-    default.
+    default. A backend that `inr-kernels prove` has tried on this device has its verdict beside it.
 
     Args:
         op: the op's function or its name, e.g. `local_implicit_decode` or `"local_implicit"`.
@@ -249,11 +297,13 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> str:
     used, is_from_environment = _request(kwargs.get("backend"))
     mark = f"requested by {VARIABLE}" if is_from_environment else "requested"
     if not used:
-        used, mark = next((name for name, reason in reasons.items() if not reason), ""), "default"
+        used, mark = known.default(facts), "default"
     if used and used not in reasons:
         reasons[used] = f"{known.name} has no such backend"
     marks = {used: f"  <- {mark}"}
-    lines = [f"  {name:10s} {reason or 'runs'}{marks.get(name, '')}" for name, reason in reasons.items()]
+    form = facts.form if len(args) + len(kwargs) > 1 else ""  # of the tensor alone it would be another call's
+    notes = {name: reason or f"runs{verdicts.note(known.name, name, facts, form)}" for name, reason in reasons.items()}
+    lines = [f"  {name:10s} {note}{marks.get(name, '')}" for name, note in notes.items()]
     text = "\n".join([f"{known.name} on {facts}", *lines])
     print(text)
     return text

@@ -3,13 +3,18 @@
 import argparse
 from importlib.metadata import version
 
-from .descriptions import DEMO, DESCRIPTION, EVALUATE, EXPORT, INFO, INPAINT, TRAIN, UPSCALE
-from .parsing import Parser, gigabytes, megabytes, model, name_suffix, positive, scales, size
+from .descriptions import DEMO, DESCRIPTION, EVALUATE, EXPORT, INFO, INPAINT, PROVE, TRAIN, UPSCALE
+from .parsing import Parser, device, gigabytes, megabytes, model, name_suffix, positive, scales, size
 
 # Of the commands; tests compare these with what the modules that import torch define.
 FORMATS = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff")
 MAX_THREADS = 1024  # torch crashes with some ten thousand
 BACKENDS = ("cpu", "cuda", "triton", "reference")
+OPERATORS = (
+    *("conv3x3", "elementwise_filter", "fourier_unit", "local_implicit", "local_texture", "neighborhood_attention"),
+    "unmask_attention",
+)
+DTYPES = ("float32", "tf32", "bfloat16", "float16", "float64")
 NETWORKS = {"upscale": ("liif",), "inpaint": ("dear", "in2")}
 NETWORKS["export"] = NETWORKS["evaluate"] = ("liif", "dear", "in2")
 CONVENTIONS = ("plain", "liif", "liif-div2k", "lama", "coordfill", "dear", "in2")
@@ -37,6 +42,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_export(add("export", EXPORT))
     _add_train(add("train", TRAIN))
     add("info", INFO)
+    _add_prove(add("prove", PROVE))
     _add_demo(add("demo", DEMO))
     return parser
 
@@ -263,6 +269,22 @@ def _add_computation(parser, megapixels, limits=True):
         help="refuse larger inputs; default: %(default)s",
     )
     group.add_argument("--quiet", action="store_true", default=None, help="show no progress bar")  # None: on terminals
+
+
+def _add_prove(parser):
+    parser.add_argument("--op", nargs="+", choices=OPERATORS, help="only these operators; default: all")
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, help="only these; tf32: float32, rounded in products")
+    parser.add_argument(
+        "--device", type=device, metavar="N|cpu", help="a GPU's number, or cpu; default: each GPU, one of a kind"
+    )
+    parser.add_argument("--quick", action="store_true", help="only each operator's most used form, measured less long")
+    parser.add_argument("--missing", action="store_true", help="only what has no verdict yet")
+    parser.add_argument("--quiet", action="store_true", default=None, help="show no progress bar")
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument(
+        "--list", action="store_true", help="show the verdicts that are stored, of all devices, and stop"
+    )
+    action.add_argument("--forget", action="store_true", help="delete verdicts, and stop")
 
 
 def _add_demo(parser):

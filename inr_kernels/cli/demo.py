@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 
 from inr_kernels import backend as requested_backend
 from inr_kernels import release_memory
+from inr_kernels._core.devices import processor
 from inr_kernels._core.files import replace_file
 from inr_kernels.models import DEAR, LIIF
 from inr_kernels.models.common.masking import known
@@ -24,7 +25,6 @@ from inr_kernels.models.data import images
 from inr_kernels.models.data.photographs import HELD_OUT, PART, photographs
 from inr_kernels.models.evaluation.metrics import psnr
 
-from .machine import processor
 from .parsing import UsageError
 from .sheet import Block, Panel, draw
 

@@ -1,8 +1,8 @@
 """What the help of each command says before its options. Imports nothing."""
 
 DESCRIPTION = (
-    "Enlarge pictures, fill their holes, measure quality, train and export networks, show what this machine runs, or"
-    " compare speed and quality in a demo."
+    "Enlarge pictures, fill their holes, measure quality, train and export networks, show what this machine runs, prove"
+    " kernels on this machine's GPU, or compare speed and quality in a demo."
 )
 
 UPSCALE = """\
@@ -114,7 +114,25 @@ INFO = """\
 Show this machine, the installed versions, and which implementation of each operator runs here.
 
 Each operator's implementations are listed in the order in which they are tried, with the reason if one does not run.
-"<-" marks the one that is used, which the environment variable INR_KERNELS_BACKEND can change."""
+"<-" marks the one that is used, which the environment variable INR_KERNELS_BACKEND can change. "proof" says what
+`inr-kernels prove` found about it on this device."""
+
+PROVE = """\
+Check every kernel on this machine's GPU, and turn on those that are right and faster than plain PyTorch.
+
+  inr-kernels prove
+  inr-kernels prove --op local_implicit --dtype bfloat16 --quick
+  inr-kernels prove --device cpu
+  inr-kernels prove --list
+
+Each operator, implementation, dtype and form of the call is tried in a process of its own, forward and backward:
+against float64, twice for the same bits, then against the time of plain PyTorch. What crashes, hangs, is wrong or slow
+stays off, and the rest goes on. The result is a table, and a file in your cache directory that new processes read: from
+then on the kernels that are on run on this GPU without a request. It holds for this kind of GPU, driver, torch, triton
+and version of the kernels. After an interruption, --missing continues.
+
+On a CPU the C++ kernels run without a proof: --device cpu only shows it. The environment variable
+INR_KERNELS_PROVE=auto starts a proof in the background when a program first uses an unproven GPU."""
 
 DEMO = """\
 Fill and enlarge a photograph with plain PyTorch and with the fused kernels, and compare.

@@ -1,18 +1,8 @@
-"""Facts about this machine: processor and free memory."""
+"""Facts about this machine: its free memory."""
 
 import contextlib
 import os
-import platform
 from pathlib import Path
-
-
-def processor() -> str:
-    """The processor's name."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def free_memory() -> int | None:

@@ -78,6 +78,11 @@ def name_suffix(text: str) -> str:
     return text
 
 
+def device(text: str) -> int | str:
+    """Parses a GPU's number, or "cpu"."""
+    return text if text == "cpu" else positive(int, or_zero=True)(text)
+
+
 def megabytes(text: str) -> int:
     """Parses a number of megabytes (2^20 bytes) to bytes."""
     return positive(int)(text) << 20

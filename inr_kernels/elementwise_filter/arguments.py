@@ -1,13 +1,15 @@
 """The arguments of the op elementwise_filter: the names of its options, its output's size, its bounds checks."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
+from inr_kernels._core import dispatch
 from inr_kernels._core.backends import PADDINGS
 from inr_kernels._core.checks import is_positive_int, require, require_match, require_tensor, shape
-from inr_kernels._core.dispatch import Facts
 
 NORMALIZATIONS = {"none": 0, "taps": 1, "all": 2}  # the values of `Normalize` in csrc/inr.h
 
@@ -25,6 +27,19 @@ def output_size(
     radii = reach(kernel_size, dilation) if padding == "valid" else (0, 0)
     height, width = (n - 2 * r for n, r in zip(size, radii, strict=True))
     return -(-height * upscale // stride), -(-width * upscale // stride)
+
+
+@dataclass(frozen=True)
+class Facts(dispatch.Facts):
+    """Device, dtype, the number of taps, and their normalization."""
+
+    taps: int = 0
+    normalize: str = "none"
+
+    @property
+    def form(self) -> str:
+        """The number of taps, and their normalization."""
+        return f"taps {dispatch.up_to(self.taps, 9, 25)}, normalize {self.normalize}" if self.taps else ""
 
 
 class Arguments(NamedTuple):
@@ -46,7 +61,7 @@ class Arguments(NamedTuple):
 
     def facts(self) -> Facts:
         """What decides on the backend."""
-        return Facts(self.x.device, self.x.dtype)
+        return Facts(self.x.device, self.x.dtype, math.prod(self.kernel_size), self.normalize)
 
     def out_shape(self) -> tuple[int, ...]:
         """[dilations, B, C, Ho, Wo]."""

@@ -2,17 +2,34 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from inr_kernels._core import dispatch
-from inr_kernels._core.checks import apply_autocast, is_positive_int, require, require_tensor, shape, without_autocast
+from inr_kernels._core.checks import (
+    apply_autocast,
+    is_positive_int,
+    require,
+    require_tensor,
+    result_dtype,
+    shape,
+    without_autocast,
+)
 
 from . import op, reference
-from .arguments import Arguments, check_kernel_size, check_options, check_tensors, check_window
+from .arguments import Arguments, Facts, check_kernel_size, check_options, check_tensors, check_window
 
 
-@op.OP.public()
+def _facts(
+    x: torch.Tensor, *args: Any, kernel_size: int | Sequence[int] = (0, 0), normalize: str = "none", **kwargs: Any
+) -> Facts:
+    """What decides on the backend of a call, of which `explain` may be given x only."""
+    sides = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+    return Facts(x.device, result_dtype(x), math.prod(sides), normalize)
+
+
+@op.OP.public(_facts)
 def elementwise_filter(
     x: torch.Tensor,
     kernel: torch.Tensor,

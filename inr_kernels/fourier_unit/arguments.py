@@ -1,14 +1,27 @@
 """The arguments of the ops fourier_unit and conv3x3: the names of their options, their bounds checks."""
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
+from inr_kernels._core import dispatch
 from inr_kernels._core.checks import require, require_match, require_tensor, shape
-from inr_kernels._core.dispatch import Facts
 
 NORMS = ("ortho", "backward", "forward")
 PADDINGS = ("reflect", "zeros")  # of conv3x3
+
+
+@dataclass(frozen=True)
+class Facts(dispatch.Facts):
+    """Device, dtype and the longer side of the image."""
+
+    side: int = 0
+
+    @property
+    def form(self) -> str:
+        """The longer side: small transforms are matrix products on a GPU."""
+        return f"side {dispatch.up_to(self.side, 64)}" if self.side else ""
 
 
 class Arguments(NamedTuple):
@@ -25,7 +38,7 @@ class Arguments(NamedTuple):
 
     def facts(self) -> Facts:
         """What decides on the backend."""
-        return Facts(self.x.device, self.x.dtype)
+        return Facts(self.x.device, self.x.dtype, max(self.x.shape[2:]))
 
     def out_shape(self) -> tuple[int, ...]:
         """[B, O, H, W]."""
@@ -60,9 +73,9 @@ class ConvolutionArguments(NamedTuple):
     relu: bool
     padding: str
 
-    def facts(self) -> Facts:
+    def facts(self) -> dispatch.Facts:
         """What decides on the backend."""
-        return Facts(self.x.device, self.x.dtype)
+        return dispatch.Facts(self.x.device, self.x.dtype)
 
     def out_shape(self) -> tuple[int, ...]:
         """[B, O, H, W]."""

@@ -15,8 +15,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from inr_kernels._core import dispatch
+from inr_kernels._core.checks import result_dtype
 from inr_kernels._core.hooks import has_hooks
 from inr_kernels.neighborhood_attention import neighborhood_attention_2d, neighborhood_attention_2d_packed
+from inr_kernels.neighborhood_attention.arguments import Facts
 from inr_kernels.neighborhood_attention.functional import check_pair
 
 from . import class_swap, probe
@@ -198,9 +200,19 @@ def _why_not_this_call(module, x):
     )
     if not fits:
         return f"the input of a call is not [B, H, W, {_channels(module, kind)}] or is smaller than the window"
-    if x.device.type != "cpu" and not dispatch.requested_backend(None):
-        return f"on {x.device.type} our kernels are opt-in: with inr_kernels.backend('triton'):"
+    if not (x.device.type == "cpu" or dispatch.requested_backend(None) or _has_default_kernel(module, kind, x)):
+        return (
+            f"on {x.device.type} our kernels are off: run `inr-kernels prove`, or with inr_kernels.backend('triton'):"
+        )
     return ""
+
+
+def _has_default_kernel(module, kind, x):
+    """Whether one of our kernels runs this call without a request, as after a proof on a GPU."""
+    if torch.compiler.is_compiling():  # which cannot trace the search
+        return False
+    facts = Facts(x.device, result_dtype(x), _rpb(module) is not None, dim=getattr(module, kind.width))
+    return dispatch.OPS["neighborhood_attention"].default(facts) != "reference"
 
 
 def _why_not_without_dropout(name, dropout):

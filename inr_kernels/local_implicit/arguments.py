@@ -12,9 +12,18 @@ from inr_kernels._core.checks import require, require_match, require_tensor, sha
 
 @dataclass(frozen=True)
 class Facts(dispatch.Facts):
-    """Device, dtype and the widths of the layers, from the hoisted one on."""
+    """Device, dtype, the widths of the layers, from the hoisted one on, and the place of the ensemble."""
 
     widths: tuple[int, ...] = ()
+    ensemble_first: bool = False
+
+    @property
+    def form(self) -> str:
+        """The width of the layers before the last, and the ensemble's place."""
+        if len(self.widths) < 2:
+            return ""
+        place = "first" if self.ensemble_first else "last"
+        return f"width {dispatch.up_to(max(self.widths[:-1]), 64, 128, 256)}, ensemble {place}"
 
 
 class Arguments(NamedTuple):
@@ -44,7 +53,8 @@ class Arguments(NamedTuple):
 
     def facts(self) -> Facts:
         """What decides on the backend."""
-        return Facts(self.hoisted.device, self.hoisted.dtype, (self.channels, *map(len, self.weights)))
+        widths = self.channels, *map(len, self.weights)
+        return Facts(self.hoisted.device, self.hoisted.dtype, widths, self.ensemble_first)
 
     def out_shape(self) -> tuple[int, ...]:
         """[B, R, S, out_channels]."""

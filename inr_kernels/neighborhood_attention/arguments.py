@@ -12,10 +12,16 @@ from inr_kernels._core.checks import is_positive_int, require, require_match, re
 
 @dataclass(frozen=True)
 class Facts(dispatch.Facts):
-    """Device, dtype, whether there is a relative position bias, and the scale (None: the default)."""
+    """Device, dtype, whether there is a relative position bias, the scale (None: the default), a head's width."""
 
     rpb: bool = False
     scale: float | None = None
+    dim: int = 1
+
+    @property
+    def form(self) -> str:
+        """The width of a head."""
+        return f"head {dispatch.up_to(self.dim, 32, 64, 128)}"
 
 
 class Arguments(NamedTuple):
@@ -32,7 +38,7 @@ class Arguments(NamedTuple):
     def facts(self) -> Facts:
         """What decides on the backend."""
         first = self.qkv[0]
-        return Facts(first.device, first.dtype, self.rpb is not None, self.scale)
+        return Facts(first.device, first.dtype, self.rpb is not None, self.scale, first.shape[-1])
 
     def unpack(self) -> Sequence[torch.Tensor]:
         """query, key and value, each [B, H, W, heads, dim]."""

@@ -14,7 +14,7 @@ from .arguments import Arguments, Facts, check_causal, check_pair, check_tensors
 
 def _facts(query: torch.Tensor, *args: Any, rpb: Any = None, scale: float | None = None, **kwargs: Any) -> Facts:
     """What decides on the backend of a call, of which `explain` may be given query only."""
-    return Facts(query.device, result_dtype(query), rpb is not None, scale)
+    return Facts(query.device, result_dtype(query), rpb is not None, scale, query.shape[-1])
 
 
 @op.OP.public(_facts)

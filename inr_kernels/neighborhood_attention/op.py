@@ -147,16 +147,16 @@ OP = Op(
     {
         "cpu": Backend(backends.why_not_cpu, _cpu_forward, _cpu_backward),
         "reference": Backend(always, run_reference, _reference_backward),
-        # After the reference, so opt-in: Triton until the test suite has passed on a GPU, NATTEN for comparisons.
+        # After the reference, so opt-in where no verdict decides.
         "triton": backends.triton_backend(f"{__package__}.triton_kernels"),
-        "natten": Backend(_why_not_natten, run_natten, _natten_backward),
+        "natten": Backend(_why_not_natten, run_natten, _natten_backward, is_proven=False),
     },
 )
 
 
 def _backward(grad, grad_lse, lse, *args):
     *args, needs = args
-    a, backend = OP.select(*args)
+    a, backend = OP.select(*args, backward=True)
     a.check_saved(grad, grad_lse, lse, needs)
     return schema_results(backend.backward(grad, grad_lse, lse, a, needs=needs), like=grad)
 

@@ -15,6 +15,11 @@ class Facts(dispatch.Facts):
 
     channels: int = 1
 
+    @property
+    def form(self) -> str:
+        """The number of channels."""
+        return f"channels {dispatch.up_to(self.channels, 64, 128, 256)}"
+
 
 class Arguments(NamedTuple):
     """The op's arguments before `backend`, as its schema orders them (op.py)."""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from inr_kernels._core import dispatch
+from inr_kernels._core import dispatch, verdicts
 from inr_kernels._core.backends import is_capturing
 from inr_kernels._core.checks import is_positive_int, require
 
@@ -22,11 +22,12 @@ class Graphed:
     A replay allocates only the result, a new tensor that later calls do not overwrite.
 
     The graph is captured by the first suitable call. It is captured again after the model's parameters or submodules
-    were replaced or moved, or when a global setting has changed: `inr_kernels.backend`, autocast or the float32 matmul
-    precision. In-place changes (an optimizer's step, `load_state_dict`) are seen by the next replay; changes of
-    anything else (an attribute, a hook) are not. The model's own forward runs instead for other shapes, for other
-    dtypes than those captured, on other devices than a GPU, in training mode, when gradients are required (so call it
-    under `torch.no_grad()`), under torch.compile and torch.func, and during the capture of another graph.
+    were replaced or moved, or when a global setting has changed: `inr_kernels.backend`, autocast, the float32 matmul
+    precision, or the verdicts of `inr_kernels.prove`. In-place changes (an optimizer's step, `load_state_dict`) are
+    seen by the next replay; changes of anything else (an attribute, a hook) are not. The model's own forward runs
+    instead for other shapes, for other dtypes than those captured, on other devices than a GPU, in training mode, when
+    gradients are required (so call it under `torch.no_grad()`), under torch.compile and torch.func, and during the
+    capture of another graph.
 
     Not for concurrent calls: a graph has one set of buffers. They hold the activations of one forward as long as this
     object exists.
@@ -143,11 +144,14 @@ class _Settings(NamedTuple):
     backend: str
     casts: torch.dtype | None
     precision: str
+    verdicts: int
 
 
 def _settings() -> _Settings:
     casts = torch.get_autocast_dtype(DEVICE) if torch.is_autocast_enabled(DEVICE) else None
-    return _Settings(dispatch.requested_backend(None), casts, torch.get_float32_matmul_precision())
+    return _Settings(
+        dispatch.requested_backend(None), casts, torch.get_float32_matmul_precision(), verdicts.generation()
+    )
 
 
 def record(run: Callable[[], torch.Tensor], device: torch.device) -> tuple[torch.Tensor, Callable[[], None]]:

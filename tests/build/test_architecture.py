@@ -20,7 +20,7 @@ NETWORKS = {path.parent.name for path in ROOT.glob("models/*/network.py")} - {"c
 
 # From the lowest to the highest: a module imports modules of lower layers only. <op>, inr_kernels and models are
 # the __init__ of an op, of the package and of models/; models.training is what the recipes of the networks share.
-OP_LAYERS = ["arguments", "triton_kernels", "reference", "op", "functional", "module", "<op>"]
+OP_LAYERS = ["arguments", "triton_kernels", "reference", "op", "functional", "problems", "module", "<op>"]
 LAYERS = ["_C", "_core", *OP_LAYERS, "integrations", "inr_kernels", "models.common", "<network>", "models"]
 LAYERS += ["models.data", "models.evaluation", "models.training", "<recipe>", "cli", "__main__"]
 # Layers that not every higher layer may import.
@@ -88,6 +88,9 @@ def test_every_layer_has_modules():
         ("fourier_unit.functional", "fourier_unit.triton_kernels", False),
         ("fourier_unit.op", "fourier_unit.functional", False),
         ("fourier_unit.module", "unmask_attention.functional", False),
+        ("fourier_unit.problems", "fourier_unit.functional", True),
+        ("fourier_unit.problems", "fourier_unit.triton_kernels", False),
+        ("_core.proof.problems", "fourier_unit.problems", False),
         ("integrations.liif", "local_implicit.op", True),
         ("integrations.liif", "models.liif.network", False),
         ("models.dear.network", "models.common.graphs", True),
@@ -159,7 +162,7 @@ def test_public_names():
     names |= {"LocalTextureDecoder", "local_texture_decode"}
     names |= {"ElementwiseFilter", "elementwise_filter", "pixelwise_reconstruct", "UnmaskAttention", "unmask_attention"}
     names |= {"NeighborhoodAttention2D", "neighborhood_attention_2d", "neighborhood_attention_2d_packed"}
-    names |= {"FourierUnit", "fourier_unit", "release_memory"}
+    names |= {"FourierUnit", "fourier_unit", "release_memory", "prove"}
     assert set(inr_kernels.__all__) == names | {"__version__"}
     assert not [name for name in inr_kernels.__all__ if not hasattr(inr_kernels, name)]
 

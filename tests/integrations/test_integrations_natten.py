@@ -25,6 +25,7 @@ from upstream_natten import (
 
 import inr_kernels
 from inr_kernels import accelerate
+from inr_kernels._core import dispatch
 from inr_kernels.integrations import class_swap, natten, restore
 
 PADDED = (Version15, Version146, Version142)
@@ -244,9 +245,12 @@ def test_other_devices_use_the_original_unless_a_backend_is_requested(log, monke
     monkeypatch.setattr(upstream_natten, "neighborhood_attention_generic", lambda query, *_, **__: query)
     x = feature(6, 7).to("meta")
     assert not is_accelerated(model, x)
-    assert "on meta our kernels are opt-in: with inr_kernels.backend('triton'):" in log.messages[-1]
+    reason = "on meta our kernels are off: run `inr-kernels prove`, or with inr_kernels.backend('triton'):"
+    assert reason in log.messages[-1]
     with inr_kernels.backend("reference"):
         assert natten._why_not_this_call(model, x) == ""
+    monkeypatch.setattr(dispatch.Op, "default", lambda op, facts: "triton")  # as by a verdict
+    assert natten._why_not_this_call(model, x) == ""
 
 
 def dilate(model):

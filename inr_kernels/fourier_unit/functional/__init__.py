@@ -1,6 +1,7 @@
 """The public functions of the Fourier unit: documentation, argument checks, autocast. conv3x3 has its own file."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -8,13 +9,18 @@ from inr_kernels._core import dispatch
 from inr_kernels._core.checks import is_positive_int, require, require_tensor, result_dtype, shape, without_autocast
 
 from .. import op, reference
-from ..arguments import Arguments, check_norm, check_weight, check_x, compute_dtype
+from ..arguments import Arguments, Facts, check_norm, check_weight, check_x, compute_dtype
 from .conv3x3 import conv3x3
 
 __all__ = ["conv3x3", "fourier_unit", "through_spectrum"]
 
 
-@op.OP.public()
+def _facts(x: torch.Tensor, *args: Any, **kwargs: Any) -> Facts:
+    """What decides on the backend of a call, of which `explain` may be given x only."""
+    return Facts(x.device, result_dtype(x), max(x.shape[2:]))
+
+
+@op.OP.public(_facts)
 def fourier_unit(
     x: torch.Tensor,
     weight: torch.Tensor,

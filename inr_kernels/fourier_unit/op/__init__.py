@@ -12,7 +12,7 @@ import importlib
 import torch
 
 from inr_kernels._core import backends, native
-from inr_kernels._core.dispatch import Backend, Facts, Op, always
+from inr_kernels._core.dispatch import Backend, Op, always
 from inr_kernels._core.registration import (
     define,
     fake_gradients,
@@ -23,7 +23,7 @@ from inr_kernels._core.registration import (
 )
 
 from .. import reference
-from ..arguments import Arguments
+from ..arguments import Arguments, Facts
 from . import dft_matmul, spectral_pipeline
 from .conv3x3 import CONV3X3, conv3x3, input_gradient, is_for_native
 
@@ -87,7 +87,7 @@ OP = Op(
     {
         "cpu": spectral_pipeline.backend(backends.why_not_cpu, STEPS["cpu"]),
         "reference": Backend(always, _reference_forward, _reference_backward),
-        # After the reference, so opt-in, until the test suite has passed on a GPU.
+        # After the reference, so opt-in where no verdict decides.
         "triton": spectral_pipeline.backend(functools.partial(backends.why_not_triton, _TRITON), STEPS["triton"]),
     },
 )
@@ -95,7 +95,7 @@ OP = Op(
 
 def steps(x: torch.Tensor, requested: str) -> spectral_pipeline.Steps:
     """The transforms and the product of the backend that runs a unit on x [B, C, H, W]; requested: its name or ""."""
-    chosen = OP.choose(requested, Facts(x.device, x.dtype))
+    chosen = OP.choose(requested, Facts(x.device, x.dtype, max(x.shape[2:])))
     return next(STEPS[name]() for name, backend in OP.backends.items() if backend is chosen)
 
 
@@ -107,7 +107,7 @@ def _outputs(a):
 
 def _backward(grad, mean, var, *args):
     *args, needs_x, needs_weight, needs_affine = args
-    a, backend = OP.select(*args)
+    a, backend = OP.select(*args, backward=True)
     a.check_saved(grad, mean, var)
     needs = needs_x, needs_weight, needs_affine, needs_affine
     return schema_results(backend.backward(grad, mean, var, a, needs=needs), like=a.weight)

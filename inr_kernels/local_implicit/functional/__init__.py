@@ -23,10 +23,16 @@ REPORTS, SHORTEST_BAND = 25, 16  # of `progress`: calls for an image, and the mi
 
 
 def _facts(
-    feat: torch.Tensor, coord: Any = None, cell: Any = None, weights: Sequence[torch.Tensor] = (), *_: Any, **__: Any
+    feat: torch.Tensor,
+    coord: Any = None,
+    cell: Any = None,
+    weights: Sequence[torch.Tensor] = (),
+    *_: Any,
+    ensemble_after: str = "last",
+    **__: Any,
 ) -> Facts:
     """What decides on the backend of a call, of which `explain` may be given feat only."""
-    return Facts(feat.device, result_dtype(feat), tuple(map(len, weights)))
+    return Facts(feat.device, result_dtype(feat), tuple(map(len, weights)), ensemble_after == "first")
 
 
 @op.OP.public(_facts)

@@ -25,7 +25,7 @@ def _facts(
     **__: Any,
 ) -> Facts:
     """What decides on the backend of a call, of which `explain` may be given coef only."""
-    return Facts(coef.device, result_dtype(coef), (coef.shape[1], *map(len, weights)))
+    return Facts(coef.device, result_dtype(coef), (coef.shape[1], *map(len, weights)) if weights else ())
 
 
 @op.TEXTURE.public(_facts)
