@@ -117,6 +117,7 @@ def test_equals_plain_pytorch(upsample, size):
         {"mlp_ratio": 1.5},
         {"group_convs": False},
         {"cell_scale": 2.0},
+        {"fill": "smooth"},
         {"activation": "sigmoid"},
         {"encoder": "strided"},
         {"encoder": "lama"},

@@ -1,5 +1,6 @@
 """IN²'s training: crops, steps, losses, and the quality of the shipped checkpoint."""
 
+import dataclasses
 import math
 from contextlib import nullcontext
 
@@ -9,6 +10,7 @@ import torch
 from training_cases import batch
 
 from inr_kernels.models import IN2, IN2Config
+from inr_kernels.models.common.smooth import smooth_fill
 from inr_kernels.models.data.crops import shape_of
 from inr_kernels.models.data.photographs import HELD_OUT, TRAINED_ON, photographs
 from inr_kernels.models.evaluation.run import compare_inpainting
@@ -23,8 +25,9 @@ def generator(seed=0):
 
 
 def loss(model, batch):
-    """Of the shipped recipe."""
-    terms = in2.Objective(config.load("in2_small"))(model, batch, nullcontext)
+    """L1 alone, with the missing pixels at five times the weight."""
+    options = config.load("in2_small", ["loss.l1=1", "loss.missing=5", "loss.l2=0"])
+    terms = in2.Objective(options)(model, batch, nullcontext)
     return sum(terms.values())
 
 
@@ -64,6 +67,22 @@ def test_training_lowers_the_loss():
     assert losses[-1] < 0.5 * losses[0]
 
 
+def test_a_start_has_the_features_of_a_checkpoint():
+    """Its output is still the smooth fill."""
+    whole, started = IN2(TINY).eval(), IN2(dataclasses.replace(TINY, fill="smooth")).eval()
+    torch.nn.init.ones_(started.decoder.head.weight)
+    in2.begin(started, whole)
+    assert torch.equal(started.encoder[0].down.ffc.convl2l.weight, whole.encoder[0].down.ffc.convl2l.weight)
+    image, mask = torch.rand(1, 3, 20, 24), (torch.rand(1, 1, 20, 24) < 0.3).float()
+    fill = smooth_fill(image * (1 - mask), mask)
+    torch.testing.assert_close(started.predict(image, mask), fill)
+    torch.testing.assert_close(IN2(dataclasses.replace(TINY, fill="smooth")).eval().predict(image, mask), fill)
+
+    in2.begin(again := IN2(SMALL).eval(), shipped := IN2.pretrained())
+    assert torch.equal(again.predict(image, mask), shipped.predict(image, mask))
+    assert (shipped.predict(image, mask) - fill).abs().max() > 1e-3
+
+
 def test_missing_pixels_have_a_higher_weight():
     image, mask = (tensor[:1] for tensor in batch("in2", 0, "area=1024"))
 
@@ -94,6 +113,7 @@ def test_notes_of_pretrained():
     model = IN2.pretrained()
     assert model.config == SMALL and not model.training and model.decoder.head.weight.dtype == torch.float32
     assert sum(p.numel() for p in model.parameters()) < 700_000
-    assert HELD_OUT not in TRAINED_ON
-    assert model.notes["trained_on"] == [f"skimage.data.{name}" for name in TRAINED_ON]
-    assert model.notes["psnr_mean_telea"].keys() == {"256x384", "253x381"}
+    trained_on = model.notes["trained_on"]
+    assert trained_on["scikit-image"] == TRAINED_ON and len(trained_on) == 2
+    assert model.notes["held_out"][0] == f"skimage.data.{HELD_OUT}" and HELD_OUT not in TRAINED_ON
+    assert model.notes["recipe"]["steps"] == model.notes["step"]
