@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from . import native
+from . import devices, native
 from .dispatch import Backend, Facts
 
 # The values of `Type` and `Padding` in csrc/inr.h.
@@ -137,4 +137,4 @@ def is_capturing(device: torch.device) -> bool:
 
 def precision() -> str:
     """`input_precision` of `tl.dot` for float32: follows torch.get_float32_matmul_precision()."""
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    return devices.float32_precision()

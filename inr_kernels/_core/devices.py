@@ -186,3 +186,11 @@ def _driver() -> str:
     except OSError:
         found = None
     return found[1] if found else str(getattr(torch._C, "_cuda_getDriverVersion", lambda: "unknown")())
+
+
+def float32_precision() -> str:
+    """Returns "ieee", or "tf32" where torch may round the factors of float32 matrix products on a GPU."""
+    try:
+        return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    except RuntimeError:  # it was set by torch's newer function, after which the older one cannot be asked
+        return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"

@@ -64,8 +64,13 @@ class Verdict:
         return forward, backward
 
     def is_on(self, backward: bool = False) -> bool:
-        """Whether the forward, or the backward, is right and faster than plain PyTorch."""
-        return not self.reason and (self.speedups is None or self.speedups[backward] > 1)
+        """Whether the forward, or the backward, is right and faster than plain PyTorch.
+
+        A backward is on only with its forward: it was proven on what that saves.
+        """
+        if self.reason:
+            return False
+        return self.speedups is None or (self.speedups[0] > 1 and (not backward or self.speedups[1] > 1))
 
     @property
     def state(self) -> str:
@@ -75,7 +80,7 @@ class Verdict:
         forward, backward = self.is_on(), self.is_on(backward=True)
         if forward == backward:
             return "on" if forward else "off: not faster"
-        return "forward on; backward off: not faster" if forward else "backward on; forward off: not faster"
+        return "forward on; backward off: not faster"
 
     def __str__(self) -> str:
         return self.state + (f" ({self.speedups[0]:.1f}×, {self.speedups[1]:.1f}×)" if self.speedups else "")
@@ -95,7 +100,7 @@ def generation() -> int:
 def dtype_name(facts: "Facts") -> str:
     """The dtype of a call in a verdict: "tf32" for float32 where verdicts decide and matrix products may round."""
     if facts.dtype == torch.float32 and devices.decide(facts.device):
-        return "float32" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+        return "tf32" if devices.float32_precision() == "tf32" else "float32"
     return str(facts.dtype).removeprefix("torch.")
 
 
@@ -125,7 +130,10 @@ def fastest(op: str, facts: "Facts", backward: bool = False) -> list[str]:
 
 def file() -> Path | None:
     """The file of the verdicts; None where the user has no home directory."""
-    path = platformdirs.user_cache_path("inr-kernels", appauthor=False) / _NAME
+    try:
+        path = platformdirs.user_cache_path("inr-kernels", appauthor=False) / _NAME
+    except RuntimeError:  # of a user without an entry in the list of users
+        return None
     return path if path.is_absolute() else None
 
 

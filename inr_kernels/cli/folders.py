@@ -68,7 +68,8 @@ def _run_folder(task: Task) -> None:
         args.device = f"cuda:{os.environ.get('LOCAL_RANK', rank)}"
     pictures.prepare_computation(args)
     os.makedirs(args.output, exist_ok=True)
-    check_writable(os.path.join(args.output, "a"))
+    if todo:
+        _check_folder(args.output)
     task.open()
     with tqdm(total=len(todo), bar_format=BAR, disable=args.quiet) as bar:
         run = _Run(task, bar)
@@ -80,6 +81,14 @@ def _run_folder(task: Task) -> None:
         _report(args.output, results)
     if any(result.failures for result in results):
         raise SystemExit(1)
+
+
+def _check_folder(folder: str) -> None:
+    """Raises the OSError, with the folder's name, of a folder in which no file can be made."""
+    try:
+        check_writable(os.path.join(folder, ".inr-kernels"))
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, folder) from error
 
 
 def _rank() -> tuple[int, int]:

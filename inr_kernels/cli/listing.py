@@ -14,7 +14,8 @@ def listing(args: Namespace) -> tuple[list[Names], dict[str, str]]:
     """Returns the files of each picture that `args.inputs` name, sorted, and why others cannot be used, by their names.
 
     Outputs are in the folder `args.output`, in subfolders as the pictures. A picture that is the output of another, as
-    of an earlier run with --suffix in the same folder, is left out; so is what lies in the output's folder.
+    of an earlier run with --suffix in the same folder, is left out; so is what lies in the output's folder, if that is
+    inside the folder that is searched.
 
     Raises:
         UsageError: an output would replace a picture or a mask, or that of another picture.
@@ -45,7 +46,8 @@ def _pictures(args: Namespace) -> dict[str, str]:
     """The pictures' paths, and their paths in the folder or pattern that holds them."""
     output, found = Path(os.path.realpath(args.output)), {}
     for place in args.inputs:
-        inside = output != Path(os.path.realpath(place))  # then what the output's folder holds is left out
+        root = folders.searched(place)
+        inside = root is not None and Path(os.path.realpath(root)) in output.parents
         for relative, path in folders.files(place, args.recursive).items():
             if not (inside and output in Path(os.path.realpath(path)).parents):
                 found[str(path)] = relative
@@ -59,13 +61,15 @@ def _masks(args: Namespace, found: dict[str, str]) -> tuple[dict[str, str], dict
     """The mask of each picture, and why others have none, by the picture; removes masks from `found`."""
     if "mask" not in args:
         return {}, {}
-    if os.path.isfile(args.mask):
-        return dict.fromkeys(found, args.mask), {}
     drawn = {str(path): relative for relative, path in folders.files(args.mask, args.recursive).items()}
-    if drawn.keys() & found.keys():  # pictures and masks in one folder
+    files = {os.path.realpath(path): path for path in found}
+    if os.path.isfile(args.mask):
+        found.pop(files.get(os.path.realpath(args.mask), ""), None)
+        return dict.fromkeys(found, args.mask), {}
+    if any(os.path.realpath(path) in files for path in drawn):  # pictures and masks in one folder
         drawn = {path: relative for path, relative in drawn.items() if folders.is_mask(_stem(relative))}
         for path in drawn:
-            found.pop(path, None)
+            found.pop(files.get(os.path.realpath(path), ""), None)
     by_stem: dict[str, list[str]] = {}
     for path, relative in drawn.items():
         (stem,) = folders.masks_by_picture([_stem(relative)])

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from inr_kernels._core import dispatch, verdicts
+from inr_kernels._core import devices, dispatch, verdicts
 from inr_kernels._core.backends import is_capturing
 from inr_kernels._core.checks import is_positive_int, require
 
@@ -149,9 +149,7 @@ class _Settings(NamedTuple):
 
 def _settings() -> _Settings:
     casts = torch.get_autocast_dtype(DEVICE) if torch.is_autocast_enabled(DEVICE) else None
-    return _Settings(
-        dispatch.requested_backend(None), casts, torch.get_float32_matmul_precision(), verdicts.generation()
-    )
+    return _Settings(dispatch.requested_backend(None), casts, devices.float32_precision(), verdicts.generation())
 
 
 def record(run: Callable[[], torch.Tensor], device: torch.device) -> tuple[torch.Tensor, Callable[[], None]]:

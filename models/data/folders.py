@@ -21,15 +21,23 @@ def files(place: str | os.PathLike[str], recursive: bool = True) -> dict[str, Pa
         place: a folder, a pattern such as photos/*.jpg (** stands for any folders), or a file of any name.
         recursive: whether subfolders of a folder are searched.
     """
-    if os.path.isfile(place):
+    root = searched(place)
+    if root is None:
         return {Path(place).name: Path(place)}
     if os.path.isdir(place):
-        root = Path(place)
         found: Iterable[Path] = root.rglob("*") if recursive else root.glob("*")
     else:
-        root = Path(*takewhile(lambda part: not glob.has_magic(part), Path(place).parts))
         found = map(Path, glob.iglob(os.fspath(place), recursive=True))
     return {path.relative_to(root).as_posix(): path for path in sorted(found) if _is_picture(path, root)}
+
+
+def searched(place: str | os.PathLike[str]) -> Path | None:
+    """Returns the folder that `files` searches: the place, or a pattern up to its first *; None for a file."""
+    if os.path.isfile(place):
+        return None
+    if os.path.isdir(place):
+        return Path(place)
+    return Path(*takewhile(lambda part: not glob.has_magic(part), Path(place).parts))
 
 
 def _is_picture(path: Path, root: Path) -> bool:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 import inr_kernels
 from inr_kernels import LocalImplicitDecoder
+from inr_kernels._core import dispatch
 from inr_kernels._core.checks import require
 from inr_kernels.local_implicit.functional import WORKSPACE
 
@@ -185,7 +186,7 @@ class DEAR(Inpainter):
     def _attend(self, feat: torch.Tensor, mask: torch.Tensor, progress: Progress) -> torch.Tensor:
         """E [B, C, H, W]; with `progress`, in bands of rows."""
         options: dict[str, Any] = {"mask_keys": self.config.mask_keys}
-        if progress is None or self.config.mask_keys or torch.is_grad_enabled():
+        if progress is None or self.config.mask_keys or torch.is_grad_enabled() or not self._skips_masked(feat):
             out = self._ops.unmask_attention(feat, mask, **options)
             if progress is not None:
                 progress(1, 1)
@@ -199,6 +200,12 @@ class DEAR(Inpainter):
             out[:, :, band] = self._ops.unmask_attention(feat, only, **options)[:, :, band]
             progress(min(top + step, height), height)
         return out
+
+    def _skips_masked(self, feat: torch.Tensor) -> bool:
+        """Whether attention computes nothing of masked pixels: so do the kernels, while the reference computes them."""
+        backend = dispatch.requested_backend(None)
+        facts = dispatch.Facts(feat.device, feat.dtype)
+        return not self.eager and (backend or dispatch.OPS["unmask_attention"].default(facts)) != "reference"
 
     def _filter(self, latent: torch.Tensor, guide: torch.Tensor) -> torch.Tensor:
         """Z + K_hp * Z."""

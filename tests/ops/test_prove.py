@@ -1,5 +1,7 @@
 """Proofs on a made-up GPU: bad backends, verdicts, the choice of the default, processes, and the file."""
 
+import dataclasses
+import itertools
 import json
 import os
 import re
@@ -8,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import made_up
 import platformdirs
@@ -214,6 +217,36 @@ def test_a_home_that_is_missing(monkeypatch):
     assert user_file().is_absolute()
     monkeypatch.setattr(platformdirs, "user_cache_path", lambda *_, **__: Path("~/.cache/inr-kernels"))
     assert user_file() is None
+
+    def unknown(*_, **__):
+        raise RuntimeError("could not determine the home directory")
+
+    monkeypatch.setattr(platformdirs, "user_cache_path", unknown)
+    assert user_file() is None
+
+
+def test_a_backward_is_on_only_with_its_forward():
+    """A kernel's backward reads what its forward saves, which was proven together."""
+    for forward, backward in itertools.product((0.5, 2.0), repeat=2):
+        made = dataclasses.replace(verdict("right"), reason="", kernel=(1.0, 1.0), reference=(forward, backward))
+        assert made.is_on() == (forward > 1)
+        assert made.is_on(backward=True) == (forward > 1 and backward > 1)
+
+
+def test_precision_set_by_either_function_of_torch(monkeypatch):
+    assert devices.float32_precision() == "ieee"
+    old = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    assert devices.float32_precision() == "tf32"
+    torch.set_float32_matmul_precision(old)
+
+    def refuses():
+        raise RuntimeError("mix of the legacy and new APIs")
+
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", refuses)
+    for precision in ("tf32", "ieee"):
+        monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(fp32_precision=precision))
+        assert devices.float32_precision() == precision
 
 
 def fork(run):
