@@ -107,7 +107,7 @@ def test_another_networks_file(name, path):
 def test_shipped_files_have_a_name(network):
     assert header(network.PRETRAINED)["network"] == network.NETWORK
     loaded, shipped = models.from_checkpoint(network.PRETRAINED), network.pretrained()
-    assert equal(loaded, shipped) and loaded.notes["held_out"] == "skimage.data.coffee"
+    assert equal(loaded, shipped) and "skimage.data.coffee" in loaded.notes["held_out"]
 
 
 def test_lama_ships_no_file():

@@ -33,7 +33,7 @@ def test_free_form_masks(size):
 
 def test_batches():
     """The queries of the whole target show what the input shows."""
-    image, mask, coord, cell, rgb = batch("dear", 1, "queries=0", "batch=3")
+    image, mask, coord, cell, rgb = batch("dear", 1, "queries=0", "batch=3", "side=40", "scales=[1,4]")
     side = 40
     assert image.shape == (3, 3, side, side) and mask.shape == (3, 1, side, side)
     n = round(2 / cell[0, 0].item())
