@@ -93,7 +93,7 @@ def _add_inpaint(parser):
     )
     group.add_argument(
         "--hd-strategy-crop-margin",
-        type=positive(int, or_zero=True),
+        type=positive(int),
         default=128,
         metavar="PIXELS",
         help="width of the surroundings; default: %(default)s",
@@ -202,9 +202,7 @@ def _add_output(parser):
         "--suffix", type=name_suffix, default="", metavar="TEXT", help="add this to the outputs' names, e.g. _large"
     )
     group.add_argument("--recursive", action="store_true", help="search subfolders, too, and keep them in the output")
-    group.add_argument(
-        "--overwrite", action="store_true", help="make outputs again that are there; default: they are finished"
-    )
+    group.add_argument("--overwrite", action="store_true", help="recompute outputs that exist; default: skip them")
     group.add_argument(
         "--batch-size",
         type=positive(int),
@@ -240,7 +238,7 @@ def _add_computation(parser, megapixels, limits=True):
     group.add_argument(
         "--backend",
         choices=BACKENDS,
-        help="implementation to compute with; default: the first that can run here (see `inr-kernels info`)",
+        help="implementation to compute with; default: see `inr-kernels info`",
     )
     group.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to compute; default: cpu")
     if limits:
@@ -275,7 +273,7 @@ def _add_prove(parser):
     parser.add_argument("--op", nargs="+", choices=OPERATORS, help="only these operators; default: all")
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, help="only these; tf32: float32, rounded in products")
     parser.add_argument(
-        "--device", type=device, metavar="N|cpu", help="a GPU's number, or cpu; default: each GPU, one of a kind"
+        "--device", type=device, metavar="N|cpu", help="a GPU's number, or cpu; default: one GPU of each model"
     )
     parser.add_argument("--quick", action="store_true", help="only each operator's most used form, measured less long")
     parser.add_argument("--missing", action="store_true", help="only what has no verdict yet")

@@ -62,7 +62,7 @@ def _run_folder(task: Task) -> None:
     args, (rank, processes) = task.args, _rank()
     names, failures = listing(args)
     names = names[rank::processes]  # of all pictures: which ones are finished changes while other processes work
-    todo = [one for one in names if args.overwrite or not os.path.exists(one.output)]
+    todo = [one for one in names if args.overwrite or not os.path.isfile(one.output)]
     args.quiet = True if rank else args.quiet
     if args.device == "cuda" and processes > 1:
         args.device = f"cuda:{os.environ.get('LOCAL_RANK', rank)}"
@@ -121,7 +121,7 @@ def _report(output: str, results: list[Result]) -> None:
     for name, message in failures.items():
         say(name, message)
     skipped = sum(result.skipped for result in results)
-    counts = {"written": sum(result.written for result in results), "there before": skipped, "failed": len(failures)}
+    counts = {"written": sum(result.written for result in results), "skipped": skipped, "failed": len(failures)}
     say(output, ", ".join(f"{count} {what}" for what, count in counts.items() if count or what == "written"))
 
 

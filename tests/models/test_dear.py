@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import inr_kernels
 from inr_kernels.models import DEAR, DEARConfig
 from inr_kernels.models.dear.config import SMALL
 from inr_kernels.models.dear.losses import dear_loss, sample_queries
@@ -394,19 +393,3 @@ def test_truncated_checkpoints(tmp_path, length):
 def test_missing_checkpoint(tmp_path):
     with pytest.raises(FileNotFoundError):
         DEAR.from_checkpoint(tmp_path / "none.safetensors")
-
-
-@pytest.mark.parametrize(("backend", "calls"), [("cpu", 12), ("reference", 1)])
-def test_attention_in_bands_where_masked_pixels_cost_nothing(monkeypatch, backend, calls):
-    """For the progress, which is finer then; the reference would compute all pixels in each band."""
-    model, made = DEAR(TINY).eval(), []
-    attend = inr_kernels.unmask_attention
-    monkeypatch.setattr(
-        inr_kernels, "unmask_attention", lambda *args, **options: made.append(1) or attend(*args, **options)
-    )
-    image, mask = torch.rand(1, 3, 12, 16), torch.zeros(1, 1, 12, 16)
-    mask[..., 3:6, 4:9] = 1
-    with inr_kernels.backend(backend):
-        out = model.inpaint(image, mask, progress=lambda done, total: None)
-        assert len(made) == calls
-        torch.testing.assert_close(out, model.inpaint(image, mask))

@@ -4,6 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
+import inr_kernels
 from inr_kernels.models import DEAR, IN2, DEARConfig, ImplicitAutoencoder, IN2Config, LaMa, LaMaConfig
 from inr_kernels.models.common.masking import blend, check_mask, known, output_size
 
@@ -275,3 +276,19 @@ def test_mask_keeps_a_floating_point_dtype():
     assert check_mask(IMAGE, MASK.double(), cpu).dtype == torch.double
     assert check_mask(IMAGE.half(), MASK.int(), cpu).dtype == torch.half
     assert check_mask(IMAGE, MASK[:, 0], cpu).shape == MASK.shape
+
+
+@pytest.mark.parametrize(("backend", "calls"), [("cpu", 12), ("reference", 1)])
+def test_attention_in_bands_where_masked_pixels_cost_nothing(monkeypatch, backend, calls):
+    """For the progress, which is finer then; the reference would compute all pixels in each band."""
+    model, made = DEAR(DEARConfig(channels=16, features=6, blocks=2, filter_blocks=1, hidden=(12, 10))).eval(), []
+    attend = inr_kernels.unmask_attention
+    monkeypatch.setattr(
+        inr_kernels, "unmask_attention", lambda *args, **options: made.append(1) or attend(*args, **options)
+    )
+    image, mask = torch.rand(1, 3, 12, 16), torch.zeros(1, 1, 12, 16)
+    mask[..., 3:6, 4:9] = 1
+    with inr_kernels.backend(backend):
+        out = model.inpaint(image, mask, progress=lambda done, total: None)
+        assert len(made) == calls
+        torch.testing.assert_close(out, model.inpaint(image, mask))

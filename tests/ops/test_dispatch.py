@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from op_backends import backends_of
 
 import inr_kernels
 from inr_kernels import LocalImplicitDecoder, explain, local_implicit_decode
-from inr_kernels._core import dispatch, native
+from inr_kernels._core import devices, dispatch, native
 from inr_kernels.local_implicit import op, reference
 
 
@@ -109,3 +110,19 @@ def test_slow_fallback_warns_once(monkeypatch):
 def test_explain_takes_tensors_without_data():
     text = inr_kernels.explain("local_implicit", torch.zeros(1, 4, 3, 3, device="meta"))
     assert text.startswith("local_implicit on meta, float32\n") and "it takes CPU tensors; these are on meta" in text
+
+
+def test_precision_set_by_either_function_of_torch(monkeypatch):
+    assert devices.float32_precision() == "ieee"
+    old = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    assert devices.float32_precision() == "tf32"
+    torch.set_float32_matmul_precision(old)
+
+    def refuses():
+        raise RuntimeError("mix of the legacy and new APIs")
+
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", refuses)
+    for precision in ("tf32", "ieee"):
+        monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(fp32_precision=precision))
+        assert devices.float32_precision() == precision

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 
 import made_up
 import platformdirs
@@ -231,22 +230,6 @@ def test_a_backward_is_on_only_with_its_forward():
         made = dataclasses.replace(verdict("right"), reason="", kernel=(1.0, 1.0), reference=(forward, backward))
         assert made.is_on() == (forward > 1)
         assert made.is_on(backward=True) == (forward > 1 and backward > 1)
-
-
-def test_precision_set_by_either_function_of_torch(monkeypatch):
-    assert devices.float32_precision() == "ieee"
-    old = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    assert devices.float32_precision() == "tf32"
-    torch.set_float32_matmul_precision(old)
-
-    def refuses():
-        raise RuntimeError("mix of the legacy and new APIs")
-
-    monkeypatch.setattr(torch, "get_float32_matmul_precision", refuses)
-    for precision in ("tf32", "ieee"):
-        monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(fp32_precision=precision))
-        assert devices.float32_precision() == precision
 
 
 def fork(run):

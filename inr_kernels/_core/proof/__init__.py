@@ -55,7 +55,7 @@ def prove(
         op: the name or the function of an op, or several names; None: all.
         dtype: "float32", "tf32" (float32 where torch.get_float32_matmul_precision() is not "highest"), "bfloat16",
             "float16" or "float64", or several; None: all.
-        device: a GPU's number, a device or its name, or "cpu"; None: each GPU, one of a kind.
+        device: a GPU's number, a device or its name, or "cpu"; None: one GPU of each model.
         quick: only the form of each op that networks use most, measured less long.
         missing: only what has no verdict yet, e.g. after an interruption.
         quiet: whether to show no progress bar; None: only on a terminal.
