@@ -162,9 +162,9 @@ def processor() -> str:
 
 @functools.cache
 def kernels_hash() -> str:
-    """A hash of everything that computes: the ops' kernels and their launches, and the compiled module."""
-    files = [*_PACKAGE.glob("_C*.so"), *_PACKAGE.glob("_C*.pyd")]
-    for name in ("op", "triton_kernels"):
+    """A hash of the compiled module, the ops' kernels and their launches, and of what a proof of them covers."""
+    files = [*_PACKAGE.glob("_C*.so"), *_PACKAGE.glob("_C*.pyd"), _PACKAGE / "_core/backends.py"]
+    for name in ("op", "triton_kernels", "arguments", "problems"):
         files += [*_PACKAGE.glob(f"*/{name}.py"), *_PACKAGE.glob(f"*/{name}/*.py")]
     digest = hashlib.sha256()
     for file in sorted(files):

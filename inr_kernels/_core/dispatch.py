@@ -138,7 +138,7 @@ class Op:
         return run
 
     def choose(self, argument: str | None, facts: Facts, backward: bool = False) -> Backend:
-        """The backend to run: the requested one or an error, else the first that can run.
+        """The backend to run: the requested one or an error, else `default`.
 
         argument: the call's `backend=`. The context and the environment are read here, when the op runs: a compiled
             graph stores only the argument.
@@ -174,8 +174,14 @@ class Op:
             raise RuntimeError(f"no backend can run {self.name}: {reasons}")
         return found
 
+    def is_provable(self, name: str) -> bool:
+        """Whether a proof can make a backend the default: not plain PyTorch under another name, or for comparisons."""
+        backend = self.backends[name]
+        return backend.is_proven and backend.forward is not self.backends["reference"].forward
+
     def _warn_slow(self, facts):
-        if devices.decide(facts.device):
+        able = (name for name, backend in self.backends.items() if not backend.why_not(facts))
+        if devices.decide(facts.device) and any(map(self.is_provable, able)):
             self._advise(facts)
         elif self.name not in _warned:
             _warned.add(self.name)
@@ -293,16 +299,19 @@ def explain(op: str | Callable[..., Any], *args: Any, **kwargs: Any) -> str:
     except (AttributeError, TypeError) as error:
         got = ", ".join(type(value).__name__ for value in (*args, *kwargs.values()))
         raise TypeError(f"args must be those of {known.function.__name__}, first a torch.Tensor; got {got}") from error
+    form = facts.form if len(args) + len(kwargs) > 1 else ""  # of the tensor alone it would be another call's
     reasons = {name: candidate.why_not(facts) for name, candidate in known.backends.items()}
     used, is_from_environment = _request(kwargs.get("backend"))
     mark = f"requested by {VARIABLE}" if is_from_environment else "requested"
-    if not used:
+    if not used and (form or not devices.decide(facts.device)):  # else it depends on the call
         used, mark = known.default(facts), "default"
     if used and used not in reasons:
         reasons[used] = f"{known.name} has no such backend"
     marks = {used: f"  <- {mark}"}
-    form = facts.form if len(args) + len(kwargs) > 1 else ""  # of the tensor alone it would be another call's
-    notes = {name: reason or f"runs{verdicts.note(known.name, name, facts, form)}" for name, reason in reasons.items()}
+    notes = {
+        name: reason or f"runs{verdicts.note(known.name, name, facts, form) if known.is_provable(name) else ''}"
+        for name, reason in reasons.items()
+    }
     lines = [f"  {name:10s} {note}{marks.get(name, '')}" for name, note in notes.items()]
     text = "\n".join([f"{known.name} on {facts}", *lines])
     print(text)

@@ -123,9 +123,13 @@ def table(device: Device) -> Table:
 
 
 def fastest(op: str, facts: "Facts", backward: bool = False) -> list[str]:
-    """The backends that are on for a call's forward, or for its backward, the fastest first."""
-    found = [verdict for verdict in of_call(op, facts) if verdict.is_on(backward)]
-    return [v.backend for v in sorted(found, key=lambda v: v.kernel[backward] if v.kernel else 0.0)]
+    """The backends that are on for a call's forward, the fastest first; for its backward at most the first of them.
+
+    The backward reads what the forward saves, and a proof runs each backend with itself.
+    """
+    found = [verdict for verdict in of_call(op, facts) if verdict.is_on()]
+    found.sort(key=lambda v: v.kernel[0] if v.kernel else 0.0)
+    return [v.backend for v in found[: 1 if backward else None] if v.is_on(backward)]
 
 
 def file() -> Path | None:

@@ -270,8 +270,8 @@ def _add_computation(parser, megapixels, limits=True):
 
 
 def _add_prove(parser):
-    parser.add_argument("--op", nargs="+", choices=OPERATORS, help="only these operators; default: all")
-    parser.add_argument("--dtype", nargs="+", choices=DTYPES, help="only these; tf32: float32, rounded in products")
+    parser.add_argument("--op", nargs="+", choices=OPERATORS, metavar="NAME", help="only these operators; default: all")
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, metavar="NAME", help="only these; default: all")
     parser.add_argument(
         "--device", type=device, metavar="N|cpu", help="a GPU's number, or cpu; default: one GPU of each model"
     )

@@ -113,9 +113,10 @@ pictures; checkpoints/, from which --resume continues with the same numbers. Nee
 INFO = """\
 Show this machine, the installed versions, and which implementation of each operator runs here.
 
-Each operator's implementations are listed in the order in which they are tried, with the reason if one does not run.
-"<-" marks the one that is used, which the environment variable INR_KERNELS_BACKEND can change. "proof" says what
-`inr-kernels prove` found about it on this device."""
+Each operator's implementations are listed with the reason if one does not run. On a CPU the first that can run is
+used; on a GPU the fastest that `inr-kernels prove` turned on for the call, else the reference. "<-" marks the one that
+is used, which the environment variable INR_KERNELS_BACKEND can change; where it depends on the call, none is marked.
+"proof" says what `inr-kernels prove` found about it on this device."""
 
 PROVE = """\
 Check every kernel on this machine's GPU, and turn on those that are right and faster than plain PyTorch.
@@ -130,6 +131,9 @@ against float64, twice for the same bits, then against the time of plain PyTorch
 stays off, and the rest goes on. The result is a table, and a file in your cache directory that new processes read: from
 then on the kernels that are on run on this GPU without a request. It holds for this kind of GPU, driver, torch, triton
 and version of the kernels. After an interruption, --missing continues.
+
+Operators are those of `inr-kernels info`. Dtypes are float32, tf32 (float32 with TF32 matrix products), bfloat16,
+float16 and float64.
 
 On a CPU the C++ kernels run without a proof: --device cpu only shows it. The environment variable
 INR_KERNELS_PROVE=auto starts a proof in the background when a program first uses an unproven GPU."""

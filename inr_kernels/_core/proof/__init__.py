@@ -75,16 +75,18 @@ def prove(
     """
     ops, names = _ops(op), _dtypes(dtype)
     made: list[Verdict] = []
-    for found in select(device):
-        with verdicts.proving(found, lambda: _say("waits for another process that proves", quiet)):
-            jobs = plan(found, ops, names, quick=quick)
-            if missing:
-                kept = {(*v.call, v.backend) for v in verdicts.stored().get(found.key, [])}
-                jobs = [job for job in jobs if (job.op, job.dtype, job.form, job.backend) not in kept]
-            for verdict in _prove(found, jobs, quiet):
-                verdicts.save(found.key, [verdict])
-                made.append(verdict)
-    verdicts.reread()
+    try:
+        for found in select(device):
+            with verdicts.proving(found, lambda: _say("waits for another process that proves", quiet)):
+                jobs = plan(found, ops, names, quick=quick)
+                if missing:
+                    kept = {(*v.call, v.backend) for v in verdicts.stored().get(found.key, [])}
+                    jobs = [job for job in jobs if (job.op, job.dtype, job.form, job.backend) not in kept]
+                for verdict in _prove(found, jobs, quiet):
+                    verdicts.save(found.key, [verdict])
+                    made.append(verdict)
+    finally:  # what was found before an interrupt holds, too
+        verdicts.reread()
     return made
 
 
@@ -144,10 +146,9 @@ def plan(device: Device, ops: Iterable[Op], dtypes: Iterable[str], *, quick: boo
 
 
 def _is_proven(op, name, device):
-    """Whether a backend can become a default on the device: not plain PyTorch under another name."""
-    backend, reference = op.backends[name], op.backends["reference"]
+    """Whether a backend can become a default on the device."""
     interpreted = name == "triton" and device.torch.type == "cpu"
-    return backend.is_proven and backend.forward is not reference.forward and not interpreted
+    return op.is_provable(name) and not interpreted
 
 
 def _why_not(backend, facts):
