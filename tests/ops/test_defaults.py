@@ -106,7 +106,7 @@ def test_every_call(name):
 
 def test_every_public_name_and_adapter_is_called():
     called = {name.partition(",")[0] for name in CALLS} | {op.function.__name__ for op in OPS.values()}
-    without_tensors = {"__version__", "accelerate", "backend", "explain", "release_memory"}
+    without_tensors = {"__version__", "accelerate", "backend", "explain", "prove", "release_memory"}
     without_tensors |= {"export_onnx"}  # `export_program`, then torch's own exporter
     without_tensors |= {"Inpainter", "Network", "from_checkpoint", *(n for n in models.__all__ if n.endswith("Config"))}
     public = {*inr_kernels.__all__, *import_module("inr_kernels.fourier_unit").__all__, *models.__all__}
