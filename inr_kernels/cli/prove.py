@@ -51,7 +51,7 @@ def _run(args):
         options = {"quick": args.quick, "missing": args.missing, "quiet": args.quiet}
         made = prove(args.op, dtype=args.dtype, device=args.device, **options)
         print(table(made) if made else "nothing to prove")
-        on = sum(verdict.is_on() or verdict.is_on(backward=True) for verdict in made)
+        on = sum(verdict.is_on() for verdict in made)
         print(f"\n{on} of {len(made)} on. File: {verdicts.file()}")
         if args.device == "cpu":
             print("On a CPU the C++ kernels are the default, with or without a verdict.")

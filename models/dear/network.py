@@ -61,8 +61,8 @@ class DEAR(Inpainter):
     (`training/configs/dear_small.yaml`; `notes` name them and hold the recipe), which is little. PSNR on the middle of
     scikit-image's held-out `coffee` with strokes over 15 % of the pixels: at the input's size 32.34 dB (OpenCV's method
     of Telea: 31.09; the smooth fill that the network starts from: 31.86); x2 26.73 and x4 22.84 dB (bicubic
-    interpolation of the smooth fill: 26.32 and 22.04). In the holes alone, on the mean of four held-out photographs and
-    three masks of each: 24.08 dB; the smooth fill has 23.23, Telea's method 22.62.
+    interpolation of the smooth fill: 26.32 and 22.04). In the holes alone, on the mean of parts of 256 x 256 of four
+    held-out photographs and three masks of each: 24.08 dB; the smooth fill has 23.23, Telea's method 22.62.
 
     Args:
         config: a DEARConfig.

@@ -64,8 +64,8 @@ def test_list_and_forget(capsys, monkeypatch):
     assert capsys.readouterr().out == "5 verdicts deleted\n"
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu(capsys):
+def test_without_a_gpu(capsys, monkeypatch):
+    monkeypatch.setattr(devices, "gpus", lambda: [])
     assert_refused(capsys, 2, "no GPU; --device cpu proves the kernels of this processor", "prove")
 
 
