@@ -189,10 +189,9 @@ class IN2(Inpainter):
     (`training/configs/in2_small.yaml`; `notes` name them and hold the recipe) for an hour on one shared core: it is
     under-trained, and wide strokes are visible. PSNR on the middle of scikit-image's held-out `coffee` with strokes
     over 15 % of the pixels: 31.85 dB (31.49 at 253 x 381, no multiples of 8); OpenCV's method of Telea has 31.09
-    (30.80). In the holes alone, on the mean of parts of 256 x 256 of four held-out photographs
-    and three masks of each: 23.41 dB; the smooth
-    fill that the network starts from has 23.23, Telea's method 22.62. It refuses other sizes than the input's
-    (`IN2Config.any_size`).
+    (30.80). In the holes alone, on the mean of parts of 256 x 256 of four held-out photographs and three masks of each:
+    23.41 dB; the smooth fill that the network starts from has 23.23, Telea's method 22.62. It refuses other sizes than
+    the input's (`IN2Config.any_size`).
 
     Args:
         config: an IN2Config.
