@@ -52,6 +52,36 @@ def test_frozen_layer_is_the_layer(name, backend):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 if backend == "triton" else 1e-10)
 
 
+@pytest.mark.parametrize("name", SUPPORTED)
+def test_layer_without_weight_gradients(name):
+    """It is computed with folded weights where only its input's gradient is needed."""
+    options = {"padding": 1, "activation_layer": nn.ReLU} | RATIOS | OPTIONS[name]
+    layer = random_norms(FFC_BN_ACT(16, 16, 3, **options)).double().eval()
+    x = leaves((2, 4, 6, 7), (2, 12, 6, 7))
+    expected = with_gradients(layer, x)
+    layer.requires_grad_(False)
+    for ours, theirs in zip(with_gradients(layer, x), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-10)
+    assert "InputGradient" in layer(x)[0].grad_fn.name()
+    with pytest.raises(ValueError, match="x's global part must have the local part's batch 2 and size"):
+        layer((x[0], x[1][..., 1:]))
+
+
+def test_layer_without_weight_gradients_under_transforms():
+    """torch.compile, torch.func and the twice differentiable reference see the layer's ops."""
+    options = {"padding": 1, "activation_layer": nn.ReLU} | RATIOS
+    layer = random_norms(FFC_BN_ACT(16, 16, 3, **options)).eval().requires_grad_(False)
+    x = leaves((1, 4, 6, 7), (1, 12, 6, 7), dtype=torch.float)
+    expected = with_gradients(layer, x)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    for ours, theirs in zip(with_gradients(compiled, x), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    torch.func.grad(lambda local: sum(part.sum() for part in layer((local, x[1].detach()))))(x[0].detach())
+    with inr_kernels.backend("reference"):
+        (first,) = torch.autograd.grad((layer(x)[0] ** 2).sum(), x[0], create_graph=True)
+        assert torch.autograd.grad(first.sum(), x[0])[0].any()
+
+
 def test_frozen_layer_keeps_a_bit_per_activation():
     layer = frozen(FFC_BN_ACT(16, 16, 3, padding=1, activation_layer=nn.ReLU, **RATIOS).eval())
     x = leaves((1, 4, 32, 32), (1, 12, 32, 32), dtype=torch.float)

@@ -18,7 +18,9 @@ namespace INR_ISA {
 namespace {
 
 constexpr int points = 16;
-constexpr std::int64_t max_tiles = 64;  // tiles of a task, so that its transformed inputs stay in the caches
+constexpr std::int64_t max_tiles = 64;  // tiles of a task
+// Channels and outputs that are computed at a time, so that their 16 points stay in the cache of a core: 0.6 MB each.
+constexpr std::int64_t max_channels = 128, max_outputs = 120;
 
 INR_INLINE std::int64_t divide_up(std::int64_t n, std::int64_t by) { return (n + by - 1) / by; }
 
@@ -60,6 +62,8 @@ class Winograd {
     row_tasks_ = divide_up(tile_rows, rows_);
     // One more vector: consecutive rows fall into different cache sets, and the last vector may exceed the row.
     tiles_ = padded_tiles(rows_) + lanes<T>;
+    // The inputs of several chunks of channels are not kept, so all outputs are computed from each.
+    outputs_ = channels_ > max_channels || p.outputs < max_outputs ? p.outputs : max_outputs;
     line_ = round_up(2 * columns_, 2 * lanes<T>) + 2 + 2 * lanes<T>;
   }
 
@@ -97,47 +101,32 @@ class Winograd {
 
   std::int64_t tasks() const { return p_.batch * row_tasks_ * column_tasks_; }
   std::int64_t stage_size() const { return (2 * rows_ + 2) * line_; }
-  std::int64_t inputs_size() const { return points * point_stride(channels_ * tiles_); }
-  std::int64_t products_size() const { return points * point_stride(round_up(p_.outputs, block_rows) * tiles_); }
+  std::int64_t inputs_size() const { return points * inputs_stride(); }
+  std::int64_t products_size() const { return points * products_stride(); }
 
-  // stage: [2 rows_ + 2][line_]; inputs: [16][channels_][tiles_] and products: [16][outputs][tiles_], both with the
-  // stride point_stride() between points; out: [batch, outputs, height, width]
+  // stage: [2 rows_ + 2][line_]; inputs: [16][a chunk of channels][tiles_] and products: [16][a chunk of outputs]
+  // [tiles_], with the strides inputs_stride() and products_stride(); out: [batch, outputs, height, width]
   void run(std::int64_t task, T* stage, T* inputs, T* products, T* out) const {
     const std::int64_t image = task / (row_tasks_ * column_tasks_);
     const std::int64_t y = task / column_tasks_ % row_tasks_ * 2 * rows_, x = task % column_tasks_ * 2 * columns_;
-    for (std::int64_t c = 0; c < channels_; ++c) {
-      const int part = c >= p_.channels[0];
-      const std::int64_t channel = part ? c - p_.channels[0] : c;
-      const T* plane =
-          static_cast<const T*>(p_.x[part]) + image * p_.batch_stride[part] + channel * p_.height * p_.width;
-      load_rows(plane, y, x, stage);
-      for (std::int64_t r = 0; r < rows_; ++r)
-        for (std::int64_t t = 0; t < columns_; t += lanes<T>)  // values past the row are overwritten by the next
-          transform(stage + 2 * r * line_ + 2 * t, inputs + c * tiles_ + r * columns_ + t);
-    }
-    const std::int64_t count = rows_ * columns_, step = point_stride(round_up(p_.outputs, block_rows) * tiles_);
-    for (int point = 0; point < points; ++point)
-      for (std::int64_t i = 0; i < p_.outputs; i += block_rows)
-        RowPanels<T>::multiply(weight_[point], i, inputs + point * point_stride(channels_ * tiles_), tiles_, count,
-                               [&](std::int64_t j, const auto& sums) {
-                                 T* to = products + point * step + i * tiles_ + j;
-#pragma GCC unroll 12
-                                 for (int r = 0; r < block_rows; ++r)
-                                   for (int v = 0; v < 2; ++v) store(to + r * tiles_ + v * lanes<T>, sums[r][v]);
-                               });
-    for (std::int64_t o = 0; o < p_.outputs; ++o)
-      for (std::int64_t r = 0; r < rows_; ++r) {
-        const std::int64_t row = y + 2 * r;
-        if (row >= p_.height) break;
-        for (std::int64_t t = 0; t < columns_ && x + 2 * t < p_.width; t += lanes<T>)
-          transform_outputs(image, o, row, x + 2 * t, products + o * tiles_ + r * columns_ + t, step, columns_ - t,
-                            out);
+    for (std::int64_t o = 0; o < p_.outputs; o += outputs_) {
+      const std::int64_t end = o + outputs_ < p_.outputs ? o + outputs_ : p_.outputs;
+      for (std::int64_t c = 0; c < channels_; c += max_channels) {
+        const std::int64_t count = channels_ - c < max_channels ? channels_ - c : max_channels;
+        if (o == 0) load_inputs(image, y, x, c, count, stage, inputs);
+        multiply(c, count, o, end, inputs, products);
       }
+      store_outputs(image, y, x, o, end, products, out);
+    }
   }
 
  private:
   // A stride of at least n, for which 16 points fall into different cache sets.
   static std::int64_t point_stride(std::int64_t n) { return round_up(n, 64 * lanes<T>) + lanes<T>; }
+  std::int64_t inputs_stride() const {
+    return point_stride((channels_ < max_channels ? channels_ : max_channels) * tiles_);
+  }
+  std::int64_t products_stride() const { return point_stride(round_up(outputs_, block_rows) * tiles_); }
   std::int64_t padded_tiles(std::int64_t rows) const { return round_up(rows * columns_, panel<T>); }
 
   // The index in [0, n) whose value the padding puts at index v; -1 for zero.
@@ -168,7 +157,50 @@ class Winograd {
     }
   }
 
-  // Transforms the inputs of a vector of tiles. stage: [4][line_]; to: [16][lanes] with the stride point_stride()
+  // Transforms the inputs of a task's tiles, `count` channels from the channel `first` on.
+  void load_inputs(std::int64_t image, std::int64_t y, std::int64_t x, std::int64_t first, std::int64_t count, T* stage,
+                   T* inputs) const {
+    for (std::int64_t c = 0; c < count; ++c) {
+      const int part = first + c >= p_.channels[0];
+      const std::int64_t channel = part ? first + c - p_.channels[0] : first + c;
+      const T* plane =
+          static_cast<const T*>(p_.x[part]) + image * p_.batch_stride[part] + channel * p_.height * p_.width;
+      load_rows(plane, y, x, stage);
+      for (std::int64_t r = 0; r < rows_; ++r)
+        for (std::int64_t t = 0; t < columns_; t += lanes<T>)  // values past the row are overwritten by the next
+          transform(stage + 2 * r * line_ + 2 * t, inputs + c * tiles_ + r * columns_ + t);
+    }
+  }
+
+  // Adds the products of `count` channels from `first` on to those of the outputs [begin, end); sets them if first is 0.
+  void multiply(std::int64_t first, std::int64_t count, std::int64_t begin, std::int64_t end, const T* inputs,
+                T* products) const {
+    for (int point = 0; point < points; ++point)
+      for (std::int64_t i = begin; i < end; i += block_rows) {
+        T* to = products + point * products_stride() + (i - begin) * tiles_;
+        RowPanels<T>::multiply(weight_[point], i, first, count, inputs + point * inputs_stride(), tiles_,
+                               rows_ * columns_, [&](std::int64_t j, const auto& sums) {
+#pragma GCC unroll 12
+                                 for (int r = 0; r < block_rows; ++r)
+#pragma GCC unroll 2
+                                   for (int v = 0; v < 2; ++v) {
+                                     T* at = to + r * tiles_ + j + v * lanes<T>;
+                                     store(at, first ? load(at) + sums[r][v] : sums[r][v]);
+                                   }
+                               });
+      }
+  }
+
+  void store_outputs(std::int64_t image, std::int64_t y, std::int64_t x, std::int64_t begin, std::int64_t end,
+                     const T* products, T* out) const {
+    for (std::int64_t o = begin; o < end; ++o)
+      for (std::int64_t r = 0; r < rows_ && y + 2 * r < p_.height; ++r)
+        for (std::int64_t t = 0; t < columns_ && x + 2 * t < p_.width; t += lanes<T>)
+          transform_outputs(image, o, y + 2 * r, x + 2 * t, products + (o - begin) * tiles_ + r * columns_ + t,
+                            columns_ - t, out);
+  }
+
+  // Transforms the inputs of a vector of tiles. stage: [4][line_]; to: [16][lanes] with the stride inputs_stride()
   void transform(const T* stage, T* to) const {
     Vec<T> d[4][4];
 #pragma GCC unroll 4
@@ -181,14 +213,15 @@ class Winograd {
     for (int j = 0; j < 4; ++j) {
       transform_inputs(d[0][j], d[1][j], d[2][j], d[3][j]);
 #pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) store(to + (4 * i + j) * point_stride(channels_ * tiles_), d[i][j]);
+      for (int i = 0; i < 4; ++i) store(to + (4 * i + j) * inputs_stride(), d[i][j]);
     }
   }
 
   // Transforms a vector of at most `tiles` tiles to two rows of output o, adds bias and `add`, and applies the ReLU.
-  // from: [16][lanes] with the stride `step`; out: [batch, outputs, height, width]
+  // from: [16][lanes] with the stride products_stride(); out: [batch, outputs, height, width]
   void transform_outputs(std::int64_t image, std::int64_t o, std::int64_t y, std::int64_t x, const T* from,
-                         std::int64_t step, std::int64_t tiles, T* out) const {
+                         std::int64_t tiles, T* out) const {
+    const std::int64_t step = products_stride();
     const T bias = p_.bias ? static_cast<const T*>(p_.bias)[o] : T(0);
     Vec<T> m[2][4];
 #pragma GCC unroll 4
@@ -222,6 +255,7 @@ class Winograd {
   std::int64_t channels_;
   std::int64_t columns_, column_tasks_, rows_, row_tasks_;  // tiles of a task, and tasks, along each axis
   std::int64_t tiles_, line_;                               // row strides of points and of the stage
+  std::int64_t outputs_;                                    // whose products are kept at a time
   RowPanels<T> weight_[points];                             // [outputs, channels_]
 };
 

@@ -7,8 +7,8 @@ Source: Suvorov et al., Resolution-robust Large Mask Inpainting with Fourier Con
 Fast Fourier Convolution, NeurIPS 2020.
 """
 
-from .ffc import FFC, FFC_BN_ACT, FFCResnetBlock
-from .frozen import frozen
+from .blocks import FFC_BN_ACT, FFCResnetBlock, frozen
+from .ffc import FFC
 from .spectral import FourierUnit, SpectralTransform
 
 __all__ = ["FFC", "FFC_BN_ACT", "FFCResnetBlock", "FourierUnit", "SpectralTransform", "frozen"]

@@ -1,6 +1,6 @@
-"""The fast Fourier convolution FFC, with norm and activation (FFC_BN_ACT), and as a residual block (FFCResnetBlock)."""
+"""The fast Fourier convolution FFC."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from inr_kernels._core.checks import require, require_input, shape
 from inr_kernels._core.hooks import is_untouched
 
 from ..functional import conv3x3
-from .folding import affine, computes, folded, folds
+from .folding import computes, folded
 from .spectral import SpectralTransform, spectral
 
 Part = torch.Tensor | int  # [B, C, H, W]; 0 where a part has no channels
@@ -76,114 +76,17 @@ class FFC(nn.Module):
 
     def forward(self, x: torch.Tensor | Parts) -> Parts:
         """(local, global) or local -> (local, global)."""
-        return _convolve(self, x)
+        return convolve(self, x)
 
 
-class FFC_BN_ACT(nn.Module):
-    """Applies `FFC`, then a norm and an activation to each part.
-
-    In evaluation, batch norms are folded into the convolutions, which also add the parts and apply a ReLU.
-
-    Args:
-        norm_layer: called with the number of channels. activation_layer: called with inplace=True.
-        All others: options of `FFC`.
-
-    Example:
-        >>> layer = FFC_BN_ACT(8, 8, 3, 0.75, 0.75, padding=1, activation_layer=nn.ReLU, enable_lfu=False)
-        >>> [part.shape for part in layer((torch.randn(1, 2, 5, 7), torch.randn(1, 6, 5, 7)))]
-        [torch.Size([1, 2, 5, 7]), torch.Size([1, 6, 5, 7])]
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        ratio_gin: float,
-        ratio_gout: float,
-        stride: int = 1,
-        padding: int = 0,
-        dilation: int = 1,
-        groups: int = 1,
-        bias: bool = False,
-        norm_layer: Callable[..., nn.Module] = nn.BatchNorm2d,
-        activation_layer: Callable[..., nn.Module] = nn.Identity,
-        padding_type: str = "reflect",
-        enable_lfu: bool = True,
-        **kwargs: Any,
-    ):
-        super().__init__()
-        args = in_channels, out_channels, kernel_size, ratio_gin, ratio_gout, stride, padding, dilation, groups, bias
-        self.ffc = FFC(*args, enable_lfu=enable_lfu, padding_type=padding_type, **kwargs)
-        out_g = int(out_channels * ratio_gout)
-        has_l, has_g = ratio_gout != 1, ratio_gout != 0
-        self.bn_l = norm_layer(out_channels - out_g) if has_l else nn.Identity()
-        self.bn_g = norm_layer(out_g) if has_g else nn.Identity()
-        self.act_l = activation_layer(inplace=True) if has_l else nn.Identity()
-        self.act_g = activation_layer(inplace=True) if has_g else nn.Identity()
-
-    def forward(self, x: torch.Tensor | Parts) -> Parts:
-        """(local, global) or local -> (local, global)."""
-        parts = (self.bn_l, self.act_l), (self.bn_g, self.act_g)
-        if all(folds(*part) for part in parts) and computes(self.ffc, FFC) and is_plain(self.ffc):
-            return _convolve(self.ffc, x, [(affine(norm), type(act) is nn.ReLU) for norm, act in parts])
-        x_l, x_g = self.ffc(x)
-        return self.act_l(self.bn_l(x_l)), self.act_g(self.bn_g(x_g))
-
-
-class FFCResnetBlock(nn.Module):
-    """Applies two `FFC_BN_ACT` and adds the input.
-
-    Args:
-        dim: channels of both parts together.
-        padding_type, norm_layer, activation_layer, dilation, conv_kwargs: options of `FFC_BN_ACT`.
-        spatial_transform_kwargs: must be None; LaMa's rotations of features, which none of its published models uses.
-        inline: whether input and output are one tensor of both parts, local channels first.
-
-    Example:
-        >>> block = FFCResnetBlock(8, "reflect", nn.BatchNorm2d, ratio_gin=0.75, ratio_gout=0.75, enable_lfu=False)
-        >>> [part.shape for part in block((torch.randn(1, 2, 5, 7), torch.randn(1, 6, 5, 7)))]
-        [torch.Size([1, 2, 5, 7]), torch.Size([1, 6, 5, 7])]
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        padding_type: str,
-        norm_layer: Callable[..., nn.Module],
-        activation_layer: Callable[..., nn.Module] = nn.ReLU,
-        dilation: int = 1,
-        spatial_transform_kwargs: None = None,
-        inline: bool = False,
-        **conv_kwargs: Any,
-    ):
-        super().__init__()
-        if spatial_transform_kwargs is not None:
-            raise ValueError(f"spatial_transform_kwargs must be None; got {spatial_transform_kwargs}")
-        conv_kwargs |= {"padding": dilation, "dilation": dilation, "padding_type": padding_type}
-        conv_kwargs |= {"norm_layer": norm_layer, "activation_layer": activation_layer}
-        self.conv1 = FFC_BN_ACT(dim, dim, kernel_size=3, **conv_kwargs)
-        self.conv2 = FFC_BN_ACT(dim, dim, kernel_size=3, **conv_kwargs)
-        self.inline = inline
-
-    def forward(self, x: torch.Tensor | Parts) -> torch.Tensor | Parts:
-        """(local, global) or local -> (local, global); inline: [B, C, H, W] -> [B, C, H, W]."""
-        if self.inline:
-            channels = self.conv1.ffc.global_in_num
-            assert isinstance(x, torch.Tensor)
-            x = x.split((x.shape[1] - channels, channels), 1)
-        identity = _parts(x)
-        out = tuple(a + b for a, b in zip(identity, self.conv2(self.conv1(identity)), strict=True))
-        return torch.cat(out, 1) if self.inline else out
-
-
-def _parts(x):
+def as_parts(x: Any) -> Any:
     """(local, global); an absent part, in LaMa an integer or a scalar, is 0."""
     parts = x if isinstance(x, tuple) else (x, 0)
-    return tuple(part if _is_present(part) else 0 for part in parts)
+    return tuple(part if is_present(part) else 0 for part in parts)
 
 
-def _is_present(part):
+def is_present(part: Any) -> bool:
+    """Whether the part is a map, not the 0 of an absent one."""
     return isinstance(part, torch.Tensor) and part.dim() > 0
 
 
@@ -195,15 +98,15 @@ def is_plain(ffc: Any) -> bool:
     return plain and known and is_untouched(ffc, ffc.convg2g, *convs)
 
 
-def _convolve(ffc, x, after=((None, False), (None, False))):
+def convolve(ffc: Any, x: Any, after: Sequence[tuple[Any, bool]] = ((None, False), (None, False))) -> Parts:
     """Computes both parts of an FFC; after: for each part, (scale, shift) or None, and whether a ReLU follows."""
-    x_l, x_g = _parts(x)
+    x_l, x_g = as_parts(x)
     if not is_plain(ffc):
         return _call_modules(ffc, x_l, x_g)
-    _check_parts(ffc, x_l, x_g)
+    check_parts(ffc, x_l, x_g)
     (affine_l, relu_l), (affine_g, relu_g) = after
     across = 0
-    if type(ffc.convg2g) is not nn.Identity and _is_present(x_g):
+    if type(ffc.convg2g) is not nn.Identity and is_present(x_g):
         scale, _ = affine_g or (None, None)
         across = spectral(ffc.convg2g, x_g, scale)
     return (
@@ -212,13 +115,13 @@ def _convolve(ffc, x, after=((None, False), (None, False))):
     )
 
 
-def _check_parts(ffc, x_l, x_g):
+def check_parts(ffc: Any, x_l: Part, x_g: Part) -> None:
     """Raises unless the parts fit the convolutions that read them, and each other."""
     for part, name, convs in ((x_l, "local", (ffc.convl2l, ffc.convl2g)), (x_g, "global", (ffc.convg2l,))):
         for conv in convs:
-            if type(conv) is not nn.Identity and _is_present(part):
+            if type(conv) is not nn.Identity and is_present(part):
                 require_input(part, f"x's {name} part", conv.in_channels, conv.weight)
-    if _is_present(x_l) and _is_present(x_g):
+    if is_present(x_l) and is_present(x_g):
         batch, _, *size = x_l.shape
         fits = (x_g.shape[0], *x_g.shape[2:]) == (batch, *size)
         require(fits, "x's global part", f"have the local part's batch {batch} and size {size}", shape(x_g))
@@ -226,9 +129,9 @@ def _check_parts(ffc, x_l, x_g):
 
 def _fused_convolution(pairs, add, affine, relu):
     """Computes relu(scale (sum of conv(x)) + shift + add) as one convolution."""
-    pairs = [(conv, x) for conv, x in pairs if type(conv) is not nn.Identity and _is_present(x)]
+    pairs = [(conv, x) for conv, x in pairs if type(conv) is not nn.Identity and is_present(x)]
     if not pairs:
-        if not _is_present(add):
+        if not is_present(add):
             return 0
         add = add if affine is None else add + affine[1].to(add.dtype).view(-1, 1, 1)
         return add.relu() if relu else add
@@ -237,7 +140,7 @@ def _fused_convolution(pairs, add, affine, relu):
     weight = torch.cat([conv.weight for conv in convs], 1)
     bias = None if conv.bias is None else sum(conv.bias for conv in convs)
     weight, bias = folded(weight, bias, affine)
-    add = add if _is_present(add) else None
+    add = add if is_present(add) else None
     geometry = conv.kernel_size, conv.stride, conv.dilation, conv.padding
     if geometry == ((3, 3), (1, 1), (1, 1), (1, 1)) and conv.padding_mode in ("zeros", "reflect"):
         other = inputs[1] if len(inputs) > 1 else None
@@ -254,7 +157,7 @@ def _call_modules(ffc, x_l, x_g):
     """Computes both parts by calling every module, including the gate."""
     g2l = l2g = 1
     if ffc.gated:
-        gates = torch.sigmoid(ffc.gate(torch.cat([part for part in (x_l, x_g) if _is_present(part)], 1)))
+        gates = torch.sigmoid(ffc.gate(torch.cat([part for part in (x_l, x_g) if is_present(part)], 1)))
         g2l, l2g = gates.chunk(2, 1)
     out_l = out_g = 0
     if ffc.ratio_gout != 1:

@@ -1,4 +1,4 @@
-"""An FFC layer whose weights are constant: it keeps one bit per activation for the gradient of its input."""
+"""An FFC layer with constant weights: norms folded into them, and a backward for the gradient of the input."""
 
 from typing import Any
 
@@ -12,34 +12,16 @@ from .. import op
 from ..arguments import compute_dtype
 from ..functional import conv3x3
 from ..op import spectral_pipeline
-from .ffc import FFC, FFC_BN_ACT, is_plain
+from .ffc import FFC, is_plain
 from .folding import affine, computes, folded, folds, is_pointwise, scaled
 from .spectral import FourierUnit, SpectralTransform
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
-def frozen(layer: nn.Module) -> nn.Module:
-    """Returns a layer that computes the same as an `FFC_BN_ACT` in evaluation, for gradients of its input only.
-
-    What autograd keeps of it for the backward are the signs before its ReLUs, one bit each. The weights are folded
-    once, here: later changes of the layer's do not reach them.
-
-    Args:
-        layer: an `FFC_BN_ACT` of 3 x 3 convolutions with stride 1 and ReLUs, with local and global channels in and out,
-            as in LaMa's blocks. Any other layer, one in training, with hooks or with gates, is returned itself.
-
-    Example:
-        >>> layer = FFC_BN_ACT(8, 8, 3, 0.75, 0.75, padding=1, activation_layer=nn.ReLU, enable_lfu=False).eval()
-        >>> [part.shape for part in frozen(layer)((torch.randn(1, 2, 5, 7), torch.randn(1, 6, 5, 7)))]
-        [torch.Size([1, 2, 5, 7]), torch.Size([1, 6, 5, 7])]
-    """
-    return _FoldedLayer(layer) if _is_supported(layer) else layer
-
-
-def _is_supported(layer: Any) -> bool:
-    """Whether the layer's forward is the one that `_FoldedLayer` computes."""
-    if not (isinstance(layer, FFC_BN_ACT) and computes(layer, FFC_BN_ACT) and computes(layer.ffc, FFC)):
+def is_supported(layer: Any) -> bool:
+    """Whether `FoldedLayer` computes what an `FFC_BN_ACT.forward` computes for this layer."""
+    if not computes(layer.ffc, FFC):
         return False
     ffc: Any = layer.ffc
     spectral, convs = ffc.convg2g, (ffc.convl2l, ffc.convg2l, ffc.convl2g)
@@ -64,10 +46,15 @@ def _is_supported_spectral(spectral: Any) -> bool:
     return pointwise and folds(*first[1:]) and type(unit.bn) is nn.BatchNorm2d and folds(unit.bn, nn.ReLU())
 
 
-class _FoldedLayer(nn.Module):
-    """The weights of an `FFC_BN_ACT`, with its norms folded into them."""
+class FoldedLayer(nn.Module):
+    """An `FFC_BN_ACT` in evaluation with its norms folded into its weights, for gradients of its input only.
 
-    def __init__(self, layer: Any):
+    Args:
+        layer: one that `is_supported`.
+        bits: whether autograd keeps one bit per activation for the backward, or the activations, which is faster.
+    """
+
+    def __init__(self, layer: Any, bits: bool):
         super().__init__()
         ffc, spectral = layer.ffc, layer.ffc.convg2g
         first, unit, last = spectral.conv1, spectral.fu, spectral.conv2
@@ -88,14 +75,15 @@ class _FoldedLayer(nn.Module):
             self.register_buffer(f"{name}_bias", None if bias is None else bias.detach())
         self.padding, self.norm = ffc.convl2l.padding_mode, unit.fft_norm
         self.groups, self.unit_groups, self.last_groups = first[0].groups, unit.groups, last.groups
+        self.bits = bits
 
     def forward(self, x: Pair) -> Pair:
         """(local, global) -> (local, global)."""
-        return _KeepSigns.apply(self, *x)
+        return _InputGradient.apply(self, *x)
 
 
-class _KeepSigns(torch.autograd.Function):
-    """Computes a `_FoldedLayer`; differentiable once, by its input."""
+class _InputGradient(torch.autograd.Function):
+    """Computes a `FoldedLayer`; differentiable once, by its input."""
 
     @staticmethod
     def forward(ctx: Any, layer: Any, x_l: torch.Tensor, x_g: torch.Tensor) -> Pair:
@@ -109,7 +97,8 @@ class _KeepSigns(torch.autograd.Function):
         out_l = conv3x3(x_l, layer.local_weight, layer.local_bias, other=x_g, **options)
         out_g = conv3x3(x_l, layer.across_weight, layer.across_bias, add=across, **options)
         if any(ctx.needs_input_grad):
-            ctx.save_for_backward(*(signs.pack(positive) for positive in (y > 0, spectrum, out_l > 0, out_g > 0)))
+            kept = (signs.pack(t > 0) if layer.bits else t for t in (y, out_l, out_g))
+            ctx.save_for_backward(signs.pack(spectrum), *kept)
             ctx.layer, ctx.requested, ctx.dtypes = layer, requested, (x_l.dtype, x_g.dtype)
         return out_l, out_g
 
@@ -117,19 +106,25 @@ class _KeepSigns(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g_l: torch.Tensor, g_g: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         layer = ctx.layer
-        y, spectrum, out_l, out_g = ctx.saved_tensors
+        spectrum, y, out_l, out_g = ctx.saved_tensors
+        select = signs.select if layer.bits else _where_positive
         steps, requested = op.steps(g_g, ctx.requested), ctx.requested
-        g_l, g_g = signs.select(g_l, out_l), signs.select(g_g, out_g)
+        g_l, g_g = select(g_l, out_l), select(g_g, out_g)
         d_y = _transposed(g_g, layer.last_weight, layer.last_groups)
         weight, groups = layer.unit_weight, layer.unit_groups
         d_y = d_y + spectral_pipeline.input_gradient(steps, d_y, spectrum, weight, groups, layer.norm)
-        d_g = _transposed(signs.select(d_y, y), layer.first_weight, layer.groups)
+        d_g = _transposed(select(d_y, y), layer.first_weight, layer.groups)
         local, across = layer.local_weight.to(g_l.dtype), layer.across_weight.to(g_l.dtype)
         channels = across.shape[1]
         from_both = torch.cat((local[:, :channels], across))
         d_l = op.input_gradient(g_l, from_both, layer.padding, requested, g_g)
         d_g += op.input_gradient(g_l, local[:, channels:], layer.padding, requested)
         return None, d_l.to(ctx.dtypes[0]), d_g.to(ctx.dtypes[1])
+
+
+def _where_positive(grad, output):
+    """The gradient of a ReLU's input."""
+    return torch.ops.aten.threshold_backward(grad, output, 0)
 
 
 def _transposed(grad, weight, groups):
