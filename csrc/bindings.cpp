@@ -303,15 +303,15 @@ void bind_fourier_unit(py::module_& m) {
   function(
       m, "conv3x3",
       [](inr::Type type, Sizes<3> size, std::array<std::tuple<Address, std::int64_t, std::int64_t>, 2> x,
-         std::int64_t outputs, inr::Padding padding, Address weight, Address bias, Address add, bool relu, Address out,
-         int threads) {
+         std::int64_t outputs, inr::Padding padding, bool transposed, Address weight, Address bias, Address add,
+         bool relu, Address out, int threads) {
         const auto& [x0, channels0, stride0] = x[0];
         const auto& [x1, channels1, stride1] = x[1];
-        const inr::Conv3x3 p{size[0], size[1], size[2], {channels0, channels1}, outputs, padding, {x0, x1},
-                             {stride0, stride1}, weight, bias, add, relu, threads};
+        const inr::Conv3x3 p{size[0], size[1], size[2], {channels0, channels1}, outputs, padding, transposed,
+                             {x0, x1}, {stride0, stride1}, weight, bias, add, relu, threads};
         call(inr::cpu().conv3x3, type, p, out);
       },
-      "type", "size", "x", "outputs", "padding", "weight", "bias", "add", "relu", "out", "threads");
+      "type", "size", "x", "outputs", "padding", "transposed", "weight", "bias", "add", "relu", "out", "threads");
 }
 
 }  // namespace

@@ -185,6 +185,7 @@ struct Conv3x3 {
   std::int64_t channels[2];      // of each input; 0 for the second: only one input
   std::int64_t outputs;
   Padding padding;               // zeros, or reflect: 1 < height, width
+  bool transposed;               // the transpose of a reflect padding; padding: zeros; even height and width
   const void* x[2];              // [batch, channels[i], height, width]
   std::int64_t batch_stride[2];  // each image is contiguous
   const void* weight;            // [outputs, channels[0] + channels[1], 3, 3]

@@ -143,6 +143,7 @@ def conv3x3(
     x: tuple[tuple[int, int, int], tuple[int, int, int]],
     outputs: int,
     padding: int,
+    transposed: bool,
     weight: int,
     bias: int,
     add: int,

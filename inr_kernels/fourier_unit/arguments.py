@@ -9,7 +9,8 @@ from inr_kernels._core import dispatch
 from inr_kernels._core.checks import require, require_match, require_tensor, shape
 
 NORMS = ("ortho", "backward", "forward")
-PADDINGS = ("reflect", "zeros")  # of conv3x3
+TRANSPOSED = "reflect transposed"
+PADDINGS = ("reflect", "zeros", TRANSPOSED)  # of conv3x3
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class ConvolutionArguments(NamedTuple):
         self.check_types()
         if self.padding not in PADDINGS:
             require(False, "padding", f"be one of {', '.join(PADDINGS)}", repr(self.padding))
-        min_side = 2 if self.padding == "reflect" else 1
+        min_side = 1 if self.padding == "zeros" else 2
         batch, channels, *size = self.x.shape
         require(channels > 0, "x", "have at least one channel", shape(self.x))
         if min(size) < min_side:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from .arguments import compute_dtype
+from .arguments import TRANSPOSED, compute_dtype
 
 
 def fourier_unit(
@@ -124,12 +124,31 @@ def conv3x3(
     padding: str,
 ) -> torch.Tensor:
     """x [B, C, H, W], other [B, D, H, W] or None, weight [O, C + D, 3, 3] -> conv (+ bias) (+ add), or its ReLU."""
-    out = F.conv2d(pad(x, other, padding), weight, bias)
+    out = F.conv2d(pad(x, other, padding), weight)
+    return finish(fold(out) if padding == TRANSPOSED else out, bias, add, relu)
+
+
+def finish(out: torch.Tensor, bias: torch.Tensor | None, add: torch.Tensor | None, relu: bool) -> torch.Tensor:
+    """out (+ bias) (+ add), or its ReLU."""
+    out = out if bias is None else out + bias.view(-1, 1, 1)
     out = out if add is None else out + add
     return out.relu() if relu else out
 
 
 def pad(x: torch.Tensor, other: torch.Tensor | None, padding: str) -> torch.Tensor:
-    """Concatenates the channels of both inputs and pads one pixel on every side."""
+    """Concatenates both inputs' channels, and pads a pixel on every side, or two zeros if padding is TRANSPOSED."""
     x = x if other is None else torch.cat((x, other), 1)
-    return F.pad(x, (1, 1, 1, 1), mode="constant" if padding == "zeros" else padding)
+    return (
+        F.pad(x, (1, 1, 1, 1), mode="reflect") if padding == "reflect" else F.pad(x, [1 + (padding == TRANSPOSED)] * 4)
+    )
+
+
+def fold(out: torch.Tensor) -> torch.Tensor:
+    """[B, C, H + 2, W + 2] -> [B, C, H, W]: adds the border to the inside, the transpose of padding by reflection."""
+    for dim in (2, 3):
+        size = out.shape[dim] - 2
+        inside = out.narrow(dim, 1, size).clone()
+        inside.narrow(dim, 1, 1).add_(out.narrow(dim, 0, 1))
+        inside.narrow(dim, size - 2, 1).add_(out.narrow(dim, size + 1, 1))
+        out = inside
+    return out

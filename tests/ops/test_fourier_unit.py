@@ -13,6 +13,7 @@ from torch import nn
 import inr_kernels
 from inr_kernels import fourier_unit
 from inr_kernels.fourier_unit import FFC_BN_ACT, conv3x3
+from inr_kernels.fourier_unit.arguments import PADDINGS
 from inr_kernels.fourier_unit.op import dft_matmul
 
 BACKENDS = backends_of("fourier_unit")
@@ -206,7 +207,7 @@ def convolve(tensors, dtype, padding, backend):
     return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
 
 
-@pytest.mark.parametrize("padding", ["reflect", "zeros"])
+@pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_winograd_is_as_accurate_as_torchs_convolution(name, padding):
     batch, channels, others, outputs, *size = CONVOLUTIONS[name]
@@ -250,7 +251,7 @@ def test_halves_of_a_tensor_are_convolved_without_a_copy():
     torch.testing.assert_close(conv3x3(turned[:, :3], weight, other=turned[:, 3:]), whole)
 
 
-@pytest.mark.parametrize("padding", ["reflect", "zeros"])
+@pytest.mark.parametrize("padding", PADDINGS)
 def test_gradgradcheck_through_winograd(padding):
     leaves = [torch.randn(shape, dtype=torch.float64) for shape in [(1, 2, 3, 4), (2, 2, 3, 3)]]
     leaves = [t.requires_grad_() for t in leaves]

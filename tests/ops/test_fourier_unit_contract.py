@@ -68,7 +68,11 @@ def test_bad_argument(name):
 KERNEL = torch.zeros(3, 4, 3, 3)
 BAD_CONVOLUTIONS = {
     "one row, reflected": ({"x": X[:, :, :1]}, ValueError, "x must have sides of at least 2 with padding='reflect'"),
-    "no such padding": ({"padding": "circular"}, ValueError, "padding must be one of reflect, zeros; got 'circular'"),
+    "no such padding": (
+        {"padding": "circular"},
+        ValueError,
+        "padding must be one of reflect, zeros, reflect transposed; got 'circular'",
+    ),
     "no channels": ({"x": X[:, :0]}, ValueError, "x must have at least one channel"),
     "other channels": ({"x": X[:, :3]}, ValueError, r"weight must have shape \[O, 3, 3, 3\], O > 0; got"),
     "5 x 5": ({"weight": torch.zeros(3, 4, 5, 5)}, ValueError, r"weight must have shape \[O, 4, 3, 3\]"),
@@ -131,7 +135,7 @@ OUT_OF_BOUNDS_CONVOLUTION = [
     (3, X, r"weight must have shape \[O, 8, 3, 3\]"),
     (3, X[:1], "other must have x's batch and size"),
     (4, X, r"add must have shape \[2, 3, 5, 6\]"),
-    (6, "valid", "padding must be one of reflect, zeros; got 'valid'"),
+    (6, "valid", "padding must be one of reflect, zeros, reflect transposed; got 'valid'"),
 ]
 
 

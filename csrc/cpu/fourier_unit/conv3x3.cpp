@@ -168,7 +168,7 @@ class Winograd {
       load_rows(plane, y, x, stage);
       for (std::int64_t r = 0; r < rows_; ++r)
         for (std::int64_t t = 0; t < columns_; t += lanes<T>)  // values past the row are overwritten by the next
-          transform(stage + 2 * r * line_ + 2 * t, inputs + c * tiles_ + r * columns_ + t);
+          transform(y + 2 * r, x + 2 * t, stage + 2 * r * line_ + 2 * t, inputs + c * tiles_ + r * columns_ + t);
     }
   }
 
@@ -200,20 +200,38 @@ class Winograd {
                             columns_ - t, out);
   }
 
-  // Transforms the inputs of a vector of tiles. stage: [4][line_]; to: [16][lanes] with the stride inputs_stride()
-  void transform(const T* stage, T* to) const {
+  // Transforms the inputs of a vector of tiles, the first of which starts at row y and column x.
+  // stage: [4][line_]; to: [16][lanes] with the stride inputs_stride()
+  void transform(std::int64_t y, std::int64_t x, const T* stage, T* to) const {
     Vec<T> d[4][4];
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
       load_pairs(stage + i * line_, d[i][0], d[i][1]);
       load_pairs(stage + i * line_ + 2, d[i][2], d[i][3]);
-      transform_inputs(d[i][0], d[i][1], d[i][2], d[i][3]);
     }
+    if (p_.transposed) add_reflected(y, x, d);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) transform_inputs(d[i][0], d[i][1], d[i][2], d[i][3]);
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
       transform_inputs(d[0][j], d[1][j], d[2][j], d[3][j]);
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) store(to + (4 * i + j) * inputs_stride(), d[i][j]);
+    }
+  }
+
+  // Adds to the inputs of tiles at the border what the transpose of a reflect padding multiplies by the same weights.
+  // Its second row of outputs has the products of the first row of inputs with the kernel's last row, too. In a tile,
+  // no other output uses the input that has these weights. So in the columns, and at the other two sides.
+  void add_reflected(std::int64_t y, std::int64_t x, Vec<T> (&d)[4][4]) const {
+    for (int j = 0; j < 4; ++j) {
+      if (y == 0) d[3][j] += d[1][j];
+      if (y + 2 == p_.height) d[0][j] += d[2][j];
+    }
+    const std::int64_t last = (p_.width - x) / 2 - 1;
+    for (int i = 0; i < 4; ++i) {
+      if (x == 0) d[i][3][0] += d[i][1][0];
+      if (last >= 0 && last < lanes<T>) d[i][0][last] += d[i][2][last];
     }
   }
 

@@ -36,7 +36,9 @@ def conv3x3(
         other: [B, D, H, W] or None. If x and other are slices of one tensor's channels, nothing is copied.
         add: [B, O, H, W] or None.
         relu: whether to apply a ReLU at the end.
-        padding: "reflect", for sides of at least 2, or "zeros".
+        padding: "zeros", or, for sides of at least 2, "reflect" or "reflect transposed": the padding of the gradient of
+            a convolution with "reflect". It pads two zeros on every side, and adds the border of the result, one pixel
+            wide, to the pixels that "reflect" copies to that border.
         backend: "cpu": Winograd's algorithm in C++; "reference" and "triton": torch's convolution (there is no Triton
             kernel); None: the first of the op's table that can run.
 

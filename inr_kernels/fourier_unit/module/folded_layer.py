@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from inr_kernels._core import dispatch, signs
@@ -89,10 +88,10 @@ class _InputGradient(torch.autograd.Function):
     def forward(ctx: Any, layer: Any, x_l: torch.Tensor, x_g: torch.Tensor) -> Pair:
         requested = dispatch.requested_backend(None)
         steps, backend = op.steps(x_g, requested), requested or None
-        y = F.conv2d(x_g, layer.first_weight, layer.first_bias, groups=layer.groups).relu_()
+        y = _multiply(_matrices(layer.first_weight, layer.groups), x_g).add_(layer.first_bias.view(-1, 1, 1)).relu_()
         weight, shift = layer.unit_weight, layer.unit_bias
         z, spectrum = spectral_pipeline.forward_positive(steps, y, weight, shift, layer.unit_groups, layer.norm)
-        across = F.conv2d(y + z, layer.last_weight, groups=layer.last_groups)
+        across = _multiply(_matrices(layer.last_weight, layer.last_groups), z.add_(y))
         options = {"relu": True, "padding": layer.padding, "backend": backend}
         out_l = conv3x3(x_l, layer.local_weight, layer.local_bias, other=x_g, **options)
         out_g = conv3x3(x_l, layer.across_weight, layer.across_bias, add=across, **options)
@@ -110,10 +109,10 @@ class _InputGradient(torch.autograd.Function):
         select = signs.select if layer.bits else _where_positive
         steps, requested = op.steps(g_g, ctx.requested), ctx.requested
         g_l, g_g = select(g_l, out_l), select(g_g, out_g)
-        d_y = _transposed(g_g, layer.last_weight, layer.last_groups)
+        d_y = _multiply(_matrices(layer.last_weight, layer.last_groups).mT.to(g_g.dtype), g_g)
         weight, groups = layer.unit_weight, layer.unit_groups
-        d_y = d_y + spectral_pipeline.input_gradient(steps, d_y, spectrum, weight, groups, layer.norm)
-        d_g = _transposed(select(d_y, y), layer.first_weight, layer.groups)
+        d_y += spectral_pipeline.input_gradient(steps, d_y, spectrum, weight, groups, layer.norm)
+        d_g = _multiply(_matrices(layer.first_weight, layer.groups).mT.to(d_y.dtype), select(d_y, y))
         local, across = layer.local_weight.to(g_l.dtype), layer.across_weight.to(g_l.dtype)
         channels = across.shape[1]
         from_both = torch.cat((local[:, :channels], across))
@@ -127,7 +126,12 @@ def _where_positive(grad, output):
     return torch.ops.aten.threshold_backward(grad, output, 0)
 
 
-def _transposed(grad, weight, groups):
-    """The gradient of the input of a 1 x 1 convolution."""
-    weight = weight.to(grad.dtype).unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
-    return F.conv2d(grad, weight, groups=groups)
+def _matrices(weight, groups):
+    """The weight [O, C / groups, 1, 1] of a 1 x 1 convolution as [groups, O / groups, C / groups]."""
+    return weight.flatten(1).unflatten(0, (groups, -1))
+
+
+def _multiply(matrices, x):
+    """The 1 x 1 convolution, [B, C, H, W] -> [B, O, H, W], as a matrix product: faster than F.conv2d on two threads."""
+    product = matrices @ x.reshape(len(x), len(matrices), -1, x.shape[2] * x.shape[3])
+    return product.view(len(x), -1, *x.shape[2:])

@@ -14,7 +14,7 @@ from inr_kernels._core.dispatch import Backend, Facts, Op, always
 from inr_kernels._core.registration import define, only_needed, register_autograd
 
 from .. import reference
-from ..arguments import ConvolutionArguments
+from ..arguments import TRANSPOSED, ConvolutionArguments
 
 _DTYPES = torch.float32, torch.float64
 
@@ -39,6 +39,10 @@ def _winograd(a):
     out = _output(a)
     if not out.numel():
         return out
+    if (transposed := a.padding == TRANSPOSED) and any(side % 2 for side in a.x.shape[2:]):
+        x, other = (None if t is None else F.pad(t, (1, 1, 1, 1)) for t in (a.x, a.other))
+        padded = _winograd(ConvolutionArguments(x, a.weight, None, other, None, False, "zeros"))
+        return reference.finish(reference.fold(padded), a.bias, a.add, a.relu)
     inputs = [_with_contiguous_images(t) for t in (a.x, a.other) if t is not None]
     weight, bias, add = (None if t is None else t.contiguous() for t in (a.weight, a.bias, a.add))
     native.load()[0].conv3x3(
@@ -46,7 +50,8 @@ def _winograd(a):
         size=(len(a.x), *a.x.shape[2:]),
         x=[*((t.data_ptr(), t.shape[1], t.stride(0)) for t in inputs), (0, 0, 0)][:2],
         outputs=len(weight),
-        padding=backends.PADDINGS[a.padding],
+        padding=backends.PADDINGS["zeros" if transposed else a.padding],
+        transposed=transposed,
         weight=weight.data_ptr(),
         bias=backends.address(bias),
         add=backends.address(add),
@@ -103,15 +108,20 @@ def _autograd(ctx, grad):
         if other is not None:
             d_x, d_other = d_x.split((x.shape[1], other.shape[1]), 1)
     if needs_weight:
-        d_weight = torch.nn.grad.conv2d_weight(reference.pad(x, other, ctx.padding), weight.shape, grad)
+        outside = F.pad(grad, (1, 1, 1, 1), mode="reflect") if ctx.padding == TRANSPOSED else grad
+        d_weight = torch.nn.grad.conv2d_weight(reference.pad(x, other, ctx.padding), weight.shape, outside)
     d_bias = grad.sum((0, 2, 3)) if needs_bias else None
     return *only_needed((d_x, d_weight, d_bias, d_other, grad), needs), None, None, None
+
+
+# The gradient of the input is a convolution with the transposed padding.
+_OF_GRADIENT = {"reflect": TRANSPOSED, TRANSPOSED: "reflect", "zeros": "zeros"}
 
 
 def input_gradient(
     grad: torch.Tensor, weight: torch.Tensor, padding: str, backend: str = "", other: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The gradient of both inputs' channels: the same convolution, with its kernels rotated by 180 degrees.
+    """The gradient of both inputs' channels: a convolution with the kernels rotated by 180 degrees.
 
     Args:
         grad: [B, O, H, W], of the output; if other is given, of its first channels.
@@ -119,38 +129,7 @@ def input_gradient(
         padding, backend: of the convolution.
         other: the gradient of the output's other channels, or None.
     """
-    out = conv3x3(grad, weight.flip(2, 3).transpose(0, 1), None, other, None, False, "zeros", backend)
-    if padding == "reflect" and out.numel():
-        _add_reflected(out, [grad] if other is None else [grad, other], weight)
-    return out
-
-
-def _add_reflected(out, grads, weight):
-    """Adds the contribution of the reflected border, one pixel wide, to the gradient of the input.
-
-    Convolving these strips alone keeps the large convolution at the image's size, for which its tiles are laid out.
-    """
-    *_, height, width = out.shape
-
-    def line(dim, index):
-        return torch.cat([grad.select(dim, index) for grad in grads], 1)
-
-    for kernel, row, onto in ((0, 0, 1), (2, -1, height - 2)):
-        strip = _transposed(line(2, row), weight[:, :, kernel])  # from one pixel left of the image on
-        out[:, :, onto] += strip[..., 1:-1]
-        out[:, :, onto, 1] += strip[..., 0]
-        out[:, :, onto, width - 2] += strip[..., -1]
-    for kernel, column, onto in ((0, 0, 1), (2, -1, width - 2)):
-        out[..., onto] += _transposed(line(3, column), weight[..., kernel])[..., 1:-1]
-
-
-def _transposed(grad, weight):
-    """F.conv_transpose1d as a matrix product, which is several times faster on short lines.
-
-    grad [B, O, N], weight [O, C, 3] -> [B, C, N + 2].
-    """
-    taps = (weight.flatten(1).T @ grad).unflatten(1, (-1, 3))
-    return sum(F.pad(tap, (k, 2 - k)) for k, tap in enumerate(taps.unbind(2)))
+    return conv3x3(grad, weight.flip(2, 3).transpose(0, 1), None, other, None, False, _OF_GRADIENT[padding], backend)
 
 
 register_autograd("conv3x3", _setup_context, _autograd)
