@@ -70,9 +70,9 @@ def export_onnx(
 ) -> None:
     """Writes a network as an ONNX file of standard operators (opset 20), for ONNX Runtime and others.
 
-    The inputs are `image` and `mask` (LIIF, LTE: `image` and `size`), the output is `output`; shapes, values and arguments:
-    `export_program`. Fourier transforms become matrix products, whose time grows faster than that of an FFT. The export
-    takes up to some minutes. It needs the extra `onnx`.
+    The inputs are `image` and `mask` (LIIF, LTE: `image` and `size`), the output is `output`; shapes, values and
+    arguments: `export_program`. Fourier transforms become matrix products, whose time grows faster than that of an FFT.
+    The export takes up to some minutes. It needs the extra `onnx`.
 
     Args:
         path: of the file; an existing one is replaced.

@@ -117,7 +117,9 @@ class Render(torch.nn.Module):
 
 def test_bad_arguments(tmp_path):
     path = tmp_path / "network.onnx"
-    with pytest.raises(TypeError, match="network must be a DEAR, IN2, ImplicitAutoencoder, LaMa, LIIF or LTE; got Linear"):
+    with pytest.raises(
+        TypeError, match="network must be a DEAR, IN2, ImplicitAutoencoder, LaMa, LIIF or LTE; got Linear"
+    ):
         export_onnx(torch.nn.Linear(2, 2), path)
     with pytest.raises(ValueError, match=r"network must be in float32: network.float\(\); got torch.float64"):
         export_onnx(network("LIIF").double(), path)

@@ -4,11 +4,10 @@ import numpy
 import torch
 from PIL import Image
 
+from inr_kernels.models.common.classifiers import VGG19
 from inr_kernels.models.data.photographs import photographs
 from inr_kernels.models.data.sources import Pictures
-from inr_kernels.models.in2.losses import VGG19
 from inr_kernels.models.training import config, samples
-
 
 TINY = {
     "in2": "model.channels=[16,16] model.groups=1 model.blocks=1 model.heads=2 model.hidden=[16] area=1600",
@@ -39,12 +38,13 @@ def same(a, b):
 def vgg19_state():
     """A random state dict in torchvision's layout, with an entry of the classifier."""
     state, inputs, index = {"classifier.0.weight": torch.zeros(1)}, 3, 0
-    for width in VGG19:
-        if width != "M":
+    for layer in VGG19:
+        if layer != "M":
+            width = layer[0]
             state[f"features.{index}.weight"] = torch.randn(width, inputs, 3, 3) * (2 / (9 * inputs)) ** 0.5
             state[f"features.{index}.bias"] = torch.randn(width) * 0.1
             inputs = width
-        index += 1 if width == "M" else 2
+        index += 1 if layer == "M" else 2
     return state
 
 
