@@ -104,7 +104,7 @@ def test_another_networks_file(name, path):
                 other.from_checkpoint(path)
 
 
-@pytest.mark.parametrize("network", [DEAR, IN2, LIIF])
+@pytest.mark.parametrize("network", [DEAR, IN2, LIIF, ImplicitAutoencoder])
 def test_shipped_files_have_a_name(network):
     assert header(network.PRETRAINED)["network"] == network.NETWORK
     loaded, shipped = models.from_checkpoint(network.PRETRAINED), network.pretrained()

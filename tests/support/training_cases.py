@@ -16,7 +16,7 @@ TINY = {
     " queries=9",
     "liif": "model.blocks=1 model.features=8 model.hidden=[16] side=16 queries=9",
     "lte": "model.blocks=1 model.features=8 model.hidden=[16] model.hidden_dim=8 side=16 queries=9",
-    "autoencoder": "model.channels=4 model.hidden=[8] model.side=16 side=16",
+    "autoencoder": "model.latent=global model.channels=4 model.hidden=[8] model.side=16 side=16",
 }
 CONFIGS = {"autoencoder": "autoencoder"}
 ADVERSARIAL = "loss.adversarial=1 loss.feature_matching=0.1 loss.r1=10"
