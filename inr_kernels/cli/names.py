@@ -97,7 +97,7 @@ def _check_train(args):
     if "." in args.config:
         _check_readable("CONFIG", args.config)
     given = {name: value.strip("'\"") for name, _, value in (text.partition("=") for text in args.options)}
-    for name in ("data", "masks", "validate", "start", "loss.vgg"):
+    for name in ("data", "masks", "validate", "loss.vgg", *([] if args.resume else ["start"])):
         value = given.get(name, "")
         for place in value[1:-1].split(",") if value.startswith("[") else [value]:
             place = place.strip(" '\"")
