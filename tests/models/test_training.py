@@ -162,6 +162,15 @@ def test_the_autoencoder_is_validated():
     assert found.keys() == {"psnr", "psnr_mean_fill"} and found["psnr_mean_fill"] > 15
 
 
+def test_the_shipped_autoencoder_fills_single_pixels():
+    """Half of those of the held-out photograph, in crops; and its notes hold the recipe."""
+    options = config.load("autoencoder")
+    model = config.recipe("autoencoder").NETWORK.pretrained()
+    found = config.recipe("autoencoder").validate(model, samples.held_out(options), options)
+    assert found["psnr"] > found["psnr_mean_fill"] + 11
+    assert model.config.latent == "local" and model.notes["recipe"]["masks"] == "noise"
+
+
 def test_the_papers_values():
     """In steps of an epoch of 100."""
     in2, dear, liif = (config.load(f"{name}_paper", ["data=x"]) for name in ("in2", "dear", "liif"))
