@@ -167,7 +167,7 @@ def test_the_shipped_autoencoder_fills_single_pixels():
     options = config.load("autoencoder")
     model = config.recipe("autoencoder").NETWORK.pretrained()
     found = config.recipe("autoencoder").validate(model, samples.held_out(options), options)
-    assert found["psnr"] > found["psnr_mean_fill"] + 11
+    assert found["psnr"] > found["psnr_mean_fill"] + 8
     assert model.config.latent == "local" and model.notes["recipe"]["masks"] == "noise"
 
 
