@@ -196,7 +196,7 @@ def _script_state(module: Any) -> StateDict:
 
 def _load(file: Any, classes: list[str], **options: Any) -> Any:
     """torch.load without code: every class that the pickle names and torch does not allow is a placeholder."""
-    known = [(type(name, (Placeholder,), {}), name) for name in classes]
+    known: list[tuple[Any, str]] = [(type(name, (Placeholder,), {}), name) for name in classes]
     known += [(_maker(kind), name) for name, kind in CONTAINERS.items()]
     try:
         with _allowed(known), warnings.catch_warnings():
