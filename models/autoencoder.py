@@ -14,7 +14,7 @@ from inr_kernels.local_implicit.functional import WORKSPACE, Form, check_size, r
 from inr_kernels.local_implicit.op import centres
 
 from .common.masking import blend, known
-from .common.network import Inpainter
+from .common.network import WEIGHTS, Inpainter
 from .common.progress import FUSED, Progress, parameters
 
 # Channels of the residual blocks and of the latent, with which each reading has the deck's 4.7e5 parameters.
@@ -108,6 +108,7 @@ class ImplicitAutoencoder(Inpainter):
     NETWORK = "ImplicitAutoencoder"
     CONFIG = AutoencoderConfig
     KEY = "encoder.0.skip.weight"
+    PRETRAINED = WEIGHTS / "autoencoder.safetensors"
 
     def __init__(self, config: AutoencoderConfig | None = None, *, eager: bool = False, **fields: Any):
         super().__init__()

@@ -18,7 +18,7 @@ from inr_kernels._core.files import check_writable, replace_file
 from inr_kernels.local_implicit.functional import check_size
 
 from .common.network import Inpainter, Network
-from .liif import LIIF
+from .liif.upscaler import Upscaler
 
 OPSET = 20
 
@@ -30,7 +30,7 @@ def export_program(
 
     The program computes
 
-        LIIF:             (image [B, 3, h, w], size [2] int64) -> [B, 3, H, W]     `upscale` to size = (H, W)
+        LIIF, LTE:        (image [B, 3, h, w], size [2] int64) -> [B, 3, H, W]     `upscale` to size = (H, W)
         others:           (image [B, 3, H, W], mask [B, 1, H, W]) -> [B, 3, H, W]  `inpaint` at the image's size
 
     with images in [0, 1] and masks of 1 = missing, in float32, with the parameters' values at the time of the export.
@@ -70,9 +70,9 @@ def export_onnx(
 ) -> None:
     """Writes a network as an ONNX file of standard operators (opset 20), for ONNX Runtime and others.
 
-    The inputs are `image` and `mask` (LIIF: `image` and `size`), the output is `output`; shapes, values and arguments:
-    `export_program`. Fourier transforms become matrix products, whose time grows faster than that of an FFT. The export
-    takes up to some minutes. It needs the extra `onnx`.
+    The inputs are `image` and `mask` (LIIF, LTE: `image` and `size`), the output is `output`; shapes, values and
+    arguments: `export_program`. Fourier transforms become matrix products, whose time grows faster than that of an FFT.
+    The export takes up to some minutes. It needs the extra `onnx`.
 
     Args:
         path: of the file; an existing one is replaced.
@@ -89,7 +89,7 @@ def export_onnx(
         raise ImportError("exporting to ONNX needs onnx and onnxscript: pip install 'inr-kernels[onnx]'") from error
     check_writable(path)
     wrapper, inputs, shapes = _prepared(network, dynamic, size, batch)
-    names = ["image", "size" if isinstance(network, LIIF) else "mask"]
+    names = ["image", "size" if isinstance(network, Upscaler) else "mask"]
     with _plain_pytorch(), _quiet():
         program = torch.onnx.export(
             wrapper,
@@ -107,9 +107,9 @@ def export_onnx(
 
 
 class _Upscale(nn.Module):
-    """`LIIF.upscale` to a size that is a tensor (H, W)."""
+    """`Upscaler.upscale` to a size that is a tensor (H, W)."""
 
-    def __init__(self, network: LIIF):
+    def __init__(self, network: Upscaler):
         super().__init__()
         self.network = network
 
@@ -118,8 +118,8 @@ class _Upscale(nn.Module):
         height, width = size.tolist()
         for side in (height, width):
             torch._check(side > 0)
-        feat = self.network.encoder(image * 2 - 1)
-        return self.network.render(feat, (height, width)).add(1).div(2).clamp(0, 1)
+        inp = image * 2 - 1
+        return self.network._decode(self.network.encoder(inp), inp, (height, width)).add(1).div(2).clamp(0, 1)
 
 
 class _Inpaint(nn.Module):
@@ -136,8 +136,8 @@ class _Inpaint(nn.Module):
 
 def _prepared(network, dynamic, size, batch):
     """The module to export, in eval mode and plain PyTorch; its inputs; their dynamic shapes or None."""
-    if not isinstance(network, (LIIF, Inpainter)):
-        names = "a DEAR, IN2, ImplicitAutoencoder, LaMa or LIIF"
+    if not isinstance(network, (Upscaler, Inpainter)):
+        names = "a DEAR, IN2, ImplicitAutoencoder, LaMa, LIIF or LTE"
         raise TypeError(f"network must be {names}; got {type(network).__name__}")
     parameter = next(network.parameters())
     require(parameter.dtype == torch.float32, "network", "be in float32: network.float()", parameter.dtype)
@@ -154,7 +154,7 @@ def _prepared(network, dynamic, size, batch):
     require(min(height, width) >= min_side, "size", f"have sides of at least {min_side}", (height, width))
     names = ((2, "height"), (3, "width"))
     sides = {dim: torch.export.Dim(name, min=min_side) for dim, name in names} if dynamic else None
-    if isinstance(network, LIIF):
+    if isinstance(network, Upscaler):
         size = torch.tensor([2 * height, 2 * width], dtype=torch.int64, device="cpu")
         return _Upscale(twin).eval(), (image, size), (sides, None)
     return _Inpaint(twin).eval(), (image, image[:, :1].clone()), (sides, sides)

@@ -12,6 +12,7 @@ from pathlib import Path
 _NOT_REPLACEABLE = {errno.EBUSY, errno.EXDEV, errno.EPERM, errno.EACCES, errno.EROFS}
 
 TEMPORARY = ".inr-kernels-"  # how the names of unfinished files begin
+CONFIG = "config.yaml"  # the file by which the folder of a training run is known
 
 
 def check_path(path: object) -> None:
@@ -63,6 +64,33 @@ def check_writable(path: str | os.PathLike) -> None:
         handle, temporary = _create(target)
         os.close(handle)
         temporary.unlink()
+
+
+def check_folder(path: str | os.PathLike) -> None:
+    """Raises OSError if files cannot be written in a folder, or it cannot be made; changes nothing."""
+    folder = Path(path)
+    while not folder.exists():
+        folder = folder.parent
+    with _named(path):
+        if not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "is not a folder, or below a file")
+        check_writable(folder / TEMPORARY)
+
+
+def check_run(path: str | os.PathLike, resume: bool) -> None:
+    """Checks the folder of a training run.
+
+    Raises:
+        FileExistsError: the run is new, and the folder not empty.
+        FileNotFoundError: it is resumed, and there is none.
+        OSError: files cannot be written there.
+    """
+    folder = Path(path)
+    check_folder(folder)
+    if resume and not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"{folder}: there is no run to resume")
+    if not resume and folder.exists() and any(not file.name.startswith(".") for file in folder.iterdir()):
+        raise FileExistsError(f"{folder}: is not empty; add --resume to continue its run, or name another folder")
 
 
 def _is_special(path: str | os.PathLike) -> bool:

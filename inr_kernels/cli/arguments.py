@@ -20,6 +20,7 @@ NETWORKS["export"] = NETWORKS["evaluate"] = ("liif", "dear", "in2")
 CONVENTIONS = ("plain", "liif", "liif-div2k", "lama", "coordfill", "dear", "in2")
 FITS = ("origin", "modulo", "resize", "pad-constant", "pad-edge")
 PRESETS = ("in2", "dear")
+MASKS = ("thin", "medium", "thick", "mixed", "box", "strokes", "noise")
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from inr_kernels._core.checks import require
-from inr_kernels._core.files import check_writable
+from inr_kernels._core.files import check_folder
 from inr_kernels._core.text import one_line
 
 from . import pictures
@@ -69,7 +69,7 @@ def _run_folder(task: Task) -> None:
     pictures.prepare_computation(args)
     os.makedirs(args.output, exist_ok=True)
     if todo:
-        _check_folder(args.output)
+        check_folder(args.output)
     task.open()
     with tqdm(total=len(todo), bar_format=BAR, disable=args.quiet) as bar:
         run = _Run(task, bar)
@@ -81,14 +81,6 @@ def _run_folder(task: Task) -> None:
         _report(args.output, results)
     if any(result.failures for result in results):
         raise SystemExit(1)
-
-
-def _check_folder(folder: str) -> None:
-    """Raises the OSError, with the folder's name, of a folder in which no file can be made."""
-    try:
-        check_writable(os.path.join(folder, ".inr-kernels"))
-    except OSError as error:
-        raise type(error)(error.errno, error.strerror, folder) from error
 
 
 def _rank() -> tuple[int, int]:

@@ -12,7 +12,7 @@ from inr_kernels._core import dispatch
 from inr_kernels.models import DEAR, FeatureRefiner, Inpainter
 from inr_kernels.models.common.progress import Progress
 from inr_kernels.models.common.surroundings import fill_surroundings, surroundings
-from inr_kernels.models.data.masks import opacity
+from inr_kernels.models.data.masks import from_picture, opacity
 
 from . import folders, pictures
 from .jobs import Task
@@ -162,7 +162,7 @@ def read_mask(source: pictures.Source) -> torch.Tensor:
     """Decodes the mask, brightness times opacity, as [1, 1, h, w], float32, of zeros and ones."""
     drawn = source.decode()
     mask = opacity(drawn)
-    holes = (mask >= 0.5).float()
+    holes = from_picture(drawn)
     top = 2**drawn.depth - 1
     smallest, largest = (f"{value * top:.0f} of {top}" for value in (mask.min(), mask.max()))
     grey = ((mask > 0.1) & (mask < 0.9)).float().mean().item()

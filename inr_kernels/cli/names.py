@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from inr_kernels._core.files import check_writable
+from inr_kernels._core.files import check_folder, check_run, check_writable
 
-from .arguments import FORMATS, NETWORKS
+from .arguments import FORMATS, MASKS, NETWORKS
 from .parsing import UsageError
 
 # The options of each command that name pictures to read. Other commands name no files, or check them themselves.
@@ -47,6 +47,10 @@ def check(args: argparse.Namespace) -> None:
         UsageError: a name that is empty, or does not fit the others.
         ValueError: a standard stream is closed.
     """
+    if args.command == "evaluate":
+        _check_evaluate(args)
+    if args.command == "train" and not args.print_config:
+        _check_train(args)
     if args.command not in INPUTS:
         return
     if "inputs" in args:
@@ -70,6 +74,37 @@ def check(args: argparse.Namespace) -> None:
         _check_readable(what, name)
     if "inputs" in args:
         args.names = Names(args.input, getattr(args, "mask", ""), args.output, args.extension)
+
+
+def _check_evaluate(args):
+    """The folders and files of `evaluate`."""
+    for folder in (args.data, *args.pred):
+        if not os.path.isdir(folder):
+            raise NotADirectoryError(f"{folder}: must be a folder of pictures")
+    if args.masks and not os.path.isdir(args.masks) and args.masks.split(":")[0] not in MASKS:
+        rule = f"must be a folder or the kind of masks to draw; kind must be one of {', '.join(MASKS)}"
+        raise UsageError(f"argument --masks: {rule}; got {args.masks!r}")
+    models = (name for name in args.model if name not in NETWORKS["evaluate"])
+    for what, name in [*(("checkpoint", name) for name in models), ("LPIPS", args.lpips), ("FID", args.fid)]:
+        if name:
+            _check_readable(what, name)
+    if args.output:
+        check_folder(args.output)
+
+
+def _check_train(args):
+    """The folders and files that the command line of `train` names; those in a config are checked later."""
+    if "." in args.config:
+        _check_readable("CONFIG", args.config)
+    given = {name: value.strip("'\"") for name, _, value in (text.partition("=") for text in args.options)}
+    for name in ("data", "masks", "validate", "loss.vgg", *([] if args.resume else ["start"])):
+        value = given.get(name, "")
+        for place in value[1:-1].split(",") if value.startswith("[") else [value]:
+            place = place.strip(" '\"")
+            if place and not (name == "masks" and place.split(":")[0] in (*MASKS, "free-form")):
+                os.stat(place)
+    if given.get("out"):
+        check_run(given["out"], args.resume)
 
 
 def _is_folder(args):

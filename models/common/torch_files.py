@@ -196,7 +196,7 @@ def _script_state(module: Any) -> StateDict:
 
 def _load(file: Any, classes: list[str], **options: Any) -> Any:
     """torch.load without code: every class that the pickle names and torch does not allow is a placeholder."""
-    known: list[Any] = [(type(name, (Placeholder,), {}), name) for name in classes]
+    known: list[tuple[Any, str]] = [(type(name, (Placeholder,), {}), name) for name in classes]
     known += [(_maker(kind), name) for name, kind in CONTAINERS.items()]
     try:
         with _allowed(known), warnings.catch_warnings():
@@ -216,19 +216,29 @@ def _load(file: Any, classes: list[str], **options: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _allowed(known: list[Any]) -> Iterator[None]:
-    """In the block, torch.load allows these classes alone, not those of `torch.serialization.add_safe_globals`.
+def _allowed(known: list[tuple[Any, str]]) -> Iterator[None]:
+    """In the block, torch.load makes these objects for these names.
 
-    torch would take either of two entries of one name.
+    Classes of `torch.serialization.add_safe_globals` stay allowed, for other threads that load files of their own; but
+    those of the same names do not: torch would take either of two entries of one name.
     """
+    names = {name for _, name in known}
     with LOCK:
         callers = torch.serialization.get_safe_globals()
-        torch.serialization.clear_safe_globals()
+        hidden = [entry for entry in callers if _full_name(entry) in names]
+        if hidden:
+            torch.serialization.clear_safe_globals()
+            torch.serialization.add_safe_globals([entry for entry in callers if entry not in hidden])
         try:
-            with torch.serialization.safe_globals(known):
+            with torch.serialization.safe_globals(known):  # type: ignore[arg-type]
                 yield
         finally:
-            torch.serialization.add_safe_globals(callers)
+            torch.serialization.add_safe_globals(hidden)
+
+
+def _full_name(entry: Any) -> str:
+    """The name by which pickles call an entry of torch's list of allowed classes and functions."""
+    return entry[1] if isinstance(entry, tuple) else f"{entry.__module__}.{entry.__qualname__}"
 
 
 def _maker(kind: type) -> Callable[..., Any]:

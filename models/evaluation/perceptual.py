@@ -12,33 +12,10 @@ from torch import nn
 from inr_kernels._core.checks import require
 
 from ..common.checkpoints import load_data
+from ..common.classifiers import ALEX, VGG16, Activations, load_weights
 
-# Layers of torchvision's `features`: a convolution is (channels, side, stride, padding), "M" a maximum; each
-# convolution is followed by a ReLU. The activations after the ReLUs of these indices are compared.
-ALEX: tuple[Any, ...] = ((64, 11, 4, 2), "M", (192, 5, 1, 2), "M", (384, 3, 1, 1), (256, 3, 1, 1), (256, 3, 1, 1))
-ALEX_RELUS = (1, 4, 7, 9, 11)
-_VGG = [(64, 2), (128, 2), (256, 3), (512, 3), (512, 3)]
-VGG: tuple[Any, ...] = sum((((width, 3, 1, 1),) * count + ("M",) for width, count in _VGG), ())[:-1]
-VGG_RELUS = (3, 8, 15, 22, 29)
+ALEX_RELUS, VGG_RELUS = (1, 4, 7, 9, 11), (3, 8, 15, 22, 29)
 SIDE = 299  # of FID's pictures, in pixels
-
-
-def load_weights(module: nn.Module, path: str | os.PathLike[str], what: str) -> None:
-    """Loads a state dict that has at least the module's entries; the module goes to eval mode, without gradients.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: it has no such state dict.
-    """
-    state = load_data(path)
-    needed = {name: value for name, value in module.state_dict().items() if not name.endswith("num_batches_tracked")}
-    rule = f"hold the weights of {what}"
-    wrong = [name for name in needed if not isinstance(state, dict) or name not in state]
-    require(not wrong, os.fspath(path), rule, f"no {', '.join(wrong[:3])}")
-    wrong = [name for name in needed if state[name].shape != needed[name].shape]
-    require(not wrong, os.fspath(path), rule, f"other shapes of {', '.join(wrong[:3])}")
-    module.load_state_dict({name: state[name] for name in needed}, strict=False)
-    module.float().requires_grad_(False).eval()
 
 
 class LPIPS(nn.Module):
@@ -61,38 +38,22 @@ class LPIPS(nn.Module):
     Source: Zhang et al., The Unreasonable Effectiveness of Deep Features as a Perceptual Metric, CVPR 2018.
     """
 
-    mean: torch.Tensor
-    std: torch.Tensor
-
     def __init__(self, path: str | os.PathLike[str]):
         super().__init__()
         state = load_data(path)
         first = state.get("features.0.weight") if isinstance(state, dict) else None
         self.net = "alex" if first is not None and first.shape[-1] == 11 else "vgg"
-        layers, self.relus = (ALEX, ALEX_RELUS) if self.net == "alex" else (VGG, VGG_RELUS)
-        self.features, channels = nn.Sequential(), 3
-        for layer in layers:
-            if layer == "M":
-                self.features.append(nn.MaxPool2d(3 if self.net == "alex" else 2, 2))
-                continue
-            width, *rest = layer
-            self.features.extend([nn.Conv2d(channels, width, *rest), nn.ReLU()])
-            channels = width
-        load_weights(self, path, "torchvision's alexnet or vgg16")
+        layers, relus = (ALEX, ALEX_RELUS) if self.net == "alex" else (VGG16, VGG_RELUS)
+        self.activations = Activations(path, layers, relus, "torchvision's alexnet or vgg16")
         self.weights = [weight.flatten() for weight in _linear_weights(self.net)]
-        for name, values in (("mean", (0.485, 0.456, 0.406)), ("std", (0.229, 0.224, 0.225))):
-            self.register_buffer(name, torch.tensor(values, dtype=torch.float32, device="cpu").view(3, 1, 1))
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Returns the distance of images [B, 3, H, W] in [0, 1] as [B]."""
-        x = (torch.cat([x, y]) - self.mean) / self.std
-        distance, weights = x.new_zeros(len(y)), iter(self.weights)
-        for i, layer in enumerate(self.features):
-            x = layer(x)
-            if i in self.relus:
-                unit = x / (x.norm(dim=1, keepdim=True) + 1e-10)
-                squares = (unit[: len(y)] - unit[len(y) :]).square().mean((2, 3))
-                distance = distance + squares @ next(weights).to(x)
+        distance = torch.zeros(len(y), dtype=torch.float32, device=y.device)
+        for maps, weight in zip(self.activations(torch.cat([x, y])), self.weights, strict=True):
+            unit = maps / (maps.norm(dim=1, keepdim=True) + 1e-10)
+            squares = (unit[: len(y)] - unit[len(y) :]).square().mean((2, 3))
+            distance = distance + squares @ weight.to(squares)
         return distance
 
 

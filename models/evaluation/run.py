@@ -260,3 +260,21 @@ def compare_joint(model: Inpainter, photo: Image.Image, scale: float) -> tuple[f
         baseline = to_image(mean_fill(image, mask)).resize(shown.size, Image.Resampling.BICUBIC)
     ours = to_image(_output(model, image, mask, shown.size[::-1]))
     return psnr(ours, shown, 0), psnr(baseline, shown, 0)
+
+
+def by_scale(
+    compare: Callable[[Any, Image.Image, float], tuple[float, float]],
+    model: Any,
+    photos: Sequence[Image.Image],
+    scales: Sequence[float],
+    baseline: str,
+) -> dict[str, float]:
+    """Returns the mean PSNR in dB of a network and of a baseline over photographs, by names such as psnr_x2.
+
+    compare: `compare_upscaling` or `compare_joint`.
+    """
+    found = {}
+    for scale in scales:
+        pairs = numpy.array([compare(model, photo, scale) for photo in photos])
+        found[f"psnr_x{scale}"], found[f"psnr_{baseline}_x{scale}"] = pairs.mean(0).tolist()
+    return found

@@ -21,13 +21,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from inr_kernels._core.checks import require
+from ..common.classifiers import VGG19, Activations
 
-from ..common.checkpoints import load_data
-
-# torchvision's vgg19 up to relu5_1: channels of the convolutions, "M" = max pooling; indices of relu1_1 ... relu5_1.
-VGG19 = (64, 64, "M", 128, 128, "M", 256, 256, 256, 256, "M", 512, 512, 512, 512, "M", 512)
-VGG19_RELUS = (1, 6, 11, 20, 29)
+RELUS = (1, 6, 11, 20, 29)  # relu1_1 ... relu5_1 of VGG-19, by their indices in torchvision's `features`
 
 
 @dataclass(frozen=True)
@@ -76,8 +72,8 @@ class Discriminator(nn.Module):
         return self.layers[-1](x), features
 
 
-class VGG19Features(nn.Module):
-    """The activations relu1_1 to relu5_1 of VGG-19; its weights have no gradients.
+class VGG19Features(Activations):
+    """The activations relu1_1 to relu5_1 of VGG-19, each at half the size of the one before; no gradients of weights.
 
     Args:
         path: a state dict in the layout of torchvision's vgg19 (`features.0.weight`, ...), written by torch.save. The
@@ -90,37 +86,8 @@ class VGG19Features(nn.Module):
     Source: Simonyan and Zisserman, Very Deep Convolutional Networks for Large-Scale Image Recognition, ICLR 2015.
     """
 
-    mean: torch.Tensor
-    std: torch.Tensor
-
     def __init__(self, path: str | PathLike[str]):
-        super().__init__()
-        layers: list[nn.Module] = []
-        inputs = 3
-        for width in VGG19:
-            if isinstance(width, int):
-                layers += [nn.Conv2d(inputs, width, 3, padding=1), nn.ReLU()]
-                inputs = width
-            else:
-                layers.append(nn.MaxPool2d(2))
-        self.features = nn.Sequential(*layers)
-        state = load_data(path)
-        found = state if isinstance(state, dict) else {}
-        missing = [n for n, v in self.state_dict().items() if getattr(found.get(n), "shape", None) != v.shape]
-        require(not missing, "path", "hold a state dict of torchvision's vgg19", f"no {', '.join(missing[:3])}")
-        self.load_state_dict({name: state[name] for name in self.state_dict()})
-        self.requires_grad_(False).eval()
-        for name, values in (("mean", (0.485, 0.456, 0.406)), ("std", (0.229, 0.224, 0.225))):
-            self.register_buffer(name, next(self.parameters()).new_tensor(values).view(3, 1, 1), persistent=False)
-
-    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """[B, 3, H, W] in [0, 1] -> the five maps [B, C_i, h_i, w_i], each at half the size of the one before."""
-        x, maps = (x - self.mean) / self.std, []
-        for i, layer in enumerate(self.features):
-            x = layer(x)
-            if i in VGG19_RELUS:
-                maps.append(x)
-        return maps
+        super().__init__(path, VGG19, RELUS, "torchvision's vgg19")
 
 
 def perceptual_features(weights: LossWeights, path: str | PathLike[str] | None) -> VGG19Features | None:

@@ -119,8 +119,11 @@ class LTE(Upscaler, LocalTextureDecoder):
     ) -> torch.Tensor:
         """As LTE's evaluation: beyond the scales that it was trained for, the cell is that of the largest one."""
         if cell is None:
-            sides = [max(2 / n, 2 / (LARGEST_SCALE * m)) for n, m in zip(size, feat.shape[2:], strict=True)]
-            cell = torch.tensor(sides, dtype=torch.float32, device=feat.device).expand(len(feat), 2)
+            own, least = (  # as tensors, because an exported graph leaves the sizes open
+                torch.stack([feat.new_full((len(feat),), 2 / n, dtype=torch.float32) for n in sides], -1)
+                for sides in (size, [LARGEST_SCALE * n for n in feat.shape[2:]])
+            )
+            cell = torch.maximum(own, least)
         return self.render(feat, size, cell, image, **options)
 
     def _decoder_work(self) -> float:

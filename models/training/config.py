@@ -1,7 +1,7 @@
 """The options of a training run: dataclasses with a help text for each, filled from YAML and the command line."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,9 @@ class Options:
     ema: float = option(0.0, "decay of the averaged parameters that the result then has; 0: no average")
 
     accelerator: str = option("cpu", "of Lightning Fabric: cpu, cuda, auto")
+    timeout: float = option(
+        120.0, "minutes that a process waits for another, as while the first one validates or saves"
+    )
     devices: int = option(1, "devices or, on a CPU, processes; with torchrun: of each node")
     nodes: int = option(1, "machines, with torchrun")
     strategy: str = option("auto", "auto or ddp: every process has all parameters, and the gradients are averaged")
@@ -67,6 +70,16 @@ class Options:
     validate: Any = option("", "held-out pictures, as data; empty: the middle of scikit-image's coffee")
     validate_every: int = option(1000, "steps between two validations; one follows the last step; 0: none")
     save_every: int = option(250, "steps between two saves, from which --resume continues")
+
+
+def require_range(options: Any, name: str, rule: str, fits: Callable[[float], bool]) -> None:
+    """Raises ValueError unless an option is two numbers, the lower one first, of which each fits.
+
+    rule: completes "must be two numbers", such as "of at least 1".
+    """
+    values = getattr(options, name)
+    is_range = len(values) == 2 and values[0] <= values[1] and all(map(fits, values))
+    require(is_range, name, f"be two numbers {rule}, the lower one first", values)
 
 
 def recipes() -> list[str]:

@@ -15,9 +15,9 @@ from inr_kernels._core.checks import require
 
 from ..data.crops import Change, margins, patch, queries
 from ..dear.network import DEAR
-from ..evaluation.run import compare_joint
-from .config import option
-from .filling import MaskOptions, check_masks
+from ..evaluation.run import by_scale, compare_joint
+from .config import option, require_range
+from .filling import MaskOptions, check_masks, take_over
 from .samples import Drawing
 
 NETWORK = DEAR
@@ -50,23 +50,17 @@ class Options(MaskOptions):
 
 def check(options: Options) -> None:
     """Raises ValueError if the options do not fit together."""
-    low, high = options.scales
-    require(1 <= low <= high, "scales", "be two numbers of at least 1", options.scales)
+    require_range(options, "scales", "of at least 1", lambda scale: scale >= 1)
+    require(options.side > 0, "side", "be positive", options.side)
+    require(options.queries >= 0, "queries", "not be negative", options.queries)
     require(options.crop in ("patches", "margins"), "crop", "be patches or margins", repr(options.crop))
     check_masks(options)
 
 
 def begin(model: DEAR, start: DEAR) -> None:
-    """Takes over the parameters of a checkpoint.
-
-    If the network adds to a smooth fill, and the checkpoint's does not, the last layer becomes zero: the first output
-    is then the fill.
-    """
-    model.load_state_dict(start.state_dict())
-    if model.config.fill == "smooth" and start.config.fill != "smooth":
-        last: Any = model.implicit.imnet.layers
-        for parameter in last[-1].parameters():
-            nn.init.zeros_(parameter)
+    """See `filling.take_over`."""
+    layers: Any = model.implicit.imnet.layers
+    take_over(model, start, layers[-1])
 
 
 def draw(options: Options, rng: numpy.random.Generator) -> int:
@@ -121,13 +115,7 @@ def _nearest(mask: torch.Tensor, coord: torch.Tensor) -> torch.Tensor:
 
 def validate(model: DEAR, photos: list[Any], options: Options) -> dict[str, float]:
     """Returns the mean PSNR in dB of the network and of the baseline of `compare_joint`, by scale, 15 % missing."""
-    found = {}
-    for scale in VALIDATED:
-        pairs = torch.tensor(
-            [compare_joint(model, photo, scale) for photo in photos], dtype=torch.float64, device="cpu"
-        )
-        found[f"psnr_x{scale}"], found[f"psnr_baseline_x{scale}"] = pairs.mean(0).tolist()
-    return found
+    return by_scale(compare_joint, model, photos, VALIDATED, "baseline")
 
 
 def show(model: DEAR, batch: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:

@@ -23,7 +23,7 @@ from ..data.crops import Change, margins, patch, shape_of
 from ..data.sources import FREE_FORM
 from ..evaluation.run import compare_inpainting
 from ..in2 import losses
-from .config import Options, option
+from .config import Options, option, require_range
 from .samples import Drawing
 
 Terms = dict[str, torch.Tensor]
@@ -74,6 +74,8 @@ class FillingOptions(MaskOptions):
 def check(options: FillingOptions) -> None:
     """Raises ValueError or OSError if the options do not fit together, or VGG-19's file is missing."""
     require(options.crop in ("patches", "margins"), "crop", "be patches or margins", repr(options.crop))
+    require_range(options, "aspect", "above 0", lambda aspect: aspect > 0)
+    require(options.area > 0, "area", "be positive", options.area)
     check_masks(options)
     if options.loss.perceptual:
         vgg = "name the file of VGG-19's weights, torchvision's vgg19-dcbb9e9d.pth, or set loss.perceptual=0"
@@ -84,8 +86,20 @@ def check(options: FillingOptions) -> None:
 
 def check_masks(options: MaskOptions) -> None:
     """Raises ValueError if the range of shares is none."""
-    low, high = options.share
-    require(0 <= low <= high < 1, "share", "be two numbers from 0 to below 1", options.share)
+    require_range(options, "share", "from 0 to below 1", lambda share: 0 <= share < 1)
+    require(options.pairing in ("random", "name"), "pairing", "be random or name", repr(options.pairing))
+
+
+def take_over(model: Any, start: Any, last: nn.Module) -> None:
+    """Takes over the parameters of a checkpoint.
+
+    If the network adds to a smooth fill, and the checkpoint's does not, the last layer becomes zero: the first output
+    is then the fill.
+    """
+    model.load_state_dict(start.state_dict())
+    if model.config.fill == "smooth" and start.config.fill != "smooth":
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
 
 
 def draw(options: FillingOptions, rng: numpy.random.Generator) -> tuple[int, int]:

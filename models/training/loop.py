@@ -7,7 +7,9 @@ from a checkpoint computes what an uninterrupted one computes, bit for bit on th
 import dataclasses
 import math
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from inr_kernels._core.checks import require
+from inr_kernels._core.files import check_run
 from inr_kernels._core.text import printable
 
 from ..data.photographs import HELD_OUT, TRAINED_ON
@@ -27,7 +30,7 @@ from .config import duration, recipe, to_yaml
 from .samples import Batches, held_out, loader, training_pictures
 
 PACKAGES = {"lightning_fabric": "lightning-fabric", "tensorboard": "tensorboard"}
-POSITIVE = ("repeat", "batch", "accumulate", "devices", "nodes", "log_every", "save_every")
+POSITIVE = ("timeout", "repeat", "batch", "accumulate", "devices", "nodes", "log_every", "save_every")
 NOT_NEGATIVE = ("workers", "cache", "clip", "warmup_lr", "pictures_every", "validate_every", "seed", "min_side")
 CHOICES = {
     "schedule": ("cosine", "halve", "constant"),
@@ -51,6 +54,9 @@ def check(options: Any) -> None:
         require(getattr(options, name) > 0, name, "be positive", getattr(options, name))
     for name in NOT_NEGATIVE:
         require(getattr(options, name) >= 0, name, "not be negative", getattr(options, name))
+    fits = len(options.betas) == 2 and all(0 <= beta < 1 for beta in options.betas)
+    require(fits, "betas", "be two numbers from 0 to below 1", options.betas)
+    require(getattr(options, "zoom", 1) >= 1, "zoom", "be at least 1", getattr(options, "zoom", 1))
     require(0 <= options.ema < 1, "ema", "be from 0 to below 1", options.ema)
     for name, values in CHOICES.items():
         value = getattr(options, name)
@@ -97,12 +103,17 @@ def train(options: Any, resume: bool = False) -> Path | None:
     """
     check(options)
     from lightning_fabric import Fabric
+    from lightning_fabric.strategies import DDPStrategy
 
+    strategy: Any = options.strategy
+    if strategy == "ddp" or options.devices * options.nodes > 1:
+        # The others wait for the first process in their next exchange of gradients, while it validates.
+        strategy = DDPStrategy(timeout=timedelta(minutes=options.timeout))
     fabric = Fabric(
         accelerator=options.accelerator,
         devices=options.devices,
         num_nodes=options.nodes,
-        strategy=options.strategy,
+        strategy=strategy,
         precision=options.precision,
     )
     fabric.launch()
@@ -116,7 +127,7 @@ class Run:
     def __init__(self, fabric: Any, options: Any, resume: bool):
         self.fabric, self.options, self.recipe = fabric, options, recipe(options.network)
         self.folder = Path(options.out)
-        state.check_folder(self.folder, resume)
+        check_run(self.folder, resume)
         if resume:
             state.check_options(self.folder, options)
         pictures = training_pictures(options)
@@ -134,6 +145,7 @@ class Run:
             start = network.from_checkpoint(options.start)
             begin = getattr(self.recipe, "begin", lambda model, start: model.load_state_dict(start.state_dict()))
             begin(self.model, start)
+        self.model = synchronized(self.model, fabric.world_size, fabric.device, say=fabric.is_global_zero)
         self.model.train().to(fabric.device)
         self.objective = self.recipe.Objective(options, fabric.device)
         self.parts: dict[str, nn.Module] = {"network": self.model, **self.objective.parts}
@@ -141,8 +153,7 @@ class Run:
         self.optimizers = {name: torch.optim.Adam(part.parameters(), **settings) for name, part in self.parts.items()}
         self.average: AveragedModel | None = None
         if options.ema:
-            average = get_ema_multi_avg_fn(options.ema)
-            self.average = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
+            self.average = AveragedModel(self.model, multi_avg_fn=moving_average(options.ema), use_buffers=True)
         self.step = state.load(self.folder, self) if resume else 0
         self.metrics: dict[str, float] = {}
         fabric.barrier()  # no process writes before all have checked the folder
@@ -275,6 +286,34 @@ def average_gradients(fabric: Any, module: nn.Module) -> None:
     means = fabric.all_reduce(torch.cat([grad.flatten() for grad in grads]), reduce_op="mean")
     for grad, mean in zip(grads, means.split([grad.numel() for grad in grads]), strict=True):
         grad.copy_(mean.view_as(grad))
+
+
+def moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
+    """Returns the update of an exponential moving average, for AveragedModel.
+
+    The decay of step n is at most n / (n + 9), so that the average of a short run does not hold the random parameters
+    at its start.
+    """
+
+    def update(averages: Any, values: Any, count: Any) -> None:
+        get_ema_multi_avg_fn(min(decay, float(count) / (float(count) + 9)))(averages, values, count)
+
+    return update
+
+
+def synchronized(model: nn.Module, world: int, device: torch.device, say: bool = True) -> nn.Module:
+    """Returns the network with batch norms whose statistics are those of all processes, if there are several on GPUs.
+
+    PyTorch has no such layer for CPUs: there every process has its own statistics, which is said on stderr.
+    """
+    norms = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    if world == 1 or not norms:
+        return model
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if say:
+        print("inr-kernels: on CPUs each process has its own statistics in batch norms", file=sys.stderr)
+    return model
 
 
 def require_finite(terms: dict[str, float], step: int) -> None:

@@ -47,7 +47,7 @@ class Batches(Dataset):
             rng = numpy.random.default_rng([options.seed, step, 1 + position])  # [..., 0] is that of `shared`
             epoch, place = divmod(step * options.batch + position, len(self.pictures))
             index = int(_order(options.seed, epoch, len(self.pictures))[place])
-            index, image = self.pictures.usable(index, problems)
+            index, image = self.pictures.usable(index, problems, *([self.masks.check] if self.masks else []))
             samples.append(recipe.sample(options, Drawing(self, index, image, problems), rng, shared))
         return tuple(map(torch.stack, zip(*samples, strict=True))), problems
 

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 
 from inr_kernels._core.checks import require
-from inr_kernels._core.files import TEMPORARY, replace_file
+from inr_kernels._core.files import CONFIG, TEMPORARY, replace_file
 
 from ..common.checkpoints import load_data
 
-RESULT, CONFIG, CHECKPOINTS = "model.safetensors", "config.yaml", "checkpoints"
+RESULT, CHECKPOINTS = "model.safetensors", "checkpoints"
 
 
 def network_config(network: Any, values: dict[str, Any]) -> Any:
@@ -36,16 +36,8 @@ def network_config(network: Any, values: dict[str, Any]) -> Any:
     return network.CONFIG(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
 
-def check_folder(folder: Path, resume: bool) -> None:
-    """Raises FileExistsError if a new run's folder is not empty, FileNotFoundError if there is no run to resume."""
-    if resume and not (folder / CONFIG).is_file():
-        raise FileNotFoundError(f"{folder}: there is no run to resume")
-    if not resume and folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
-        raise FileExistsError(f"{folder}: is not empty; add --resume to continue its run, or name another folder")
-
-
 # Options that may change when a run is continued: they do not change its numbers, or only how long it goes on.
-MAY_CHANGE = {"out", "steps", "workers", "cache", "accelerator", "devices", "nodes", "strategy", "start"}
+MAY_CHANGE = {"timeout", "out", "steps", "workers", "cache", "accelerator", "devices", "nodes", "strategy", "start"}
 MAY_CHANGE |= {"log_every", "pictures_every", "validate", "validate_every", "save_every"}
 
 

@@ -13,9 +13,9 @@ from torch import nn
 from inr_kernels._core.checks import require
 
 from ..data.crops import Change, patch, queries
-from ..evaluation.run import compare_upscaling
+from ..evaluation.run import by_scale, compare_upscaling
 from .config import Options as Common
-from .config import option
+from .config import option, require_range
 from .samples import Drawing
 
 EXTRAS: dict[str, str] = {}
@@ -35,8 +35,8 @@ class Options(Common):
 
 def check(options: Options) -> None:
     """Raises ValueError if the options do not fit together."""
-    low, high = options.scales
-    require(1 <= low <= high, "scales", "be two numbers of at least 1", options.scales)
+    require_range(options, "scales", "of at least 1", lambda scale: scale >= 1)
+    require(options.side > 0, "side", "be positive", options.side)
     require(options.queries > 0, "queries", "be positive", options.queries)
 
 
@@ -75,13 +75,7 @@ class Objective:
 
 def validate(model: Any, photos: list[Any], options: Options) -> dict[str, float]:
     """Returns the mean PSNR in dB of the network and of bicubic interpolation, by scale."""
-    found = {}
-    for scale in VALIDATED:
-        pairs = torch.tensor(
-            [compare_upscaling(model, photo, scale) for photo in photos], dtype=torch.float64, device="cpu"
-        )
-        found[f"psnr_x{scale}"], found[f"psnr_bicubic_x{scale}"] = pairs.mean(0).tolist()
-    return found
+    return by_scale(compare_upscaling, model, photos, VALIDATED, "bicubic")
 
 
 def show(model: Any, batch: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:

@@ -158,7 +158,7 @@ def test_telea_needs_opencv(capsys, monkeypatch):
         (2, "argument --scales: must be more than 1; got 0.5", ("--scales", "2,0.5")),
         (1, "nowhere: must be a folder of pictures", ("--data", "nowhere", "--masks", "masks")),
         (1, "nowhere.pth: No such file", ("--masks", "masks", "--lpips", "nowhere.pth")),
-        (1, "in/a.png: File exists", ("--masks", "masks", "-o", "in/a.png")),
+        (1, "in/a.png: is not a folder", ("--masks", "masks", "-o", "in/a.png")),
     ],
 )
 def test_errors(status, message, words, capsys):

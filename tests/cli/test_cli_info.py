@@ -42,6 +42,7 @@ def test_the_help_names_what_exists():
     assert tuple(CONVENTIONS) == arguments.CONVENTIONS
     assert tuple(PRESETS) == arguments.PRESETS
     assert tuple(FITS) == arguments.FITS
+    assert tuple(KINDS) == arguments.MASKS
     assert all(re.search(rf"\b{kind}\b", arguments.EVALUATE) for kind in KINDS)
 
 

@@ -211,6 +211,15 @@ def test_in_a_shell(folder):
         (("inpaint", "in.png", "--mask", "mask.png", "-o", "out.xyz"), 2),
         (("export", "--model", "none.pt", "-o", "out.onnx"), 1),
         (("demo", "-o", "none/demo.png"), 1),
+        (("evaluate", "--data", "none", "--masks", "thin"), 1),
+        (("evaluate", "--data", ".", "--pred", "none"), 1),
+        (("evaluate", "--data", ".", "--masks", "dots"), 2),
+        (("evaluate", "--data", ".", "--masks", "thin", "-o", "in.png"), 1),
+        (("train", "in2_small", "out=none", "data=none"), 1),
+        (("train", "in2_small", "out=none", "masks=[.,none]"), 1),
+        (("train", "in2_small", "out=."), 1),
+        (("train", "in2_small", "out=none", "--resume"), 1),
+        (("train", "none.yaml", "out=none"), 1),
     ],
 )
 @pytest.mark.parametrize("start", ["inr-kernels", "-m"])

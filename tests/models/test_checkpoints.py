@@ -1,6 +1,7 @@
 """Checkpoints: the header, files of older releases and of other libraries, `from_checkpoint` of all networks."""
 
 import argparse
+import fractions
 import functools
 import json
 import os
@@ -103,7 +104,7 @@ def test_another_networks_file(name, path):
                 other.from_checkpoint(path)
 
 
-@pytest.mark.parametrize("network", [DEAR, IN2, LIIF])
+@pytest.mark.parametrize("network", [DEAR, IN2, LIIF, ImplicitAutoencoder])
 def test_shipped_files_have_a_name(network):
     assert header(network.PRETRAINED)["network"] == network.NETWORK
     loaded, shipped = models.from_checkpoint(network.PRETRAINED), network.pretrained()
@@ -309,16 +310,23 @@ def test_a_file_that_cannot_be_read():
         models.from_checkpoint("/proc/self/mem")
 
 
-def test_classes_that_the_caller_allows_are_not_used(tmp_path):
+def test_classes_that_the_caller_allows_are_not_used(tmp_path, monkeypatch):
     """They would run code; and what they make is no plain data."""
     model = NETWORKS["LaMa"]()
     torch.save({"state_dict": model.state_dict(), "options": argparse.Namespace(a=1)}, tmp_path / "lama.ckpt")
-    before = torch.serialization.get_safe_globals()
-    with torch.serialization.safe_globals([argparse.Namespace]):
+    before, seen, load = torch.serialization.get_safe_globals(), [], torch.load
+
+    def watched(*args, **options):
+        seen.extend(torch.serialization.get_safe_globals())
+        return load(*args, **options)
+
+    monkeypatch.setattr(torch, "load", watched)
+    with torch.serialization.safe_globals([argparse.Namespace, fractions.Fraction]):
         data = checkpoints.load_data(tmp_path / "lama.ckpt")
         assert isinstance(data["options"], torch_files.Placeholder)
-        assert argparse.Namespace in torch.serialization.get_safe_globals()
+        assert {argparse.Namespace, fractions.Fraction} <= {*torch.serialization.get_safe_globals()}
     assert {*torch.serialization.get_safe_globals()} == {*before}
+    assert fractions.Fraction in seen and argparse.Namespace not in seen  # others stay, for other threads
 
 
 @pytest.mark.parametrize("load", [models.from_checkpoint, LaMa.from_checkpoint])

@@ -9,12 +9,14 @@ import torch
 from exported import ops
 
 import inr_kernels
-from inr_kernels.models import DEAR, IN2, LIIF, DEARConfig, IN2Config, LaMa, LaMaConfig, LIIFConfig
+from inr_kernels.models import DEAR, IN2, LIIF, LTE, DEARConfig, IN2Config, LaMa, LaMaConfig, LIIFConfig, LTEConfig
 from inr_kernels.models.common import smooth
 from inr_kernels.models.export import export_onnx, export_program
+from inr_kernels.models.liif.upscaler import Upscaler
 
 NETWORKS = {
     "LIIF": lambda: LIIF(LIIFConfig(blocks=1, features=8, hidden=(16, 16))),
+    "LTE": lambda: LTE(LTEConfig(blocks=1, features=8, hidden=(16, 16), hidden_dim=16)),
     "DEAR": lambda: DEAR(DEARConfig(channels=16, features=8, blocks=1, filter_blocks=1, hidden=(16,), fill="smooth")),
     "IN2": lambda: IN2(IN2Config(channels=(16, 16), blocks=1, groups=1, heads=2, window=3, hidden=(16, 16))),
     "LaMa": lambda: LaMa(LaMaConfig(features=8, blocks=1, downsamplings=2)),
@@ -35,13 +37,13 @@ def network(name):
 def inputs(made, size):
     """The inputs of the exported graph for an image of this size, and the output of the network itself."""
     image, mask = torch.rand(1, 3, *size), (torch.rand(1, 1, *size) < 0.3).float()
-    if isinstance(made, LIIF):
-        target = torch.tensor([2 * size[0] + 1, 3 * size[1]])
+    if isinstance(made, Upscaler):
+        target = torch.tensor([2 * size[0] + 1, 5 * size[1]])  # also beyond LTE's largest scale
         return (image, target), made.upscale(image, size=tuple(target.tolist()))
     return (image, mask), made.inpaint(image, mask)
 
 
-@pytest.mark.parametrize("name", ["LIIF", "LaMa"])  # the others' are part of the next test
+@pytest.mark.parametrize("name", ["LIIF", "LTE", "LaMa"])  # the others' are part of the next test
 def test_program_has_open_sizes_and_no_op_of_this_package(name):
     made = network(name)
     program = export_program(made)
@@ -62,7 +64,7 @@ def test_onnx_equals_the_network_at_three_sizes(name, tmp_path, monkeypatch):
     assert {node.domain for node in model.graph.node} == {""}
     session = onnxruntime.InferenceSession(path)
     names = [given.name for given in session.get_inputs()]
-    assert names == ["image", "size" if name == "LIIF" else "mask"]
+    assert names == ["image", "size" if isinstance(made, Upscaler) else "mask"]
     for size in SMALL if name == "DEAR" else SIZES:
         given, expected = inputs(made, size)
         (out,) = session.run(None, dict(zip(names, (x.numpy() for x in given), strict=True)))
@@ -90,7 +92,7 @@ def test_torch_export_of_one_size(name):
             self.network = made
 
         def forward(self, image, mask):
-            if name == "LIIF":
+            if isinstance(made, Upscaler):
                 return self.network.render(self.network.encoder(image), (50, 61))
             return self.network(image, mask)
 
@@ -115,7 +117,9 @@ class Render(torch.nn.Module):
 
 def test_bad_arguments(tmp_path):
     path = tmp_path / "network.onnx"
-    with pytest.raises(TypeError, match="network must be a DEAR, IN2, ImplicitAutoencoder, LaMa or LIIF; got Linear"):
+    with pytest.raises(
+        TypeError, match="network must be a DEAR, IN2, ImplicitAutoencoder, LaMa, LIIF or LTE; got Linear"
+    ):
         export_onnx(torch.nn.Linear(2, 2), path)
     with pytest.raises(ValueError, match=r"network must be in float32: network.float\(\); got torch.float64"):
         export_onnx(network("LIIF").double(), path)

@@ -136,13 +136,13 @@ def test_l1():
 def test_other_weights_are_refused(tmp_path):
     torch.save({"features.0.weight": torch.zeros(64, 3, 3, 3)}, tmp_path / "other.pth")
     with pytest.raises(
-        ValueError, match=r"path must hold a state dict of torchvision's vgg19; got no features\.0\.bias"
+        ValueError, match=r"other\.pth must hold the weights of torchvision's vgg19; got no features\.0\.bias"
     ):
         VGG19Features(tmp_path / "other.pth")
     state = vgg19_state()
     state["features.2.weight"] = state["features.2.weight"][:, :3]
     torch.save(state, tmp_path / "shape.pth")
-    with pytest.raises(ValueError, match=r"state dict of torchvision's vgg19; got no features\.2\.weight"):
+    with pytest.raises(ValueError, match=r"weights of torchvision's vgg19; got other shapes of features\.2\.weight"):
         VGG19Features(tmp_path / "shape.pth")
     (tmp_path / "text.pth").write_text("hello")
     with pytest.raises(

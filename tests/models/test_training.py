@@ -10,56 +10,16 @@ import numpy
 import pytest
 import torch
 from PIL import Image
-from training_cases import same, vgg19_state
+from training_cases import ADVERSARIAL, CONFIGS, TINY, curve, photographs_in, same, vgg19_state, words
 
 from inr_kernels import cli
 from inr_kernels.models import from_checkpoint
 from inr_kernels.models.training import config, loop, samples
 
-TINY = {
-    "in2": "model.channels=[16,16] model.groups=1 model.blocks=1 model.heads=2 model.hidden=[16] area=1600",
-    "lama": "model.features=8 model.blocks=1 area=1600",
-    "dear": "model.channels=16 model.features=8 model.blocks=1 model.filter_blocks=1 model.hidden=[8] side=16"
-    " queries=9",
-    "liif": "model.blocks=1 model.features=8 model.hidden=[16] side=16 queries=9",
-    "lte": "model.blocks=1 model.features=8 model.hidden=[16] model.hidden_dim=8 side=16 queries=9",
-    "autoencoder": "model.channels=4 model.hidden=[8] model.side=16 side=16",
-}
-CONFIGS = {"autoencoder": "autoencoder"}
-ADVERSARIAL = "loss.adversarial=1 loss.feature_matching=0.1 loss.r1=10"
-QUIET = "validate_every=0 pictures_every=0 log_every=1"
-
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """A folder of five pictures of several formats and depths."""
-    folder = tmp_path_factory.mktemp("photos")
-    rng = numpy.random.default_rng(0)
-    for i, suffix in enumerate((".png", ".jpg", ".webp", ".tiff")):
-        Image.fromarray(rng.integers(0, 256, (48 + i, 40, 3), dtype=numpy.uint8)).save(folder / f"{i}{suffix}")
-    Image.fromarray(rng.integers(0, 65536, (40, 50), dtype=numpy.uint16)).save(folder / "deep.png")
-    return folder
-
-
-def words(name, photos, out, *more):
-    """The arguments of a tiny run of three steps."""
-    tiny = [*TINY[name].split(), *QUIET.split()]
-    common = [f"data={photos}", f"out={out}", "steps=3", "batch=2", "save_every=1", "min_side=8"]
-    return [
-        "train",
-        CONFIGS.get(name, f"{name}_small"),
-        *tiny,
-        *common,
-        *(word for text in more for word in text.split()),
-    ]
-
-
-def curve(out):
-    """{name: [(step, value), ...]} of TensorBoard's scalars."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(out / "tensorboard")).Reload()
-    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    return photographs_in(tmp_path_factory.mktemp("photos"))
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -112,22 +72,6 @@ def test_a_killed_run_continues_the_same_curve(write, photos, whole, tmp_path):
     assert curve(tmp_path / "run") == curve(whole) and len(curve(whole)["loss/r1"]) == 3
     for name in ("model.safetensors", "checkpoints/00000003.safetensors"):
         assert same(from_checkpoint(tmp_path / "run" / name), from_checkpoint(whole / name))
-
-
-@pytest.mark.alone
-def test_two_processes_give_the_curve_of_one(photos, tmp_path):
-    """Over gloo, at the same batch. Without batch norm, whose statistics are each process's."""
-    norms, losses = "model.norm=none model.encoder=strided", []
-    for devices in (1, 2):
-        arguments = words("in2", photos, tmp_path / str(devices), ADVERSARIAL, f"devices={devices} {norms}")
-        command = [sys.executable, "-m", "inr_kernels", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        losses.append(curve(tmp_path / str(devices)))
-    one, two = losses
-    assert one.keys() == two.keys() and len(one["loss/l1"]) == 3
-    for name, values in one.items():
-        assert [value for _, value in two[name]] == pytest.approx([value for _, value in values], rel=1e-3), name
 
 
 def huge_png():
@@ -216,6 +160,15 @@ def test_the_autoencoder_is_validated():
     model = module.NETWORK(loop.state.network_config(module.NETWORK, options.model)).eval()
     found = module.validate(model, samples.held_out(options), options)
     assert found.keys() == {"psnr", "psnr_mean_fill"} and found["psnr_mean_fill"] > 15
+
+
+def test_the_shipped_autoencoder_fills_single_pixels():
+    """Half of those of the held-out photograph, in crops; and its notes hold the recipe."""
+    options = config.load("autoencoder")
+    model = config.recipe("autoencoder").NETWORK.pretrained()
+    found = config.recipe("autoencoder").validate(model, samples.held_out(options), options)
+    assert found["psnr"] > found["psnr_mean_fill"] + 8
+    assert model.config.latent == "local" and model.notes["recipe"]["masks"] == "noise"
 
 
 def test_the_papers_values():
