@@ -9,7 +9,7 @@ SOURCES := setup.py CMakeLists.txt pyproject.toml constraints.txt $(shell find c
 # One worker of pytest-xdist a core. A worker that is done takes over tests that another has not begun.
 PARALLEL := -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test quick bench docs wheel try-wheel smoke lint types format clean
+.PHONY: demo test quick bench docs wheel try-wheel aarch64 smoke lint types format clean
 
 # Fill and enlarge a photograph with PyTorch and with the kernels, print time, memory, difference and PSNR.
 demo: .venv/demo.stamp
@@ -50,6 +50,11 @@ try-wheel: wheel
 	  build/try/bin/pip install -q --find-links dist --only-binary inr-kernels 'inr-kernels[demo]'; \
 	  (cd build/try && bin/inr-kernels info && bin/inr-kernels demo $(ARGS)); \
 	done
+
+# The C++ kernels for aarch64: cross-compiles them, and runs their numeric tests in qemu. Needs Debian.
+aarch64: .venv/test.stamp
+	tests/support/aarch64/build.sh
+	PYTHONPATH=tests/support $(BIN)/python -m aarch64 $(ARGS)
 
 # Every benchmark runs once, none is timed.
 smoke: .venv/test.stamp

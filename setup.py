@@ -20,8 +20,8 @@ class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         """Builds and copies one extension."""
         sanitize = os.environ.get("INR_KERNELS_SANITIZE", "")
-        # Not self.build_temp, which an editable install deletes: this folder keeps incremental builds, for every Python,
-        # since the kernels do not depend on it.
+        # Not self.build_temp, which an editable install deletes: this folder keeps incremental builds. It serves every
+        # Python, because only the bindings depend on its version.
         build = ROOT / "build" / f"native{sanitize and '-sanitize'}"
         configure = [
             "cmake",
