@@ -40,14 +40,17 @@ docs: .venv/docs.stamp
 wheel: .venv/wheel.stamp
 	rm -rf build/wheels
 	$(BIN)/python -m build --sdist --outdir dist .
-	set -e; for python in $(PYTHONS); do $(BIN)/python -m pip --python $$python wheel --no-deps -w build/wheels .; done
+	set -e; for python in $(PYTHONS); do \
+	  $(BIN)/python -m pip --python "$$(command -v $$python)" wheel -q --no-deps -w build/wheels .; \
+	done
 	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/auditwheel repair --wheel-dir dist build/wheels/*.whl
 
 # Installs the wheel for each Python of PYTHONS into an environment of its own, and runs the demo there.
 try-wheel: wheel
 	set -e; for python in $(PYTHONS); do \
 	  $$python -m venv --clear build/try; \
-	  build/try/bin/pip install -q --find-links dist --only-binary inr-kernels 'inr-kernels[demo]'; \
+	  tag=$$($$python -c 'import sys; print("cp%d%d" % sys.version_info[:2])'); \
+	  build/try/bin/pip install -q "$$(ls -t dist/*-$$tag-*.whl | head -n 1)[demo]"; \
 	  (cd build/try && bin/inr-kernels info && bin/inr-kernels demo $(ARGS)); \
 	done
 
