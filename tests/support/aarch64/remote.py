@@ -98,6 +98,7 @@ def kernels_on_aarch64():
         patch.setattr(native, "load", lambda: (module, ""))
         patch.setattr(torch.Tensor, "data_ptr", data_ptr)
         yield
+    assert CALLS, "no kernel was called on aarch64"
 
 
 def pytest_terminal_summary(terminalreporter):
