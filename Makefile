@@ -1,5 +1,6 @@
-# make demo · make test · make quick · make bench · make docs: each makes .venv and installs what it needs.
+# make demo · make test · make quick · make bench · make docs · make wheel: each makes .venv and installs what it needs.
 PYTHON ?= python3
+PYTHONS ?= $(PYTHON)
 ARGS ?=
 
 BIN := .venv/bin
@@ -8,7 +9,7 @@ SOURCES := setup.py CMakeLists.txt pyproject.toml constraints.txt $(shell find c
 # One worker of pytest-xdist a core. A worker that is done takes over tests that another has not begun.
 PARALLEL := -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test quick bench docs smoke lint types format clean
+.PHONY: demo test quick bench docs wheel try-wheel aarch64 smoke lint types format clean
 
 # Fill and enlarge a photograph with PyTorch and with the kernels, print time, memory, difference and PSNR.
 demo: .venv/demo.stamp
@@ -33,6 +34,30 @@ endif
 # The documentation as a site, build/site/index.html.
 docs: .venv/docs.stamp
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
+
+# Into dist/: a source distribution, and a manylinux wheel for each Python of PYTHONS, with CUDA where nvcc is on PATH.
+# The kernels are compiled once, for all of them.
+wheel: .venv/wheel.stamp
+	rm -rf build/wheels
+	$(BIN)/python -m build --sdist --outdir dist .
+	set -e; for python in $(PYTHONS); do \
+	  $(BIN)/python -m pip --python "$$(command -v $$python)" wheel -q --no-deps -w build/wheels .; \
+	done
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/auditwheel repair --wheel-dir dist build/wheels/*.whl
+
+# Installs the wheel for each Python of PYTHONS into an environment of its own, and runs the demo there.
+try-wheel: wheel
+	set -e; for python in $(PYTHONS); do \
+	  $$python -m venv --clear build/try; \
+	  tag=$$($$python -c 'import sys; print("cp%d%d" % sys.version_info[:2])'); \
+	  build/try/bin/pip install -q "$$(ls -t dist/*-$$tag-*.whl | head -n 1)[demo]"; \
+	  (cd build/try && bin/inr-kernels info && bin/inr-kernels demo $(ARGS)); \
+	done
+
+# The C++ kernels for aarch64: cross-compiles them, and runs their numeric tests in qemu. Needs Debian.
+aarch64: .venv/test.stamp
+	tests/support/aarch64/build.sh
+	PYTHONPATH=tests/support $(BIN)/python -m aarch64 $(ARGS)
 
 # Every benchmark runs once, none is timed.
 smoke: .venv/test.stamp

@@ -20,14 +20,16 @@ class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         """Builds and copies one extension."""
         sanitize = os.environ.get("INR_KERNELS_SANITIZE", "")
-        # Not self.build_temp, which an editable install deletes: this folder keeps incremental builds.
-        build = ROOT / "build" / f"{sys.implementation.cache_tag}{sanitize and '-sanitize'}"
+        # Not self.build_temp, which an editable install deletes: this folder keeps incremental builds. It serves every
+        # Python, because only the bindings depend on its version.
+        build = ROOT / "build" / f"native{sanitize and '-sanitize'}"
         configure = [
             "cmake",
             f"-S{ROOT}",
             f"-B{build}",
             "-GNinja",
-            "-UCMAKE_MAKE_PROGRAM",  # the cached path is in the last isolated build's environment
+            # The cached paths are those of the last build's Python and of its isolated environment.
+            *("-UCMAKE_MAKE_PROGRAM", "-U_Python*", "-UPython_*", "-UPYTHON_*"),
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DINR_CUDA={os.environ.get('INR_KERNELS_CUDA', 'AUTO')}",

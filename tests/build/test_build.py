@@ -135,6 +135,16 @@ def test_contents_of_the_wheel(wheel):
     assert [Path(name).suffix for name in others] == [".so"]
 
 
+def test_manylinux_wheel(wheel, tmp_path):
+    """`make wheel` ends with this: every library that the wheel needs is one that manylinux systems have."""
+    checked(["auditwheel", "repair", "--wheel-dir", tmp_path, wheel], tmp_path)
+    (repaired,) = tmp_path.glob("*.whl")
+    assert re.search(r"-manylinux_2_\d+_\w+[.]whl$", repaired.name)
+    with zipfile.ZipFile(wheel) as before, zipfile.ZipFile(repaired) as after:
+        contents = [{name for name in file.namelist() if ".dist-info/" not in name} for file in (before, after)]
+    assert contents[0] == contents[1], "no library is copied into the wheel"
+
+
 def test_native_library_needs_no_torch(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         (member,) = (name for name in archive.namelist() if name.endswith(".so"))
@@ -169,6 +179,25 @@ def test_cuda_cannot_be_forced_without_nvcc(tmp_path):
     forced = run([*PIP, "wheel", *OFFLINE, "-w", tmp_path, tree], tmp_path, PATH=path, INR_KERNELS_CUDA="1")
     assert forced.returncode != 0
     assert re.search("INR_KERNELS_CUDA=1 .* CUDA, but there is no nvcc on PATH", forced.stdout + forced.stderr)
+
+
+NEEDED = "inr_kernels needs GCC 12 or later, or Clang 14 or later, for their vector extensions"
+
+
+def test_compiler_without_vector_extensions(tmp_path):
+    compiler = tmp_path / "compiler"
+    compiler.write_text("""#!/bin/sh\nexec g++ '-D__attribute__(x)=' "$@"\n""")
+    compiler.chmod(0o755)
+    done = run(["cmake", f"-S{ROOT}", "-Bbuild", "-GNinja", f"-DCMAKE_CXX_COMPILER={compiler}"], tmp_path)
+    assert done.returncode != 0
+    assert f"{NEEDED}; got GNU" in " ".join(done.stderr.split())
+
+
+def test_header_without_vector_extensions(tmp_path):
+    """The first error names the compiler that is needed, where the sources are built without CMake, too."""
+    compile = ["g++", "-std=c++17", "-fsyntax-only", "-U__GNUC__", "-DINR_ISA=generic", ROOT / "csrc/cpu/common/gemm.h"]
+    errors = [line for line in run(compile, tmp_path).stderr.splitlines() if "error:" in line]
+    assert NEEDED in errors[0]
 
 
 def test_the_installed_build_is_for_every_gpu():

@@ -1,20 +1,15 @@
 """The C++ under ASan and UBSan: the ops' numeric tests, with a build that stops at the first error."""
 
-import importlib
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
+import native_tests
 import pytest
-from tree import OPS as FOLDERS
 from tree import ROOT
 
 pytestmark = pytest.mark.slow
-OPS = [*FOLDERS, "local_texture"]
-# Of each op, the tests that reach every loop and border of its C++: names or parts of names of the tests in its files.
-SANITIZED = {op: importlib.import_module(f"{op}_cases").SANITIZED for op in OPS}
 ISAS = ["generic", "avx512"]
 
 
@@ -41,22 +36,8 @@ def sanitized(built_once):
 @pytest.mark.parametrize("isa", ISAS)
 def test_cpp_under_address_and_undefined_behaviour_sanitizers(isa, sanitized):
     folder, environment = sanitized
-    chosen = " or ".join(f"({op} and ({' or '.join(names)}))" for op, names in SANITIZED.items())
-    tests = [ROOT / "tests/ops" / f"test_{op}{suffix}.py" for op in OPS for suffix in ("", "_contract")]
-    tests = [path for path in tests if path.exists()]
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-v",
-            "-x",
-            "-o",
-            "pythonpath=tests/support",
-            "-k",
-            f"({chosen}) and not triton",
-            *tests,
-        ],
+        [sys.executable, "-m", "pytest", "-v", "-x", "-o", "pythonpath=tests/support", *native_tests.arguments()],
         cwd=folder,
         env=environment | {"INR_KERNELS_ISA": isa},
         capture_output=True,
@@ -64,6 +45,4 @@ def test_cpp_under_address_and_undefined_behaviour_sanitizers(isa, sanitized):
         check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    needed = [(op, name) for op, names in SANITIZED.items() for name in names]
-    ran = [rf"test_{op}(_contract)?\.py::.*{name}.* PASSED" for op, name in needed]
-    assert not [pattern for pattern in ran if not re.search(pattern, done.stdout)], "no test has this name"
+    assert not native_tests.missing(done.stdout), "no test has this name"

@@ -5,6 +5,10 @@
 // linker keeps one copy of a shared inline function, which may use instructions that the processor does not have.
 #pragma once
 
+#if !defined(__GNUC__) || (!defined(__clang__) && __GNUC__ < 12)
+#error "inr_kernels needs GCC 12 or later, or Clang 14 or later, for their vector extensions"
+#endif
+
 #include <cstdint>
 #include <cstring>
 #include <initializer_list>
@@ -22,15 +26,17 @@ namespace inr {
 namespace INR_ISA {
 
 #if defined(__AVX512F__)
-constexpr int vector_bytes = 64;
-constexpr int block_rows = 12;  // 12 x 2 accumulators of 32 registers
+constexpr int vector_bytes = 64, registers = 32;
 #elif defined(__AVX__)
-constexpr int vector_bytes = 32;
-constexpr int block_rows = 6;  // 6 x 2 accumulators of 16 registers
+constexpr int vector_bytes = 32, registers = 16;
+#elif defined(__aarch64__)
+constexpr int vector_bytes = 16, registers = 32;
 #else
-constexpr int vector_bytes = 16;
-constexpr int block_rows = 6;
+constexpr int vector_bytes = 16, registers = 16;
 #endif
+// Rows of a matrix product's block, of two vectors each: 24 accumulators of 32 registers, or 12 of 16. Processors with
+// four multiply-add units of four cycles (Neoverse V1, Apple M1) keep them busy with 16 accumulators or more.
+constexpr int block_rows = registers == 32 ? 12 : 6;
 
 struct bf16 {
   std::uint16_t bits;
@@ -244,7 +250,7 @@ INR_INLINE void sincos_pi(V x, V& sine, V& cosine) {
   constexpr R magic = single ? 0x1.8p23 : 0x1.8p52, limit = single ? 0x1p20 : 0x1p50;
   constexpr PiSeries series;
   constexpr int terms = single ? 5 : 9;
-  x = (x < limit) & (x > -limit) ? x : x - x;  // infinity: NaN
+  x = ((x < limit) & (x > -limit)) ? x : x - x;  // infinity: NaN
   const V quarters = x * 2 + magic - magic, r = x - quarters * R(0.5), r2 = r * r;
   V s{}, c{};
 #pragma GCC unroll 9
@@ -259,8 +265,8 @@ INR_INLINE void sincos_pi(V x, V& sine, V& cosine) {
   const V square = turn * turn;
   sine = square == 1 ? c : s;
   cosine = square == 1 ? s : c;
-  sine = (turn < 0) | (turn == 2) ? -sine : sine;
-  cosine = (turn == 1) | (square == 4) ? -cosine : cosine;
+  sine = ((turn < 0) | (turn == 2)) ? -sine : sine;
+  cosine = ((turn == 1) | (square == 4)) ? -cosine : cosine;
 }
 
 // max(v, 0) that propagates NaN.

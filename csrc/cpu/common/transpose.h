@@ -12,12 +12,8 @@ namespace INR_ISA {
 template <int Half, int High, class V, std::size_t... L>
 INR_INLINE V exchange(V a, V b, std::index_sequence<L...>) {
   constexpr int n = sizeof...(L);
-#if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
   return __builtin_shufflevector(a, b,
                                  (int(L) & Half ? n + int(L) - (High ? 0 : Half) : int(L) + (High ? Half : 0))...);
-#else
-  return V{(int(L) & Half ? b[int(L) - (High ? 0 : Half)] : a[int(L) + (High ? Half : 0)])...};
-#endif
 }
 // Transposes a square tile. tile: [lanes]
 template <class T, int Half = lanes<T> / 2>

@@ -17,8 +17,8 @@ namespace inr {
 namespace INR_ISA {
 namespace {
 
-constexpr int max_rows = 4;                           // rows of queries that share the loaded keys
-constexpr int max_wide = vector_bytes == 64 ? 4 : 2;  // offsets, or channels, of a block in registers
+constexpr int max_rows = 4;                        // rows of queries that share the loaded keys
+constexpr int max_wide = registers == 32 ? 4 : 2;  // offsets, or channels, of a block in registers
 
 template <class T>
 INR_INLINE Vec<T> masked(Vec<T> v, Mask<T> mask) {
