@@ -73,14 +73,10 @@ def check(args: argparse.Namespace) -> None:
 
 def _check_single(args):
     """Checks that no option for folders is given, and that the mask is none."""
-    for option, is_given in (
-        ("suffix", args.suffix),
-        ("recursive", args.recursive),
-        ("batch-size", args.batch_size > 1),
-    ):
-        if is_given:
-            got = "" if option == "recursive" else f"; got {is_given if option == 'suffix' else args.batch_size}"
-            raise UsageError(f"argument --{option}: applies where the output is a folder{got}")
+    batch_size = args.batch_size if args.batch_size > 1 else ""
+    for option, value in (("suffix", args.suffix), ("batch-size", batch_size), ("recursive", args.recursive)):
+        if value:
+            raise UsageError(f"argument --{option}: applies where the output is a folder; got {value}")
     if "mask" in args and (os.path.isdir(args.mask) or _is_pattern(args.mask)):
         raise UsageError(f"mask must be a file where the output is one; got {args.mask}")
 

@@ -26,8 +26,8 @@ def encode(picture: Picture, suffix: str) -> tuple[bytes, list[str]]:
 
     Returns the bytes of the file and a sentence for each thing that the format cannot hold.
 
-    16 bits go into PNG, and, as Pillow writes no others, into TIFF without colour and alpha; alpha into neither JPEG nor
-    BMP.
+    16 bits go into PNG and, as Pillow writes no others, into TIFF without colour and alpha; alpha into neither JPEG
+    nor BMP.
     """
     kind = FORMATS[suffix.lower()]
     values = picture.colour
