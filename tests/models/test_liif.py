@@ -344,7 +344,7 @@ def test_the_rim_of_even_pictures(value):
     """The zeros around the picture change corners, as docs/networks.md says; a border that is cut off avoids it."""
     model = LIIF.pretrained()
     off = (model.upscale(torch.full((1, 3, 32, 32), value), 4) - value).abs()
-    assert off[..., 8:-8, 8:-8].max() < 0.008 and off[..., :8, 16:-16].max() < 0.008
-    assert off.max() < 0.1 and (value == 0.5 or off.max() > 0.03)
+    assert off[..., 8:-8, 8:-8].max() < 0.008 and off[..., :8, 16:-16].max() < 0.013
+    assert off.max() < 0.13 and (value == 0.5 or off.max() > 0.05)
     bordered = model.upscale(torch.full((1, 3, 40, 40), value), 4)[..., 16:-16, 16:-16]
     assert (bordered - value).abs().max() < 0.008
