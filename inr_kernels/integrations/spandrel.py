@@ -131,7 +131,7 @@ class _OurArchitecture(Architecture[Any]):
     def load(self, state_dict: dict[str, Any]) -> Any:
         """Returns the descriptor of a state dict, in eval mode."""
         try:
-            model = self.network._from_contents("this state dict", _contents(state_dict), {})
+            model: Any = self.network._from_contents("this state dict", _contents(state_dict), {})
         except ValueError as error:
             raise UnsupportedModelError(str(error)) from error
         common: dict[str, Any] = {
