@@ -52,7 +52,8 @@ def install(registry: ArchRegistry = MAIN_REGISTRY, *, scale: int = 4) -> None:
     missing, as everywhere.
 
     Args:
-        registry: the main one, which every ModelLoader has by default, or an own one.
+        registry: the main one, which every ModelLoader has by default, or an own one. Copies of a registry share its
+            architectures, and with them the scale.
         scale: the factor by which LIIF and LTE enlarge, which spandrel fixes for a loaded model. A further call of
             `install` changes it for models that are loaded afterwards.
 
