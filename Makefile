@@ -83,7 +83,9 @@ clean:
 $(BIN)/python:
 	$(PYTHON) -m venv .venv
 
-# One stamp an extra; an edit to the native code or to the build installs again, incrementally.
+# One stamp an extra; an edit to the native code or to the build installs again, incrementally. spandrel is tested
+# without torchvision, whose wheel breaks torchmetrics where it does not fit the build of torch.
 .venv/%.stamp: $(SOURCES) | $(BIN)/python
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[$*]'
+	$(if $(filter test,$*),$(BIN)/python -m pip install -q -c constraints.txt --no-deps spandrel)
 	touch $@

@@ -21,6 +21,7 @@ CONVENTIONS = ("plain", "liif", "liif-div2k", "lama", "coordfill", "dear", "in2"
 FITS = ("origin", "modulo", "resize", "pad-constant", "pad-edge")
 PRESETS = ("in2", "dear")
 MASKS = ("thin", "medium", "thick", "mixed", "box", "strokes", "noise")
+CROP_MARGIN, CROP_TRIGGER_SIZE = 128, 800  # pixels
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -95,16 +96,14 @@ def _add_inpaint(parser):
     group.add_argument(
         "--hd-strategy-crop-margin",
         type=positive(int),
-        default=128,
         metavar="PIXELS",
-        help="width of the surroundings; default: %(default)s",
+        help=f"width of the surroundings; default: {CROP_MARGIN}",
     )
     group.add_argument(
         "--hd-strategy-crop-trigger-size",
         type=positive(int, or_zero=True),
-        default=800,
         metavar="PIXELS",
-        help="crop images whose longer side is larger; default: %(default)s",
+        help=f"crop images whose longer side is larger; default: {CROP_TRIGGER_SIZE}",
     )
     _add_computation(parser, megapixels=25)
 
@@ -216,7 +215,9 @@ def _add_output(parser):
 def _add_size(parser, required):
     """Adds --scale and --size, of which only one may be given."""
     target = parser.add_mutually_exclusive_group(required=required)
-    target.add_argument("--scale", type=positive(float), metavar="FACTOR", help="how many times larger, e.g. 2 or 3.7")
+    target.add_argument(
+        "--scale", type=positive(float, least=1), metavar="FACTOR", help="how many times larger, e.g. 2 or 3.7"
+    )
     target.add_argument(
         "--size",
         type=size,

@@ -12,8 +12,8 @@ Render an image at a larger size, by any factor.
   inr-kernels upscale in.png --size 1920x1080 -o out.png
   inr-kernels upscale photos --scale 2 -o large
 
-Of a folder, a pattern or several images, each is written into the folder -o under its own name. An image that is
-there already is finished and skipped, so that an interrupted command can be started again. Errors are listed at the
+Of a folder, a pattern or several images, each is written into the folder -o under its own name. A file of that name
+counts as finished and is skipped, so that an interrupted command can be started again. Errors are listed at the
 end, when the rest is done; the exit status is then 1. With torchrun, each process takes its share:
 torchrun --nproc-per-node 2 -m inr_kernels upscale photos --scale 2 -o large.
 

@@ -1,5 +1,6 @@
 """Runs a command for a picture, or for a folder of pictures: reads and writes while it computes."""
 
+import contextlib
 import datetime
 import errno
 import os
@@ -17,6 +18,7 @@ from inr_kernels._core.files import check_folder
 from inr_kernels._core.text import one_line
 
 from . import pictures
+from .budget import Budget
 from .jobs import Task
 from .listing import listing
 from .names import Names
@@ -60,17 +62,22 @@ def _run_folder(task: Task) -> None:
     Raises SystemExit with status 1 if a picture failed.
     """
     args, (rank, processes) = task.args, _rank()
-    names, failures = listing(args)
-    names = names[rank::processes]  # of all pictures: which ones are finished changes while other processes work
-    todo = [one for one in names if args.overwrite or not os.path.isfile(one.output)]
+    names, failures, taken = listing(args)
+    if taken and not rank:
+        more, then = f" and {len(taken) - 1} more" * (len(taken) > 1), "replaced" if args.overwrite else "kept"
+        say(f"{taken[0]}{more}", f"not read, but {then}: by the name it is the output of another picture")
+    total, names = len(names), names[rank::processes]  # which ones are finished changes while other processes work
+    if processes > 1 and not dist.is_torchelastic_launched():
+        say(f"RANK={rank}, WORLD_SIZE={processes}", f"this process does {len(names)} of the {total} pictures")
+    todo = [one for one in names if args.overwrite or not _is_finished(one.output)]
     args.quiet = True if rank else args.quiet
     if args.device == "cuda" and processes > 1:
         args.device = f"cuda:{os.environ.get('LOCAL_RANK', rank)}"
     pictures.prepare_computation(args)
+    task.open()
     os.makedirs(args.output, exist_ok=True)
     if todo:
         check_folder(args.output)
-    task.open()
     with tqdm(total=len(todo), bar_format=BAR, disable=args.quiet) as bar:
         run = _Run(task, bar)
         run.all(todo)
@@ -81,6 +88,11 @@ def _run_folder(task: Task) -> None:
         _report(args.output, results)
     if any(result.failures for result in results):
         raise SystemExit(1)
+
+
+def _is_finished(output: str) -> bool:
+    """Whether an output exists; an empty file is none."""
+    return os.path.isfile(output) and os.path.getsize(output) > 0
 
 
 def _rank() -> tuple[int, int]:
@@ -121,20 +133,29 @@ class _Run:
     """The work on the pictures of a folder.
 
     One thread reads the next pictures and one writes the last ones, while the caller's computes. Pictures of one size
-    wait for each other until they are `--batch-size`. There is one reader, as reading changes settings of Pillow.
+    wait for each other until they are `--batch-size`. There is one reader, as reading changes settings of Pillow. What
+    is read ahead stays within `--max-memory`, see `Budget`.
     """
 
     def __init__(self, task: Task, bar: tqdm):
         self.task, self.args, self.bar = task, task.args, bar
         self.failures: dict[str, str] = {}
+        self.budget = Budget(self.args.max_memory, self.args.workspace)
+        self.waiting = defaultdict[object, list[Job]](list)
         self.writing: deque[tuple[Job, Future[None]]] = deque()
 
     def all(self, names: list[Names]) -> None:
         """Computes and writes all pictures."""
-        batch, waiting = self.args.batch_size, defaultdict[object, list[Job]](list)
+        batch, waiting = self.args.batch_size, self.waiting
         self.show(0)
-        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as self.writer:
+        with (
+            ThreadPoolExecutor(1) as reader,
+            ThreadPoolExecutor(1) as self.writer,
+            contextlib.closing(self.budget),
+        ):
             for one, reading in _ahead(reader, self.load, names, batch):
+                while not self.budget.wait(reading):
+                    self.make_room()
                 job = self.attempt(one, reading.result)
                 if job is None:
                     self.show(self.bar.n + 1)
@@ -144,29 +165,43 @@ class _Run:
                 if len(waiting[key]) == batch:
                     self.compute(waiting.pop(key))
                 elif sum(map(len, waiting.values())) >= 2 * batch:
-                    self.compute(waiting.pop(next(iter(waiting))))  # the group that began first
-            for group in waiting.values():
-                self.compute(group)
+                    self.make_room()
+            while waiting:
+                self.make_room()
+            self.finish_writing(0)
+
+    def make_room(self) -> None:
+        """Computes pictures that wait for others of their size, or waits until all are written."""
+        if self.waiting:
+            self.compute(self.waiting.pop(next(iter(self.waiting))))
+        else:
             self.finish_writing(0)
 
     def load(self, names: Names) -> Job:
         """Reads, checks and decodes a picture; in the thread that reads."""
         job = self.task.read(names)
         self.task.check(job)
-        self.task.decode(job)
+        self.budget.admit(job)
+        try:
+            need = job.need
+            self.task.decode(job)
+            if job.need > need:  # now that its holes are known
+                self.budget.admit(job)
+        except BaseException:
+            self.budget.remove(job)
+            raise
         return job
 
     def compute(self, group: list[Job]) -> None:
         """Computes pictures of one size and has them written; one by one if they fail together, or lack memory."""
         before = self.bar.n
-        need = sum(job.need for job in group) - (len(group) - 1) * self.args.workspace
-        if need + sum(job.need for job, _ in self.writing) > self.room():
+        if not self.budget.fits(group):
             self.finish_writing(0)
         if len(group) == 1:
             colours = self.attempt(group[0].names, lambda: self.colours(group))
         else:
             try:
-                colours = self.colours(group) if need <= self.room() else None
+                colours = self.colours(group) if self.budget.fits(group) else None
             except FAILURES:
                 colours = None
             if colours is None:
@@ -175,7 +210,9 @@ class _Run:
                     self.compute([job])
                 return
         self.show(before + len(group))
-        if colours is not None:
+        if colours is None:
+            self.budget.remove(*group)
+        else:
             for job, colour in zip(group, colours, strict=True):
                 self.writing.append((job, self.writer.submit(self.write, job, colour[None])))
         self.finish_writing(len(group))
@@ -183,6 +220,7 @@ class _Run:
     def colours(self, group: list[Job]) -> torch.Tensor:
         """The colours of a group; shows the progress."""
         before = self.bar.n
+        self.budget.start(group)
         with pictures.memory_options(self.args):
             return self.task.compute(group, lambda done, total: self.show(before + len(group) * done / total))
 
@@ -191,15 +229,12 @@ class _Run:
         os.makedirs(os.path.dirname(job.names.output), exist_ok=True)
         pictures.write(job, colour)
 
-    def room(self) -> float:
-        """Bytes that the work may need."""
-        return min(self.args.max_memory, pictures.unused_memory())
-
     def finish_writing(self, left: int) -> None:
         """Waits until at most `left` pictures are being written."""
         while len(self.writing) > left:
             job, future = self.writing.popleft()
             self.attempt(job.names, future.result)
+            self.budget.remove(job)
 
     def attempt(self, names: Names, call: Callable[[], R]) -> R | None:
         """Returns the result of a call for a picture; notes its failure, and returns None.

@@ -15,6 +15,7 @@ from inr_kernels.models.common.surroundings import fill_surroundings, surroundin
 from inr_kernels.models.data.masks import from_picture, opacity
 
 from . import folders, pictures
+from .arguments import CROP_MARGIN, CROP_TRIGGER_SIZE
 from .jobs import Task
 from .names import Names
 from .networks import open_network
@@ -63,7 +64,7 @@ class Inpainting(Task):
         super().decode(job)
         job.mask = read_mask(job.drawn)
         if self._crops(job):
-            parts = surroundings(job.mask, self.args.hd_strategy_crop_margin, self.model.min_side)
+            parts = surroundings(job.mask, self._margin, self.model.min_side)
             sizes = [tuple(side.stop - side.start for side in part) for part in parts]
             largest = max(sizes, key=math.prod, default=(0, 0))
             job.need = pictures.check_work(job, self.args, *self._bytes(), pixels=math.prod(largest))
@@ -80,8 +81,7 @@ class Inpainting(Task):
             def fill(part: torch.Tensor, holes: torch.Tensor, progress: Progress) -> torch.Tensor:
                 return self._fill(part, holes, progress, job.need)
 
-            margin = args.hd_strategy_crop_margin
-            return fill_surroundings(fill, image, mask, margin, self.model.min_side, progress)
+            return fill_surroundings(fill, image, mask, self._margin, self.model.min_side, progress)
 
     def _fill(
         self,
@@ -102,7 +102,14 @@ class Inpainting(Task):
 
     def _crops(self, job: Job) -> bool:
         """Whether only the surroundings of the holes are computed."""
-        return self.args.hd_strategy == "crop" and max(job.source.size) > self.args.hd_strategy_crop_trigger_size
+        largest = self.args.hd_strategy_crop_trigger_size
+        largest = CROP_TRIGGER_SIZE if largest is None else largest
+        return self.args.hd_strategy == "crop" and max(job.source.size) > largest
+
+    @property
+    def _margin(self) -> int:
+        """Width of these surroundings, in pixels."""
+        return self.args.hd_strategy_crop_margin or CROP_MARGIN
 
     def _bytes(self) -> tuple[int, int]:
         """Bytes that the network needs for a pixel of the input, and of the output."""
@@ -135,6 +142,13 @@ def check_options(args: Namespace, model: Inpainter) -> dict[str, Any]:
     if args.batch_size > 1 and (args.refine or args.hd_strategy == "crop"):
         option = "--refine" if args.refine else "--hd-strategy crop"
         raise UsageError(f"argument --batch-size: must be 1 with {option}; got {args.batch_size}")
+    if args.hd_strategy != "crop":
+        for name in ("margin", "trigger_size"):
+            if (value := getattr(args, f"hd_strategy_crop_{name}")) is not None:
+                option = f"--hd-strategy-crop-{name.replace('_', '-')}"
+                raise UsageError(f"argument {option}: applies with --hd-strategy crop; got {value}")
+    if args.scale is not None and args.scale != 1:  # of --size it depends on the picture
+        check_enlarging(args, model)
     if isinstance(model, DEAR):
         if args.tile and not model.can_tile:
             raise UsageError(f"argument --tile: must be 0 for a DEAR with instance norm; got {args.tile}")
@@ -149,13 +163,18 @@ def check_sizes(args: Namespace, model: Inpainter, job: Job) -> None:
     source, own = job.source, pictures.shown(job.source.size)
     if min(source.size) < model.min_side:
         raise ValueError(f"{source.label}: {model.NETWORK} needs sides of at least {model.min_side} pixels; got {own}")
-    if job.size == source.size:
-        return
+    if job.size != source.size:
+        check_enlarging(args, model)
+
+
+def check_enlarging(args: Namespace, model: Inpainter) -> None:
+    """Checks that network and options allow another size than the input's."""
+    only = f"at the input's size only; got {pictures.requested(args)}"
     if not model.any_size:
-        raise UsageError(f"{model.NETWORK} fills at the input's size {own} only; got {pictures.requested(args)}")
+        raise UsageError(f"{model.NETWORK} fills {only}")
     for option, is_given in (("--refine", args.refine), ("--hd-strategy crop", args.hd_strategy == "crop")):
         if is_given:
-            raise UsageError(f"argument {option}: works at the input's size {own} only; got {pictures.requested(args)}")
+            raise UsageError(f"argument {option}: works {only}")
 
 
 def read_mask(source: pictures.Source) -> torch.Tensor:

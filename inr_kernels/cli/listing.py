@@ -3,6 +3,7 @@
 import os
 from argparse import Namespace
 from pathlib import Path
+from typing import NamedTuple
 
 from inr_kernels.models.data import folders
 
@@ -10,8 +11,22 @@ from .names import SUFFIXES, Names
 from .parsing import UsageError
 
 
-def listing(args: Namespace) -> tuple[list[Names], dict[str, str]]:
-    """Returns the files of each picture that `args.inputs` name, sorted, and why others cannot be used, by their names.
+class Listing(NamedTuple):
+    """What a command does in a folder.
+
+    Attributes:
+        names: the files of each picture, sorted.
+        failures: why other pictures and places cannot be used, by their names.
+        taken: pictures that are left out, because they have the name of another's output.
+    """
+
+    names: list[Names]
+    failures: dict[str, str]
+    taken: list[str]
+
+
+def listing(args: Namespace) -> Listing:
+    """Finds the pictures that `args.inputs` name, with their masks and outputs.
 
     Outputs are in the folder `args.output`, in subfolders as the pictures. A picture that is the output of another, as
     of an earlier run with --suffix in the same folder, is left out; so is what lies in the output's folder, if that is
@@ -21,15 +36,17 @@ def listing(args: Namespace) -> tuple[list[Names], dict[str, str]]:
         UsageError: an output would replace a picture or a mask, or that of another picture.
         ValueError: there is no picture.
     """
-    found = _pictures(args)
+    found, failures = _pictures(args)
     outputs = {path: _output(args, relative, path) for path, relative in found.items()}
     made = {os.path.realpath(output) for output, _ in outputs.values()}
     for path in found:
         if os.path.realpath(outputs[path][0]) == os.path.realpath(path):
             rule = "output must be another folder than the input's, unless --suffix is given"
             raise UsageError(f"{rule}; got {args.output}")
-    found = {path: relative for path, relative in found.items() if os.path.realpath(path) not in made}
-    masks, failures = _masks(args, found)
+    taken = [path for path in found if os.path.realpath(path) in made]
+    found = {path: relative for path, relative in found.items() if path not in taken}
+    masks, without = _masks(args, found)
+    failures |= without
     names: dict[str, Names] = {}
     for path in (path for path in found if path not in failures):
         output, extension = outputs[path]
@@ -39,22 +56,25 @@ def listing(args: Namespace) -> tuple[list[Names], dict[str, str]]:
     for mask in masks.values():
         if os.path.realpath(mask) in made:
             raise UsageError(f"output must be another folder than the masks'; got {args.output}")
-    return [names[output] for output in sorted(names)], failures
+    return Listing([names[output] for output in sorted(names)], failures, taken)
 
 
-def _pictures(args: Namespace) -> dict[str, str]:
-    """The pictures' paths, and their paths in the folder or pattern that holds them."""
-    output, found = Path(os.path.realpath(args.output)), {}
+def _pictures(args: Namespace) -> tuple[dict[str, str], dict[str, str]]:
+    """The pictures' paths, with their paths in the folder or pattern that holds them; and places without any."""
+    output, found, empty = Path(os.path.realpath(args.output)), {}, {}
+    message = "holds no pictures" + "; --recursive searches subfolders" * (not args.recursive)
     for place in args.inputs:
         root = folders.searched(place)
         inside = root is not None and Path(os.path.realpath(root)) in output.parents
-        for relative, path in folders.files(place, args.recursive).items():
+        here = folders.files(place, args.recursive)
+        if not here:
+            empty[place] = message
+        for relative, path in here.items():
             if not (inside and output in Path(os.path.realpath(path)).parents):
                 found[str(path)] = relative
     if not found:
-        more = "" if args.recursive else "; --recursive searches subfolders"
-        raise ValueError(f"{' '.join(args.inputs)}: holds no pictures{more}")
-    return found
+        raise ValueError(f"{' '.join(args.inputs)}: {message}")
+    return found, empty
 
 
 def _masks(args: Namespace, found: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:

@@ -59,8 +59,7 @@ def check(args: argparse.Namespace) -> None:
             _check_folder(args)
             return
         (args.input,) = args.inputs
-        if args.suffix:
-            raise UsageError(f"argument --suffix: applies where the output is a folder; got {args.suffix}")
+        _check_single(args)
     inputs = {what: getattr(args, what) for what in INPUTS[args.command]}
     for what, name in (inputs | {"output": args.output}).items():
         if not name:
@@ -69,9 +68,9 @@ def check(args: argparse.Namespace) -> None:
     files = dict(inputs)
     if "model" in args and args.model not in NETWORKS[args.command]:
         files["checkpoint"] = args.model
-    _check_output(args, files)
     for what, name in files.items():
         _check_readable(what, name)
+    _check_output(args, files)
     if "inputs" in args:
         args.names = Names(args.input, getattr(args, "mask", ""), args.output, args.extension)
 
@@ -105,6 +104,16 @@ def _check_train(args):
                 os.stat(place)
     if given.get("out"):
         check_run(given["out"], args.resume)
+
+
+def _check_single(args):
+    """Checks that no option for folders is given, and that the mask is none."""
+    batch_size = args.batch_size if args.batch_size > 1 else ""
+    for option, value in (("suffix", args.suffix), ("batch-size", batch_size), ("recursive", args.recursive)):
+        if value:
+            raise UsageError(f"argument --{option}: applies where the output is a folder; got {value}")
+    if "mask" in args and (os.path.isdir(args.mask) or _is_pattern(args.mask)):
+        raise UsageError(f"mask must be a file where the output is one; got {args.mask}")
 
 
 def _is_folder(args):

@@ -32,8 +32,10 @@ class Parser(argparse.ArgumentParser):
         raise AssertionError  # exit does not return
 
 
-def positive(kind: type[Number], *, or_zero: bool = False, most: float = math.inf) -> Callable[[str], Number]:
-    """Returns a parser of finite positive numbers of that type, up to `most`, and of 0 if `or_zero`."""
+def positive(
+    kind: type[Number], *, or_zero: bool = False, least: float = 0, most: float = math.inf
+) -> Callable[[str], Number]:
+    """Returns a parser of finite positive numbers of that type, from `least` to `most`, and of 0 if `or_zero`."""
 
     def parse(text: str) -> Number:
         try:
@@ -47,6 +49,8 @@ def positive(kind: type[Number], *, or_zero: bool = False, most: float = math.in
             raise argparse.ArgumentTypeError(f"must be {rule} {noun}; got {text}")
         if value > most:
             raise argparse.ArgumentTypeError(f"must be at most {most}; got {text}")
+        if value < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}; got {text}")
         return value
 
     return parse
@@ -54,10 +58,11 @@ def positive(kind: type[Number], *, or_zero: bool = False, most: float = math.in
 
 def size(text: str) -> tuple[int, int]:
     """Parses "WIDTHxHEIGHT" to (height, width), the order of a tensor's sides."""
-    parts = text.lower().split("x")
-    if len(parts) != 2:
-        raise argparse.ArgumentTypeError(f"must be WIDTHxHEIGHT, e.g. 1920x1080; got {text}")
-    width, height = map(positive(int), parts)
+    try:
+        width, height = map(positive(int), text.lower().split("x"))
+    except (ValueError, argparse.ArgumentTypeError):
+        rule = "must be WIDTHxHEIGHT, two positive integers such as 1920x1080"
+        raise argparse.ArgumentTypeError(f"{rule}; got {text}") from None
     return height, width
 
 
@@ -80,7 +85,12 @@ def name_suffix(text: str) -> str:
 
 def device(text: str) -> int | str:
     """Parses a GPU's number, or "cpu"."""
-    return text if text == "cpu" else positive(int, or_zero=True)(text)
+    if text == "cpu":
+        return text
+    try:
+        return positive(int, or_zero=True)(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"must be a GPU's number, such as 0, or cpu; got {text}") from None
 
 
 def megabytes(text: str) -> int:

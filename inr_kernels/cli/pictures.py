@@ -59,6 +59,12 @@ class Source(NamedTuple):
         """(height, width)."""
         return self.header.height, self.header.width
 
+    @property
+    def decoding(self) -> int:
+        """Bytes that decoding needs: up to 16-bit samples, Pillow's copy, float32 and a copy of that."""
+        channels = 4 if self.header.alpha else 3
+        return math.prod(self.size) * channels * (2 + 2 + 4 + 4)
+
     def decode(self) -> images.Picture:
         """Decodes the picture; says on stderr what decoding changed or dropped."""
         picture = images.read(self.data, self.max_pixels, self.label)
@@ -67,7 +73,7 @@ class Source(NamedTuple):
         return picture
 
 
-@dataclass
+@dataclass(eq=False)  # each is its own: they are keys
 class Job:
     """A picture on its way from its file to the output.
 
@@ -87,6 +93,12 @@ class Job:
     drawn: Source = field(init=False)
     picture: images.Picture = field(init=False)
     mask: torch.Tensor = field(init=False)
+
+    @property
+    def decoding(self) -> int:
+        """Bytes that decoding its files needs, which is more than what they take afterwards."""
+        files = [self.source, *([self.drawn] if hasattr(self, "drawn") else [])]
+        return sum(file.decoding + len(file.data) for file in files)
 
 
 def read(what: str, name: str, args: argparse.Namespace) -> Source:
@@ -150,14 +162,13 @@ def check_work(
     if max(size) > longest:
         raise ValueError(f"{kind} holds at most {longest} pixels a side; got {shown(size)}")
     channels = 4 if source.header.alpha else 3
-    # Decoding: up to 16-bit samples, Pillow's copy, float32 and a copy of that.
-    decoding = channels * (2 + 2 + 4 + 4)
     # The output in float32, a copy of it during rounding, and up to 16-bit integers.
     writing = channels * (4 + 4 + 2)
+    inputs, outputs = math.prod(source.size), math.prod(size)
     if pixels is None:
-        need = math.prod(source.size) * max(decoding, input_bytes) + math.prod(size) * (writing + output_bytes)
+        need = max(source.decoding, inputs * input_bytes) + outputs * (writing + output_bytes)
     else:
-        need = math.prod(source.size) * (decoding + writing) + pixels * (input_bytes + output_bytes)
+        need = source.decoding + inputs * writing + pixels * (input_bytes + output_bytes)
     need += args.workspace
     free = unused_memory()
     if need <= min(free, args.max_memory):

@@ -4,6 +4,7 @@ An inpainting network implements `encode` and `decode`; `predict`, `forward`, `i
 """
 
 import inspect
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias, TypeVar
@@ -14,7 +15,7 @@ from torch import nn
 from inr_kernels._core.checks import require
 from inr_kernels.local_implicit.functional import WORKSPACE
 
-from . import checkpoints
+from . import checkpoints, hub
 from .frozen import frozen_copy
 from .graphs import Graphed, graphed_pair
 from .masking import blend, check_mask, check_range, check_weights, output_size
@@ -121,6 +122,61 @@ class Network:
         if cls.PRETRAINED is None:
             raise ValueError(f"no {cls.NETWORK} checkpoint ships with the package; from_checkpoint opens your own")
         return cls.from_checkpoint(cls.PRETRAINED, **options)
+
+    def save_pretrained(self, folder: str | os.PathLike[str], **options: Any) -> str | None:
+        """Writes a folder as the Hugging Face Hub has them, which need not be uploaded; needs the extra `hub`.
+
+        Args:
+            folder: is made; holds model.safetensors, the file that `save` writes and `from_checkpoint` opens,
+                config.json, and a model card, README.md, unless there is one.
+            options: of `huggingface_hub.PyTorchModelHubMixin.save_pretrained`, such as push_to_hub=True.
+
+        Returns:
+            The address of the commit if it was uploaded, else None.
+
+        Raises:
+            ImportError: huggingface_hub is not installed.
+            OSError: the folder cannot be written or uploaded.
+        """
+        return hub.save(self, folder, options)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Uploads what `save_pretrained` writes to the repository "user/name"; returns the address of the commit.
+
+        Options: of `huggingface_hub.PyTorchModelHubMixin.push_to_hub`. Errors: as `save_pretrained`.
+        """
+        return hub.push(self, repo_id, options)
+
+    @classmethod
+    def from_pretrained(
+        cls: type[N],
+        name: str | os.PathLike[str],
+        *,
+        filename: str = hub.FILE,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        **options: Any,
+    ) -> N:
+        """Opens a file of a local folder or of a repository of the Hugging Face Hub; needs the extra `hub`.
+
+        Args:
+            name: the folder, or "user/name".
+            filename: any file that `from_checkpoint` opens.
+            revision, token, cache_dir, force_download, local_files_only: of `huggingface_hub.hf_hub_download`.
+            options: of `from_checkpoint`.
+
+        Raises:
+            ImportError: huggingface_hub is not installed.
+            OSError: there is no such file, or it cannot be fetched.
+            TypeError, ValueError: as `from_checkpoint`.
+        """
+        cls._check_options(options)
+        how = {"revision": revision, "token": token, "cache_dir": cache_dir}
+        how |= {"force_download": force_download, "local_files_only": local_files_only}
+        return cls.from_checkpoint(hub.fetch(name, filename, how), **options)
 
     @classmethod
     def _read(cls, contents: checkpoints.Contents) -> checkpoints.Checkpoint:

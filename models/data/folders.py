@@ -15,7 +15,7 @@ _MASK = re.compile(r"_mask\d*$")  # LaMa's names: a_mask000.png is a mask of a.p
 def files(place: str | os.PathLike[str], recursive: bool = True) -> dict[str, Path]:
     """Returns picture files, sorted, by their path below the folder, or below the part of a pattern before its first *.
 
-    Hidden files, and files in hidden folders, are left out.
+    Hidden files, and files in hidden folders, are left out. Links that lead nowhere are not: reading them fails.
 
     Args:
         place: a folder, a pattern such as photos/*.jpg (** stands for any folders), or a file of any name.
@@ -42,7 +42,8 @@ def searched(place: str | os.PathLike[str]) -> Path | None:
 
 def _is_picture(path: Path, root: Path) -> bool:
     hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-    return not hidden and path.suffix.lower() in SUFFIXES and path.is_file()
+    is_file = path.is_file() or (path.is_symlink() and not path.exists())
+    return not hidden and path.suffix.lower() in SUFFIXES and is_file
 
 
 def pictures(folder: str | os.PathLike[str]) -> dict[str, Path]:

@@ -21,10 +21,13 @@ NETWORKS = {path.parent.name for path in ROOT.glob("models/*/network.py")} - {"c
 # From the lowest to the highest: a module imports modules of lower layers only. <op>, inr_kernels and models are
 # the __init__ of an op, of the package and of models/; models.training is what the recipes of the networks share.
 OP_LAYERS = ["arguments", "triton_kernels", "reference", "op", "functional", "problems", "module", "<op>"]
+# integrations.spandrel brings the networks to another project: it stands above them, and nothing imports it.
 LAYERS = ["_C", "_core", *OP_LAYERS, "integrations", "inr_kernels", "models.common", "<network>", "models"]
+LAYERS += ["integrations.spandrel"]
 LAYERS += ["models.data", "models.evaluation", "models.training", "<recipe>", "cli", "__main__"]
 # Layers that not every higher layer may import.
 IMPORTERS = {"_C": {"_core", "op"}, "triton_kernels": {"op"}, "reference": {"op", "functional"}}
+IMPORTERS["integrations.spandrel"] = set()
 
 
 def imports(file):
@@ -48,6 +51,8 @@ def location(module):
     first, second, third = [*module.split(".")[1:], "", "", ""][:3]
     if first in OPS:
         return second or "<op>", first
+    if (first, second) == ("integrations", "spandrel"):
+        return "integrations.spandrel", ""
     if first != "models":
         return first or "inr_kernels", ""
     if second in NETWORKS:
@@ -93,6 +98,8 @@ def test_every_layer_has_modules():
         ("_core.proof.problems", "fourier_unit.problems", False),
         ("integrations.liif", "local_implicit.op", True),
         ("integrations.liif", "models.liif.network", False),
+        ("integrations.spandrel", "models.liif.network", True),
+        ("integrations", "integrations.spandrel", False),
         ("models.dear.network", "models.common.graphs", True),
         ("models.dear.network", "models.data.masks", False),
         ("models.dear.network", "models.lama.ffc", False),

@@ -206,11 +206,13 @@ def test_invalid_scale(capsys, scale):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--size", "12"), "argument --size: must be WIDTHxHEIGHT, e.g. 1920x1080; got 12"),
-        (("--size", "0x9"), "argument --size: must be a positive integer; got 0"),
+        (("--size", "12"), "argument --size: must be WIDTHxHEIGHT, two positive integers such as 1920x1080; got 12"),
+        (("--size", "0x9"), "argument --size: must be WIDTHxHEIGHT, .* got 0x9"),
+        (("--size", "20x"), "argument --size: must be WIDTHxHEIGHT, .* got 20x"),
         (("--scale", "2", "--size", "9x9"), "not allowed with"),
         ((), "one of the arguments --scale --size is required"),
-        (("--scale", "0.5"), "output must not be smaller than the input's 5x6; got --scale 0.5"),
+        (("--scale", "0.5"), "argument --scale: must be at least 1; got 0.5"),
+        (("--scale", "2", "--recursive"), "argument --recursive: applies where the output is a folder"),
         (("--size", "9x4"), "output must not be smaller than the input's 5x6; got --size 9x4"),
         (("--scale", "2", "--backend", "abacus"), "invalid choice: 'abacus'"),
         (("--scale", "2", "--threads", "0"), "must be a positive integer; got 0"),
@@ -246,6 +248,7 @@ def test_the_name_of_the_network_has_any_case(name):
     ("words", "message"),
     [
         (("none.png",), "none.png: No such file or directory"),
+        (("none", "-o", "x"), "input none: No such file or directory"),
         (("text.png",), "text.png: not a picture in a format that is read: PNG, JPEG"),
         (("empty.png",), "empty.png: the file is empty"),
         (("cut.png",), "cut.png: .*(truncated|broken)"),

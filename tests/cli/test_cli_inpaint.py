@@ -186,7 +186,7 @@ def test_refines(capsys, monkeypatch):
     os.remove("out.png")
     refused(capsys, 1, "needs about .* GB of memory, more than the limit of 0.01 GB", *words, "--max-memory", "0.01")
     words[words.index("tiny.safetensors")] = "dear"
-    refused(capsys, 2, "argument --refine: works at the input's size 42x27 only; got --scale 2", *words, "--scale", 2)
+    refused(capsys, 2, "argument --refine: works at the input's size only; got --scale 2", *words, "--scale", 2)
     refused(capsys, 2, "argument --tile: does not apply with --refine; got 9", *words, "--tile", 9)
 
 
@@ -231,7 +231,10 @@ def test_progress_reaches_the_end(monkeypatch):
             ("RGB.png", "--mask", "mask.png", "-o", "mask.png"),
             "output must be another file than the mask; got mask.png",
         ),
-        (("RGB.png", "--mask", "mask.png", "-o", "o.png", "--scale", "0.5"), "output must not be smaller .* 14x9"),
+        (
+            ("RGB.png", "--mask", "mask.png", "-o", "o.png", "--scale", "0.5"),
+            "argument --scale: must be at least 1; got 0.5",
+        ),
         (("RGB.png", "--mask", "mask.png", "-o", "o.png", "--scale", "2", "--size", "9x9"), "not allowed with"),
         (
             ("RGB.png", "--mask", "mask.png", "-o", "o.png", "--tile", "-1"),
@@ -248,11 +251,25 @@ def test_progress_reaches_the_end(monkeypatch):
         ),
         (
             ("RGB.png", "--mask", "mask.png", "-o", "o.png", "--hd-strategy", "crop", "--scale", "2"),
-            "argument --hd-strategy crop: works at the input's size 14x9 only; got --scale 2",
+            "argument --hd-strategy crop: works at the input's size only; got --scale 2",
         ),
         (
-            ("RGB.png", "--mask", "mask.png", "-o", "o.png", "--hd-strategy", "Crop", "--batch-size", "2"),
+            ("RGB.png", "--mask", "mask.png", "-o", "o/", "--hd-strategy", "Crop", "--batch-size", "2"),
             "argument --batch-size: must be 1 with --hd-strategy crop; got 2",
+        ),
+        (
+            ("RGB.png", "--mask", "mask.png", "-o", "o.png", "--hd-strategy-crop-margin", "9"),
+            "argument --hd-strategy-crop-margin: applies with --hd-strategy crop; got 9",
+        ),
+        (
+            ("RGB.png", "--mask", "mask.png", "-o", "o.png", "--hd-strategy-crop-trigger-size", "0"),
+            "argument --hd-strategy-crop-trigger-size: applies with --hd-strategy crop; got 0",
+        ),
+        (("RGB.png", "--mask", ".", "-o", "o.png"), "mask must be a file where the output is one; got [.]"),
+        (("RGB.png", "--mask", "m*k.png", "-o", "o.png"), "mask must be a file where the output is one; got m[*]k.png"),
+        (
+            ("RGB.png", "--mask", "mask.png", "-o", "o.png", "--batch-size", "2"),
+            "argument --batch-size: applies where the output is a folder; got 2",
         ),
         (
             ("RGB.png", "--mask", "mask.png", "-o", "o.png", "--suffix", "_new"),
@@ -260,11 +277,11 @@ def test_progress_reaches_the_end(monkeypatch):
         ),
         (
             ("RGB.png", "--mask", "mask.png", "-o", "o.png", "--model", "lama.safetensors", "--scale", "2"),
-            "LaMa fills at the input's size 14x9 only; got --scale 2",
+            "LaMa fills at the input's size only; got --scale 2",
         ),
         (
             ("RGB.png", "--mask", "mask.png", "-o", "o.png", "--model", "in2", "--scale", "2"),
-            "IN2 fills at the input's size 14x9 only; got --scale 2",
+            "IN2 fills at the input's size only; got --scale 2",
         ),
         (
             ("RGB.png", "--mask", "mask.png", "-o", "o.png", "--model", "none"),

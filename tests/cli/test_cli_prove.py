@@ -73,7 +73,8 @@ def test_without_a_gpu(capsys, monkeypatch):
     ("words", "message"),
     [
         (("--device", "99"), "argument --device must be 'cpu' or a GPU that torch sees.*; got 99"),
-        (("--device", "-1"), "--device: must be 0 or a positive integer; got -1"),
+        (("--device", "-1"), "--device: must be a GPU's number, such as 0, or cpu; got -1"),
+        (("--device", "foo"), "--device: must be a GPU's number, such as 0, or cpu; got foo"),
         (("--op", "foo"), "--op: invalid choice: 'foo'"),
         (("--list", "--forget"), "--forget: not allowed with argument --list"),
     ],

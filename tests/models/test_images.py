@@ -6,6 +6,7 @@ import zlib
 
 import numpy
 import pytest
+import tifffile
 import torch
 from PIL import Image, ImageCms
 
@@ -167,6 +168,20 @@ def test_every_mode_of_every_format_is_read_as_pillow_shows_it(mode, kind):
     assert header == (*picture.colour.shape[2:], picture.alpha is not None)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_colour_tiffs_of_16_bits(channels):
+    """Pillow reads and writes 8 bits of them, which is said."""
+    samples = numpy.random.default_rng(0).integers(0, 65535, (5, 6, channels), dtype=numpy.uint16)
+    made = io.BytesIO()
+    tifffile.imwrite(made, samples if channels == 3 else samples[..., 0], photometric="rgb" if channels == 3 else None)
+    picture = read(made.getvalue())
+    lost = abs(picture.colour[0].permute(1, 2, 0).numpy() * 65535 - samples).max()
+    if channels == 1:
+        assert not picture.notes and lost < 1
+    else:
+        assert picture.notes == ["8 of its 16 bits a sample are read; those of a PNG are kept"] and lost < 257
+
+
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif", ".bmp"])
 @pytest.mark.parametrize("depth", [8, 16])
 def test_metadata_is_kept_or_named(suffix, depth):
@@ -190,7 +205,10 @@ def test_metadata_is_kept_or_named(suffix, depth):
     out, notes = images.encode(picture, suffix)
     kind = images.FORMATS[suffix]
     missing = {"colour profile", "resolution", "EXIF", "XMP", "comment"} - images.KEEPS[kind]
-    assert notes == ([f"{kind} cannot hold the picture's {', '.join(sorted(missing))}"] if missing else [])
+    expected = [f"{kind} cannot hold the picture's {', '.join(sorted(missing))}"] if missing else []
+    if depth == 16 and kind != "PNG":
+        expected.append(f"8 of the picture's 16 bits are written to {kind}; PNG keeps all")
+    assert notes == expected
     again = read(out).metadata
     assert again.keys() == {"colour profile", "resolution", "EXIF", "XMP", "comment"} - missing or (
         kind == "PNG" and "text" in again

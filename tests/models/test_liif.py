@@ -337,3 +337,14 @@ def test_notes_of_pretrained():
     assert HELD_OUT not in TRAINED_ON
     assert model.notes["trained_on"] == [f"skimage.data.{name}" for name in TRAINED_ON]
     assert {f"x{scale}" for scale in SCALES} == model.notes["psnr_and_bicubic"].keys()
+
+
+@pytest.mark.parametrize("value", [0.2, 0.5, 0.9])
+def test_the_rim_of_even_pictures(value):
+    """The zeros around the picture change corners, as docs/networks.md says; a border that is cut off avoids it."""
+    model = LIIF.pretrained()
+    off = (model.upscale(torch.full((1, 3, 32, 32), value), 4) - value).abs()
+    assert off[..., 8:-8, 8:-8].max() < 0.008 and off[..., :8, 16:-16].max() < 0.013
+    assert off.max() < 0.13 and (value == 0.5 or off.max() > 0.05)
+    bordered = model.upscale(torch.full((1, 3, 40, 40), value), 4)[..., 16:-16, 16:-16]
+    assert (bordered - value).abs().max() < 0.008

@@ -187,6 +187,8 @@ def _samples(image: Image.Image, data: bytes, raw: str, picture: Picture) -> num
         raise ValueError(
             f"images with 32 bits per sample (mode {image.mode}) are not supported: their white level is unknown"
         )
+    if max(getattr(image, "tag_v2", {}).get(_BITS, (8,))) > 8:  # Pillow reads a TIFF's colours as bytes
+        picture.notes.append("8 of its 16 bits a sample are read; those of a PNG are kept")
     if image.mode in ("CMYK", "LAB"):
         image = _to_srgb(image, picture)
     upright = ImageOps.exif_transpose(image)  # before the conversion, which drops the EXIF orientation

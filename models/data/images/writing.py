@@ -26,7 +26,8 @@ def encode(picture: Picture, suffix: str) -> tuple[bytes, list[str]]:
 
     Returns the bytes of the file and a sentence for each thing that the format cannot hold.
 
-    16 bits go into PNG, and into TIFF without colour; alpha into neither JPEG nor BMP.
+    16 bits go into PNG and, as Pillow writes no others, into TIFF without colour and alpha; alpha into neither JPEG
+    nor BMP.
     """
     kind = FORMATS[suffix.lower()]
     values = picture.colour
@@ -58,6 +59,8 @@ def encode(picture: Picture, suffix: str) -> tuple[bytes, list[str]]:
             tags[_XMP] = options.pop("xmp")
         data = _save(samples, kind, options)
     notes = [f"{kind} cannot hold the picture's {', '.join(sorted(set(dropped)))}"] if dropped else []
+    if picture.depth == 16 and not deep:
+        notes.append(f"8 of the picture's 16 bits are written to {kind}; PNG keeps all")
     return data, notes
 
 
