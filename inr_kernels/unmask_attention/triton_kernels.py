@@ -65,6 +65,13 @@ def load_tokens(
 
 
 @triton.jit
+def locate(N, BM: tl.constexpr):
+    """The program's image and first token. Both on the grid's first axis: the others end at 65,535."""
+    program, blocks = tl.program_id(0), tl.cdiv(N, BM)
+    return (program // blocks).to(tl.int64), program % blocks * BM
+
+
+@triton.jit
 def attend(
     out,  # [B, N, C] contiguous; the first `queries` rows of each image are written
     softmax,  # [B, 2, N] float32: maximum and sum, likewise
@@ -76,7 +83,7 @@ def attend(
     N, C, BM: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The attention of BM queries, with an online softmax."""
-    image, first = tl.program_id(1).to(tl.int64), tl.program_id(0) * BM
+    image, first = locate(N, BM)
     n_queries, n_keys = tl.load(queries + image), tl.load(keys + image)
     if first < n_queries:
         tokens += image * N * C
@@ -125,7 +132,7 @@ def attend_backward(
     gradient is g_i . f_j), and query j with key i (p_ji, f_i . g_j). f_j contributes to d_i with the coefficient
     factor_i p_ij (g_i . f_j - mean_i) + factor_j p_ji (f_i . g_j - mean_j), and g_j with p_ji.
     """
-    image, first = tl.program_id(1).to(tl.int64), tl.program_id(0) * BM
+    image, first = locate(N, BM)
     n_queries, n_keys = tl.load(queries + image), tl.load(keys + image)
     if first < n_keys:
         tokens += image * N * C
@@ -217,7 +224,7 @@ class _Problem:
         # Three TF32 products are as accurate as one in float32, and run on the tensor cores.
         precision = "tf32x3" if backends.precision() == "ieee" else "tf32"
         with backends.on(self.tokens.device):
-            kernel[(triton.cdiv(tokens, blocks.BM), batch)](
+            kernel[(triton.cdiv(tokens, blocks.BM) * batch,)](
                 *tensors, self.queries, self.keys, tokens, channels, BM=blocks.BM, BN=blocks.BN,
                 BC=max(16, triton.next_power_of_2(channels)), PRECISION=precision, num_warps=blocks.warps, num_stages=2,
             )  # fmt: skip
