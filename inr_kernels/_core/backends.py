@@ -25,7 +25,10 @@ def why_not_cpu(facts: Facts) -> str:
 
 
 def why_not_cuda(facts: Facts) -> str:
-    """Why the CUDA C++ kernels cannot run: they take half precision on a GPU whose machine code was compiled."""
+    """Why the CUDA C++ kernels cannot run: they take half precision on a GPU whose machine code was compiled.
+
+    Code of a CUDA version runs with drivers of the same major version or a later one.
+    """
     if facts.device.type != "cuda":
         return f"it takes CUDA tensors; these are on {facts.device}"
     library, reason = native.load()
@@ -35,6 +38,10 @@ def why_not_cuda(facts: Facts) -> str:
         return "inr_kernels._C was built without CUDA: there was no nvcc on PATH, or INR_KERNELS_CUDA=0"
     if facts.dtype not in (torch.bfloat16, torch.float16):
         return f"it takes bfloat16 and float16; got {str(facts.dtype).removeprefix('torch.')}"
+    built, supported = library.cuda_version, devices.cuda_of_driver()
+    if supported and int(built.split(".")[0]) > supported[0]:
+        driver = ".".join(map(str, supported))
+        return f"it was built with CUDA {built}; this driver supports CUDA {driver}: update the driver"
     major, minor = torch.cuda.get_device_capability(facts.device)
     compiled = [int(arch) for arch in re.findall(r"\d+", library.cuda_archs)]
     # Machine code runs on later chips of the same major version.
