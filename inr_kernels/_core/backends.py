@@ -4,13 +4,15 @@ import contextlib
 import importlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
 from . import devices, native
 from .dispatch import Backend, Facts
+
+_GRID = 65_535  # the limit of a grid's second and third axis
 
 # The values of `Type` and `Padding` in csrc/inr.h.
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -127,6 +129,26 @@ def address(tensor: torch.Tensor | None) -> int:
 def on(device: torch.device) -> contextlib.AbstractContextManager:
     """The context in which a GPU kernel is launched on `device`."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def launches(
+    tensors: Sequence[torch.Tensor | None], programs: int = 1
+) -> Iterator[tuple[int, Sequence[torch.Tensor | None]]]:
+    """Splits a launch whose second or third axis has `programs` for each entry of the tensors' first axis.
+
+    These axes end at 65,535. Parts have a multiple of 16 entries, which keeps the alignment that Triton compiles for.
+
+    Yields:
+        The number of entries, and the tensors.
+    """
+    first = tensors[0]
+    assert first is not None
+    most = max(16, _GRID // programs // 16 * 16)
+    if len(first) <= most:
+        yield len(first), tensors
+        return
+    for start in range(0, len(first), most):
+        yield min(most, len(first) - start), [t if t is None else t[start : start + most] for t in tensors]
 
 
 def stream(device: torch.device) -> int:

@@ -38,11 +38,8 @@ def multiply(
 
     Row or column i of the matrix belongs to part i % 2 (real, imaginary) of channel i // 2.
     """
-    # All on the grid's first axis: the others end at 65,535, below the number of channels of a batch of maps.
-    program, blocks, row_blocks = tl.program_id(0), tl.cdiv(N, BN), tl.cdiv(M, BM)
-    unit, row, block = program // blocks // row_blocks, program // blocks % row_blocks * BM, program % blocks
-    group, unit = unit % G, unit.to(tl.int64)
-    i, k, n = tl.arange(0, BM), tl.arange(0, BK), block * BN + tl.arange(0, BN)
+    unit, group, row = tl.program_id(2).to(tl.int64), tl.program_id(2) % G, tl.program_id(1) * BM
+    i, k, n = tl.arange(0, BM), tl.arange(0, BK), tl.program_id(0) * BN + tl.arange(0, BN)
     m = row + i
     z += unit * K * N
     weight += group * M * K
@@ -70,11 +67,13 @@ def product(z: torch.Tensor, weight: torch.Tensor, shift: torch.Tensor | None, r
     z, rows = torch.view_as_real(z.contiguous()), len(weight) // groups
     out = z.new_empty(len(z), len(weight) // 2, *z.shape[2:])
     count = z.shape[2] * z.shape[3]
-    programs = triton.cdiv(count, BLOCK["BN"]) * triton.cdiv(rows, BLOCK["BM"]) * len(z) * groups
+    blocks = triton.cdiv(count, BLOCK["BN"]), triton.cdiv(rows, BLOCK["BM"])
     weight, shift = weight.contiguous(), None if shift is None else shift.contiguous()
     with backends.on(z.device):
-        multiply[(programs,)](
-            out, z, weight, shift, groups, rows, weight.shape[1], count,
-            RELU=relu, PRECISION=backends.precision(), num_warps=WARPS[backends.precision()], **BLOCK,
-        )  # fmt: skip
+        # The DFT of columns has as many units as there are channels in the batch.
+        for units, given in backends.launches((out, z), groups):
+            multiply[(*blocks, units * groups)](
+                *given, weight, shift, groups, rows, weight.shape[1], count,
+                RELU=relu, PRECISION=backends.precision(), num_warps=WARPS[backends.precision()], **BLOCK,
+            )  # fmt: skip
     return torch.view_as_complex(out)

@@ -65,13 +65,6 @@ def load_tokens(
 
 
 @triton.jit
-def locate(N, BM: tl.constexpr):
-    """The program's image and first token. Both on the grid's first axis: the others end at 65,535."""
-    program, blocks = tl.program_id(0), tl.cdiv(N, BM)
-    return (program // blocks).to(tl.int64), program % blocks * BM
-
-
-@triton.jit
 def attend(
     out,  # [B, N, C] contiguous; the first `queries` rows of each image are written
     softmax,  # [B, 2, N] float32: maximum and sum, likewise
@@ -83,7 +76,7 @@ def attend(
     N, C, BM: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The attention of BM queries, with an online softmax."""
-    image, first = locate(N, BM)
+    image, first = tl.program_id(1).to(tl.int64), tl.program_id(0) * BM
     n_queries, n_keys = tl.load(queries + image), tl.load(keys + image)
     if first < n_queries:
         tokens += image * N * C
@@ -132,7 +125,7 @@ def attend_backward(
     gradient is g_i . f_j), and query j with key i (p_ji, f_i . g_j). f_j contributes to d_i with the coefficient
     factor_i p_ij (g_i . f_j - mean_i) + factor_j p_ji (f_i . g_j - mean_j), and g_j with p_ji.
     """
-    image, first = locate(N, BM)
+    image, first = tl.program_id(1).to(tl.int64), tl.program_id(0) * BM
     n_queries, n_keys = tl.load(queries + image), tl.load(keys + image)
     if first < n_keys:
         tokens += image * N * C
@@ -218,16 +211,17 @@ class _Problem:
 
     def launch(self, kernel, blocks, *tensors):
         """Runs the kernel on (blocks of tokens) x images; blocks: by bytes of an element and maximum channels."""
-        batch, tokens, channels = self.tokens.shape
+        _, tokens, channels = self.tokens.shape
         by_channels = blocks[self.tokens.element_size()]
         blocks = by_channels[min(width for width in by_channels if channels <= width)]
         # Three TF32 products are as accurate as one in float32, and run on the tensor cores.
         precision = "tf32x3" if backends.precision() == "ieee" else "tf32"
         with backends.on(self.tokens.device):
-            kernel[(triton.cdiv(tokens, blocks.BM) * batch,)](
-                *tensors, self.queries, self.keys, tokens, channels, BM=blocks.BM, BN=blocks.BN,
-                BC=max(16, triton.next_power_of_2(channels)), PRECISION=precision, num_warps=blocks.warps, num_stages=2,
-            )  # fmt: skip
+            for images, given in backends.launches((*tensors, self.queries, self.keys)):
+                kernel[(triton.cdiv(tokens, blocks.BM), images)](
+                    *given, tokens, channels, BM=blocks.BM, BN=blocks.BN, BC=max(16, triton.next_power_of_2(channels)),
+                    PRECISION=precision, num_warps=blocks.warps, num_stages=2,
+                )  # fmt: skip
 
 
 def forward(

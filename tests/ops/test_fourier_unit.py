@@ -12,6 +12,7 @@ from torch import nn
 
 import inr_kernels
 from inr_kernels import fourier_unit
+from inr_kernels._core import backends
 from inr_kernels.fourier_unit import FFC_BN_ACT, conv3x3
 from inr_kernels.fourier_unit.op import dft_matmul
 
@@ -123,6 +124,14 @@ def cases(draw, largest):
         training=training,
         norm=draw(st.sampled_from(["ortho", "backward", "forward"])),
     )
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_more_images_and_channels_than_a_launch_takes_in_triton(groups, monkeypatch):
+    case = Case(batch=18, channels=2, outputs=2, size=(2, 3), groups=groups)
+    whole = case.run(torch.float32, "triton")
+    monkeypatch.setattr(backends, "_GRID", 16)
+    assert all(map(torch.equal, whole, case.run(torch.float32, "triton")))
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
