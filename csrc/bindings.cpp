@@ -318,6 +318,7 @@ void bind_fourier_unit(py::module_& m) {
 
 PYBIND11_MODULE(_C, m) {
   m.attr("cuda_archs") = std::string(INR_CUDA_ARCHS);
+  m.attr("cuda_version") = std::string(INR_CUDA_VERSION);
   m.attr("max_depth") = inr::max_depth;
   m.def("isa", [] { return inr::cpu().isa; });
   m.def("has_openmp", &inr::has_openmp);

@@ -6,6 +6,7 @@ csrc/inr.h documents the arguments. Strides are in elements.
 from collections.abc import Sequence
 
 cuda_archs: str
+cuda_version: str  # of nvcc; empty without CUDA
 max_depth: int
 
 def isa() -> str: ...

@@ -38,6 +38,8 @@ def pytest_addoption(parser):
     parser.addoption("--record-slow", action="store_true", help=f"write tests above 1 s to {SLOW.name}, for make quick")
     text = "compile all Triton kernels again and write tests/build/compiled_kernels.jsonl"
     parser.addoption("--record-compiled", action="store_true", help=text)
+    text = "in test_launches.py, compile every kernel of the GPU tests as a whole, for all chips: an hour"
+    parser.addoption("--whole-launches", action="store_true", help=text)
 
 
 def pytest_runtest_logreport(report):
@@ -123,6 +125,24 @@ def built_once(request, tmp_path_factory):
         return folder
 
     return get
+
+
+@pytest.fixture(scope="session")
+def oldest_triton():
+    """The folder of the oldest supported Triton, installed once into build/."""
+    from compile_triton import OLDEST
+
+    build = Path(__file__).parents[1] / "build"
+    folder = build / f"triton-{OLDEST}-{sys.implementation.cache_tag}"
+    build.mkdir(exist_ok=True)
+    with locked(f"{folder}.lock"):
+        if not folder.exists():
+            partial = Path(f"{folder}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", partial]
+            subprocess.run([*pip, f"triton=={OLDEST}"], check=True)
+            partial.rename(folder)
+    return folder
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,16 +1,10 @@
-// Launching kernels and accessing their shared memory.
+// Launching kernels.
 #pragma once
 
 #include "inr.h"
 
 namespace inr {
 namespace cuda {
-
-// [shared] bytes of the launch, aligned to 1024.
-__device__ __forceinline__ char* shared_memory() {
-  extern __shared__ __align__(1024) uint4 memory[];
-  return reinterpret_cast<char*>(memory);
-}
 
 // Returns ok, or cuda_failed and stores the error for cuda_failure().
 Status to_status(cudaError_t);

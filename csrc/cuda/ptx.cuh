@@ -1,10 +1,17 @@
-// PTX instructions without a C++ equivalent. Two 16-bit floats are stored in an unsigned, the first in its low half.
+// Shared memory, and PTX instructions without a C++ equivalent. Two 16-bit floats are stored in an unsigned, the first in
+// its low half.
 #pragma once
 
 #include "inr.h"
 
 namespace inr {
 namespace cuda {
+
+// [shared] bytes of the launch, aligned to 1024.
+__device__ __forceinline__ char* shared_memory() {
+  extern __shared__ __align__(1024) uint4 memory[];
+  return reinterpret_cast<char*>(memory);
+}
 
 template <Type type>
 __device__ __forceinline__ float2 unpack(unsigned pair) {
@@ -40,15 +47,18 @@ __device__ __forceinline__ unsigned pack_relu(float low, float high) {
 // - of d: columns 2 t, 2 t + 1 of rows g (d[0], d[1]) and g + 8 (d[2], d[3]);
 // - of a: columns 2 t, 2 t + 1 of rows g (a[0]) and g + 8 (a[1]), and columns 2 t + 8, 2 t + 9 (a[2], a[3]);
 // - of b: column g, rows 2 t, 2 t + 1 (b0) and 2 t + 8, 2 t + 9 (b1).
+// Volatile: all lanes must execute it together, so that it may not move into a branch.
 template <Type type>
 __device__ __forceinline__ void mma(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
   if constexpr (type == Type::bfloat16)
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9},"
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9},"
         " {%0, %1, %2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   else
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9},"
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9},"
         " {%0, %1, %2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));

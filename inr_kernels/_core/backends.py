@@ -4,13 +4,15 @@ import contextlib
 import importlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
 from . import devices, native
 from .dispatch import Backend, Facts
+
+_GRID = 65_535  # the limit of a grid's second and third axis
 
 # The values of `Type` and `Padding` in csrc/inr.h.
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -25,7 +27,10 @@ def why_not_cpu(facts: Facts) -> str:
 
 
 def why_not_cuda(facts: Facts) -> str:
-    """Why the CUDA C++ kernels cannot run: they take half precision on a GPU whose machine code was compiled."""
+    """Why the CUDA C++ kernels cannot run: they take half precision on a GPU whose machine code was compiled.
+
+    Code of a CUDA version runs with drivers of the same major version or a later one.
+    """
     if facts.device.type != "cuda":
         return f"it takes CUDA tensors; these are on {facts.device}"
     library, reason = native.load()
@@ -35,6 +40,10 @@ def why_not_cuda(facts: Facts) -> str:
         return "inr_kernels._C was built without CUDA: there was no nvcc on PATH, or INR_KERNELS_CUDA=0"
     if facts.dtype not in (torch.bfloat16, torch.float16):
         return f"it takes bfloat16 and float16; got {str(facts.dtype).removeprefix('torch.')}"
+    built, supported = library.cuda_version, devices.cuda_of_driver()
+    if supported and int(built.split(".")[0]) > supported[0]:
+        driver = ".".join(map(str, supported))
+        return f"it was built with CUDA {built}; this driver supports CUDA {driver}: update the driver"
     major, minor = torch.cuda.get_device_capability(facts.device)
     compiled = [int(arch) for arch in re.findall(r"\d+", library.cuda_archs)]
     # Machine code runs on later chips of the same major version.
@@ -120,6 +129,26 @@ def address(tensor: torch.Tensor | None) -> int:
 def on(device: torch.device) -> contextlib.AbstractContextManager:
     """The context in which a GPU kernel is launched on `device`."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def launches(
+    tensors: Sequence[torch.Tensor | None], programs: int = 1
+) -> Iterator[tuple[int, Sequence[torch.Tensor | None]]]:
+    """Splits a launch whose second or third axis has `programs` for each entry of the tensors' first axis.
+
+    These axes end at 65,535. Parts have a multiple of 16 entries, which keeps the alignment that Triton compiles for.
+
+    Yields:
+        The number of entries, and the tensors.
+    """
+    first = tensors[0]
+    assert first is not None
+    most = max(16, _GRID // programs // 16 * 16)
+    if len(first) <= most:
+        yield len(first), tensors
+        return
+    for start in range(0, len(first), most):
+        yield min(most, len(first) - start), [t if t is None else t[start : start + most] for t in tensors]
 
 
 def stream(device: torch.device) -> int:

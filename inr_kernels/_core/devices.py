@@ -185,7 +185,15 @@ def _driver() -> str:
         found = re.search(r"\s(\d+(?:\.\d+)+)\s", _DRIVER.read_text())
     except OSError:
         found = None
-    return found[1] if found else str(getattr(torch._C, "_cuda_getDriverVersion", lambda: "unknown")())
+    return found[1] if found else ".".join(map(str, cuda_of_driver() or ["unknown"]))
+
+
+@functools.cache
+def cuda_of_driver() -> tuple[int, int] | None:
+    """The newest CUDA version that the driver supports; None where torch cannot say."""
+    ask = getattr(torch._C, "_cuda_getDriverVersion", None)  # of builds with CUDA
+    found = ask() if ask else 0
+    return (found // 1000, found % 1000 // 10) if found else None
 
 
 def float32_precision() -> str:

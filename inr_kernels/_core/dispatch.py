@@ -24,6 +24,7 @@ _warned: set[str] = set()
 _ADVICE = "prove"  # in _warned: that a GPU's kernels are not proven
 OPS: dict[str, "Op"] = {}
 VARIABLE = "INR_KERNELS_BACKEND"
+_MAX_CHOICES = 4096  # defaults that an op remembers
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -97,6 +98,9 @@ class Op:
 
     def __init__(self, name: str, arguments: Callable[..., Any], backends: dict[str, Backend], *, warns: bool = True):
         self.name, self.arguments, self.backends, self.warns = name, arguments, backends, warns
+        self._chosen: dict[
+            tuple[Facts, bool, str, int], str
+        ] = {}  # defaults on GPUs: to look for one takes microseconds
 
     def public(self, facts: Callable[..., Facts] = call_facts) -> Callable[[Function], Function]:
         """Decorates the op's public function, and registers the op in `OPS`.
@@ -154,10 +158,24 @@ class Op:
             if reason := self.backends[requested].why_not(facts):
                 raise RuntimeError(f"backend {requested!r}{source} cannot run {self.name}: {reason}")
             return self.backends[requested]
+        if not devices.decide(facts.device):
+            return self.backends[self._default_or_warn(facts, backward)]
+        key = facts, backward, devices.float32_precision(), verdicts.generation()
+        name = self._chosen.get(key)
+        if name is None:
+            name = self._default_or_warn(facts, backward)
+            device = devices.find(facts.device)
+            if device and not device.is_capturing():  # when verdicts may not have been read, nor a warning given
+                if len(self._chosen) >= _MAX_CHOICES:
+                    self._chosen.clear()
+                self._chosen[key] = name
+        return self.backends[name]
+
+    def _default_or_warn(self, facts, backward):
         name = self.default(facts, backward)
         if name == "reference" and self.warns:
             self._warn_slow(facts)
-        return self.backends[name]
+        return name
 
     def default(self, facts: Facts, backward: bool = False) -> str:
         """The backend that runs a call without a request: the first of the table that can.

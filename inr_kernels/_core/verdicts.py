@@ -154,15 +154,28 @@ def _read():
         return {} if path is None else _parsed(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        warnings.warn(f"{path} holds no verdicts of inr-kernels and is ignored ({error})", stacklevel=2)
-        return None
+    except OSError as error:
+        reason = f"it cannot be read: {error.strerror}"
+    except _NoVerdicts as error:
+        reason = str(error)
+    except (ValueError, RecursionError):
+        reason = "it is not JSON"
+    warnings.warn(f"{path} holds no verdicts of inr-kernels and is ignored: {reason}", stacklevel=2)
+    return None
+
+
+class _NoVerdicts(Exception):
+    """A file's JSON is not what `save` writes; the message says why."""
 
 
 def _parsed(data):
-    if data["format"] != _FORMAT:
-        raise ValueError(f"its format is {data['format']!r}, not {_FORMAT}")
-    return {key: [_verdict(**entry) for entry in entries] for key, entries in data["verdicts"].items()}
+    found = data.get("format") if isinstance(data, dict) else None
+    if found != _FORMAT:
+        raise _NoVerdicts("it has no format" if found is None else f"its format is {found!r}, not {_FORMAT}")
+    try:
+        return {key: [_verdict(**entry) for entry in entries] for key, entries in data["verdicts"].items()}
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError):
+        raise _NoVerdicts("an entry is not a verdict") from None
 
 
 def _verdict(kernel, reference, **names):
@@ -291,4 +304,7 @@ def note(op: str, backend: str, facts: "Facts", form: str) -> str:
         return "; not proven: run `inr-kernels prove`" if devices.decide(facts.device) else ""
     if form:
         return f"; proof: {found[0]}"
-    return f"; proof: on in {sum(v.is_on() for v in found)} of {len(found)} forms"
+    forward, backward = (sum(v.is_on(backward) for v in found) for backward in (False, True))
+    if forward == backward:
+        return f"; proof: on in {forward} of {len(found)} forms"
+    return f"; proof: forward on in {forward} of {len(found)} forms, backward in {backward}"

@@ -67,11 +67,13 @@ def product(z: torch.Tensor, weight: torch.Tensor, shift: torch.Tensor | None, r
     z, rows = torch.view_as_real(z.contiguous()), len(weight) // groups
     out = z.new_empty(len(z), len(weight) // 2, *z.shape[2:])
     count = z.shape[2] * z.shape[3]
-    grid = triton.cdiv(count, BLOCK["BN"]), triton.cdiv(rows, BLOCK["BM"]), len(z) * groups
+    blocks = triton.cdiv(count, BLOCK["BN"]), triton.cdiv(rows, BLOCK["BM"])
     weight, shift = weight.contiguous(), None if shift is None else shift.contiguous()
     with backends.on(z.device):
-        multiply[grid](
-            out, z, weight, shift, groups, rows, weight.shape[1], count,
-            RELU=relu, PRECISION=backends.precision(), num_warps=WARPS[backends.precision()], **BLOCK,
-        )  # fmt: skip
+        # The DFT of columns has as many units as there are channels in the batch.
+        for units, given in backends.launches((out, z), groups):
+            multiply[(*blocks, units * groups)](
+                *given, weight, shift, groups, rows, weight.shape[1], count,
+                RELU=relu, PRECISION=backends.precision(), num_warps=WARPS[backends.precision()], **BLOCK,
+            )  # fmt: skip
     return torch.view_as_complex(out)

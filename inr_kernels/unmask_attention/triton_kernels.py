@@ -211,16 +211,17 @@ class _Problem:
 
     def launch(self, kernel, blocks, *tensors):
         """Runs the kernel on (blocks of tokens) x images; blocks: by bytes of an element and maximum channels."""
-        batch, tokens, channels = self.tokens.shape
+        _, tokens, channels = self.tokens.shape
         by_channels = blocks[self.tokens.element_size()]
         blocks = by_channels[min(width for width in by_channels if channels <= width)]
         # Three TF32 products are as accurate as one in float32, and run on the tensor cores.
         precision = "tf32x3" if backends.precision() == "ieee" else "tf32"
         with backends.on(self.tokens.device):
-            kernel[(triton.cdiv(tokens, blocks.BM), batch)](
-                *tensors, self.queries, self.keys, tokens, channels, BM=blocks.BM, BN=blocks.BN,
-                BC=max(16, triton.next_power_of_2(channels)), PRECISION=precision, num_warps=blocks.warps, num_stages=2,
-            )  # fmt: skip
+            for images, given in backends.launches((*tensors, self.queries, self.keys)):
+                kernel[(triton.cdiv(tokens, blocks.BM), images)](
+                    *given, tokens, channels, BM=blocks.BM, BN=blocks.BN, BC=max(16, triton.next_power_of_2(channels)),
+                    PRECISION=precision, num_warps=blocks.warps, num_stages=2,
+                )  # fmt: skip
 
 
 def forward(

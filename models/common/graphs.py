@@ -166,6 +166,7 @@ def record(run: Callable[[], torch.Tensor], device: torch.device) -> tuple[torch
                 run()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=side):  # torch's default is a stream on the first graph's device
+        # torch's default is a stream on the first graph's device, and that no thread allocates memory meanwhile.
+        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
             out = run()
     return out, graph.replay

@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 from tree import LIBRARY, ROOT, files
 
 from inr_kernels._core import native
@@ -200,7 +201,24 @@ def test_header_without_vector_extensions(tmp_path):
     assert NEEDED in errors[0]
 
 
+def test_bindings_with_torchs_copy_of_pybind11(tmp_path):
+    """As bench/gpu_record.sh builds them on a machine without the package."""
+    headers = Path(torch.__file__).parent / "include"
+    options = [f"-DINR_PYBIND11_INCLUDE={headers}", "-DINR_CUDA=0", f"-DPython_EXECUTABLE={sys.executable}"]
+    checked(
+        ["cmake", "-GNinja", "-S", ROOT, "-B", tmp_path, *options, *GENERIC.split(), "-DCMAKE_BUILD_TYPE=Debug"], ROOT
+    )
+    checked(["cmake", "--build", tmp_path, "--target", "inr_bindings"], ROOT)
+
+
 def test_the_installed_build_is_for_every_gpu():
-    """Or for those that CUDAARCHS names."""
-    archs = os.environ.get("CUDAARCHS", "80;86;89;90;120").replace("-real", "").replace("-virtual", "")
-    assert native.load()[0].cuda_archs == (archs.replace(";", ",") if shutil.which("nvcc") else "")
+    """Or for those that CUDAARCHS names; of CUDA's own version."""
+    library, nvcc = native.load()[0], shutil.which("nvcc")
+    if not nvcc:
+        assert library.cuda_archs == library.cuda_version == ""
+        return
+    known = re.findall(r"sm_(\d+)$", checked([nvcc, "--list-gpu-code"], ROOT), re.MULTILINE)
+    archs = [arch for arch in ("80", "86", "89", "90", "100", "120") if arch in known]
+    named = os.environ.get("CUDAARCHS", ";".join(archs)).replace("-real", "").replace("-virtual", "")
+    assert library.cuda_archs == named.replace(";", ",")
+    assert f"release {library.cuda_version}," in checked([nvcc, "--version"], ROOT)

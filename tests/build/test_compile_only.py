@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import triton
-from compile_triton import TRITON_OPS, kernels
+from compile_triton import OLDEST, TRITON_OPS, kernels
 
 from inr_kernels._core import native
 
@@ -22,7 +22,6 @@ SHARED = {80: 163 << 10, 89: 99 << 10, 90: 227 << 10, 120: 99 << 10}  # maximum 
 # The rows of kernels that were compiled before; `pytest --record-compiled` writes them.
 RECORD = Path(__file__).with_name("compiled_kernels.jsonl")
 KERNELS = {op: set(kernels(op)) for op in TRITON_OPS}
-OLDEST = re.search(r'"triton>=([\d.]+)', (ROOT / "pyproject.toml").read_text())[1] + ".0"
 
 
 def allowed_stack(version, row):
@@ -41,23 +40,6 @@ def allowed_stack(version, row):
         # 570 instructions, in both dtypes. The pinned Triton's code needs 106 registers.
         return 24
     return 0
-
-
-@pytest.fixture(scope="session")
-def oldest_triton():
-    """The folder of the oldest supported Triton, installed once into build/."""
-    build = ROOT / "build"
-    folder = build / f"triton-{OLDEST}-{sys.implementation.cache_tag}"
-    build.mkdir(exist_ok=True)
-    with open(f"{folder}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # tests may run in several processes
-        if not folder.exists():
-            partial = Path(f"{folder}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", partial]
-            subprocess.run([*pip, f"triton=={OLDEST}"], check=True)
-            partial.rename(folder)
-    return folder
 
 
 def compiled(arch, folder, known):

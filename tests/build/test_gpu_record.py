@@ -2,9 +2,11 @@
 
 import ast
 import contextlib
+import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +17,7 @@ from gpu_limits import unless_refused
 from test_compile_only import KERNELS
 from triton.runtime.interpreter import InterpretedFunction
 
-from bench import one_call, op_modules, report, timing
+from bench import one_call, op_modules, preflight, report, timing
 from inr_kernels.cli import ceilings
 
 ROOT = Path(__file__).parents[2]
@@ -31,40 +33,72 @@ def record(*arguments, PYTHON=sys.executable, **environment):
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
+STEPS = ["bench", "check-elementwise_filter", "first-elementwise_filter", "prove", "tests"]
+
+
 def test_the_script_runs_to_its_end(tmp_path):
+    """And a second call on the same folder repeats nothing."""
     out = tmp_path / "out"
-    done = record("--smoke", out)
+    done = record("--smoke", out, TMPDIR=str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     *_, header, line = done.stdout.splitlines()
     assert header.split() == ["op", "shape", "dtype", "ours", "eager", "compile", "peer", "of", "ceiling"]
     assert line.split()[:2] == ["fourier_unit", "Fourier"]
-    logs = re.findall(r"^==> (.*)\.log <==$", (out / "record.log").read_text(), re.MULTILINE)
-    assert logs == ["bench", "check-elementwise_filter", "first-elementwise_filter", "tests"]
-    assert len(list(out.glob("[!.]*"))) == 3
-    assert json.loads(next(out.glob("*.json")).read_text())["rows"]
+    assert sorted(path.stem for path in (out / "logs").iterdir()) == STEPS
+    results = {path.name for path in out.iterdir()} - {"logs", "table.txt", "verdicts.json"}
+    assert len(results) == 1 and json.loads((out / results.pop()).read_text())["rows"]
+    assert json.loads((out / "verdicts.json").read_text())["verdicts"]
     assert (out / "table.txt").read_text().splitlines() == [header, line]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    again = record("--smoke", out, TMPDIR=str(tmp_path))
+    assert again.returncode == 0
+    assert sorted(again.stdout.split()) == sorted([*STEPS, *["kept"] * len(STEPS)])
 
 
-def test_a_failing_part_does_not_stop_the_others(tmp_path):
-    done = record("--smoke", tmp_path, PYTHON="false")
-    assert done.returncode == 1
-    parts = ["first-elementwise_filter", "tests", "check-elementwise_filter", "bench"]
-    failed = [line.split()[:3] for line in done.stdout.splitlines() if line.startswith("FAILED")]
-    assert failed == [["FAILED", part, "(1),"] for part in parts]
-    assert done.stdout.splitlines()[-1] == "failed parts: " + " ".join(sorted(parts)) + " "
-
-
-def test_commands_on_a_machine_with_a_gpu(tmp_path):
-    """PYTHON is a script that only records its arguments, and succeeds, also when asked whether there is a GPU."""
-    fake, calls = tmp_path / "python", tmp_path / "calls"
-    fake.write_text(f'#!/bin/sh\necho "$@" >>{calls}\n')
+def test_a_failing_step_does_not_stop_the_others(tmp_path):
+    fake = tmp_path / "python"
+    fake.write_text("#!/bin/sh\ncase $1 in */preflight.py) exit 0;; esac\nexit 1\n")
     fake.chmod(0o755)
-    (tmp_path / "compute-sanitizer").write_text('#!/bin/sh\nshift 4\nexec "$@"\n')
-    (tmp_path / "compute-sanitizer").chmod(0o755)
-    done = record(tmp_path / "out", PYTHON=str(fake), PATH=f"{tmp_path}:{os.environ['PATH']}")
+    done = record("--smoke", tmp_path / "out", PYTHON=str(fake))
+    assert done.returncode == 1
+    failed = [line.split()[1:3] for line in done.stdout.splitlines() if line.startswith("FAILED")]
+    assert sorted(failed) == [[step, "(1),"] for step in STEPS]
+    assert sorted(done.stdout.splitlines()[-1].removeprefix("failed steps: ").split()) == STEPS
+
+
+@pytest.fixture
+def gpu_machine(tmp_path):
+    """gpu_machine(*arguments) -> the process, and the commands that it ran.
+
+    PYTHON, cmake and compute-sanitizer are scripts that only record their arguments, and succeed, also when asked
+    whether there is a GPU.
+    """
+    calls = tmp_path / "calls"
+    tools = {
+        "python": f'echo "$@" >>{calls}',
+        "cmake": f'echo "cmake $@" >>{calls}; [ "$1" = --build ] && : >"$2/_C.fake.so" || mkdir -p "$4"',
+        "compute-sanitizer": 'shift 4; exec "$@"',
+    }
+    for name, text in tools.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+
+    def run(*arguments):
+        calls.write_text("")
+        environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "TMPDIR": str(tmp_path)}
+        return record(*arguments, PYTHON=str(tmp_path / "python"), **environment), calls.read_text().splitlines()
+
+    return run
+
+
+def test_commands_on_a_machine_with_a_gpu(tmp_path, gpu_machine):
+    done, asked = gpu_machine(tmp_path / "out")
     assert done.returncode == 0, done.stdout + done.stderr
-    asked = calls.read_text().splitlines()
-    assert sum("-m pip install --no-index --no-build-isolation --no-deps -e ." in call for call in asked) == 1
+    assert sum(call.startswith("cmake --build") for call in asked) == 1
+    order = [
+        next(i for i, call in enumerate(asked) if text in call) for text in ("cmake", "prove --missing", "-m pytest")
+    ]
+    assert order == sorted(order)
     for op in op_modules():
         assert asked.count(f"-m bench.one_call {op}") == 1
         assert asked.count(f"-m bench.one_call {op} --small") == 2
@@ -74,6 +108,74 @@ def test_commands_on_a_machine_with_a_gpu(tmp_path):
         assert len(calls) == 2 or (len(calls) == 1 and "compile" not in path.read_text())
     assert not [path for path in ON_A_GPU if not any(str(path.relative_to(ROOT)) in call for call in asked)]
     assert not [call for call in asked if "--results" in call]  # the results would contain its path
+    # Calls on a machine that has forgotten everything but OUT repeat the build alone.
+    (tree,) = tmp_path.glob("inr_kernels_record_*")
+    shutil.rmtree(tree)
+    done, asked = gpu_machine(tmp_path / "out")
+    assert done.returncode == 0
+    assert sum(call.startswith("cmake --build") for call in asked) == 1
+    assert not [call for call in asked if "-m pytest" in call or "prove --missing" in call or "bench.one_call" in call]
+
+
+def test_chosen_parts(tmp_path, gpu_machine):
+    """A part builds the package first if this machine has no build of it."""
+    done, asked = gpu_machine("--only", "prove", tmp_path / "out")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [line.split()[1].rstrip(",") for line in done.stdout.splitlines()] == ["build", "prove"]
+    done, asked = gpu_machine("--only", "tests,prove", "--limit", "0", tmp_path / "out")
+    assert "cmake" not in " ".join(asked) and "-m pytest" not in " ".join(asked)
+    steps = [line.split()[:2] for line in done.stdout.splitlines() if line.split()[0] in ("kept", "STOPPED")]
+    assert steps[0] == ["kept", "prove"] and ["STOPPED", "tests-models"] in steps[1:]
+    assert done.returncode == 1  # what was stopped is not done
+
+
+def test_races_are_reported_and_do_not_count(tmp_path, gpu_machine):
+    (tmp_path / "compute-sanitizer").write_text('#!/bin/sh\n[ "$2" = memcheck ]\n')
+    done, _ = gpu_machine("--only", "tests", tmp_path / "out")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("FAILED  racecheck-") == done.stdout.count("(reported, not counted)") == len(op_modules())
+
+
+def test_what_is_missing_is_named_at_once(monkeypatch, capsys):
+    there = {"torch", "triton", "cmake", "c++", "pillow", "safetensors", "tqdm", "platformdirs", "filelock", "pytest"}
+    monkeypatch.setattr(preflight, "is_there", lambda need: need.name in there)
+    assert preflight.main(list(preflight.PARTS)) == 2
+    *missing, command = capsys.readouterr().out.splitlines()
+    names = [re.match(r"MISSING (\S+).*, (needed|optional): ", line).groups() for line in missing]
+    assert names == [
+        ("numpy", "needed"), ("pytest-benchmark", "needed"), ("nvcc", "optional"), ("compute-sanitizer", "optional"),
+        ("matplotlib", "optional"),
+    ]  # fmt: skip
+    assert command == "to install what is needed: pip install 'numpy' 'pytest-benchmark'"
+    there |= {"numpy"}
+    assert preflight.main(["build", "prove"]) == 0  # goes on without nvcc
+
+
+def test_preflight_knows_the_packages_requirements():
+    text = (ROOT / "pyproject.toml").read_text()
+    required = re.findall(r'"([a-z]+)', re.search(r"^dependencies = \[(.*?)^\]", text, re.S | re.M)[1])
+    prove = {need.name for need in preflight.NEEDS if "prove" in need.parts}
+    assert prove == {name for name in required if name != "sys"}
+
+
+def test_versions_and_tools(monkeypatch):
+    assert preflight.is_there(preflight.Need("pytest", (), at_least=8))
+    assert not preflight.is_there(preflight.Need("pytest", (), at_least=1000))
+    assert not preflight.is_there(preflight.Need("no-such-package", ()))
+    assert preflight.is_there(preflight.Need("sh", (), tool=True))
+    assert not preflight.is_there(preflight.Need("no-such-tool", (), tool=True))
+
+
+def test_where_pybind11_is(monkeypatch):
+    """Without the package, torch's copy of its headers."""
+    installed = preflight.pybind11()
+    assert Path(installed.removeprefix("-Dpybind11_DIR="), "pybind11Config.cmake").exists()
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pybind11" else find(name))
+    headers = preflight.pybind11().removeprefix("-DINR_PYBIND11_INCLUDE=")
+    assert Path(headers, "pybind11/pybind11.h").exists()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert preflight.pybind11() == ""
 
 
 def test_error_without_a_gpu(tmp_path, monkeypatch):
@@ -85,7 +187,9 @@ def test_error_without_a_gpu(tmp_path, monkeypatch):
     assert record().returncode == 2
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--smoke", "--out"], ["a", "b"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--smoke", "--out"], ["a", "b"], ["--only", "all", "a"], ["--limit", "1h", "a"]]
+)
 def test_usage(arguments):
     done = record(*arguments)
     assert done.returncode == 2

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from small_networks import NETWORKS
 
 from inr_kernels import models
-from inr_kernels.models import DEAR, IN2, LIIF, LaMa, LIIFConfig
+from inr_kernels.models import DEAR, IN2, LIIF, ImplicitAutoencoder, LaMa, LIIFConfig
 from inr_kernels.models.common import checkpoints, torch_files
 
 every_network = pytest.mark.parametrize("name", NETWORKS)

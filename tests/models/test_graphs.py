@@ -260,11 +260,13 @@ class Synchronizations(TorchFunctionMode):
         return super().__enter__()
 
 
+@pytest.mark.parametrize("backend", ["triton", "reference"])
 @pytest.mark.parametrize("name", TINY)
-def test_the_forward_does_not_synchronize(name):
-    """With the Triton kernels. `plan_bands` reads tables that are always on the CPU."""
+def test_the_forward_does_not_synchronize(name, backend):
+    """With the Triton kernels, and on the default of a GPU without verdicts. `plan_bands` reads tables that are always
+    on the CPU."""
     model, (image, mask) = TINY[name]().eval(), pair(10, 12)
-    with torch.no_grad(), inr_kernels.backend("triton"), Synchronizations() as calls:
+    with torch.no_grad(), inr_kernels.backend(backend), Synchronizations() as calls:
         model(image, mask)
     assert calls.found <= {("tolist", "<genexpr>"), ("tolist", "plan_bands")}
 
@@ -287,9 +289,10 @@ def test_records_on_a_side_stream(monkeypatch):
             log.append("replay")
 
     @contextlib.contextmanager
-    def within(what, stream=None):
+    def within(what, stream=None, capture_error_mode="global"):
         log.append(f"enter {type(what).__name__}")
         assert type(what) is not Graph or stream is made[0]  # where it warmed up
+        assert type(what) is not Graph or capture_error_mode == "thread_local"
         yield
         log.append("leave")
 

@@ -12,7 +12,8 @@ from torch import nn
 
 import inr_kernels
 from inr_kernels import fourier_unit
-from inr_kernels.fourier_unit import FFC_BN_ACT, conv3x3
+from inr_kernels._core import backends
+from inr_kernels.fourier_unit import FFC_BN_ACT, conv3x3, triton_kernels
 from inr_kernels.fourier_unit.arguments import PADDINGS
 from inr_kernels.fourier_unit.op import dft_matmul
 
@@ -124,6 +125,14 @@ def cases(draw, largest):
         training=training,
         norm=draw(st.sampled_from(["ortho", "backward", "forward"])),
     )
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_more_images_and_channels_than_a_launch_takes_in_triton(groups, monkeypatch):
+    z, weight = torch.randn(18, 2 * groups, 1, 3, dtype=torch.complex64), torch.randn(2 * groups, 4)
+    whole = triton_kernels.product(z, weight, None, False, groups)
+    monkeypatch.setattr(backends, "_GRID", 16)
+    assert torch.equal(whole, triton_kernels.product(z, weight, None, False, groups))
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

@@ -9,7 +9,7 @@ import torch
 from local_implicit_cases import FLAGS, Case, assert_as_accurate
 
 from inr_kernels import LocalImplicitDecoder, local_implicit_decode
-from inr_kernels._core import native
+from inr_kernels._core import backends, devices, native
 from inr_kernels._core.dispatch import always
 from inr_kernels.local_implicit import op
 
@@ -161,6 +161,37 @@ def test_nan_features_propagate_to_their_queries(on_host):
     assert torch.equal(kernel.isnan(), eager.isnan())
 
 
+def test_launches(on_host, library, monkeypatch):
+    """The weights' kernel and the decoder, on the given stream; two tiles of rows a warp where shared memory allows."""
+    monkeypatch.setattr(backends, "stream", lambda device: 0x5EED)
+    case, found = Case(batch=1, queries=130, hidden=(256, 256)), {}
+    for limit in (99 << 10, 160 << 10):
+        library.set_shared_limit(limit)
+        emulated_cuda.launches(library)
+        case.decode(torch.float16, "cuda")
+        _, decoder = launches = emulated_cuda.launches(library)
+        assert {launch.stream for launch in launches} == {0x5EED}
+        assert {launch.cluster for launch in launches} == {1} and {launch.threads for launch in launches} == {256}
+        found[limit] = decoder.blocks, decoder.shared
+    library.set_shared_limit(99 << 10)
+    assert found == {99 << 10: (-(-4 * 130 // 128), 48 << 10), 160 << 10: (-(-4 * 130 // 256), 160 << 10)}
+
+
+@HALVES
+@pytest.mark.parametrize("case", ["wide", "wide and odd"])
+def test_the_rounding_of_tensor_cores_is_within_the_documented_error(case, dtype, on_host, library):
+    """Sums that are truncated, of products that are cut off: see machine.h."""
+    case = Case(**CASES[case])
+    rounded_to_nearest = case.decode(dtype, "cuda")[0]
+    library.set_truncating(True)
+    try:
+        assert_forward_as_accurate(case, dtype)
+        unchanged = torch.equal(case.decode(dtype, "cuda")[0], rounded_to_nearest)
+        assert not unchanged or dtype == torch.bfloat16  # its own rounding may hide the difference
+    finally:
+        library.set_truncating(False)
+
+
 def test_an_empty_output(on_host):
     case = Case(queries=0)
     assert case.decode(torch.float16, "cuda")[0].shape == (2, 0, 3)
@@ -209,20 +240,35 @@ REASONS = {
 }
 
 
+def _library(archs):
+    return SimpleNamespace(cuda_archs=archs, cuda_version="13.0", max_depth=64)
+
+
 @pytest.mark.parametrize("case", REASONS)
 def test_reason_why_cuda_cannot_run(case, monkeypatch):
     facts, archs, capability, reason = REASONS[case]
-    monkeypatch.setattr(native, "load", lambda: (SimpleNamespace(cuda_archs=archs, max_depth=64), ""))
+    monkeypatch.setattr(native, "load", lambda: (_library(archs), ""))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert reason in op.why_not_cuda(facts)
 
 
-@pytest.mark.parametrize("capability", [(8, 0), (8, 6), (8, 7), (9, 0), (12, 1)])
+@pytest.mark.parametrize("capability", [(8, 0), (8, 6), (8, 7), (9, 0), (10, 3), (12, 1)])
 def test_runs_on_later_gpus_of_the_same_major_version(capability, monkeypatch):
-    monkeypatch.setattr(native, "load", lambda: (SimpleNamespace(cuda_archs="80,86,89,90,120", max_depth=64), ""))
+    monkeypatch.setattr(native, "load", lambda: (_library("80,86,89,90,100,120"), ""))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert op.why_not_cuda(GPU) == ""
     assert op.why_not_cuda(replace(GPU, widths=(8, 8, 300))) == ""  # the last layer may be wider
+
+
+@pytest.mark.parametrize(
+    ("driver", "reason"), [((13, 2), ""), ((14, 0), ""), (None, ""), ((12, 8), "supports CUDA 12.8")]
+)
+def test_an_older_driver_than_the_compiler(driver, reason, monkeypatch):
+    monkeypatch.setattr(native, "load", lambda: (_library("80"), ""))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(devices, "cuda_of_driver", lambda: driver)
+    found = op.why_not_cuda(GPU)
+    assert reason in found and bool(found) == bool(reason)
 
 
 def test_a_launch_without_a_gpu_raises():

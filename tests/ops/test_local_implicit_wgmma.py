@@ -10,7 +10,7 @@ from local_implicit_cases import FLAGS, Case, assert_as_accurate
 from test_local_implicit_cuda import AFTER, CASES, HALVES, assert_forward_as_accurate, on_gpu
 
 from inr_kernels import local_implicit_decode
-from inr_kernels._core import native
+from inr_kernels._core import backends, native
 from inr_kernels._core.dispatch import always
 from inr_kernels.local_implicit import op
 
@@ -66,6 +66,27 @@ def test_clusters_that_decode_several_tiles(after, queries, on_host):
     assert_forward_as_accurate(case, torch.float16)
 
 
+def test_launches(on_host, library, monkeypatch):
+    """The weights' kernel, and clusters of two blocks: for each tile, or one block a multiprocessor."""
+    monkeypatch.setattr(backends, "stream", lambda device: 0x5EED)
+    for queries, blocks in ((40, 2), (900, 4)):
+        emulated_cuda.launches(library)
+        wide(batch=1, queries=queries).decode(torch.float16, "cuda")
+        _, decoder = launches = emulated_cuda.launches(library)
+        assert {launch.stream for launch in launches} == {0x5EED}
+        assert (decoder.blocks, decoder.cluster, decoder.threads) == (blocks, 2, 384)
+        assert 6 * (32 << 10) < decoder.shared <= 227 << 10
+
+
+@HALVES
+def test_the_rounding_of_tensor_cores_is_within_the_documented_error(dtype, on_host, library):
+    library.set_truncating(True)
+    try:
+        assert_forward_as_accurate(wide(batch=1), dtype)
+    finally:
+        library.set_truncating(False)
+
+
 def test_agrees_with_the_mma_kernel(on_host, monkeypatch):
     """Only the order of additions within a layer differs."""
     case = wide(batch=1)
@@ -92,6 +113,7 @@ def test_equals_liif(dtype, golden, on_host):
 # means that the results must be wrong.
 SM90, WEIGHTS = "local_implicit_sm90.cu", "local_implicit_weights.cu"
 FAULTS = {
+    "no opt-in": ("launch.cuh", "shared > 48 << 10", "shared > 512 << 10", "shared memory without an opt-in"),
     "not swizzled": (WEIGHTS, "(at % 8 ^ n % 8)", "at % 8", ""),
     "wrong stride": (SM90, "1024 / 16", "2048 / 16", "outside shared memory"),
     "slice released too early": (SM90, "          wait_for_products<1>();\n", "", ""),

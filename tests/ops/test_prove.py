@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 import os
 import re
 import signal
@@ -175,28 +174,6 @@ def test_explain(gpu, capsys, monkeypatch):
     text = inr_kernels.explain("made_up", x=torch.zeros(3), backend=None)
     assert "  right      runs; proof: on (2.0×, 2.0×)  <- default\n" in text
     assert "  wrong      runs; proof: off: wrong: by 1 (2.0×, 2.0×)\n" in text
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        b"", b"{", b"\xff\x00", b"[]", b'{"format": 99, "verdicts": {}}',
-        b'{"format": 1, "verdicts": {"a": [{"b": 1}]}}', b'{"format": 1, "verdicts": 3}', b"[" * 100_000,
-        json.dumps({"format": 1, "verdicts": {"a": [verdict("x", kernel=(0, 1)).__dict__]}}).encode(),
-        json.dumps({"format": 1, "verdicts": {"a": [verdict(5).__dict__]}}).encode(),
-    ],
-    ids=["empty", "cut", "bytes", "list", "format", "fields", "number", "deep", "time", "name"],
-)  # fmt: skip
-def test_a_file_of_something_else_is_ignored(gpu, text):
-    """And kept under another name, when there are verdicts to save."""
-    path = verdicts.file()
-    path.write_bytes(text)
-    with pytest.warns(UserWarning, match=r"verdicts.json holds no verdicts .* is ignored"):
-        assert verdicts.stored() == {}
-    with pytest.warns(UserWarning, match="ignored"):
-        verdicts.save(gpu.key, [verdict("right")])
-    assert verdicts.stored() == {gpu.key: [verdict("right")]}
-    assert path.with_suffix(".invalid").read_bytes() == text
 
 
 @pytest.mark.parametrize("place", ["a file as its folder", "no home"])

@@ -9,6 +9,7 @@ from op_backends import backends_of
 from unmask_attention_cases import HOLES, SHAPES, Case, assert_kernel_as_accurate, mask_of
 
 from inr_kernels import unmask_attention
+from inr_kernels._core import backends
 
 BACKENDS = backends_of("unmask_attention")
 KERNELS = [name for name in BACKENDS if name != "reference"]
@@ -108,6 +109,14 @@ def test_gradcheck_through_the_kernel(hole, mask_keys):
 def test_gradgradcheck_through_the_reference():
     feat, mask = torch.randn(1, 2, 2, 3, dtype=torch.float64, requires_grad=True), mask_of("some", 1, 2, 3)
     assert torch.autograd.gradgradcheck(lambda feat: unmask_attention(feat, mask, backend="reference"), feat)
+
+
+@pytest.mark.parametrize("mask_keys", [False, True])
+def test_more_images_than_a_launch_takes_in_triton(mask_keys, monkeypatch):
+    case = Case((35, 3, 2, 3), "mixed", mask_keys)
+    whole = case.run(torch.float32, "triton")
+    monkeypatch.setattr(backends, "_GRID", 16)
+    assert all(map(torch.equal, whole, case.run(torch.float32, "triton")))
 
 
 @pytest.mark.parametrize("backend", KERNELS)

@@ -1,17 +1,19 @@
 """Builds the CUDA kernels for the host, and replaces `_C` by the result.
 
 The sources are compiled by g++ with the headers of tests/support/cuda_on_host, whose machine.h describes what the
-emulation reproduces and which errors it detects.
+emulation reproduces and which errors it detects. The environment variable INR_EMULATION_SANITIZE builds it with
+sanitizers, and INR_EMULATION_ORDER runs warps and blocks in random orders of that seed.
 """
 
 import ctypes
+import os
 import shutil
 import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 HOST = ROOT / "tests" / "support" / "cuda_on_host"
-KERNELS = ["local_implicit.cu", "local_implicit_sm90.cu", "local_implicit_weights.cu"]
+SOURCES = ["launch.cu", "local_implicit.cu", "local_implicit_sm90.cu", "local_implicit_weights.cu"]
 LIBRARY = "cuda_on_host.so"
 Integer, Address = ctypes.c_int64, ctypes.c_void_p
 
@@ -23,24 +25,34 @@ def build(folder, csrc=ROOT / "csrc", unchanged=None):
     is not the same.
     """
     options = ["-std=c++17", "-O2", "-fPIC", "-ffp-contract=off", "-U_FORTIFY_SOURCE"]
-    options += ["-Wall", "-Wextra", "-Wno-unknown-pragmas", f"-I{HOST}", f"-I{csrc}", "-x", "c++"]
+    options += ["-Wall", "-Wextra", "-Wno-unknown-pragmas", f"-I{HOST}", f"-I{csrc}"]
+    options += ["-include", "cuda_runtime.h", "-x", "c++"]  # as nvcc does
+    if sanitizers := os.environ.get("INR_EMULATION_SANITIZE"):
+        options += [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-g", "-O1"]
     objects = []
-    for source in [*sorted(HOST.glob("*.cpp")), *(csrc / "cuda" / kernel for kernel in KERNELS)]:
+    for source in [*sorted(HOST.glob("*.cpp")), *(csrc / "cuda" / kernel for kernel in SOURCES)]:
         earlier = unchanged and unchanged / f"{source.name}.o"
         same = source.is_relative_to(HOST) or source.read_text() == (ROOT / "csrc" / "cuda" / source.name).read_text()
         objects.append(earlier if earlier and same else Path(folder) / f"{source.name}.o")
         if objects[-1] != earlier:
             subprocess.run(["g++", *options, "-c", source, "-o", objects[-1]], check=True)
-    subprocess.run(["g++", "-shared", *objects, "-o", Path(folder) / LIBRARY], check=True)
+    linked = [f"-fsanitize={sanitizers}"] if sanitizers else []
+    subprocess.run(["g++", "-shared", *linked, *objects, "-o", Path(folder) / LIBRARY], check=True)
     return load(folder)
 
 
-def build_with_fault(folder, built, file, old, new):
-    """`build` in the folder, with one text of a file in csrc/cuda replaced; built: the folder of the build without."""
+def copy_with_fault(folder, file, old, new):
+    """Copies csrc into the folder, with one text of a file in csrc/cuda replaced; returns that file."""
     shutil.copytree(ROOT / "csrc", folder / "csrc")
     faulty = folder / "csrc" / "cuda" / file
     assert old in faulty.read_text()
     faulty.write_text(faulty.read_text().replace(old, new))
+    return faulty
+
+
+def build_with_fault(folder, built, *fault):
+    """`build` in the folder, with a fault, see `copy_with_fault`; built: the folder of the build without."""
+    faulty = copy_with_fault(folder, *fault)
     return build(folder, folder / "csrc", built if faulty.suffix == ".cu" else None)
 
 
@@ -49,7 +61,24 @@ def load(folder):
     loaded = ctypes.CDLL(Path(folder) / LIBRARY)
     loaded.local_implicit_workspace.restype = ctypes.c_size_t
     loaded.local_implicit_forward.restype = ctypes.c_char_p
+    loaded.launch.restype = ctypes.POINTER(Launch)
+    loaded.set_order(int(os.environ.get("INR_EMULATION_ORDER", 0)))
     return loaded
+
+
+class Launch(ctypes.Structure):
+    """machine::Launch of machine.h: what a kernel was launched with."""
+
+    _fields_ = [(name, ctypes.c_uint) for name in ("blocks", "threads", "shared", "cluster")] + [("stream", Address)]
+
+
+def launches(library):
+    """The launches since the last call."""
+    found = []
+    while at := library.launch(ctypes.c_size_t(len(found))):
+        found.append(Launch.from_buffer_copy(at.contents))
+    library.clear_launches()
+    return found
 
 
 class Plane(ctypes.Structure):
@@ -119,7 +148,10 @@ class LocalImplicit:
 
     def forward_cuda(self, wgmma, out, workspace, stream):
         failure = self.library.local_implicit_forward(
-            self.type, ctypes.byref(self.problem), ctypes.c_bool(wgmma), Address(out), Address(workspace)
+            self.type,
+            ctypes.byref(self.problem),
+            ctypes.c_bool(wgmma),
+            *map(Address, (out, workspace, stream)),
         )
         if failure:
             raise RuntimeError(failure.decode())

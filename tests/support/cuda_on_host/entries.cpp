@@ -11,8 +11,9 @@ template <class Call>
 const char* attempt(Call call) {
   static std::string reason;
   try {
-    if (call() == inr::Status::ok) return nullptr;
-    reason = "the entry point did not return ok";
+    const inr::Status status = call();
+    if (status == inr::Status::ok) return nullptr;
+    reason = status == inr::Status::cuda_failed ? inr::cuda_failure() : "the entry point did not return ok";
   } catch (const std::exception& error) {
     reason = error.what();
   }
@@ -23,13 +24,21 @@ const char* attempt(Call call) {
 
 extern "C" void set_shared_limit(int bytes) { machine::shared_limit = bytes; }
 
+extern "C" void set_order(unsigned seed) { machine::order_seed = seed; }
+extern "C" void set_truncating(bool on) { machine::truncating = on; }
+extern "C" void clear_launches() { machine::launches.clear(); }
+// The launch of this index; nullptr after the last one.
+extern "C" const machine::Launch* launch(std::size_t index) {
+  return index < machine::launches.size() ? &machine::launches[index] : nullptr;
+}
+
 extern "C" std::size_t local_implicit_workspace(const inr::LocalImplicit* p) {
   return inr::local_implicit_workspace_cuda(*p);
 }
 
 extern "C" const char* local_implicit_forward(int type, const inr::LocalImplicit* p, bool wgmma, void* out,
-                                              void* workspace) {
+                                              void* workspace, void* stream) {
   return attempt([&] {
-    return inr::local_implicit_forward_cuda(static_cast<inr::Type>(type), *p, wgmma, out, workspace, nullptr);
+    return inr::local_implicit_forward_cuda(static_cast<inr::Type>(type), *p, wgmma, out, workspace, stream);
   });
 }

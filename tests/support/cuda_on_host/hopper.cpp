@@ -150,7 +150,7 @@ void multiply(machine::Lanes& lanes) {
       for (unsigned i = 0; i < 128; ++i) {
         const float* row = a[lane / 4 + i % 4 / 2 * 8];
         const unsigned column = i / 4 * 8 + lane % 4 * 2 + i % 2;
-        for (int k = 0; k < 16; ++k) sum.value[i] += row[k] * b[k][column];
+        sum.value[i] = machine::add_products(sum.value[i], row, &b[0][column], 256, 16);
       }
       --sum.pending;
     }

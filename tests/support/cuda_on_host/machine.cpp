@@ -1,12 +1,19 @@
 #include "machine.h"
 
+#include <algorithm>
 #include <csetjmp>
 #include <deque>
 #include <memory>
+#include <numeric>
+#include <random>
 #include <stdexcept>
 #include <string>
 
+#include <pthread.h>
 #include <ucontext.h>
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/common_interface_defs.h>
+#endif
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
@@ -15,6 +22,9 @@ namespace machine {
 
 const char* (*final_check)() = nullptr;
 int shared_limit = 99 << 10;
+std::vector<Launch> launches;
+bool truncating = false;
+unsigned order_seed = 0;
 
 namespace {
 
@@ -57,40 +67,82 @@ unsigned running;
 ucontext_t entry;
 jmp_buf scheduler;
 std::string failure;
+std::mt19937 generator;
 
 Thread& self() { return threads[running]; }
 
+// Tells AddressSanitizer which stack runs next: a thread's, or, for nullptr, the scheduler's.
+void switch_stack(const Thread* to) {
+#ifdef __SANITIZE_ADDRESS__
+  static const void* bottom;
+  static std::size_t bytes;
+  if (!to) return __sanitizer_start_switch_fiber(nullptr, bottom, bytes);
+  __sanitizer_start_switch_fiber(nullptr, to->start.uc_stack.ss_sp, to->start.uc_stack.ss_size);
+  pthread_attr_t attributes;
+  if (!bottom && !pthread_getattr_np(pthread_self(), &attributes)) {
+    void* found;
+    pthread_attr_getstack(&attributes, &found, &bytes);
+    pthread_attr_destroy(&attributes);
+    bottom = found;
+  }
+#else
+  (void)to;
+#endif
+}
+
+// On the stack that was switched to.
+void switched() {
+#ifdef __SANITIZE_ADDRESS__
+  __sanitizer_finish_switch_fiber(nullptr, nullptr, nullptr);
+#endif
+}
+
 // Switches to the scheduler. setjmp and longjmp only exchange registers, without a system call.
+[[noreturn]] void leave() {
+  switch_stack(nullptr);
+  _longjmp(scheduler, 1);
+}
 __attribute__((noinline)) void yield() {
-  if (!_setjmp(self().here)) _longjmp(scheduler, 1);
+  if (!_setjmp(self().here)) leave();
+  switched();
 }
 
 void begin() {
+  switched();
   (*body)();
   for (const auto& group : self().groups)
     if (!group.empty()) fail("a thread ends with pending copies");
   if (!self().open.empty()) fail("a thread ends with pending copies");
   self().done = true;
-  _longjmp(scheduler, 1);
+  leave();
 }
 
 __attribute__((noinline)) void resume(unsigned i) {
   running = i;
   threadIdx = {i % blockDim.x, 0, 0};
   blockIdx.x = unsigned(blockIdx.x / blocks.size() * blocks.size()) + cluster_rank();
-  if (_setjmp(scheduler)) return;
+  if (_setjmp(scheduler)) return switched();
+  switch_stack(&self());
   if (self().started) _longjmp(self().here, 1);
   self().started = true;
   swapcontext(&entry, &self().start);
 }
 
-// Runs each warp until it has to wait, repeatedly, in reverse order in every other cluster. Returns whether all threads
-// have ended.
+// 0, 1, ... n - 1, or in random order.
+std::vector<unsigned> order_of(std::size_t n) {
+  std::vector<unsigned> order(n);
+  std::iota(order.begin(), order.end(), 0u);
+  if (order_seed) std::shuffle(order.begin(), order.end(), generator);
+  return order;
+}
+
+// Runs each warp until it has to wait, repeatedly. Returns whether all threads have ended.
 bool run_cluster() {
   for (bool moved = true; moved;) {
     moved = false;
-    for (unsigned at = 0; at < warps.size(); ++at) {
-      const unsigned w = number % 2 ? at : unsigned(warps.size()) - 1 - at;
+    std::vector<unsigned> order = order_of(warps.size());
+    if (!order_seed && number % 2 == 0) std::reverse(order.begin(), order.end());
+    for (unsigned w : order) {
       for (bool more = true; more;) {
         more = false;
         for (unsigned i = w * warp; i < (w + 1) * warp; ++i) {
@@ -125,7 +177,7 @@ void release(SyncPoint& point) {
 
 void fail(const char* why) {
   failure = why;
-  _longjmp(scheduler, 1);
+  leave();
 }
 
 void wait(const std::function<bool()>& ready) {
@@ -185,6 +237,27 @@ void copy_async(void* to, const void* from, std::size_t bytes) {
   self().open.push_back({static_cast<char*>(to), static_cast<const char*>(from), bytes});
 }
 
+float truncated(float sum, const float* a, const float* b, unsigned step, unsigned count) {
+  constexpr unsigned block = 8;
+  for (unsigned first = 0; first < count; first += block) {
+    double terms[block + 1] = {sum}, largest = std::fabs(sum);
+    for (unsigned i = 0; i < block; ++i) {
+      terms[i + 1] = double(a[first + i]) * b[(first + i) * step];
+      if (std::isnan(terms[i + 1]) || std::fabs(terms[i + 1]) > largest) largest = std::fabs(terms[i + 1]);
+    }
+    double total = 0;
+    if (std::isfinite(largest) && largest > 0) {
+      const double unit = std::ldexp(1.0, std::ilogb(largest) + 1 - 24);
+      for (double term : terms) total += std::trunc(term / unit) * unit;
+    } else {
+      for (double term : terms) total += term;
+    }
+    sum = float(total);
+    if (std::fabs(sum) > std::fabs(total)) sum = std::nextafterf(sum, 0);
+  }
+  return sum;
+}
+
 void commit_copies() {
   self().groups.push_back(std::move(self().open));
   self().open.clear();
@@ -225,7 +298,9 @@ void launch(dim3 grid, dim3 size, std::size_t shared_bytes, const std::function<
   memory_bytes = shared_bytes;
   std::vector<std::unique_ptr<char[]>> stacks(size.x * cluster_size);
   for (auto& stack : stacks) stack.reset(new char[stack_bytes]);
-  for (unsigned b = 0; b < grid.x * grid.y * grid.z; b += cluster_size) {
+  generator.seed(order_seed);
+  for (unsigned c : order_of(grid.x * grid.y * grid.z / cluster_size)) {
+    const unsigned b = c * cluster_size;
     blockIdx = {b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y};
     prepare(stacks, cluster_size);
     if (!run_cluster()) throw std::runtime_error(failure.empty() ? "deadlock: the block waits forever" : failure);

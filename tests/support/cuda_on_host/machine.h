@@ -1,7 +1,7 @@
 // A GPU emulation for tests: runs the source of a kernel, compiled by the host's compiler, block by block.
 //
 // The threads of a block or cluster are fibers. Each warp runs until it has to wait, one warp after the other, in
-// reverse order in every other cluster, so that missing barriers lead to wrong results. Shared memory is initialised
+// reverse order in every other cluster, or in random orders, so that missing barriers lead to wrong results. Shared memory is initialised
 // with NaN, and the destination of an asynchronous copy is NaN until the copy is waited for. A launch fails if a block
 // deadlocks or the lanes of a warp execute different collective instructions.
 #pragma once
@@ -45,6 +45,20 @@ void launch(dim3 grid, dim3 block, std::size_t shared_bytes, const std::function
             unsigned cluster = 1);
 
 extern int shared_limit;  // bytes that a block may use
+constexpr int multiprocessors = 5;
+
+// What was launched, since it was last cleared.
+struct Launch {
+  unsigned blocks, threads, shared, cluster;
+  const void* stream;
+};
+extern std::vector<Launch> launches;
+extern bool truncating;  // whether products are rounded as in `truncated`
+// sum + a[0] b[0] + ... + a[count - 1] b[(count - 1) step], rounded as a model of tensor cores: 8 products are added at
+// once, without bits that are more than 24 below the largest term, and the sum is truncated to float.
+float truncated(float sum, const float* a, const float* b, unsigned step, unsigned count);
+
+extern unsigned order_seed;  // of random orders of blocks and warps; 0: in order, reversed in every other cluster
 
 extern const char* (*final_check)();  // called after each cluster; returns an error or nullptr
 [[noreturn]] void fail(const char* reason);     // ends the current launch
@@ -59,6 +73,13 @@ char* shared_memory(unsigned rank);  // of another block of the cluster, which m
 void check_shared(const void* address, std::size_t bytes);  // fails if not within this block's shared memory
 void block_barrier();
 void cluster_barrier();
+
+// sum + the products, in order; or as `truncated`.
+inline float add_products(float sum, const float* a, const float* b, unsigned step, unsigned count) {
+  if (truncating) return truncated(sum, a, b, step, count);
+  for (unsigned k = 0; k < count; ++k) sum += a[k] * b[k * step];
+  return sum;
+}
 
 // A collective instruction of a warp: waits for all lanes, then the last one to arrive does the work of all.
 // lanes: [warp] the `mine` of each lane

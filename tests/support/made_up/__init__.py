@@ -36,7 +36,8 @@ class MadeUp(devices.Device):
 def installed():
     """In the block, CPU tensors are on the made-up GPU, and "made_up" is the only op."""
     kinds, found = mock.patch.dict(devices.KINDS, cpu=MadeUp), mock.patch.dict(devices._FOUND, clear=True)
-    with kinds, found, mock.patch.dict(OPS, {"made_up": OP}, clear=True):
+    chosen = mock.patch.object(OP, "_chosen", {})
+    with kinds, found, chosen, mock.patch.dict(OPS, {"made_up": OP}, clear=True):
         yield
 
 

@@ -7,6 +7,8 @@
 namespace inr {
 namespace cuda {
 
+inline char* shared_memory() { return machine::shared_memory(); }
+
 template <Type type>
 float to_float(unsigned bits) {
   if (type == Type::bfloat16) {
@@ -79,9 +81,7 @@ struct Mma {
       float* d = static_cast<Mma*>(lanes[lane])->d;
       for (int i = 0; i < 4; ++i) {
         const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
-        float sum = d[i];
-        for (int k = 0; k < 16; ++k) sum += a[row][k] * b[k][column];
-        d[i] = sum;
+        d[i] = machine::add_products(d[i], a[row], &b[0][column], 8, 16);
       }
     }
   }

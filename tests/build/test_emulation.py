@@ -1,0 +1,61 @@
+"""The CUDA emulation under sanitizers and in random orders of warps and blocks, and a fault that only these detect."""
+
+import os
+import subprocess
+import sys
+
+import emulated_cuda
+import pytest
+from tree import ROOT
+
+pytestmark = pytest.mark.slow
+TESTS = [f"tests/ops/test_local_implicit_{name}.py" for name in ("cuda", "wgmma")]
+# Every kernel and border: odd widths, several tiles, strided and misaligned inputs, one query.
+COVERING = "strided or launches or (one and query and float16) or (wide and odd and last and float16)"
+
+# Decodes once with a build of the sources in sys.argv[2].
+ONE_CALL = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+import emulated_cuda, torch
+from local_implicit_cases import Case
+from inr_kernels._core import native
+from inr_kernels._core.dispatch import always
+from inr_kernels.local_implicit import op
+library = emulated_cuda.build(sys.argv[1], Path(sys.argv[2]))
+op.OP.backends["cuda"] = replace(op.cuda_backend(), why_not=always)
+native.load = lambda: (emulated_cuda.Native(library), "")
+Case(batch=1, queries=9, hidden=(20, 12)).decode(torch.float16, "cuda")
+print("decoded")
+"""
+
+
+def sanitized(*command, order=7):
+    """Runs a command of Python with an emulation under ASan and UBSan, in random orders of a seed."""
+    libraries = [
+        subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    environment = os.environ | {"INR_EMULATION_ORDER": str(order), "INR_EMULATION_SANITIZE": "address,undefined"}
+    environment |= {"PYTHONPATH": str(ROOT / "tests/support"), "ASAN_OPTIONS": "detect_leaks=0"}
+    environment |= {"LD_PRELOAD": " ".join(libraries)}
+    return subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_under_sanitizers_in_random_orders():
+    """Each tensor is an allocation of its own, so that ASan detects an access beyond its last byte."""
+    options = ["-q", "-x", "-p", "no:cacheprovider", "-m", "not gpu", "-k", f"({COVERING}) and not detects"]
+    done = sanitized("-m", "pytest", *options, *TESTS)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
+
+
+def test_what_sanitizers_detect(tmp_path):
+    """A bias beyond the last one is multiplied by nothing: without them, all results are right."""
+    emulated_cuda.copy_with_fault(
+        tmp_path, "local_implicit_weights.cu", "if (n < from.widths[row + 1])", "if (n <= from.widths[row + 1])"
+    )
+    done = sanitized("-c", ONE_CALL, str(tmp_path), str(tmp_path / "csrc"))
+    assert done.returncode != 0 and "heap-buffer-overflow" in done.stderr and "pack_weights" in done.stderr
