@@ -142,7 +142,7 @@ class _Run:
         batch, waiting = self.args.batch_size, defaultdict[object, list[Job]](list)
         self.show(0)
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as self.writer:
-            for one, reading in _ahead(reader, self.load, names, batch):
+            for one, reading in _ahead(reader, self.task.load, names, batch):
                 job = self.attempt(one, reading.result)
                 if job is None:
                     self.show(self.bar.n + 1)
@@ -156,13 +156,6 @@ class _Run:
             for group in waiting.values():
                 self.compute(group)
             self.finish_writing(0)
-
-    def load(self, names: Names) -> Job:
-        """Reads, checks and decodes a picture; in the thread that reads."""
-        job = self.task.read(names)
-        self.task.check(job)
-        self.task.decode(job)
-        return job
 
     def compute(self, group: list[Job]) -> None:
         """Computes pictures of one size and has them written; one by one if they fail together, or lack memory."""
