@@ -24,7 +24,7 @@ FAILURES = (OSError, ValueError, RuntimeError, MemoryError)
 FILES_AGE = 24 * 3600  # seconds after which copies of files are deleted
 LOOK = {
     "theme": gradio.themes.Default(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")),
-    "css": "#status { min-height: 3em } footer { display: none !important }",
+    "css": ".hint { text-align: center } footer { display: none !important }",
     # Pictures that are dropped or pasted anywhere on the page.
     "head": """\
 <script>
@@ -58,7 +58,9 @@ class _Page:
         self.choices = {choice.name: choice for choice in studio.choices}
         self.stops: dict[str, threading.Event] = {}  # of each session's work
         self.worker = ThreadPoolExecutor(1)  # one thread for all work: OpenMP keeps threads for each that computes
-        with gradio.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, FILES_AGE)) as self.blocks:
+        with gradio.Blocks(
+            title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(600, FILES_AGE)
+        ) as self.blocks:
             self._lay_out()
             self._connect()
         self.blocks.queue(max_size=32)
@@ -66,46 +68,50 @@ class _Page:
     def _lay_out(self) -> None:
         first = self.studio.choices[0]
         self.picture = gradio.State(None, delete_callback=lambda picture: picture and picture.remove())
-        with gradio.Row(equal_height=False):
-            with gradio.Column(elem_id="load", min_width=200):
-                self.load = gradio.UploadButton("Load a picture", variant="primary")
-                gradio.Markdown("or drop one on the page, or paste one")
-            self.model = gradio.Dropdown(
-                [(choice.label, choice.name) for choice in self.studio.choices], value=first.name, label="Network"
-            )
-            self.scale = gradio.Slider(1, MAX_SCALE, value=1, step=0.1, label="Enlarge by", elem_id="scale")
-            with gradio.Column(min_width=240):
-                self.crop = gradio.Checkbox(True, label="Large pictures: only around the mask", elem_id="crop")
-                self.refine = gradio.Checkbox(False, label="Refine (slow; for large holes)", elem_id="refine")
-            with gradio.Column(min_width=160):
+        with gradio.Row():
+            with gradio.Column(scale=2, min_width=180, elem_id="load"):
+                self.load = gradio.UploadButton("Load a picture")
+                gradio.Markdown("or drop or paste one", elem_classes="hint")
+            with gradio.Column(scale=3, min_width=220):
+                networks = [(choice.label, choice.name) for choice in self.studio.choices]
+                self.model = gradio.Dropdown(networks, value=first.name, label="Network", elem_id="model")
+            with gradio.Column(scale=3, min_width=220):
+                self.scale = gradio.Slider(1, MAX_SCALE, value=1, step=0.1, label="Enlarge by", elem_id="scale")
+            with gradio.Column(scale=3, min_width=220):
+                self.fast = gradio.Checkbox(True, label="Fast: look near the mask only", elem_id="fast")
+                self.refine = gradio.Checkbox(False, label="Refine: slow, for large holes", elem_id="refine")
+            with gradio.Column(scale=2, min_width=140):
                 self.run = gradio.Button(_verb(first), variant="primary", elem_id="run")
-                self.stop = gradio.Button("Stop", variant="stop", interactive=False, elem_id="stop")
+                self.stop = gradio.Button("Stop", interactive=False, elem_id="stop")
         with gradio.Row():
-            self.editor = gradio.ImageEditor(
-                label="Picture: paint over what is to be filled",
-                type="numpy",
-                sources=(),
-                transforms=(),
-                layers=False,
-                buttons=[],
-                brush=gradio.Brush(colors=[(COLOUR, OPACITY)], color_mode="fixed"),
-                height=HEIGHT,
-                elem_id="editor",
-            )
-            self.slider = gradio.ImageSlider(
-                label="Before and after",
-                height=HEIGHT,
-                max_height=HEIGHT,
-                buttons=["fullscreen"],
-                interactive=False,
-                elem_id="slider",
-            )
+            with gradio.Column(min_width=400):
+                self.editor = gradio.ImageEditor(
+                    label="Paint over what is to be filled",
+                    type="numpy",
+                    sources=(),
+                    transforms=(),
+                    layers=False,
+                    buttons=[],
+                    brush=gradio.Brush(colors=[(COLOUR, OPACITY)], color_mode="fixed"),
+                    height=HEIGHT,
+                    elem_id="editor",
+                )
+            with gradio.Column(min_width=400):
+                self.slider = gradio.ImageSlider(
+                    label="Before and after",
+                    height=HEIGHT,
+                    max_height=HEIGHT,
+                    buttons=["fullscreen"],
+                    interactive=False,
+                    elem_id="slider",
+                )
         with gradio.Row():
-            self.status = gradio.Markdown("Load a picture.", elem_id="status")
-            with gradio.Row():
-                self.download = gradio.DownloadButton("Download", interactive=False, elem_id="download")
-                self.mask = gradio.DownloadButton("Download the mask", interactive=False, elem_id="mask")
-                self.resume = gradio.Button("Continue with the result", interactive=False, elem_id="resume")
+            with gradio.Column(min_width=400):
+                self.status = gradio.Markdown("Load a picture.", elem_id="status")
+            with gradio.Column(min_width=400), gradio.Row():
+                self.download = gradio.DownloadButton("Download", interactive=False, min_width=120, elem_id="download")
+                self.mask = gradio.DownloadButton("Download mask", interactive=False, min_width=120, elem_id="mask")
+                self.resume = gradio.Button("Continue with it", interactive=False, min_width=120, elem_id="resume")
         self.result = gradio.State(None)
 
     def _connect(self) -> None:
@@ -117,10 +123,12 @@ class _Page:
         self.load.upload(self.on_load, [self.load, self.picture], [*shown, *results], **loading)
         self.resume.click(self.on_load, [self.result, self.picture], [*shown, *results], **loading)
         self.editor.clear(lambda picture: _editable(picture), self.picture, self.editor, **quick)
-        self.model.change(self.on_model, [self.model, self.scale], [self.run, self.scale, self.crop, self.refine], **quick)
+        self.model.change(
+            self.on_model, [self.model, self.scale], [self.run, self.scale, self.fast, self.refine], **quick
+        )
         buttons = [self.run, self.stop]
         started = self.run.click(self.on_start, None, buttons, **quick)
-        options = [self.picture, self.editor, self.model, self.scale, self.refine, self.crop]
+        options = [self.picture, self.editor, self.model, self.scale, self.refine, self.fast]
         done = started.success(self.on_run, options, [*results, self.status], show_progress_on=self.slider, **alone)
         done.then(lambda: (gradio.Button(interactive=True), gradio.Button(interactive=False)), None, buttons, **quick)
         self.stop.click(self.on_stop, None, None, **quick)
@@ -165,7 +173,7 @@ class _Page:
         model: str,
         scale: float,
         refine: bool,
-        crop: bool,
+        fast: bool,
         request: gradio.Request,
         progress: gradio.Progress = gradio.Progress(),  # noqa: B008
     ) -> list[Any]:
@@ -176,7 +184,7 @@ class _Page:
         mask = _mask(drawn) if choice.fills else None
         if choice.fills and (mask is None or not mask.any()):
             raise gradio.Error("Paint over what is to be filled first.", print_exception=False)
-        wanted = Request(model, mask, scale, refine and choice.fills, crop and choice.fills)
+        wanted = Request(model, mask, scale, refine and choice.fills, fast and choice.fills)
 
         def report(done: float, total: float) -> None:
             if stop.is_set():

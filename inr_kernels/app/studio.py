@@ -61,14 +61,14 @@ class Request(NamedTuple):
         mask: [h, w], bool, of the preview's size or None.
         scale: of the output.
         refine: whether to refine features.
-        crop: whether to compute only the surroundings of the holes of a large picture.
+        fast: whether to compute only what is near the holes, with another result.
     """
 
     model: str
     mask: numpy.ndarray | None
     scale: float
     refine: bool
-    crop: bool
+    fast: bool
 
 
 class Made(NamedTuple):

@@ -18,14 +18,14 @@ from PIL import Image
 from inr_kernels._core import dispatch, native
 from inr_kernels._core.text import one_line
 from inr_kernels.app.studio import Choice, Loaded, Made, Request, Studio
-from inr_kernels.models import Inpainter, Network
+from inr_kernels.models import DEAR, Inpainter, Network
 from inr_kernels.models.data import images
 from inr_kernels.models.liif.upscaler import Upscaler
 
 from . import names, pictures
 from .arguments import NETWORKS, make_parser
 from .folders import FAILURES
-from .inpaint import Inpainting
+from .inpaint import TILE, Inpainting
 from .jobs import Task
 from .networks import open_network
 from .upscale import Upscaling
@@ -85,15 +85,18 @@ class CommandStudio(Studio):
     def make(self, picture: Loaded, request: Request, progress: Callable[[float, float], object]) -> Made:
         """See `Studio`."""
         file, stem = picture.file, picture.file.with_suffix("")
-        command = "inpaint" if isinstance(self.networks[request.model], Inpainter) else "upscale"
+        network = self.networks[request.model]
+        command = "inpaint" if isinstance(network, Inpainter) else "upscale"
         output = f"{stem}_{'filled' if command == 'inpaint' else 'large'}{names.kept_suffix(file.name)}"
         mask = Path(f"{stem}_mask.png") if request.mask is not None else None
         words = [command, str(file), *(("--mask", str(mask)) if mask else ()), "--model", request.model]
-        if request.scale > 1 or command == "upscale":
-            words += ["--scale", f"{request.scale:g}"]
-        elif request.crop:
-            words += ["--hd-strategy", "crop"]
-        words += ["--refine"] * request.refine
+        enlarges = request.scale > 1 or command == "upscale"
+        words += ["--scale", f"{request.scale:g}"] if enlarges else []
+        words += ["--refine"] if request.refine else []
+        if request.fast and not enlarges:
+            words += ["--hd-strategy", "crop", "--hd-strategy-crop-trigger-size", "0"]
+        if request.fast and not request.refine and isinstance(network, DEAR) and network.can_tile:
+            words += ["--tile", str(TILE)]
         words += ["--backend", self.args.backend] if self.args.backend else []
         words += ["--device", self.args.device] if self.args.device != "cpu" else []
         words += ["-o", output]
@@ -106,7 +109,7 @@ class CommandStudio(Studio):
                 Image.fromarray(request.mask).resize(sides, Image.Resampling.NEAREST).save(mask)
             names.check(args)
             task = TASKS[command](args)
-            task.use(self.networks[request.model])
+            task.use(network)
             with self.reading:
                 job = task.load(args.names)
             began = time.perf_counter()
@@ -155,7 +158,9 @@ def _show(picture: images.Picture, file: Path, size: tuple[int, int]) -> Path:
         image.putalpha(images.to_image(picture.alpha.expand(-1, 3, -1, -1)).convert("L"))
     file = file.with_suffix(".jpg" if picture.alpha is None else ".png")
     options = {"quality": 95, "subsampling": 0} if picture.alpha is None else {"compress_level": 1}
-    image.resize(size, Image.Resampling.BICUBIC).save(file, icc_profile=picture.metadata.get("colour profile"), **options)
+    image.resize(size, Image.Resampling.BICUBIC).save(
+        file, icc_profile=picture.metadata.get("colour profile"), **options
+    )
     return file
 
 

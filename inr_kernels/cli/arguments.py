@@ -122,7 +122,7 @@ def _add_app(parser):
         "--host",
         default="127.0.0.1",
         metavar="ADDRESS",
-        help="the address to listen on; default: %(default)s, this machine alone; 0.0.0.0: every machine that reaches it",
+        help="the address to listen on; default: %(default)s, this machine alone; 0.0.0.0: also from other machines",
     )
     parser.add_argument(
         "--port",
@@ -300,7 +300,9 @@ def _add_computation(parser, megapixels, limits=True, bar=True):
         help="refuse larger inputs; default: %(default)s",
     )
     if bar:
-        group.add_argument("--quiet", action="store_true", default=None, help="show no progress bar")  # None: on terminals
+        group.add_argument(
+            "--quiet", action="store_true", default=None, help="show no progress bar"
+        )  # None: on terminals
 
 
 def _add_prove(parser):

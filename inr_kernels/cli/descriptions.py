@@ -1,8 +1,8 @@
 """What the help of each command says before its options. Imports nothing."""
 
 DESCRIPTION = (
-    "Enlarge pictures, fill their holes, also on a web page, measure quality, train and export networks, show what this machine runs, prove"
-    " kernels on this machine's GPU, or compare speed and quality in a demo."
+    "Enlarge pictures, fill their holes, also on a web page, measure quality, train and export networks, show what this"
+    " machine runs, prove kernels on this machine's GPU, or compare speed and quality in a demo."
 )
 
 UPSCALE = """\

@@ -22,7 +22,7 @@ NETWORKS = {path.parent.name for path in ROOT.glob("models/*/network.py")} - {"c
 # the __init__ of an op, of the package and of models/; models.training is what the recipes of the networks share.
 OP_LAYERS = ["arguments", "triton_kernels", "reference", "op", "functional", "problems", "module", "<op>"]
 LAYERS = ["_C", "_core", *OP_LAYERS, "integrations", "inr_kernels", "models.common", "<network>", "models"]
-LAYERS += ["models.data", "models.evaluation", "models.training", "<recipe>", "cli", "__main__"]
+LAYERS += ["models.data", "models.evaluation", "models.training", "<recipe>", "app", "cli", "__main__"]
 # Layers that not every higher layer may import.
 IMPORTERS = {"_C": {"_core", "op"}, "triton_kernels": {"op"}, "reference": {"op", "functional"}}
 
@@ -102,6 +102,8 @@ def test_every_layer_has_modules():
         ("models.training.dear", "models.training.in2", False),
         ("models.training.loop", "models.training.in2", False),
         ("cli.demo", "models.evaluation.metrics", True),
+        ("cli.app", "app.page", True),
+        ("app.page", "cli.pictures", False),
         ("models", "cli", False),
     ],
 )
