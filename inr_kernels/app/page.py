@@ -5,7 +5,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import gradio
 import numpy
@@ -14,11 +14,9 @@ from inr_kernels._core.text import one_line
 
 from .studio import Choice, Loaded, Made, Request, Stopped, Studio
 
-T = TypeVar("T")
-
 TITLE = "Fill and enlarge pictures"
-HEIGHT = 560  # pixels of the picture and of the result
-COLOUR, OPACITY = "rgb(255, 40, 40)", 0.6  # of the brush
+HEIGHT = 520  # pixels of the picture and of the result
+COLOUR, OPACITY, BRUSH = "rgb(255, 40, 40)", 0.6, 12  # of the brush; its size in pixels of the preview
 MAX_SCALE = 8
 FAILURES = (OSError, ValueError, RuntimeError, MemoryError)
 FILES_AGE = 24 * 3600  # seconds after which copies of files are deleted
@@ -92,7 +90,7 @@ class _Page:
                     transforms=(),
                     layers=False,
                     buttons=[],
-                    brush=gradio.Brush(colors=[(COLOUR, OPACITY)], color_mode="fixed"),
+                    brush=gradio.Brush(colors=[(COLOUR, OPACITY)], color_mode="fixed", default_size=BRUSH),
                     height=HEIGHT,
                     elem_id="editor",
                 )
@@ -136,7 +134,10 @@ class _Page:
 
     def on_load(self, file: str, before: Loaded | None) -> list[Any]:
         """Shows another picture, and removes the files of the last one."""
-        picture = _reported(lambda: self.studio.load(Path(file)))
+        try:
+            picture = self.studio.load(Path(file))
+        except FAILURES as error:
+            return _refused(error, 8)
         if before:
             before.remove()
         height, width = picture.size
@@ -179,11 +180,11 @@ class _Page:
     ) -> list[Any]:
         """Computes the result, in the worker's thread."""
         if picture is None:
-            raise gradio.Error("Load a picture first.", print_exception=False)
+            return _refused("Load a picture first.", 6)
         choice, stop = self.choices[model], self.stops[_session(request)]
         mask = _mask(drawn) if choice.fills else None
         if choice.fills and (mask is None or not mask.any()):
-            raise gradio.Error("Paint over what is to be filled first.", print_exception=False)
+            return _refused("Paint over what is to be filled first.", 6)
         wanted = Request(model, mask, scale, refine and choice.fills, fast and choice.fills)
 
         def report(done: float, total: float) -> None:
@@ -196,9 +197,11 @@ class _Page:
             return self.studio.make(picture, wanted, report)
 
         try:
-            made = _reported(self.worker.submit(copy_context().run, work).result)
+            made = self.worker.submit(copy_context().run, work).result()
         except Stopped:
             return [gradio.skip()] * 5 + ["Stopped."]
+        except FAILURES as error:
+            return _refused(error, 6)
         facts = [f"**{made.seconds:.1f} s** on {made.backend}", *map(html.escape, made.notes)]
         return [
             (str(made.before), str(made.after)),
@@ -229,9 +232,8 @@ def _mask(drawn: dict[str, Any]) -> numpy.ndarray | None:
     return numpy.any(layers, 0) if layers else None
 
 
-def _reported(call: Any) -> Any:
-    """The call's result; what fails is shown on the page."""
-    try:
-        return call()
-    except FAILURES as error:
-        raise gradio.Error(html.escape(one_line(error)), duration=None, print_exception=False) from error
+def _refused(reason: str | Exception, outputs: int) -> list[Any]:
+    """Shows an error until it is closed, and leaves that many outputs as they are."""
+    message = reason if isinstance(reason, str) else one_line(reason)
+    gradio.Warning(html.escape(message), duration=None, title="Error")
+    return [gradio.skip()] * outputs

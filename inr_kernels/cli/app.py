@@ -12,6 +12,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy
 import torch
 from PIL import Image
 
@@ -106,7 +107,8 @@ class CommandStudio(Studio):
         with _without_folder(picture.folder), pictures.collected_notes() as notes:
             if mask:
                 sides = picture.size[::-1]
-                Image.fromarray(request.mask).resize(sides, Image.Resampling.NEAREST).save(mask)
+                holes = request.mask.astype(numpy.uint8) * 255
+                Image.fromarray(holes).resize(sides, Image.Resampling.NEAREST).save(mask)
             names.check(args)
             task = TASKS[command](args)
             task.use(network)

@@ -16,6 +16,7 @@ from selenium.webdriver.common.by import By
 OPTIONS = "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
 OPTIONS += " --disable-component-update --disable-sync --enable-unsafe-swiftshader --window-size=1400,900"
 PATIENCE = 60  # seconds
+TOAST = "[data-testid=toast-body]"
 
 # Runs the command, and writes every address of another machine that it asks for into a file.
 SERVER = """
@@ -56,6 +57,8 @@ def app(log, *words):
 class Page:
     """What a user does on the page. downloads: the browser's folder for them."""
 
+    shown = 0  # pictures, on all pages
+
     def __init__(self, driver, address, downloads):
         self.driver, self.downloads = driver, downloads
         driver.get(address)
@@ -85,9 +88,12 @@ class Page:
         self.all("#load input[type=file]")[0].send_keys(str(file))
 
     def show(self, file):
-        """Chooses a picture, and waits until it is shown."""
-        self.load(file)
-        self.wait_for(Path(file).name)
+        """Chooses a picture, by a name that is new to the page, and waits until it is shown; returns that file."""
+        Page.shown += 1
+        copy = Path(shutil.copy(file, file.with_stem(f"{file.stem}{Page.shown}")))
+        self.load(copy)
+        self.wait_for(copy.name)
+        return copy
 
     def paint(self, *moves):
         """Draws a stroke from the middle of the picture."""
@@ -96,6 +102,23 @@ class Page:
         for x, y in moves:
             actions.move_by_offset(x, y)
         actions.release().perform()
+
+    def fill(self, *moves):
+        """Paints a stroke and presses Fill; again, where the editor showed its new picture only after the stroke."""
+
+        def answer():
+            slider = self.all("#slider")[0].text
+            is_running = "%" in slider or "queue" in slider
+            return self.all(TOAST) or is_running or "command line" in self.all("#status")[0].text
+
+        for _ in range(5):
+            self.paint(*moves)
+            self.press("run")
+            self.wait(answer, "an answer")
+            if not self.all(TOAST):
+                return
+            assert "Paint over" in self.error()
+        raise AssertionError("the editor loses its strokes")
 
     def choose(self, model):
         """Chooses a network by the beginning of its label."""
@@ -113,17 +136,17 @@ class Page:
         self.press(name)
 
         def complete():
-            return [file for file in {*self.downloads.iterdir()} - before if file.suffix != ".crdownload"]
+            new = {*self.downloads.iterdir()} - before
+            return new if all(file.suffix != ".crdownload" and file.stat().st_size for file in new) else None
 
         (file,) = self.wait(complete, f"download of {name}")
         return file
 
     def error(self):
         """The text of an error message, which is then closed."""
-        (message,) = self.wait(lambda: self.all("[data-testid=toast-body]"), "an error message")
-        text = message.text
+        text = self.wait(lambda: "".join(message.text for message in self.all(TOAST)), "an error message")
         self.all("[data-testid=toast-close]")[0].click()
-        self.wait(lambda: not self.all("[data-testid=toast-body]"), "its end")
+        self.wait(lambda: not self.all(TOAST), "its end")
         return text
 
     def requests(self):
