@@ -16,7 +16,7 @@ from .studio import Choice, Loaded, Made, Request, Stopped, Studio
 
 TITLE = "Fill and enlarge pictures"
 HEIGHT = 520  # pixels of the picture and of the result
-COLOUR, OPACITY, BRUSH = "rgb(255, 40, 40)", 0.6, 12  # of the brush; its size in pixels of the preview
+COLOUR, OPACITY, BRUSH = "rgb(255, 40, 40)", 0.6, 8  # of the brush; its size in pixels of the preview
 MAX_SCALE = 8
 FAILURES = (OSError, ValueError, RuntimeError, MemoryError)
 FILES_AGE = 24 * 3600  # seconds after which copies of files are deleted
@@ -121,9 +121,7 @@ class _Page:
         self.load.upload(self.on_load, [self.load, self.picture], [*shown, *results], **loading)
         self.resume.click(self.on_load, [self.result, self.picture], [*shown, *results], **loading)
         self.editor.clear(lambda picture: _editable(picture), self.picture, self.editor, **quick)
-        self.model.change(
-            self.on_model, [self.model, self.scale], [self.run, self.scale, self.fast, self.refine], **quick
-        )
+        self.model.change(self.on_model, self.model, [self.run, self.scale, self.fast, self.refine], **quick)
         buttons = [self.run, self.stop]
         started = self.run.click(self.on_start, None, buttons, **quick)
         options = [self.picture, self.editor, self.model, self.scale, self.refine, self.fast]
@@ -146,13 +144,12 @@ class _Page:
         cleared = [None, gradio.DownloadButton(**off), gradio.DownloadButton(**off), gradio.Button(interactive=False)]
         return [picture, _editable(picture), text, *cleared, None]
 
-    def on_model(self, model: str, scale: float) -> list[Any]:
+    def on_model(self, model: str) -> list[Any]:
         """Offers what the network can do."""
         choice = self.choices[model]
-        scale = scale if choice.fills else max(scale, 2)
         return [
             gradio.Button(_verb(choice)),
-            gradio.Slider(value=scale if choice.any_size else 1, interactive=choice.any_size),
+            gradio.Slider(value=1 if choice.fills else 2, interactive=choice.any_size),
             gradio.Checkbox(interactive=choice.fills),
             gradio.Checkbox(interactive=choice.fills),
         ]

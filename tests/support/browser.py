@@ -15,7 +15,7 @@ from selenium.webdriver.common.by import By
 
 OPTIONS = "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
 OPTIONS += " --disable-component-update --disable-sync --enable-unsafe-swiftshader --window-size=1400,900"
-PATIENCE = 60  # seconds
+PATIENCE = 120  # seconds
 TOAST = "[data-testid=toast-body]"
 
 # Runs the command, and writes every address of another machine that it asks for into a file.
@@ -93,6 +93,7 @@ class Page:
         copy = Path(shutil.copy(file, file.with_stem(f"{file.stem}{Page.shown}")))
         self.load(copy)
         self.wait_for(copy.name)
+        self.wait(lambda: "processing" not in self.all("#editor")[0].text, "the editor")
         return copy
 
     def paint(self, *moves):
