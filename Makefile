@@ -9,14 +9,20 @@ SOURCES := setup.py CMakeLists.txt pyproject.toml constraints.txt $(shell find c
 # One worker of pytest-xdist a core. A worker that is done takes over tests that another has not begun.
 PARALLEL := -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test quick bench docs wheel try-wheel aarch64 smoke lint types format clean
+.PHONY: demo test browser quick bench docs wheel try-wheel aarch64 smoke lint types format clean
 
 # Fill and enlarge a photograph with PyTorch and with the kernels, print time, memory, difference and PSNR.
 demo: .venv/demo.stamp
 	$(BIN)/inr-kernels demo $(ARGS)
 
-test: .venv/test.stamp
+test: .venv/test.stamp browser
 	$(BIN)/pytest $(PARALLEL) $(ARGS)
+
+# For the tests of the web page: Debian's Chromium, if it is missing and can be installed. Without it they fail.
+browser:
+	@command -v chromedriver >/dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null || { \
+		apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium chromium-driver; }
 
 # After an edit: the tests that are not marked slow, in minutes.
 quick: .venv/test.stamp

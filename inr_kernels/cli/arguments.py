@@ -3,7 +3,7 @@
 import argparse
 from importlib.metadata import version
 
-from .descriptions import DEMO, DESCRIPTION, EVALUATE, EXPORT, INFO, INPAINT, PROVE, TRAIN, UPSCALE
+from .descriptions import APP, DEMO, DESCRIPTION, EVALUATE, EXPORT, INFO, INPAINT, PROVE, TRAIN, UPSCALE
 from .parsing import Parser, device, gigabytes, megabytes, model, name_suffix, positive, scales, size
 
 # Of the commands; tests compare these with what the modules that import torch define.
@@ -17,6 +17,7 @@ OPERATORS = (
 DTYPES = ("float32", "tf32", "bfloat16", "float16", "float64")
 NETWORKS = {"upscale": ("liif",), "inpaint": ("dear", "in2")}
 NETWORKS["export"] = NETWORKS["evaluate"] = ("liif", "dear", "in2")
+NETWORKS["app"] = ("dear", "in2", "liif")
 CONVENTIONS = ("plain", "liif", "liif-div2k", "lama", "coordfill", "dear", "in2")
 FITS = ("origin", "modulo", "resize", "pad-constant", "pad-edge")
 PRESETS = ("in2", "dear")
@@ -40,6 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     _add_upscale(add("upscale", UPSCALE))
     _add_inpaint(add("inpaint", INPAINT))
+    _add_app(add("app", APP))
     _add_evaluate(add("evaluate", EVALUATE))
     _add_export(add("export", EXPORT))
     _add_train(add("train", TRAIN))
@@ -106,6 +108,37 @@ def _add_inpaint(parser):
         help=f"crop images whose longer side is larger; default: {CROP_TRIGGER_SIZE}",
     )
     _add_computation(parser, megapixels=25)
+
+
+def _add_app(parser):
+    parser.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        type=model("app", NETWORKS),
+        help="offer this network first: dear, in2, liif or a checkpoint; may be given several times",
+    )
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="the address to listen on; default: %(default)s, this machine alone; 0.0.0.0: also from other machines",
+    )
+    parser.add_argument(
+        "--port",
+        type=positive(int, or_zero=True, most=65535),
+        default=7860,
+        metavar="N",
+        help="the port to listen on; 0: a free one; default: %(default)s",
+    )
+    parser.add_argument(
+        "--max-upload",
+        type=megabytes,
+        default="100",
+        metavar="MB",
+        help="refuse larger files; default: 100",
+    )
+    _add_computation(parser, megapixels=25, bar=False)
 
 
 def _add_export(parser):
@@ -231,10 +264,10 @@ def _add_model(parser, command, text):
     parser.add_argument("--model", type=model(command, NETWORKS), default=names[0], help=f"{text}; default: {names[0]}")
 
 
-def _add_computation(parser, megapixels, limits=True):
+def _add_computation(parser, megapixels, limits=True, bar=True):
     """Adds the options that say how to compute, and within which limits.
 
-    megapixels: the default limit of the input. limits: also those of memory.
+    megapixels: the default limit of the input. limits: also those of memory. bar: whether there is a progress bar.
     """
     group = parser.add_argument_group("computation")
     group.add_argument(
@@ -268,7 +301,10 @@ def _add_computation(parser, megapixels, limits=True):
         metavar="N",
         help="refuse larger inputs; default: %(default)s",
     )
-    group.add_argument("--quiet", action="store_true", default=None, help="show no progress bar")  # None: on terminals
+    if bar:
+        group.add_argument(
+            "--quiet", action="store_true", default=None, help="show no progress bar"
+        )  # None: on terminals
 
 
 def _add_prove(parser):

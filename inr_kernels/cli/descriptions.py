@@ -1,8 +1,8 @@
 """What the help of each command says before its options. Imports nothing."""
 
 DESCRIPTION = (
-    "Enlarge pictures, fill their holes, measure quality, train and export networks, show what this machine runs, prove"
-    " kernels on this machine's GPU, or compare speed and quality in a demo."
+    "Enlarge pictures, fill their holes, also on a web page, measure quality, train and export networks, show what this"
+    " machine runs, prove kernels on this machine's GPU, or compare speed and quality in a demo."
 )
 
 UPSCALE = """\
@@ -54,6 +54,20 @@ times as long, at the input's size only, and is meant for LaMa.
 
 Both networks that ship are small and were trained on a few photographs, in2 so briefly that its fills stay visible:
 use them for scratches and strokes, not for whole objects."""
+
+APP = """\
+Show a web page on which to paint over what is to be filled, and to enlarge pictures.
+
+  inr-kernels app
+  inr-kernels app --model big-lama.pt --port 8080
+
+Open the printed address in a browser. Load, drop or paste a picture, paint its mask, choose a network, compare the
+result with the input, and download it in the input's format. The page computes what `inr-kernels inpaint` and
+`inr-kernels upscale` write, and shows that command line.
+
+The page is for this machine alone, unless --host says otherwise; there is no password. One picture is computed at a
+time, the others wait. Pictures are kept in a temporary folder until the command ends. Nothing is loaded from or sent
+to other machines. Needs pip install 'inr-kernels[app]'."""
 
 EXPORT = """\
 Write a network as an ONNX file, for ONNX Runtime and others.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from inr_kernels._core import dispatch
-from inr_kernels.models import DEAR, FeatureRefiner, Inpainter
+from inr_kernels.models import DEAR, FeatureRefiner, Inpainter, Network
 from inr_kernels.models.common.progress import Progress
 from inr_kernels.models.common.surroundings import fill_surroundings, surroundings
 from inr_kernels.models.data.masks import from_picture, opacity
@@ -18,7 +18,6 @@ from . import folders, pictures
 from .arguments import CROP_MARGIN, CROP_TRIGGER_SIZE
 from .jobs import Task
 from .names import Names
-from .networks import open_network
 from .parsing import UsageError
 from .pictures import Job
 
@@ -35,6 +34,8 @@ def run(args: Namespace) -> None:
 class Inpainting(Task):
     """See `jobs.Task`."""
 
+    kind = Inpainter
+
     def read(self, names: Names) -> Job:
         source = pictures.read("input", names.input, self.args)
         drawn = pictures.read("mask", names.mask, self.args)
@@ -45,13 +46,13 @@ class Inpainting(Task):
         job.drawn = drawn
         return job
 
-    def open(self) -> None:
-        args = self.args
-        self.model = model = open_network(args.model, Inpainter)
-        self.options = check_options(args, model)
-        self.refiner = FeatureRefiner(model, workspace=args.workspace) if args.refine else None
+    def use(self, network: Network) -> None:
+        assert isinstance(network, Inpainter)
+        args, self.model = self.args, network
+        self.options = check_options(args, network)
+        self.refiner = FeatureRefiner(network, workspace=args.workspace) if args.refine else None
         self.has_warned = False
-        model.to(args.device)
+        network.to(args.device)
 
     def check(self, job: Job) -> None:
         check_sizes(self.args, self.model, job)

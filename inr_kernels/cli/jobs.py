@@ -3,18 +3,27 @@
 from abc import ABC, abstractmethod
 from argparse import Namespace
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
+from inr_kernels.models import Network
 from inr_kernels.models.common.progress import Progress
 
 from . import pictures
 from .names import Names
+from .networks import open_network
 from .pictures import Job
 
 
 class Task(ABC):
-    """A command that makes one picture of another. `folders.run` calls its methods in this order, `open` once."""
+    """A command that makes one picture of another. `folders.run` calls its methods in this order, `open` once.
+
+    Attributes:
+        kind: the class of networks that the command takes.
+    """
+
+    kind: type[Any]
 
     def __init__(self, args: Namespace):
         self.args = args
@@ -24,9 +33,13 @@ class Task(ABC):
         source = pictures.read("input", names.input, self.args)
         return Job(names, source, pictures.output_size(source, self.args))
 
-    @abstractmethod
     def open(self) -> None:
         """Opens the network, and checks the options that depend on it."""
+        self.use(open_network(self.args.model, self.kind))
+
+    @abstractmethod
+    def use(self, network: Network) -> None:
+        """Takes the network, which is of the class `kind`, and checks the options that depend on it."""
 
     @abstractmethod
     def check(self, job: Job) -> None:
@@ -36,6 +49,13 @@ class Task(ABC):
         """Decodes the picture."""
         job.picture = job.source.decode()
         pictures.check_transparency(job.picture, job.names.extension)
+
+    def load(self, names: Names) -> Job:
+        """Reads, checks and decodes a picture, once the network is open."""
+        job = self.read(names)
+        self.check(job)
+        self.decode(job)
+        return job
 
     @abstractmethod
     def compute(self, group: Sequence[Job], progress: Progress) -> torch.Tensor:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from inr_kernels.models.data import folders
 
-from .names import SUFFIXES, Names
+from .names import Names, kept_suffix
 from .parsing import UsageError
 
 
@@ -112,6 +112,5 @@ def _stem(relative: str) -> str:
 
 def _output(args: Namespace, relative: str, path: str) -> tuple[str, str]:
     """The output's name and format: --format, else the picture's own if it can be written, else PNG."""
-    extension = Path(path).suffix if Path(path).suffix.lower() in SUFFIXES else ".png"
-    extension = f".{args.format}" if args.format else extension
+    extension = f".{args.format}" if args.format else kept_suffix(path)
     return os.path.join(args.output, f"{_stem(relative)}{args.suffix}{extension}"), extension.lower()

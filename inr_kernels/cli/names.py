@@ -36,6 +36,12 @@ class Names(NamedTuple):
     extension: str
 
 
+def kept_suffix(name: str) -> str:
+    """The suffix of an output in the input's format: the input's own if that can be written, else .png."""
+    suffix = Path(name).suffix
+    return suffix if suffix.lower() in SUFFIXES else ".png"
+
+
 def check(args: argparse.Namespace) -> None:
     """Checks the names of all files of a command.
 

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import contextvars
 import math
 import re
 import sys
@@ -39,9 +40,26 @@ def prepare_computation(args: argparse.Namespace) -> None:
         torch.set_num_threads(args.threads)
 
 
+_notes: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar("notes", default=None)
+
+
+@contextlib.contextmanager
+def collected_notes() -> Iterator[list[str]]:
+    """In the block, in this thread, what `say` would print goes into the list instead."""
+    notes: list[str] = []
+    token = _notes.set(notes)
+    try:
+        yield notes
+    finally:
+        _notes.reset(token)
+
+
 def say(name: str, message: str) -> None:
     """Prints one line about a file on stderr, if it is open, above a progress bar."""
-    if sys.stderr is not None:
+    notes = _notes.get()
+    if notes is not None:
+        notes.append(f"{printable(name)}: {printable(message)}")
+    elif sys.stderr is not None:
         tqdm.write(f"inr-kernels: {printable(name)}: {message}", file=sys.stderr)
 
 

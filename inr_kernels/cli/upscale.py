@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 import torch
 
+from inr_kernels.models import Network
 from inr_kernels.models.common.progress import Progress
 from inr_kernels.models.liif.upscaler import Upscaler
 
 from . import folders, pictures
 from .jobs import Task
-from .networks import open_network
 from .pictures import Job
 
 
@@ -22,8 +22,11 @@ def run(args: Namespace) -> None:
 class Upscaling(Task):
     """See `jobs.Task`."""
 
-    def open(self) -> None:
-        self.model = open_network(self.args.model, Upscaler).to(self.args.device)
+    kind = Upscaler
+
+    def use(self, network: Network) -> None:
+        assert isinstance(network, Upscaler)
+        self.model = network.to(self.args.device)
 
     def check(self, job: Job) -> None:
         job.need = pictures.check_work(job, self.args, 4 * (self.model.config.features + 6))

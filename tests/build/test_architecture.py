@@ -24,7 +24,7 @@ OP_LAYERS = ["arguments", "triton_kernels", "reference", "op", "functional", "pr
 # integrations.spandrel brings the networks to another project: it stands above them, and nothing imports it.
 LAYERS = ["_C", "_core", *OP_LAYERS, "integrations", "inr_kernels", "models.common", "<network>", "models"]
 LAYERS += ["integrations.spandrel"]
-LAYERS += ["models.data", "models.evaluation", "models.training", "<recipe>", "cli", "__main__"]
+LAYERS += ["models.data", "models.evaluation", "models.training", "<recipe>", "app", "cli", "__main__"]
 # Layers that not every higher layer may import.
 IMPORTERS = {"_C": {"_core", "op"}, "triton_kernels": {"op"}, "reference": {"op", "functional"}}
 IMPORTERS["integrations.spandrel"] = set()
@@ -109,6 +109,8 @@ def test_every_layer_has_modules():
         ("models.training.dear", "models.training.in2", False),
         ("models.training.loop", "models.training.in2", False),
         ("cli.demo", "models.evaluation.metrics", True),
+        ("cli.app", "app.page", True),
+        ("app.page", "cli.pictures", False),
         ("models", "cli", False),
     ],
 )

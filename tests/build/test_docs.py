@@ -20,6 +20,7 @@ from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 import inr_kernels
 from inr_kernels import cli
 from inr_kernels._core import dispatch
+from inr_kernels.cli.arguments import make_parser
 from inr_kernels.integrations.class_swap import LOG
 from inr_kernels.models.data import images
 
@@ -98,6 +99,8 @@ def commands(folder, monkeypatch, capsys):
                 for variable in variables:
                     patch.setenv(*variable.split("=", 1))
                 match Path(program).name:
+                    case "inr-kernels" if args[0] == "app":  # it would not end
+                        make_parser().parse_args(args)
                     case "inr-kernels":
                         cli.main(args)  # exits if the command fails
                     case "make":
