@@ -99,6 +99,8 @@ def kernels_on_aarch64():
         patch.setattr(torch.Tensor, "data_ptr", data_ptr)
         yield
     assert CALLS, "no kernel was called on aarch64"
+    with server() as process:  # waits for its end
+        process.stdin.close()
 
 
 def pytest_terminal_summary(terminalreporter):
