@@ -10,7 +10,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
 # They appear under their own paths, so that links between them work in the repository and on the site.
-OUTSIDE = ["CHANGELOG.md", "CONTRIBUTING.md", "bench/*.md", "bench/results/*.svg"]
+OUTSIDE = ["CHANGELOG.md", "CONTRIBUTING.md", "assets/app.webp", "bench/*.md", "bench/results/*.svg"]
 
 
 def on_config(config: MkDocsConfig) -> None:
@@ -20,7 +20,7 @@ def on_config(config: MkDocsConfig) -> None:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the pages and plots of `OUTSIDE` to the site."""
+    """Adds the pages and pictures of `OUTSIDE` to the site."""
     for pattern in OUTSIDE:
         for path in sorted(ROOT.glob(pattern)):
             files.append(File.generated(config, str(path.relative_to(ROOT)), abs_src_path=str(path)))

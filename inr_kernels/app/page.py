@@ -20,7 +20,7 @@ COLOUR, OPACITY, BRUSH = "rgb(255, 40, 40)", 0.6, 8  # of the brush; its size in
 MAX_SCALE = 8
 FAILURES = (OSError, ValueError, RuntimeError, MemoryError)
 FILES_AGE = 24 * 3600  # seconds after which copies of files are deleted
-LOOK = {
+LOOK: dict[str, Any] = {
     "theme": gradio.themes.Default(font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")),
     "css": ".hint { text-align: center } footer { display: none !important }",
     # Pictures that are dropped or pasted anywhere on the page.

@@ -24,7 +24,8 @@ def listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
     except OSError as error:
-        raise OSError(error.errno, error.strerror or str(error), f"{host}:{port}") from error
+        reason = str(error.strerror).partition(" (while attempting")[0]  # which the address repeats
+        raise OSError(error.errno, reason, f"{host}:{port}") from error
 
 
 def serve(page: gradio.Blocks, server: socket.socket, host: str, max_upload: int, **look: Any) -> None:

@@ -11,6 +11,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
@@ -46,8 +47,8 @@ def run(args: Namespace) -> None:
             from inr_kernels.app.server import LOOPBACK, listen, serve
         except ImportError as error:
             raise ImportError(f"app needs {error.name}: pip install 'inr-kernels[app]'") from error
-        page = make_page(CommandStudio(args, Path(folder)))
         with listen(args.host, args.port) as server:
+            page = make_page(CommandStudio(args, Path(folder)))
             host = f"[{args.host}]" if ":" in args.host else args.host
             if args.host not in LOOPBACK:
                 pictures.say(args.host, "everyone who reaches this address can use the page and this machine's time")
@@ -105,7 +106,7 @@ class CommandStudio(Studio):
         limits = ("workspace", "max_memory", "max_megapixels", "threads")
         vars(args).update({name: getattr(self.args, name) for name in limits})
         with _without_folder(picture.folder), pictures.collected_notes() as notes:
-            if mask:
+            if mask and request.mask is not None:
                 sides = picture.size[::-1]
                 holes = request.mask.astype(numpy.uint8) * 255
                 Image.fromarray(holes).resize(sides, Image.Resampling.NEAREST).save(mask)
@@ -141,7 +142,7 @@ class CommandStudio(Studio):
 def _choice(name: str, network: Network) -> Choice:
     """How the page offers a network."""
     fills = isinstance(network, Inpainter)
-    any_size = isinstance(network, Upscaler) or network.any_size
+    any_size = network.any_size if isinstance(network, Inpainter) else isinstance(network, Upscaler)
     does = " and ".join(["fills"] * fills + ["enlarges"] * any_size)
     label = name.upper() if name in NETWORKS["app"] else f"{Path(name).name}, {network.NETWORK}"
     return Choice(name, f"{label}: {does}", fills, any_size)
@@ -159,7 +160,7 @@ def _show(picture: images.Picture, file: Path, size: tuple[int, int]) -> Path:
     if picture.alpha is not None:
         image.putalpha(images.to_image(picture.alpha.expand(-1, 3, -1, -1)).convert("L"))
     file = file.with_suffix(".jpg" if picture.alpha is None else ".png")
-    options = {"quality": 95, "subsampling": 0} if picture.alpha is None else {"compress_level": 1}
+    options: dict[str, Any] = {"quality": 95, "subsampling": 0} if picture.alpha is None else {"compress_level": 1}
     image.resize(size, Image.Resampling.BICUBIC).save(
         file, icc_profile=picture.metadata.get("colour profile"), **options
     )

@@ -103,6 +103,7 @@ def test_what_the_page_makes_equals_what_the_commands_write(page, folder):
         ("wide.png", "input wide.png: 1000 x 600 pixels are more than the limit of 0.5 megapixels"),
         ("long.bmp", "exceed the maximum allowed size of 1.0 Mb"),
     ],
+    ids=["letter", "wide", "long"],
 )
 def test_a_file_that_cannot_be_used_is_an_error_on_the_page(page, folder, file, message):
     """The picture that was loaded before stays."""
@@ -176,10 +177,12 @@ def test_only_this_machine_reaches_the_page(address):
 
 def test_errors_of_the_command(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED"):
+        monkeypatch.setenv(name, "")  # so that what the command sets does not stay
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert_refused(capsys, 1, f"127.0.0.1:{port}: Address already in use", "app", "--port", port)
-    assert_refused(capsys, 1, "none.pt: No such file or directory", "app", "--model", "none.pt")
+    assert_refused(capsys, 1, "none.pt: No such file or directory", "app", "--model", "none.pt", "--port", 0)
     assert_refused(capsys, 2, "argument --port: must be at most 65535; got 70000", "app", "--port", 70000)
     monkeypatch.setitem(sys.modules, "gradio", None)
     for name in ("inr_kernels.app.page", "inr_kernels.app.server"):
