@@ -72,7 +72,8 @@ def product(z: torch.Tensor, weight: torch.Tensor, shift: torch.Tensor | None, r
     with backends.on(z.device):
         # The DFT of columns has as many units as there are channels in the batch.
         for units, given in backends.launches((out, z), groups):
-            multiply[(*blocks, units * groups)](
+            grid = *blocks, units * groups
+            multiply[grid](
                 *given, weight, shift, groups, rows, weight.shape[1], count,
                 RELU=relu, PRECISION=backends.precision(), num_warps=WARPS[backends.precision()], **BLOCK,
             )  # fmt: skip
