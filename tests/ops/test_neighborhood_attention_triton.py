@@ -24,6 +24,10 @@ CASES = {
     "packed": {"layout": "packed", "dim": 19},
     "dim 70": {"dim": 70, "size": (3, 9)},
     "heads first": {"layout": "heads first", "scale": 0.0},
+    "wide values, bias": {"dim": 5, "dim_v": 37, "bias": True, "size": (3, 9)},
+    "values in blocks": {"dim_v": 260, "size": (3, 3)},
+    "grouped heads": {"heads": 4, "shared": (2, 2), "size": (3, 4)},
+    "shared keys and values": {"heads": 6, "shared": (2, 3), "size": (3, 4), "bias": True},
 }
 
 

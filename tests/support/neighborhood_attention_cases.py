@@ -42,6 +42,12 @@ SHAPES = {
     "heads first": {"layout": "heads first"},
     "dim first": {"layout": "dim first", "dim": 5},
     "packed": {"layout": "packed", "kernel_size": 5},
+    "wide values": {"dim": 5, "dim_v": 37, "kernel_size": 5},
+    "narrow values": {"dim": 33, "dim_v": 3, "heads": 1, "dilation": (1, 2)},
+    "grouped heads": {"heads": 4, "shared": (2, 2), "kernel_size": (3, 5)},
+    "one head of keys and values": {"heads": 3, "shared": (1, 1), "size": (19, 21), "batch": 1},
+    "shared values": {"heads": 4, "shared": (4, 1), "dim_v": 11, "stride": 2},
+    "shared keys": {"heads": 6, "shared": (2, 3), "is_causal": True, "size": (5, 20), "batch": 1},
 }
 
 
@@ -60,6 +66,10 @@ class Case:
     scale: float | None = None
     bias: bool = False
     layout: str = "contiguous"
+    dim_v: int | None = None  # None: dim
+    shared: tuple | None = None  # heads of key and value; None: heads
+    key_size: tuple | None = None  # None: size
+    mean_heads: bool = False
     tensors: tuple = field(default=())
 
     def __post_init__(self):
@@ -68,9 +78,21 @@ class Case:
         rpb = torch.randn(self.heads, 2 * kh - 1, 2 * kw - 1, dtype=torch.float64) if self.bias else None
         self.tensors = qkv, rpb
 
+    def separate(self):
+        """query, key, value."""
+        query, key, value = self.tensors[0].unbind(3)
+        if self.dim_v is None and self.shared is None and self.key_size is None:
+            return query, key, value
+        size = self.key_size or self.size
+        shared, dims = self.shared or (self.heads, self.heads), (self.dim, self.dim_v or self.dim)
+        generator = torch.Generator(query.device).manual_seed(0)
+        options = {"dtype": query.dtype, "device": query.device, "generator": generator}
+        shapes = [(self.batch, *size, heads, dim) for heads, dim in zip(shared, dims, strict=True)]
+        return query, *(torch.randn(shape, **options) for shape in shapes)
+
     def options(self):
         names = "dilation", "stride", "is_causal", "scale"
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | ({"mean_heads": True} if self.mean_heads else {})
 
     def laid_out(self, tensor):
         """[B, H, W, heads, dim] in the memory order under test."""
@@ -87,7 +109,7 @@ class Case:
         so that float64 starts from the values under test.
         """
         qkv, rpb = self.tensors
-        leaves = [self.laid_out(t.to(rounded).to(dtype)).requires_grad_() for t in qkv.unbind(3)]
+        leaves = [self.laid_out(t.to(rounded).to(dtype)).requires_grad_() for t in self.separate()]
         if self.layout == "packed":
             leaves = [qkv.to(rounded).to(dtype).requires_grad_()]
         if rpb is not None:
@@ -140,6 +162,6 @@ def compilations(dtype, arch):
     for dim in (32, 128):
         yield f"dim {dim}"
         qkv, rpb = torch.empty(1, 64, 64, 3, 8, dim, dtype=dtype), torch.empty(8, 13, 13)
-        arguments = [qkv], rpb, (7, 7), (1, 2), (1, 1), (False, False), dim**-0.5
+        arguments = [qkv], rpb, (7, 7), (1, 2), (1, 1), (False, False), dim**-0.5, False
         out, lse = triton_kernels.forward(*arguments)
         triton_kernels.backward(out, lse, lse, *arguments, needs=[True, True])
