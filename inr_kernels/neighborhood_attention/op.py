@@ -31,13 +31,6 @@ _ARGUMENTS = (
 )
 
 
-def _why_not_cpu(facts):
-    """Why the C++ kernels cannot run: they attend within one map."""
-    if facts.is_cross_scale or facts.mean_heads:
-        return "its keys have the queries' size, and its output every head"
-    return backends.why_not_cpu(facts)
-
-
 def _native(a):
     query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in a.unpack())
     rpb = None if a.rpb is None else a.rpb.contiguous()
@@ -154,7 +147,7 @@ OP = Op(
     "neighborhood_attention",
     Arguments,
     {
-        "cpu": Backend(_why_not_cpu, _cpu_forward, _cpu_backward),
+        "cpu": Backend(backends.why_not_cpu, _cpu_forward, _cpu_backward),
         "reference": Backend(always, run_reference, _reference_backward),
         # After the reference, so opt-in where no verdict decides.
         "triton": backends.triton_backend(f"{__package__}.triton_kernels"),

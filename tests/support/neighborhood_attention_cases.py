@@ -48,6 +48,17 @@ SHAPES = {
     "one head of keys and values": {"heads": 3, "shared": (1, 1), "size": (19, 21), "batch": 1},
     "shared values": {"heads": 4, "shared": (4, 1), "dim_v": 11, "stride": 2},
     "shared keys": {"heads": 6, "shared": (2, 3), "is_causal": True, "size": (5, 20), "batch": 1},
+    "ratio 2 x 3": {"size": (12, 21), "key_size": (6, 7), "kernel_size": (3, 5), "dim_v": 19},
+    "ratio 1 x 4": {"size": (5, 40), "key_size": (5, 10), "heads": 4, "shared": (2, 1), "kernel_size": 4},
+    "ratio 17": {"size": (51, 68), "key_size": (3, 4), "heads": 1, "batch": 1},
+    "ratio 2, dilation and stride": {"size": (18, 20), "key_size": (9, 10), "dilation": (2, 3), "stride": 2},
+    "ratio 3, causal": {"size": (15, 21), "key_size": (5, 7), "is_causal": (True, False), "dim": 5, "batch": 1},
+    "all keys of any size": {"size": (3, 13), "key_size": (7, 5), "kernel_size": (7, 5)},
+    "mean": {"heads": 4, "shared": (4, 1), "mean_heads": True, "dim_v": 21, "kernel_size": (3, 4)},
+    "mean, ratio 4": {
+        **{"size": (20, 24), "key_size": (5, 6), "heads": 6, "shared": (2, 1), "mean_heads": True},
+        **{"dim_v": 40, "batch": 1},
+    },
 }
 
 

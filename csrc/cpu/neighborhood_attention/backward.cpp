@@ -10,6 +10,7 @@
 #include <numeric>
 
 #include "common.h"
+#include "tiles.h"
 
 namespace inr {
 namespace INR_ISA {
@@ -228,6 +229,7 @@ Status backward(const NeighborhoodAttention& p, const void* lse, const Tokens& g
 Status neighborhood_attention_backward(Type type, const NeighborhoodAttention& p, const void* lse,
                                        const Tokens& grad_out, const void* grad_lse,
                                        const NeighborhoodAttentionGradients& to) {
+  if (needs_tiles(p)) return tiled_backward(type, p, lse, grad_out, grad_lse, to);
   switch (type) {
     case Type::float32: return backward<float>(p, lse, grad_out, grad_lse, to);
     case Type::float64: return backward<double>(p, lse, grad_out, grad_lse, to);

@@ -1,4 +1,5 @@
 #include "common.h"
+#include "tiles.h"
 
 namespace inr {
 namespace INR_ISA {
@@ -89,6 +90,7 @@ Status forward(const NeighborhoodAttention& p, const Tokens& out, void* lse) {
 }  // namespace
 
 Status neighborhood_attention_forward(Type type, const NeighborhoodAttention& p, const Tokens& out, void* lse) {
+  if (needs_tiles(p)) return tiled_forward(type, p, out, lse);
   switch (type) {
     case Type::float32: return forward<float>(p, out, lse);
     case Type::float64: return forward<double>(p, out, lse);
