@@ -1,15 +1,28 @@
 """The public functions of neighborhood attention: documentation, argument checks, autocast."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from inr_kernels._core import dispatch
-from inr_kernels._core.checks import apply_autocast, require, require_tensor, result_dtype, without_autocast
+from inr_kernels._core.checks import (
+    apply_autocast,
+    is_positive_int,
+    require,
+    require_match,
+    require_tensor,
+    result_dtype,
+    shape,
+    without_autocast,
+)
 
 from . import op
 from .arguments import Arguments, Facts, check_causal, check_pair, check_tensors, exact, shape_facts
+
+# What one channel adds to the scores of keys under a mask: exp(-LOWERED) is zero, and it fits float16.
+LOWERED = 2.0**14
 
 
 def _facts(
@@ -40,6 +53,9 @@ def neighborhood_attention_2d(
     rpb: torch.Tensor | None = None,
     scale: float | None = None,
     mean_heads: bool = False,
+    key_padding_mask: torch.Tensor | None = None,
+    additional_keys: torch.Tensor | None = None,
+    additional_values: torch.Tensor | None = None,
     return_lse: bool = False,
     backend: str | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
@@ -79,6 +95,11 @@ def neighborhood_attention_2d(
         scale: factor of the scores; None: dim ** -0.5. 0.0 means zero.
         mean_heads: whether to return the mean over the heads, of values that all heads share (heads_v = 1): the
             weights are averaged, and multiplied by the values once.
+        key_padding_mask: [B, Hk, Wk] bool or None: True for keys that no query attends to, as in a batch of maps of
+            different sizes. Their values must be finite. A query without any key gets zeros and an lse of -inf. With a
+            mask, query and key are copied with one more channel.
+        additional_keys, additional_values: [B, L, heads_k, dim] and [B, L, heads_v, dim_v], or None: keys and values
+            that every query attends to, besides its window, without a bias. Not with mean_heads.
         return_lse: whether to return lse too.
         backend: "reference", "cpu", "triton"; "natten" runs NATTEN's kernels, where installed, for comparisons (no
             rpb, no gradient through lse); None: the first in the table that can run (see `inr_kernels.explain`).
@@ -106,7 +127,19 @@ def neighborhood_attention_2d(
         torch.Size([1, 12, 9, 2, 16])
     """
     qkv = [query, key, value]
-    return _attend(qkv, kernel_size, dilation, stride, is_causal, rpb, scale, mean_heads, return_lse, backend)
+    check_tensors(qkv)
+    if scale is None:
+        scale = int(query.shape[-1]) ** -0.5  # torch.jit.trace has sizes in tensors
+    options = kernel_size, dilation, stride, is_causal, rpb
+    if key_padding_mask is None:
+        out, lse = _attend(qkv, *options, scale, mean_heads, backend)
+    else:
+        out, lse = _attend_masked(qkv, key_padding_mask, *options, scale, mean_heads, backend)
+    if additional_keys is not None or additional_values is not None:
+        require(not mean_heads, "additional_keys", "be None with mean_heads", type(additional_keys).__name__)
+        extra = _attend_to_all(query, additional_keys, additional_values, scale, backend)
+        out, lse = merge_attentions([out, extra[0].view(out.shape)], [lse, extra[1].view(lse.shape)])
+    return (out, lse) if return_lse else out
 
 
 def neighborhood_attention_2d_packed(
@@ -139,12 +172,152 @@ def neighborhood_attention_2d_packed(
         >>> neighborhood_attention_2d_packed(qkv, 7).shape
         torch.Size([1, 12, 9, 2, 16])
     """
-    return _attend([qkv], kernel_size, dilation, stride, is_causal, rpb, scale, False, return_lse, backend)
+    check_tensors([qkv])
+    out, lse = _attend([qkv], kernel_size, dilation, stride, is_causal, rpb, scale, False, backend)
+    return (out, lse) if return_lse else out
 
 
-def _attend(qkv, kernel_size, dilation, stride, is_causal, rpb, scale, mean_heads, return_lse, backend):
-    """Checks, applies autocast, and runs. qkv: one packed tensor or three."""
-    check_tensors(qkv)
+def neighborhood_attention_1d(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    kernel_size: int,
+    *,
+    dilation: int = 1,
+    stride: int = 1,
+    is_causal: bool = False,
+    rpb: torch.Tensor | None = None,
+    scale: float | None = None,
+    mean_heads: bool = False,
+    key_padding_mask: torch.Tensor | None = None,
+    additional_keys: torch.Tensor | None = None,
+    additional_values: torch.Tensor | None = None,
+    return_lse: bool = False,
+    backend: str | None = None,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Computes `neighborhood_attention_2d` on sequences: every token attends to a window of tokens around it.
+
+    See there for the window rule, forms, errors and gradients; nothing is copied.
+
+    Args:
+        query: [B, L, heads, dim].
+        key, value: [B, Lk, heads_k, dim] and [B, Lk, heads_v, dim_v]; Lk divides L.
+        kernel_size, dilation, stride, is_causal: integers, and a bool.
+        rpb: relative position bias [heads, 2 kernel_size - 1] or None.
+        key_padding_mask: [B, Lk] bool or None.
+        scale, mean_heads, additional_keys, additional_values, return_lse, backend: see there.
+
+    Returns:
+        out [B, L, heads, dim_v], with mean_heads [B, L, dim_v]; with return_lse (out, lse), lse [B, L, heads].
+
+    Example:
+        >>> import torch
+        >>> q, k, v = torch.randn(3, 1, 30, 2, 16)
+        >>> neighborhood_attention_1d(q, k, v, 5, dilation=3, is_causal=True).shape
+        torch.Size([1, 30, 2, 16])
+    """
+    for tensor, name in ((query, "query"), (key, "key"), (value, "value")):
+        require_tensor(tensor, name, dims=(4,))
+    if rpb is not None:
+        require_tensor(rpb, "rpb", dims=(2,))
+        rpb = rpb.unsqueeze(1)
+    for number, name in ((kernel_size, "kernel_size"), (dilation, "dilation"), (stride, "stride")):
+        require(is_positive_int(number), name, "be a positive integer", repr(number))
+    require(isinstance(is_causal, bool), "is_causal", "be a bool", repr(is_causal))
+    if key_padding_mask is not None:
+        require_tensor(key_padding_mask, "key_padding_mask", dims=(2,), integers=True)
+        key_padding_mask = key_padding_mask.unsqueeze(1)
+    result = neighborhood_attention_2d(
+        *(t.unsqueeze(1) for t in (query, key, value)),
+        (1, kernel_size),
+        dilation=(1, dilation),
+        stride=(1, stride),
+        is_causal=(False, is_causal),
+        rpb=rpb,
+        scale=scale,
+        mean_heads=mean_heads,
+        key_padding_mask=key_padding_mask,
+        additional_keys=additional_keys,
+        additional_values=additional_values,
+        return_lse=return_lse,
+        backend=backend,
+    )
+    return (result[0].squeeze(1), result[1].squeeze(1)) if isinstance(result, tuple) else result.squeeze(1)
+
+
+def merge_attentions(
+    outputs: Sequence[torch.Tensor], lses: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Computes the attention to the union of sets of keys, of the attention of the same queries to each.
+
+        lse = log sum_n exp(lse_n),    out = sum_n exp(lse_n - lse) out_n
+
+    Args:
+        outputs: tensors [..., heads, dim] of one shape and dtype.
+        lses: the logarithms of the sums of exponentials of each one's scores, [..., heads], float32 (float64 for
+            float64), as the functions of this op return them with return_lse. -inf: it had no key.
+
+    Returns:
+        out [..., heads, dim], lse [..., heads]; zeros and -inf for a query without any key. Differentiable with
+        respect to outputs and lses, any number of times.
+
+    Example:
+        >>> import torch
+        >>> outputs, lses = torch.randn(2, 1, 9, 8, 2, 16), torch.randn(2, 1, 9, 8, 2)
+        >>> merge_attentions(list(outputs), list(lses))[0].shape
+        torch.Size([1, 9, 8, 2, 16])
+    """
+    require(len(outputs) == len(lses) > 0, "lses", f"have as many tensors as outputs, {len(outputs)}", len(lses))
+    for out, lse in zip(outputs, lses, strict=True):
+        require_tensor(out, "outputs")
+        require_match(out, "outputs", outputs[0].shape, outputs[0].dtype, outputs[0].device)
+        require_match(lse, "lses", out.shape[:-1], exact(out.dtype), out.device)
+    stacked = torch.stack(list(lses))
+    largest = stacked.detach().amax(0)
+    empty = largest == -math.inf
+    weights = (stacked - largest.masked_fill(empty, 0)).exp()
+    total = weights.sum(0).masked_fill(empty, 1)
+    weights = weights / total
+    out = sum(weight.unsqueeze(-1) * out for weight, out in zip(weights, outputs, strict=True))
+    return out.to(outputs[0].dtype), (total.log() + largest).masked_fill(empty, -math.inf)
+
+
+def _attend_masked(qkv, mask, kernel_size, dilation, stride, is_causal, rpb, scale, mean_heads, backend):
+    """`_attend` without the keys under the mask: one more channel lowers their scores beyond any other."""
+    query, key, value = apply_autocast(*qkv)
+    require_tensor(mask, "key_padding_mask", dims=(3,), like=query, integers=True)
+    require(mask.dtype == torch.bool, "key_padding_mask", "have dtype torch.bool", mask.dtype)
+    require(mask.shape == key.shape[:3], "key_padding_mask", f"have shape {list(key.shape[:3])}", shape(mask))
+    if abs(scale) < 2**-8:  # its inverse would not fit float16
+        query, scale = query * scale, 1.0
+    query = torch.cat([query, query.new_full((*query.shape[:-1], 1), 1 / scale)], -1)
+    lowered = mask[..., None, None].expand(*key.shape[:-1], 1) * key.new_tensor(-LOWERED)
+    qkv = [query, torch.cat([key, lowered], -1), value]
+    out, lse = _attend(qkv, kernel_size, dilation, stride, is_causal, rpb, scale, mean_heads, backend)
+    empty = lse < -LOWERED / 2  # all keys of the window are under the mask
+    if not mean_heads:
+        out = out.masked_fill(empty.unsqueeze(-1), 0)
+    else:
+        out = out.masked_fill(empty.all(-1, keepdim=True), 0)
+    return out, lse.masked_fill(empty, -math.inf)
+
+
+def _attend_to_all(query, keys, values, scale, backend):
+    """The attention of query [B, H, W, heads, dim] to keys and values [B, L, heads, dim]: [B, 1, H W, heads, dim_v]."""
+    for tensor, name in ((keys, "additional_keys"), (values, "additional_values")):
+        require_tensor(tensor, name, dims=(4,), like=query)
+    fits = keys.shape[0] == query.shape[0] and keys.shape[3] == query.shape[4] and query.shape[3] % keys.shape[2] == 0
+    require(fits, "additional_keys", f"fit query {shape(query)}, as [B, L, heads, dim]", shape(keys))
+    fits = values.shape[:2] == keys.shape[:2] and query.shape[3] % values.shape[2] == 0
+    require(fits, "additional_values", f"fit additional_keys {shape(keys)}", shape(values))
+    length = keys.shape[1]
+    require(length > 0, "additional_keys", "have at least one key", shape(keys))
+    qkv = [query.flatten(1, 2).unsqueeze(1), keys.unsqueeze(2), values.unsqueeze(2)]
+    return _attend(qkv, (length, 1), 1, 1, False, None, scale, False, backend)
+
+
+def _attend(qkv, kernel_size, dilation, stride, is_causal, rpb, scale, mean_heads, backend):
+    """Checks, applies autocast, and runs: out, lse. qkv: one packed tensor or three, which were checked."""
     kernel_size, dilation, stride = (
         check_pair(value, name)
         for value, name in ((kernel_size, "kernel_size"), (dilation, "dilation"), (stride, "stride"))
@@ -168,5 +341,4 @@ def _attend(qkv, kernel_size, dilation, stride, is_causal, rpb, scale, mean_head
             out, lse = (op.run_natten if requested == "natten" else op.run_reference)(arguments)
         else:
             out, lse = op.neighborhood_attention(*arguments, requested)
-    out = out.squeeze(3) if mean_heads else out
-    return (out, lse) if return_lse else out
+    return out.squeeze(3) if mean_heads else out, lse

@@ -158,7 +158,8 @@ def test_memory_at_ratio_16(run_python, mean_heads):
             forward = peak()
             grad = torch.ones_like(out)
             grads = torch.autograd.grad(out, leaves, grad)
-            return forward, sum(t.numel() for t in (*leaves, out)) / 2**18, sum(t.numel() for t in (grad, *grads)) / 2**18
+            megabytes = lambda *tensors: sum(t.numel() for t in tensors) / 2**18
+            return forward, megabytes(*leaves, out), megabytes(grad, *grads)
         attend(7)
         start = peak()
         forward, tensors, grads = attend(40)

@@ -169,10 +169,23 @@ def gpu_problems(dtype):
 
 
 def compilations(dtype, arch):
-    """Launches IN²'s attention, packed, with a bias, forward and backward; yields the head's width before."""
+    """Launches IN²'s attention, packed, with a bias; NAF's and AnyUp's at a ratio of 4; yields the form before.
+
+    Forward and backward.
+    """
     for dim in (32, 128):
         yield f"dim {dim}"
         qkv, rpb = torch.empty(1, 64, 64, 3, 8, dim, dtype=dtype), torch.empty(8, 13, 13)
-        arguments = [qkv], rpb, (7, 7), (1, 2), (1, 1), (False, False), dim**-0.5, False
-        out, lse = triton_kernels.forward(*arguments)
-        triton_kernels.backward(out, lse, lse, *arguments, needs=[True, True])
+        run([qkv], rpb, (7, 7), (1, 2), (1, 1), (False, False), dim**-0.5, False)
+    for name, heads, shared, dim, dim_v in (("NAF", 4, 4, 64, 96), ("AnyUp", 4, 1, 32, 384)):
+        yield name
+        shapes = (64, 64, heads, dim), (16, 16, heads, dim), (16, 16, shared, dim_v)
+        qkv = [torch.empty(1, *shape, dtype=dtype) for shape in shapes]
+        run(qkv, None, (9, 9), (1, 1), (1, 1), (False, False), dim**-0.5, shared == 1)
+
+
+def run(*arguments):
+    """Launches the Triton kernels, forward and backward."""
+    out, lse = triton_kernels.forward(*arguments)
+    qkv, rpb, *_ = arguments
+    triton_kernels.backward(out, lse, lse, *arguments, needs=[True] * len(qkv) + [rpb is not None])

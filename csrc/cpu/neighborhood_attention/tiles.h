@@ -134,12 +134,12 @@ struct TilePlan {
   explicit TilePlan(const NeighborhoodAttention& problem) : p(problem), y(p.y, !p.bias), x(p.x, !p.bias) {
     std::int64_t best[4] = {1, 1, 1, 1};
     double least = 1e300;
-    for (std::int64_t i = -max_parts; i <= max_cells; ++i)
-      for (std::int64_t j = -max_parts; j <= max_cells; ++j) {
-        if (i == 0 || j == 0 || i < -y.ratio || j < -x.ratio) continue;
-        const std::int64_t choice[4] = {i > 0 ? i : 1, i > 0 ? 1 : -i, j > 0 ? j : 1, j > 0 ? 1 : -j};
-        const double cost = cost_of(choice);
-        if (cost < least) std::memcpy(best, choice, sizeof best), least = cost;
+    for (int i = 0; i < choices; ++i)
+      for (int j = 0; j < choices; ++j) {
+        std::int64_t c[4];
+        if (!choose(y, i, c) || !choose(x, j, c + 2)) continue;
+        const double cost = cost_of(c);
+        if (cost < least) std::memcpy(best, c, sizeof best), least = cost;
       }
     if (!y.divide(best[0], best[1]) || !x.divide(best[2], best[3])) return;
     columns = round_up(y.max_queries() * x.max_queries(), unit);
@@ -158,8 +158,16 @@ struct TilePlan {
   int threads = 1;
 
  private:
-  static constexpr std::int64_t max_cells = 4, max_parts = 16, max_columns = 128;
+  static constexpr std::int64_t max_columns = 128;
   static constexpr std::int64_t unit = lanes<T> > product_rows ? lanes<T> : product_rows;
+
+  // The choices for a side of a tile: 1 to 4 positions, 1 / 2 to 1 / 16 of one, or 16 to 128 queries of one.
+  static constexpr int choices = 4 + 15 + 4;
+  static bool choose(const TiledAxis& axis, int i, std::int64_t* c) {
+    c[0] = i < 4 ? i + 1 : 1;
+    c[1] = i < 4 ? 1 : i < 19 ? i - 2 : (axis.ratio + (16 << (i - 19)) - 1) / (16 << (i - 19));
+    return c[1] <= axis.ratio;
+  }
 
   // The work for one query if a tile has cells[0] x cells[2] positions, or a part of one. Staging a key costs as much
   // as some queries.
