@@ -29,11 +29,21 @@ CASES = {
     "grouped heads": {"heads": 4, "shared": (2, 2), "size": (3, 4)},
     "shared keys and values": {"heads": 6, "shared": (2, 3), "size": (3, 4), "bias": True},
     "cross-scale": {"size": (6, 12), "key_size": (3, 4), "kernel_size": (2, 3), "bias": True},
-    "cross-scale, dilation, causal": {"size": (8, 6), "key_size": (4, 6), "dilation": (2, 1), "is_causal": True},
+    "cross-scale, dilation, causal": {
+        **{"size": (8, 6), "key_size": (4, 6), "kernel_size": (2, 3), "dilation": (2, 1), "is_causal": True},
+    },
     "all keys of any size": {"size": (1, 5), "key_size": (3, 2), "kernel_size": (3, 2)},
     "mean of heads": {"heads": 2, "shared": (2, 1), "mean_heads": True, "size": (3, 4)},
     "mean of heads, cross-scale, values in blocks": {
-        **{"heads": 2, "shared": (1, 1), "mean_heads": True, "size": (6, 6), "key_size": (3, 3), "dim_v": 260},
+        **{
+            "heads": 2,
+            "shared": (1, 1),
+            "mean_heads": True,
+            "size": (4, 4),
+            "key_size": (2, 2),
+            "kernel_size": 2,
+            "dim_v": 260,
+        },
     },
 }
 
