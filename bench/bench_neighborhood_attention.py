@@ -243,7 +243,7 @@ def launches():
     common["case"] += ", backward"
     yield Launch(kernel="query_backward", trips=20, bytes=5 * plane + 3 * numbers, flops=3 * product, **common)
     yield Launch(kernel="key_value_backward", trips=10, bytes=6 * plane + 2 * numbers, flops=4 * product, **common)
-    cross = common | {"mode": "AnyUp", "case": "16 x 16² to 64², 4 x 32, 384 channels, K 9", "programs": 16 * 128 * 3}
+    cross = common | {"mode": "AnyUp", "case": "16 x 16² to 64², 4 x 32, 384 channels, K 9", "programs": 16 * 256 * 3}
     pixels, values = 16 * 64 * 64, 16 * 384 * (64 * 64 + 16 * 16)
     tokens = 2 * (values + 4 * 32 * 16 * (64 * 64 + 16 * 16)) + 4 * 4 * pixels
     flops = 2 * pixels * 81 * (4 * 32 + 384)

@@ -50,7 +50,8 @@ class _Problem:
         block, block_v = (max(16, triton.next_power_of_2(n)) for n in (dim, dim_v))
         block_v = block_v if block_v <= WIDE else BLOCK
         widest = max(block, block_v)
-        height = TY if widest * self.query.element_size() <= 256 else TY // 2  # more would spill registers
+        is_small = widest * self.query.element_size() <= 256 and dim_v <= WIDE
+        height = TY if is_small else TY // 2  # more would spill registers
         self.ratio, self.blocks = ratio, triton.cdiv(dim_v, block_v)
         self.shape = self.size, tuple(queries), ratio, self.heads, self.share, dim, dim_v, scale
         self.shape += tuple(kernel_size), self.dilation, tuple(stride)

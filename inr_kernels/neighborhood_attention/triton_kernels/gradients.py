@@ -61,11 +61,12 @@ def query_backward(
             seen &= (columns[None, :] >= x_start[:, None]) & (columns[None, :] < x_end[:, None])
             exists, to_y, to_x = columns < nx, ry + t * dilation[0] + 0 * columns, rx + columns * dilation[1]
             k = load_tokens(key, key_strides, image, head // share[0], to_y, to_x, exists, 0, dim, BD)
+            if NV == 1:
+                v = load_tokens(value, value_strides, image, head // share[1], to_y, to_x, exists, 0, dim_v, BV)
             steps_y, steps_x = (t - iy)[:, None], columns[None, :] - ix[:, None]
             s = scores(q, k, rpb, head, steps_y, steps_x, seen, scale, kernel, PRECISION)
             weights = tl.exp(s - shift[:, None])
             if NV == 1:
-                v = load_tokens(value, value_strides, image, head // share[1], to_y, to_x, exists, 0, dim_v, BV)
                 d = tl.dot(g, tl.trans(v), input_precision=PRECISION)
             else:
                 d = value_products(
