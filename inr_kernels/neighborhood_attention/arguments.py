@@ -54,7 +54,8 @@ class Arguments(NamedTuple):
 
     def facts(self) -> Facts:
         """What decides on the backend."""
-        return shape_facts(*self.unpack(), self.rpb is not None, self.scale, self.mean_heads)
+        query, key, value = self.unpack()
+        return shape_facts(query, key, value, self.rpb is not None, self.scale, self.mean_heads)
 
     def unpack(self) -> Sequence[torch.Tensor]:
         """query, key and value."""

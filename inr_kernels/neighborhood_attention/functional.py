@@ -228,7 +228,9 @@ def neighborhood_attention_1d(
         require_tensor(key_padding_mask, "key_padding_mask", dims=(2,), integers=True)
         key_padding_mask = key_padding_mask.unsqueeze(1)
     result = neighborhood_attention_2d(
-        *(t.unsqueeze(1) for t in (query, key, value)),
+        query.unsqueeze(1),
+        key.unsqueeze(1),
+        value.unsqueeze(1),
         (1, kernel_size),
         dilation=(1, dilation),
         stride=(1, stride),

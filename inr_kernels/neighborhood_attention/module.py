@@ -82,14 +82,14 @@ class NeighborhoodAttention2D(nn.Module):
             )
             x = F.pad(x, (0, 0, 0, right, 0, below))
         qkv = self.qkv(x).unflatten(3, (3, self.num_heads, -1))
-        window = {"dilation": self.dilation, "stride": self.stride, "is_causal": self.is_causal}
+        window: dict[str, Any] = {"dilation": self.dilation, "stride": self.stride, "is_causal": self.is_causal}
         out: Any = neighborhood_attention_2d_packed(qkv, self.kernel_size, **window, rpb=rpb, scale=self.scale)
         return self.proj_drop(self.proj(out[:, :height, :width].flatten(3)))
 
     def extra_repr(self) -> str:
         """The options, for print."""
         options = f"{self.dim}, {self.num_heads}, kernel_size={self.kernel_size}, dilation={self.dilation}"
-        given = {"stride": (self.stride, (1, 1)), "is_causal": (self.is_causal, (False, False))}
+        given: dict[str, Any] = {"stride": (self.stride, (1, 1)), "is_causal": (self.is_causal, (False, False))}
         given |= {"qk_scale": (self.scale, None), "pad_small_inputs": (self.pad_small_inputs, False)}
         return options + "".join(f", {name}={value}" for name, (value, default) in given.items() if value != default)
 
@@ -122,7 +122,7 @@ class NeighborhoodAttention1D(NeighborhoodAttention2D):
         is_causal: bool = False,
         **options: Any,
     ):
-        row = {"stride": (1, stride), "is_causal": (False, is_causal)}
+        row: dict[str, Any] = {"stride": (1, stride), "is_causal": (False, is_causal)}
         super().__init__(dim, num_heads, (1, kernel_size), (1, dilation), **row, **options)
 
     def _bias_size(self) -> list[int]:

@@ -96,7 +96,8 @@ def _cpu_backward(grad, grad_lse, lse, a, *, needs):
 
 def run_reference(a: Arguments) -> tuple[torch.Tensor, torch.Tensor]:
     """out, lse of the reference, differentiable."""
-    return reference.neighborhood_attention(*a.unpack(), *a[1:])
+    query, key, value = a.unpack()
+    return reference.neighborhood_attention(query, key, value, *a[1:])
 
 
 def _reference_backward(grad, grad_lse, lse, a, *, needs):
