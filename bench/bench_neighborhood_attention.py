@@ -244,9 +244,9 @@ def launches():
     yield Launch(kernel="query_backward", trips=20, bytes=5 * plane + 3 * numbers, flops=3 * product, **common)
     yield Launch(kernel="key_value_backward", trips=10, bytes=6 * plane + 2 * numbers, flops=4 * product, **common)
     cross = common | {"mode": "AnyUp", "case": "16 x 16² to 64², 4 x 32, 384 channels, K 9", "programs": 16 * 256 * 3}
-    pixels, values = 16 * 64 * 64, 16 * 384 * (64 * 64 + 16 * 16)
-    tokens = 2 * (values + 4 * 32 * 16 * (64 * 64 + 16 * 16)) + 4 * 4 * pixels
-    flops = 2 * pixels * 81 * (4 * 32 + 384)
+    queries, keys = 16 * 64 * 64, 16 * 16 * 16
+    tokens = 2 * (384 + 4 * 32) * (queries + keys) + 4 * 4 * queries
+    flops = 2 * queries * 81 * (4 * 32 + 384)
     yield Launch(kernel="attend_mean", trips=9, bytes=tokens, flops=flops, **cross)
     share = common | {"programs": batch * pixels // 4096 * heads * 13 * 13}
     yield Launch(kernel="bias_backward", trips=32, bytes=4 * plane + 2 * numbers, flops=0, **share)
