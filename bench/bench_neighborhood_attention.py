@@ -2,6 +2,11 @@
 
 Eager is `scaled_dot_product_attention` of every pixel with every pixel: the cost of these tokens without neighborhoods.
 
+Cross-scale attention is that of NAF and AnyUp, whose keys have a lower resolution than the queries. There eager attends
+to keys and values that are repeated to the queries' size, by `unfold` with a dilation of the ratio, and "residues" is
+what one can do without cross-scale kernels: a batch of the queries of each residue modulo the ratio, with one map of
+keys for all, and for AnyUp every head's output, then their mean.
+
 The minimum memory traffic: query, key, value and output once, 2 KB per token of 8 heads x 32 in half precision;
 backward: these, the gradients of all four, the log-sum-exp and the like.
 """
@@ -127,11 +132,100 @@ def bench_module(measure, smoke, implementation):
         )
 
 
+class CrossScale(NamedTuple):
+    """Sides of query and key, heads of query and value, channels of both, the window."""
+
+    name: str
+    size: int
+    key_size: int
+    heads: int
+    value_heads: int
+    dim: int
+    value_dim: int
+    kernel_size: int
+
+    def __str__(self):
+        return f"{self.name}, {self.key_size}² to {self.size}², {self.value_dim} channels"
+
+    def tensors(self):
+        """query, key, value."""
+        n, m = self.size, self.key_size
+        shapes = (n, n, self.heads, self.dim), (m, m, self.heads, self.dim), (m, m, self.value_heads, self.value_dim)
+        return [torch.randn(1, *shape, device=DEVICE) for shape in shapes]
+
+
+CROSS_SCALES = [CrossScale("NAF", 64, 16, 4, 4, 64, 96, 9), CrossScale("AnyUp", 128, 16, 4, 1, 32, 384, 3)]
+SMOKE_CROSS_SCALES = [CrossScale("NAF", 8, 4, 2, 2, 4, 6, 3), CrossScale("AnyUp", 8, 4, 2, 1, 4, 6, 3)]
+
+
+def cross_scale(query, key, value, kernel_size):
+    """Attends without repeated keys, heads or values."""
+    mean = value.shape[3] < query.shape[3]
+    return inr_kernels.neighborhood_attention_2d(query, key, value, kernel_size, mean_heads=mean)
+
+
+def residues(query, key, value, kernel_size):
+    """Attends in a batch of the queries of each residue, all with the same keys."""
+    _, size, _, heads, _ = query.shape
+    n = key.shape[1]
+    ratio = size // n
+    classes = query.view(n, ratio, n, ratio, heads, -1).permute(1, 3, 0, 2, 4, 5).flatten(0, 1)
+    key, value = (t.expand(len(classes), -1, -1, heads, -1) for t in (key, value))
+    out = inr_kernels.neighborhood_attention_2d(classes, key, value, kernel_size)
+    out = out.view(ratio, ratio, n, n, heads, -1).permute(2, 0, 3, 1, 4, 5).reshape(1, size, size, heads, -1)
+    return out
+
+
+def unfolded(query, key, value, kernel_size):
+    """Attends in plain PyTorch, to keys and values repeated to the size of the queries."""
+    from inr_kernels.neighborhood_attention.reference import window
+
+    _, size, _, heads, dim = query.shape
+    n = key.shape[1]
+    at = window(n, kernel_size, 1, 1, False)[0].to(query.device).repeat_interleave(size // n, 0)
+    rows, columns = at[:, None, :, None], at[None, :, None, :]
+    near, near_values = (t[0][rows, columns].flatten(2, 3) for t in (key, value))
+    scores = torch.einsum("yxhd,yxkhd->yxhk", query[0] * dim**-0.5, near)
+    weights = scores.softmax(-1)
+    if value.shape[3] < heads:
+        return torch.einsum("yxk,yxkd->yxd", weights.mean(2), near_values[:, :, :, 0])[None]
+    return torch.einsum("yxhk,yxkhd->yxhd", weights, near_values)[None]
+
+
+CROSS_SCALE_RUNS = {"eager": unfolded, "residues": residues, "ours": cross_scale}
+
+
+@pytest.mark.parametrize("implementation", CROSS_SCALE_RUNS)
+@pytest.mark.parametrize("number", range(len(CROSS_SCALES)), ids=[shape.name for shape in CROSS_SCALES])
+def bench_cross_scale(measure, smoke, number, implementation):
+    shape = (SMOKE_CROSS_SCALES if smoke else CROSS_SCALES)[number]
+    tensors, run = shape.tensors(), CROSS_SCALE_RUNS[implementation]
+
+    def step():
+        out = run(*tensors, shape.kernel_size)
+        return out.mean(3) if out.dim() == 5 and shape.value_heads < shape.heads else out
+
+    written = step().numel()
+    with torch.no_grad():
+        measure(
+            step,
+            op="neighborhood_attention",
+            case=f"cross-scale, {shape}",
+            implementation=implementation,
+            dtype=torch.float32,
+            bytes=4 * (sum(t.numel() for t in tensors) + written),
+            small=False,
+        )
+
+
 def first_calls(small):
     """Yields IN²'s attention: packed, with a bias."""
     size, heads, dim, kernel = ((7, 19), 2, 8, 3) if small else ((64, 64), 8, 32, 7)
     qkv, rpb = random_leaf(1, *size, 3, heads, dim), random_leaf(heads, 2 * kernel - 1, 2 * kernel - 1)
     yield functools.partial(inr_kernels.neighborhood_attention_2d_packed, qkv, kernel, rpb=rpb), [qkv, rpb]
+    leaves = [random_leaf(1, n, n, heads, 32) for n, heads in ((8 if small else 64, 4), (4 if small else 16, 4))]
+    leaves.append(random_leaf(1, *leaves[1].shape[1:3], 1, 384))
+    yield functools.partial(inr_kernels.neighborhood_attention_2d, *leaves, 3, mean_heads=True), leaves
 
 
 def launches():
@@ -149,5 +243,10 @@ def launches():
     common["case"] += ", backward"
     yield Launch(kernel="query_backward", trips=20, bytes=5 * plane + 3 * numbers, flops=3 * product, **common)
     yield Launch(kernel="key_value_backward", trips=10, bytes=6 * plane + 2 * numbers, flops=4 * product, **common)
+    cross = common | {"mode": "AnyUp", "case": "16 x 16² to 64², 4 x 32, 384 channels, K 9", "programs": 16 * 256 * 3}
+    queries, keys = 16 * 64 * 64, 16 * 16 * 16
+    tokens = 2 * (384 + 4 * 32) * (queries + keys) + 4 * 4 * queries
+    flops = 2 * queries * 81 * (4 * 32 + 384)
+    yield Launch(kernel="attend_mean", trips=9, bytes=tokens, flops=flops, **cross)
     share = common | {"programs": batch * pixels // 4096 * heads * 13 * 13}
     yield Launch(kernel="bias_backward", trips=32, bytes=4 * plane + 2 * numbers, flops=0, **share)

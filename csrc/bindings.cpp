@@ -39,7 +39,7 @@ template <std::size_t n>
 using Sizes = std::array<std::int64_t, n>;
 template <std::size_t n>
 using Strided = std::pair<Address, Sizes<n>>;  // (address, strides)
-using AxisTuple = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, bool>;
+using AxisTuple = std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, bool>;
 
 Address to_address(const std::uintptr_t& value) { return {value}; }
 template <class Enum>
@@ -52,7 +52,7 @@ inr::Plane to_plane(const Strided<3>& p) { return {p.first, p.second[0], p.secon
 inr::Tokens to_tokens(const Strided<4>& t) {
   return {t.first, {t.second[0], t.second[1], t.second[2], t.second[3]}};
 }
-// (length, kernel, dilation, stride, causal)
+// (queries, length, kernel, dilation, stride, causal)
 inr::Axis to_axis(const AxisTuple& a) {
   return std::apply([](auto... fields) { return inr::Axis{fields...}; }, a);
 }
@@ -267,12 +267,13 @@ void bind_neighborhood_attention(py::module_& m) {
   using NeighborhoodAttention = Call<inr::NeighborhoodAttention>;
   OpClass<NeighborhoodAttention>(m, "NeighborhoodAttention")
       .init(
-          [](inr::Type type, std::int64_t batch, std::int64_t heads, std::int64_t dim, inr::Axis y, inr::Axis x,
-             double scale, inr::Tokens query, inr::Tokens key, inr::Tokens value, Address bias, int threads) {
-            return NeighborhoodAttention{
-                type, {batch, heads, dim, y, x, scale, query, key, value, bias, threads}};
+          [](inr::Type type, std::int64_t batch, Sizes<3> heads, Sizes<2> dims, inr::Axis y, inr::Axis x, double scale,
+             bool mean_heads, inr::Tokens query, inr::Tokens key, inr::Tokens value, Address bias, int threads) {
+            return NeighborhoodAttention{type,
+                                         {batch, heads[0], heads[1], heads[2], dims[0], dims[1], y, x, scale,
+                                          mean_heads, query, key, value, bias, threads}};
           },
-          "type", "batch", "heads", "dim", "y", "x", "scale", "query", "key", "value", "bias", "threads")
+          "type", "batch", "heads", "dims", "y", "x", "scale", "mean_heads", "query", "key", "value", "bias", "threads")
       .entry("forward", &inr::CpuEntries::neighborhood_attention_forward, "out", "lse")
       .method(
           "backward",

@@ -130,7 +130,8 @@ Status unmask_attention_backward(Type, const UnmaskAttention&, const void* out, 
 
 // One axis of a neighborhood under NATTEN's window rule. kernel * dilation <= length, stride <= kernel.
 struct Axis {
-  std::int64_t length, kernel, dilation, stride;
+  std::int64_t queries, length;  // positions of queries, of keys
+  std::int64_t kernel, dilation, stride;
   bool causal;
 };
 
@@ -141,9 +142,12 @@ struct Tokens {
 };
 
 struct NeighborhoodAttention {
-  std::int64_t batch, heads, dim;
+  std::int64_t batch;
+  std::int64_t heads, key_heads, value_heads;  // of the queries; divisors of it
+  std::int64_t dim, value_dim;
   Axis y, x;
   double scale;
+  bool mean_heads;           // whether the output is the mean over the heads; then value_heads = 1
   Tokens query, key, value;
   const void* bias;  // [heads, 2 y.kernel - 1, 2 x.kernel - 1], real, or nullptr
   int threads;
@@ -155,9 +159,9 @@ struct NeighborhoodAttentionGradients {
   void* bias;
 };
 
-// out: like query, written. lse: [batch, height, width, heads], real, or nullptr.
+// out: like query, with value_dim channels, and one head if mean_heads; written. lse: [batch, height, width, heads], real, or nullptr.
 Status neighborhood_attention_forward(Type, const NeighborhoodAttention&, const Tokens& out, void* lse);
-// lse: of the forward; grad_out: like query; grad_lse: like lse, or nullptr for zeros. Deterministic.
+// lse: of the forward; grad_out: like out; grad_lse: like lse, or nullptr for zeros. Deterministic.
 Status neighborhood_attention_backward(Type, const NeighborhoodAttention&, const void* lse, const Tokens& grad_out,
                                        const void* grad_lse, const NeighborhoodAttentionGradients&);
 

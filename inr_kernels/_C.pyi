@@ -93,7 +93,7 @@ class UnmaskAttention:
     def forward(self, *, out: int, softmax: int) -> None: ...
     def backward(self, *, out: int, softmax: int, grad_out: int, grad_feat: int) -> None: ...
 
-_Axis = tuple[int, int, int, int, bool]  # length, kernel, dilation, stride, causal
+_Axis = tuple[int, int, int, int, int, bool]  # queries, length, kernel, dilation, stride, causal
 _Tokens = tuple[int, tuple[int, int, int, int]]  # address, strides of batch, height, width, heads
 
 class NeighborhoodAttention:
@@ -102,11 +102,12 @@ class NeighborhoodAttention:
         *,
         type: int,
         batch: int,
-        heads: int,
-        dim: int,
+        heads: tuple[int, int, int],  # of query, key and value
+        dims: tuple[int, int],  # channels of query and key, of value
         y: _Axis,
         x: _Axis,
         scale: float,
+        mean_heads: bool,
         query: _Tokens,
         key: _Tokens,
         value: _Tokens,

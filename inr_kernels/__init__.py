@@ -11,6 +11,7 @@ __all__ = [
     "FourierUnit",
     "LocalImplicitDecoder",
     "LocalTextureDecoder",
+    "NeighborhoodAttention1D",
     "NeighborhoodAttention2D",
     "UnmaskAttention",
     "__version__",
@@ -21,6 +22,8 @@ __all__ = [
     "fourier_unit",
     "local_implicit_decode",
     "local_texture_decode",
+    "merge_attentions",
+    "neighborhood_attention_1d",
     "neighborhood_attention_2d",
     "neighborhood_attention_2d_packed",
     "pixelwise_reconstruct",
@@ -54,7 +57,10 @@ if "torch" in sys.modules or not _is_command():
         local_texture_decode,
     )
     from .neighborhood_attention import (
+        NeighborhoodAttention1D,
         NeighborhoodAttention2D,
+        merge_attentions,
+        neighborhood_attention_1d,
         neighborhood_attention_2d,
         neighborhood_attention_2d_packed,
     )

@@ -1,8 +1,9 @@
 """The op neighborhood_attention in torch: schemas, fakes, autograd, and the table of backends.
 
-qkv: query, key, value [B, H, W, heads, dim], or one [B, H, W, 3, heads, dim]; unit stride in dim, any other strides
+qkv: query [B, H, W, heads, dim], key [B, Hk, Wk, heads_k, dim] and value [B, Hk, Wk, heads_v, dim_v], or one
+    [B, H, W, 3, heads, dim]; unit stride in dim, any other strides
 rpb: [heads, 2 Kh - 1, 2 Kw - 1] or None, in lse's dtype: float32 (float64 for float64)
-->  out [B, H, W, heads, dim], lse [B, H, W, heads]
+->  out [B, H, W, heads (1 with mean_heads), dim_v], lse [B, H, W, heads]
 """
 
 import importlib
@@ -26,23 +27,24 @@ from .arguments import Arguments, exact, unpack
 
 _ARGUMENTS = (
     "Tensor[] qkv, Tensor? rpb, int[] kernel_size, int[] dilation, int[] stride, int[] is_causal, float scale,"
-    " str backend"
+    " bool mean_heads, str backend"
 )
 
 
 def _native(a):
     query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in a.unpack())
     rpb = None if a.rpb is None else a.rpb.contiguous()
-    batch, height, width, heads, dim = query.shape
-    y, x = zip((height, width), a.kernel_size, a.dilation, a.stride, map(bool, a.is_causal), strict=True)
+    sizes = query.shape[1:3], key.shape[1:3]
+    y, x = zip(*sizes, a.kernel_size, a.dilation, a.stride, map(bool, a.is_causal), strict=True)
     problem = native.load()[0].NeighborhoodAttention(
         type=backends.TYPES[query.dtype],
-        batch=batch,
-        heads=heads,
-        dim=dim,
+        batch=query.shape[0],
+        heads=tuple(t.shape[3] for t in (query, key, value)),
+        dims=(query.shape[4], value.shape[4]),
         y=y,
         x=x,
         scale=a.scale,
+        mean_heads=a.mean_heads,
         query=_tokens(query),
         key=_tokens(key),
         value=_tokens(value),
@@ -60,7 +62,7 @@ def _tokens(tensor):
 def _outputs(a):
     """Uninitialized out and lse."""
     query = a.unpack()[0]
-    return query.new_empty(query.shape), query.new_empty(query.shape[:-1], dtype=exact(query.dtype))
+    return query.new_empty(a.out_shape), query.new_empty(query.shape[:-1], dtype=exact(query.dtype))
 
 
 def _cpu_forward(a):
@@ -95,8 +97,7 @@ def _cpu_backward(grad, grad_lse, lse, a, *, needs):
 def run_reference(a: Arguments) -> tuple[torch.Tensor, torch.Tensor]:
     """out, lse of the reference, differentiable."""
     query, key, value = a.unpack()
-    options = a.kernel_size, a.dilation, a.stride, a.is_causal, a.scale
-    return reference.neighborhood_attention(query, key, value, a.rpb, *options)
+    return reference.neighborhood_attention(query, key, value, *a[1:])
 
 
 def _reference_backward(grad, grad_lse, lse, a, *, needs):
@@ -119,6 +120,8 @@ def _why_not_natten(facts):
         return f"NATTEN's kernels take CUDA tensors; these are on {facts.device}"
     if facts.rpb:
         return "NATTEN has no relative position bias since version 0.20"
+    if facts.is_cross_scale or facts.mean_heads or facts.heads[1] != facts.heads[2]:
+        return "NATTEN's keys and values have the queries' size and the same heads"
     return "NATTEN treats scale=0 as the default scale" if facts.scale == 0 else ""
 
 

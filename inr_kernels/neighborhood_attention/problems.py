@@ -1,5 +1,6 @@
 """The calls on which `inr-kernels prove` tries the kernels of neighborhood_attention."""
 
+import functools
 from collections.abc import Iterator
 
 import torch
@@ -10,7 +11,7 @@ from . import functional
 
 
 def neighborhood_attention(large: bool) -> Iterator[Problem]:
-    """IN²'s attention, and windows, strides and layouts around it."""
+    """IN²'s attention, windows, strides and layouts around it; NAF's and AnyUp's, and forms between them."""
     size, heads = ((48, 48), 8) if large else ((20, 24), 2)
     for dim in (32, 64, 128, 160):
         yield _problem("IN²'s", (1, *size, heads, dim), 7, bias=True)
@@ -18,17 +19,32 @@ def neighborhood_attention(large: bool) -> Iterator[Problem]:
         yield _problem("causal, with stride", (2, 11, 23, 2, dim), (4, 6), stride=(2, 3), is_causal=(True, False))
         yield _problem("even window, causal columns", (1, 9, 20, 3, dim), 2, bias=True, is_causal=(False, True))
         yield _problem("one pixel", (2, 1, 1, 1, dim), 1, bias=True)
+        yield _problem("shared heads", (1, 9, 20, 4, dim), 3, key=(9, 20, 2), value=(1, dim))
+        yield _problem("cross-scale", (1, 12, 20, 2, dim), 3, key=(6, 5, 2), value=(2, dim), bias=True)
+        yield _problem("shared heads, cross-scale", (1, 12, 20, 4, dim), 3, key=(6, 5, 2), value=(2, dim))
+        yield _problem("additional keys", (2, 1, 90, 2, dim), (11, 1), key=(11, 1, 2), value=(2, dim))
+        for dim_v in {32, 96, 192} - {dim}:
+            yield _problem("other values", (1, 9, 20, 2, dim), 5, key=(9, 20, 2), value=(2, dim_v))
+            yield _problem("NAF's", (1, 20, 24, 2, dim), 3, key=(5, 6, 2), value=(2, dim_v))
+            yield _problem("mean of heads", (1, 9, 12, 4, dim), 3, key=(9, 12, 4), value=(1, dim_v), mean_heads=True)
+            yield _problem("AnyUp's", (1, 20, 24, 4, dim), 3, key=(5, 6, 4), value=(1, dim_v + 192), mean_heads=True)
     yield _problem("narrow head", (2, 9, 20, 3, 5), 5, bias=True, scale=0.7)
     yield _problem("head of 16", (2, 9, 20, 3, 16), 3, dilation=3)
 
 
-def _problem(name, shape, kernel_size, bias=False, packed=False, **options):
+def _problem(name, shape, kernel_size, bias=False, packed=False, key=None, value=None, **options):
+    """key: [Hk, Wk, heads] and value: [heads, dim_v] if they are not the query's."""
+
     def build(device):
-        *batch_and_size, heads, dim = shape
-        qkv = torch.randn(*batch_and_size, 3, heads, dim, dtype=torch.float64, device=device)
+        batch, *size, heads, dim = shape
+        random = functools.partial(torch.randn, dtype=torch.float64, device=device)
+        if key is None:
+            qkv = random(batch, *size, 3, heads, dim)
+            tensors = [qkv] if packed else list(qkv.unbind(3))
+        else:
+            tensors = [random(*shape), random(batch, *key, dim), random(batch, *key[:2], *value)]
         kh, kw = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
-        rpb = torch.randn(heads, 2 * kh - 1, 2 * kw - 1, dtype=torch.float64, device=device) if bias else None
-        tensors = [qkv] if packed else list(qkv.unbind(3))
+        rpb = random(heads, 2 * kh - 1, 2 * kw - 1) if bias else None
         return (*tensors, kernel_size), options | {"rpb": rpb, "return_lse": True}
 
     return Problem(name, build, functional.neighborhood_attention_2d_packed if packed else None)

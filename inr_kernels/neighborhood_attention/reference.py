@@ -9,13 +9,30 @@ import torch
 
 
 class Axis(NamedTuple):
-    """The options of one axis of the map, whose size is `length`."""
+    """The options of one axis, of `queries` positions and `keys`."""
 
-    length: int
+    queries: int
+    keys: int
     kernel_size: int
     dilation: int
     stride: int
     is_causal: bool
+
+    def positions(self, device: torch.device) -> torch.Tensor:
+        """[queries]: the position of each query among the keys. Several queries, the ratio, have the same."""
+        ratio = -(-self.queries // self.keys)
+        return torch.arange(self.queries, dtype=torch.long, device=device) // ratio
+
+    def window(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """The keys of each query, and which of them it sees: both [queries, kernel_size]; see `window`."""
+        options = self.kernel_size, self.dilation, self.stride, self.is_causal
+        at = self.positions(device)
+        keys, seen = window(self.keys, *options, device)
+        return keys[at], seen[at]
+
+    def steps(self, keys: torch.Tensor) -> torch.Tensor:
+        """The offsets of keys [queries] from their queries in units of the dilation, plus kernel_size - 1."""
+        return (keys - self.positions(keys.device)) // self.dilation + self.kernel_size - 1
 
 
 def window(
@@ -53,39 +70,36 @@ def neighborhood_attention(
     stride: Sequence[int],
     is_causal: Sequence[int],
     scale: float,
+    mean_heads: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """query, key, value [B, H, W, heads, dim], rpb [heads, 2 Kh - 1, 2 Kw - 1] or None -> out, lse [B, H, W, heads].
+    """query [B, H, W, heads, dim], key, value, rpb -> out [B, H, W, heads, dim_v], lse [B, H, W, heads].
 
     Scores and lse are at least float32. The arguments are the op's (op.py).
     """
     exact = torch.promote_types(query.dtype, torch.float32)
-    y, x = map(Axis, query.shape[1:3], kernel_size, dilation, stride, map(bool, is_causal))
-    (rows, rows_seen), (cols, cols_seen) = (window(*axis, query.device) for axis in (y, x))
+    device, heads = query.device, query.shape[3]
+    y, x = map(Axis, query.shape[1:3], key.shape[1:3], kernel_size, dilation, stride, map(bool, is_causal))
+    (rows, rows_seen), (cols, cols_seen) = y.window(device), x.window(device)
     query = query * scale
     taps = list(itertools.product(*map(range, kernel_size)))
 
-    def neighbour(tensor, i, j):
-        return tensor[:, rows[:, i, None], cols[None, :, j]]
-
-    def steps(keys, axis):
-        """The offsets of the keys from their queries in units of the dilation, plus kernel_size - 1."""
-        return (
-            (keys - torch.arange(axis.length, dtype=keys.dtype, device=keys.device)) // axis.dilation
-            + axis.kernel_size
-            - 1
-        )
+    def neighbour(tensor, i, j, heads=heads):
+        """The key or the value of every query at one tap, repeated for every head."""
+        near = tensor[:, rows[:, i, None], cols[None, :, j]]
+        return near if heads == near.shape[3] else near.repeat_interleave(heads // near.shape[3], 3)
 
     scores = []
     for i, j in taps:
         score = (query * neighbour(key, i, j)).sum(-1).to(exact)
         if rpb is not None:
-            bias = rpb[:, steps(rows[:, i], y)[:, None], steps(cols[:, j], x)]
+            bias = rpb[:, y.steps(rows[:, i])[:, None], x.steps(cols[:, j])]
             score = score + bias.permute(1, 2, 0).to(exact)
         seen = rows_seen[:, i, None] & cols_seen[None, :, j]
         scores.append(score.masked_fill(~seen[..., None], -math.inf))
     stacked = torch.stack(scores, -1)
-    weights = stacked.softmax(-1).to(query.dtype)
-    out = torch.zeros_like(value)
+    weights = stacked.softmax(-1)
+    weights = (weights.mean(3, keepdim=True) if mean_heads else weights).to(query.dtype)
+    out = value.new_zeros(*query.shape[:3], weights.shape[3], value.shape[4])
     for t, (i, j) in enumerate(taps):
-        out = out + weights[..., t, None] * neighbour(value, i, j)
+        out = out + weights[..., t, None] * neighbour(value, i, j, weights.shape[3])
     return out, stacked.logsumexp(-1)

@@ -129,17 +129,29 @@ def cases(draw, largest=40):
         length = draw(st.integers(kernel_size * dilation, max(largest, kernel_size * dilation)))
         axes.append((kernel_size, dilation, draw(st.integers(1, kernel_size)), draw(st.booleans()), length))
     kernel_size, dilation, stride, is_causal, size = zip(*axes, strict=True)
+    heads = draw(st.integers(1, 4))
+    options = {}
+    if draw(st.booleans()):
+        options["layout"] = draw(st.sampled_from(["contiguous", "heads first", "dim first", "packed"]))
+    else:
+        ratio = [draw(st.sampled_from([1, 1, 2, 3, 4, 5])) if length < 20 else 1 for length in size]
+        divisors = [n for n in range(1, heads + 1) if heads % n == 0]
+        options["key_size"], size = size, tuple(n * r for n, r in zip(size, ratio, strict=True))
+        options["mean_heads"] = draw(st.booleans())
+        heads_v = 1 if options["mean_heads"] else draw(st.sampled_from(divisors))
+        options["shared"] = draw(st.sampled_from(divisors)), heads_v
+        options["dim_v"] = draw(st.integers(1, 40))
     return Case(
         batch=draw(st.integers(1, 2)),
         size=size,
-        heads=draw(st.integers(1, 3)),
+        heads=heads,
         dim=draw(st.integers(1, 20)),
         kernel_size=kernel_size,
         dilation=dilation,
         stride=stride,
         is_causal=is_causal,
         bias=draw(st.booleans()),
-        layout=draw(st.sampled_from(["contiguous", "heads first", "dim first", "packed"])),
+        **options,
     )
 
 

@@ -42,9 +42,27 @@ BAD = {
     "another size": (
         {"key": Q[:, 1:]},
         ValueError,
-        r"key must have query's shape \[2, 6, 7, 2, 4\]; got \[2, 5, 7, 2, 4\]",
+        r"value must have key's height and width \[5, 7\]; got \[2, 6, 7, 2, 4\]",
     ),
-    "another batch": ({"value": Q[:1]}, ValueError, "value must have query's shape"),
+    "a size that does not divide": (
+        {"key": Q[:, 1:], "value": Q[:, 1:]},
+        ValueError,
+        r"key must have a height and a width that divide query's \[6, 7\], or equal kernel_size; got \[2, 5, 7, 2, 4\]",
+    ),
+    "another batch": (
+        {"value": Q[:1]},
+        ValueError,
+        r"value must have query's batch 2 and a number of heads that divides its 2; got \[1, 6, 7, 2, 4\]",
+    ),
+    "more heads": (
+        {"key": Q.repeat(1, 1, 1, 2, 1)},
+        ValueError,
+        "key must have query's batch 2 and a number of heads that divides its 2",
+    ),
+    "other channels": ({"key": Q[..., 1:]}, ValueError, "key must have query's 4 channels"),
+    "values without channels": ({"value": Q[..., :0]}, ValueError, "value must have at least one head and one channel"),
+    "values of several heads": ({"mean_heads": True}, ValueError, "value must have one head with mean_heads"),
+    "mean_heads a number": ({"mean_heads": 1}, ValueError, "mean_heads must be a bool; got 1"),
     "another device": ({"key": Q.to("meta")}, ValueError, "key must be on cpu; got meta"),
     "another dtype": (
         {"value": Q.double()},
@@ -87,7 +105,9 @@ def test_bad_packed_argument():
 
 # Position in the op's arguments, a wrong value, and what the error must say.
 OUT_OF_BOUNDS = [
-    (0, [Q, Q[:1], Q], "key must have query's shape"),
+    (0, [Q, Q[:1], Q], "key must have query's batch 2"),
+    (0, [Q, Q, Q[:, :3]], r"value must have key's height and width \[6, 7\]"),
+    (0, [Q, Q[:, :4], Q[:, :4]], r"key must have a height and a width that divide query's \[6, 7\]"),
     (0, [Q, Q], "qkv must be one packed tensor or three; got 2"),
     (0, [Q], "qkv must have 6 dimensions"),
     (0, [Q, Q.half(), Q], "key must have query's dtype torch.float32; got torch.float16"),
@@ -100,20 +120,21 @@ OUT_OF_BOUNDS = [
     (4, [4, 1], r"stride must be at most kernel_size \(3, 3\)"),
     (4, [0, 1], "stride must be a positive integer"),
     (5, [True], "is_causal must be a bool or a pair of them"),
+    (7, True, "value must have one head with mean_heads"),
 ]
 
 
 @pytest.mark.parametrize(("position", "wrong", "text"), OUT_OF_BOUNDS)
 def test_op_checks_bounds(position, wrong, text):
     op = torch.ops.inr_kernels.neighborhood_attention
-    good = [[Q, Q, Q], RPB, [3, 3], [1, 1], [1, 1], [False, False], 1.0, ""]
+    good = [[Q, Q, Q], RPB, [3, 3], [1, 1], [1, 1], [False, False], 1.0, False, ""]
     op(*good)
     with pytest.raises(ValueError, match=text):
         op(*good[:position], wrong, *good[position + 1 :])
 
 
 def test_op_checks_gradients_and_lse():
-    good = [[Q, Q, Q], RPB, [3, 3], [1, 1], [1, 1], [False, False], 1.0, ""]
+    good = [[Q, Q, Q], RPB, [3, 3], [1, 1], [1, 1], [False, False], 1.0, False, ""]
     out, lse = torch.ops.inr_kernels.neighborhood_attention(*good)
     backward, needs = torch.ops.inr_kernels.neighborhood_attention_backward, [True] * 4
     backward(out, lse, lse, *good, needs)
@@ -197,7 +218,7 @@ def arguments(packed=False, gradients=False, **options):
     tensors = [qkv] if packed else [t.clone() for t in qkv.unbind(3)]
     tensors = [t.requires_grad_(gradients) for t in tensors]
     rpb = rpb if rpb is None else rpb.requires_grad_(gradients)
-    return tensors, rpb, [3, 3], [1, 2], [2, 1], [False, True], 0.5, ""
+    return tensors, rpb, [3, 3], [1, 2], [2, 1], [False, True], 0.5, False, ""
 
 
 @pytest.mark.parametrize("gradients", [False, True])

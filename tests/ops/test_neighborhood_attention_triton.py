@@ -24,6 +24,27 @@ CASES = {
     "packed": {"layout": "packed", "dim": 19},
     "dim 70": {"dim": 70, "size": (3, 9)},
     "heads first": {"layout": "heads first", "scale": 0.0},
+    "wide values, bias": {"dim": 5, "dim_v": 37, "bias": True, "size": (3, 9)},
+    "values in blocks": {"dim_v": 260, "size": (3, 3)},
+    "grouped heads": {"heads": 4, "shared": (2, 2), "size": (3, 4)},
+    "shared keys and values": {"heads": 6, "shared": (2, 3), "size": (3, 4), "bias": True},
+    "cross-scale": {"size": (6, 12), "key_size": (3, 4), "kernel_size": (2, 3), "bias": True},
+    "cross-scale, dilation, causal": {
+        **{"size": (8, 6), "key_size": (4, 6), "kernel_size": (2, 3), "dilation": (2, 1), "is_causal": True},
+    },
+    "all keys of any size": {"size": (1, 5), "key_size": (3, 2), "kernel_size": (3, 2)},
+    "mean of heads": {"heads": 2, "shared": (2, 1), "mean_heads": True, "size": (3, 4)},
+    "mean of heads, cross-scale, values in blocks": {
+        **{
+            "heads": 2,
+            "shared": (1, 1),
+            "mean_heads": True,
+            "size": (4, 4),
+            "key_size": (2, 2),
+            "kernel_size": 2,
+            "dim_v": 260,
+        },
+    },
 }
 
 

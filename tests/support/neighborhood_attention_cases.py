@@ -42,6 +42,23 @@ SHAPES = {
     "heads first": {"layout": "heads first"},
     "dim first": {"layout": "dim first", "dim": 5},
     "packed": {"layout": "packed", "kernel_size": 5},
+    "wide values": {"dim": 5, "dim_v": 37, "kernel_size": 5},
+    "narrow values": {"dim": 33, "dim_v": 3, "heads": 1, "dilation": (1, 2)},
+    "grouped heads": {"heads": 4, "shared": (2, 2), "kernel_size": (3, 5)},
+    "one head of keys and values": {"heads": 3, "shared": (1, 1), "size": (19, 21), "batch": 1},
+    "shared values": {"heads": 4, "shared": (4, 1), "dim_v": 11, "stride": 2},
+    "shared keys": {"heads": 6, "shared": (2, 3), "is_causal": True, "size": (5, 20), "batch": 1},
+    "ratio 2 x 3": {"size": (12, 21), "key_size": (6, 7), "kernel_size": (3, 5), "dim_v": 19},
+    "ratio 1 x 4": {"size": (5, 40), "key_size": (5, 10), "heads": 4, "shared": (2, 1), "kernel_size": 4},
+    "ratio 17": {"size": (51, 68), "key_size": (3, 4), "heads": 1, "batch": 1},
+    "ratio 2, dilation and stride": {"size": (18, 20), "key_size": (9, 10), "dilation": (2, 3), "stride": 2},
+    "ratio 3, causal": {"size": (15, 21), "key_size": (5, 7), "is_causal": (True, False), "dim": 5, "batch": 1},
+    "all keys of any size": {"size": (3, 13), "key_size": (7, 5), "kernel_size": (7, 5)},
+    "mean": {"heads": 4, "shared": (4, 1), "mean_heads": True, "dim_v": 21, "kernel_size": (3, 4)},
+    "mean, ratio 4": {
+        **{"size": (20, 24), "key_size": (5, 6), "heads": 6, "shared": (2, 1), "mean_heads": True},
+        **{"dim_v": 40, "batch": 1},
+    },
 }
 
 
@@ -60,6 +77,10 @@ class Case:
     scale: float | None = None
     bias: bool = False
     layout: str = "contiguous"
+    dim_v: int | None = None  # None: dim
+    shared: tuple | None = None  # heads of key and value; None: heads
+    key_size: tuple | None = None  # None: size
+    mean_heads: bool = False
     tensors: tuple = field(default=())
 
     def __post_init__(self):
@@ -68,9 +89,21 @@ class Case:
         rpb = torch.randn(self.heads, 2 * kh - 1, 2 * kw - 1, dtype=torch.float64) if self.bias else None
         self.tensors = qkv, rpb
 
+    def separate(self):
+        """query, key, value."""
+        query, key, value = self.tensors[0].unbind(3)
+        if self.dim_v is None and self.shared is None and self.key_size is None:
+            return query, key, value
+        size = self.key_size or self.size
+        shared, dims = self.shared or (self.heads, self.heads), (self.dim, self.dim_v or self.dim)
+        generator = torch.Generator(query.device).manual_seed(0)
+        options = {"dtype": query.dtype, "device": query.device, "generator": generator}
+        shapes = [(self.batch, *size, heads, dim) for heads, dim in zip(shared, dims, strict=True)]
+        return query, *(torch.randn(shape, **options) for shape in shapes)
+
     def options(self):
         names = "dilation", "stride", "is_causal", "scale"
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | ({"mean_heads": True} if self.mean_heads else {})
 
     def laid_out(self, tensor):
         """[B, H, W, heads, dim] in the memory order under test."""
@@ -87,7 +120,7 @@ class Case:
         so that float64 starts from the values under test.
         """
         qkv, rpb = self.tensors
-        leaves = [self.laid_out(t.to(rounded).to(dtype)).requires_grad_() for t in qkv.unbind(3)]
+        leaves = [self.laid_out(t.to(rounded).to(dtype)).requires_grad_() for t in self.separate()]
         if self.layout == "packed":
             leaves = [qkv.to(rounded).to(dtype).requires_grad_()]
         if rpb is not None:
@@ -136,10 +169,23 @@ def gpu_problems(dtype):
 
 
 def compilations(dtype, arch):
-    """Launches IN²'s attention, packed, with a bias, forward and backward; yields the head's width before."""
+    """Launches IN²'s attention, packed, with a bias; NAF's and AnyUp's at a ratio of 4; yields the form before.
+
+    Forward and backward.
+    """
     for dim in (32, 128):
         yield f"dim {dim}"
         qkv, rpb = torch.empty(1, 64, 64, 3, 8, dim, dtype=dtype), torch.empty(8, 13, 13)
-        arguments = [qkv], rpb, (7, 7), (1, 2), (1, 1), (False, False), dim**-0.5
-        out, lse = triton_kernels.forward(*arguments)
-        triton_kernels.backward(out, lse, lse, *arguments, needs=[True, True])
+        run([qkv], rpb, (7, 7), (1, 2), (1, 1), (False, False), dim**-0.5, False)
+    for name, heads, shared, dim, dim_v in (("NAF", 4, 4, 64, 96), ("AnyUp", 4, 1, 32, 384)):
+        yield name
+        shapes = (64, 64, heads, dim), (16, 16, heads, dim), (16, 16, shared, dim_v)
+        qkv = [torch.empty(1, *shape, dtype=dtype) for shape in shapes]
+        run(qkv, None, (9, 9), (1, 1), (1, 1), (False, False), dim**-0.5, shared == 1)
+
+
+def run(*arguments):
+    """Launches the Triton kernels, forward and backward."""
+    out, lse = triton_kernels.forward(*arguments)
+    qkv, rpb, *_ = arguments
+    triton_kernels.backward(out, lse, lse, *arguments, needs=[True] * len(qkv) + [rpb is not None])

@@ -7,7 +7,10 @@
 // key rows, in order, and keeps the rows of P and S' that are still needed; then it sums over the queries of each key.
 // Query rows at the border of two bands are therefore computed twice, no thread waits for another one, and the sums do
 // not depend on how the rows are divided into bands.
+#include <numeric>
+
 #include "common.h"
+#include "tiles.h"
 
 namespace inr {
 namespace INR_ISA {
@@ -24,12 +27,13 @@ class GradientRows : public NeighborhoodRows<T> {
   GradientRows(const NeighborhoodPlan<T>& plan)
       : NeighborhoodRows<T>(plan), layout{plan.offsets * plan.row_length, plan.row_length},
         slots(plan.max_span(queries_of_key) + max_rows), queries(slots, p.dim * plan.row_length),
-        grads(slots, p.dim * plan.row_length), weights(slots, p.y.kernel * layout.key),
+        grads(slots, p.value_dim * plan.row_length), weights(slots, p.y.kernel * layout.key),
         score_gradients(slots, p.y.kernel * layout.key), windows_of(slots),
-        bias_sums(max_rows * p.y.kernel * plan.offsets) {}
+        bias_sums(max_rows * p.y.kernel * plan.offsets),
+        shared_keys(shared_size(p.dim)), shared_values(shared_size(p.value_dim)) {}
   explicit operator bool() const {
     return NeighborhoodRows<T>::operator bool() && queries && grads && weights && score_gradients && windows_of &&
-           bias_sums;
+           bias_sums && shared_keys && shared_values;
   }
 
   // Computes P and S' of the query rows [i, i + count), and the gradients of the queries that the task owns.
@@ -40,8 +44,8 @@ class GradientRows : public NeighborhoodRows<T> {
     const R *query[max_rows], *grad[max_rows];
     for (int r = 0; r < count; ++r) {
       windows_of[(i + r) % slots] = windows[r] = window(p.y, i + r, this->n);
-      this->stage(p.query, i + r, R(p.scale), queries[i + r]);
-      this->stage(grad_out, i + r, R(1), grads[i + r]);
+      this->stage(this->of_query(p.query), i + r, R(p.scale), queries[i + r]);
+      this->stage(this->of_out(grad_out), i + r, R(1), grads[i + r]);
       query[r] = queries[i + r];
       grad[r] = grads[i + r];
     }
@@ -55,31 +59,35 @@ class GradientRows : public NeighborhoodRows<T> {
         weight[r] = weights[i + r] + at;
         score_gradient[r] = score_gradients[i + r] + at;
       }
-      this->multiply_windows(count, windows, query, this->keys, neighbours, v, weight, layout);
-      this->multiply_windows(count, windows, grad, this->values, neighbours, v, score_gradient, layout);
+      this->multiply_windows(count, windows, query, this->keys, p.dim, neighbours, v, weight, layout);
+      this->multiply_windows(count, windows, grad, this->values, p.value_dim, neighbours, v, score_gradient, layout);
       for (int r = 0; r < count; ++r)
         softmax_backward(i + r, windows[r], weight[r], score_gradient[r], neighbours, v, static_cast<const R*>(lse),
                               static_cast<const R*>(grad_lse), bias_rows ? bias_sum(r) : nullptr);
       if (!grad_query.data) continue;
       this->clear_sums();
-      this->combine_windows(count, windows, score_gradient, layout, this->keys, neighbours, v);
+      this->combine_windows(count, windows, score_gradient, layout, this->keys, p.dim, neighbours, v);
       for (int r = 0; r < count; ++r)
-        if (owns(i + r)) this->unstage(this->sum(r), Vec<T>{} + R(p.scale), grad_query, i + r, v);
+        if (owns(i + r)) this->unstage(this->sum(r), Vec<T>{} + R(p.scale), this->of_query(grad_query), i + r, v);
     }
     for (int r = 0; bias_rows && r < count; ++r)
       if (owns(i + r)) store_bias(bias_sum(r), bias_rows + row_of_bias(i + r));
   }
 
   // Computes the gradients of the key rows [t, t + count), given S' as `scores` and the queries as `ring`; or of the
-  // value rows, given P and the output's gradients.
+  // value rows, given P and the output's gradients. The heads that share them come one after another: `shared` holds
+  // the sums of `position` earlier ones out of `heads`; the last writes `to`.
   void add_key_rows(std::int64_t t, int count, const ColumnNeighbours<R>& query_neighbours, const Ring<R>& scores,
-                    const Ring<R>& ring, const Tokens& to) {
-    const std::int64_t last = queries_of_key(p.y, t + count - 1, this->n).end;
+                    const Ring<R>& ring, const Head& to, std::int64_t position, std::int64_t heads, R* shared) {
+    const std::int64_t last = queries_of_key(p.y, t + count - 1, this->n).end, size = to.dim * lanes<T>;
     for (std::int64_t v = 0; v < plan.vectors; ++v) {
       const Neighbours<R>& neighbours = query_neighbours[v];
       // A query from which the key has offset o lies o steps before the key.
       const std::int64_t back = (v + 1) * lanes<T> - neighbours.first * p.x.dilation;
+      const auto shared_sum = [&](int r) { return shared + ((t - task.begin + r) * plan.vectors + v) * size; };
       this->clear_sums();
+      for (int r = 0; position && r < count; ++r)
+        std::memcpy(this->sum(r), shared_sum(r), std::size_t(size) * sizeof(R));
       for (std::int64_t i = queries_of_key(p.y, t, this->n).begin; i < last; ++i) {
         const Window w = windows_of[i % slots];
         const int first = int(clamp(w.begin - t, 0, count)), end = int(clamp(w.end - t, 0, count));
@@ -88,9 +96,13 @@ class GradientRows : public NeighborhoodRows<T> {
           from[r - first] =
               scores[i] + (t + r - w.begin) * layout.key + (neighbours.first + p.x.kernel - 1) * plan.row_length + back;
         this->combine_rows(first, end - first, from, plan.row_length - p.x.dilation, ring[i] + back, -p.x.dilation,
-                           neighbours);
+                           to.dim, neighbours);
       }
-      for (int r = 0; r < count; ++r) this->unstage(this->sum(r), Vec<T>{} + R(1), to, t + r, v);
+      for (int r = 0; r < count; ++r)
+        if (position + 1 < heads)
+          std::memcpy(shared_sum(r), this->sum(r), std::size_t(size) * sizeof(R));
+        else
+          this->unstage(this->sum(r), Vec<T>{} + R(1), to, t + r, v);
     }
   }
 
@@ -142,6 +154,11 @@ class GradientRows : public NeighborhoodRows<T> {
     return ((task.image * p.heads + task.head) * p.y.length + this->y(i)) * p.y.kernel * plan.offsets;
   }
 
+  // Of the sums of a task's keys, which its heads share; none if there is one head.
+  std::int64_t shared_size(std::int64_t dim) const {
+    return plan.heads > 1 ? plan.band_rows * plan.vectors * dim * lanes<T> : 0;
+  }
+
   ScoreLayout layout;
   std::int64_t slots;
 
@@ -150,6 +167,7 @@ class GradientRows : public NeighborhoodRows<T> {
   Ring<R> weights, score_gradients;  // rows of [y.kernel][offsets][row_length]: P, S'
   Buffer<Window> windows_of;         // [slots]
   Buffer<Vec<T>> bias_sums;          // [max_rows][y.kernel][offsets]
+  Buffer<R> shared_keys, shared_values;  // [band_rows][vectors][dim][lanes]
 };
 
 // Sums the contributions of all rows in a fixed order.
@@ -172,23 +190,34 @@ template <class T>
 Status backward(const NeighborhoodAttention& p, const void* lse, const Tokens& grad_out, const void* grad_lse,
                 const NeighborhoodAttentionGradients& to) {
   using R = Real<T>;
-  const NeighborhoodPlan<T> plan(p);
+  // A task computes the heads that share keys or values.
+  const NeighborhoodPlan<T> plan(p, p.heads / std::gcd(p.key_heads, p.value_heads));
   const ColumnNeighbours<R> query_neighbours(p.x, true);
   Buffer<R> bias_rows;
   if (to.bias && !bias_rows.resize(p.batch * p.heads * p.y.length * p.y.kernel * plan.offsets))
     return Status::out_of_memory;
   if (!plan.key_neighbours || !query_neighbours) return Status::out_of_memory;
   const bool needs_keys = to.key.data || to.value.data;
+  const std::int64_t key_share = p.heads / p.key_heads, value_share = p.heads / p.value_heads;
   const Status status = for_each_band<GradientRows<T>>(plan, [&](GradientRows<T>& rows) {
-    std::int64_t next = needs_keys ? queries_of_key(p.y, rows.task.begin, rows.n).begin : rows.task.begin;
-    rows.staged = window(p.y, next, rows.n).begin;
-    for (std::int64_t t = rows.task.begin; t < rows.task.end; t += max_rows) {
-      const int count = int(clamp(rows.task.end - t, 0, max_rows));
-      const std::int64_t needed = needs_keys ? queries_of_key(p.y, t + count - 1, rows.n).end : t + count;
-      for (; next < needed; next += max_rows)
-        rows.add_query_rows(next, int(clamp(rows.n - next, 0, max_rows)), lse, grad_out, grad_lse, to.query, bias_rows);
-      if (to.key.data) rows.add_key_rows(t, count, query_neighbours, rows.score_gradients, rows.queries, to.key);
-      if (to.value.data) rows.add_key_rows(t, count, query_neighbours, rows.weights, rows.grads, to.value);
+    NeighborhoodTask task = rows.task;
+    for (const std::int64_t end = task.head + plan.heads; task.head < end; ++task.head) {
+      rows.begin(task);
+      std::int64_t next = needs_keys ? queries_of_key(p.y, task.begin, rows.n).begin : task.begin;
+      rows.staged = window(p.y, next, rows.n).begin;
+      for (std::int64_t t = task.begin; t < task.end; t += max_rows) {
+        const int count = int(clamp(task.end - t, 0, max_rows));
+        const std::int64_t needed = needs_keys ? queries_of_key(p.y, t + count - 1, rows.n).end : t + count;
+        for (; next < needed; next += max_rows)
+          rows.add_query_rows(next, int(clamp(rows.n - next, 0, max_rows)), lse, grad_out, grad_lse, to.query,
+                              bias_rows);
+        if (to.key.data)
+          rows.add_key_rows(t, count, query_neighbours, rows.score_gradients, rows.queries, rows.of_key(to.key),
+                            task.head % key_share, key_share, rows.shared_keys);
+        if (to.value.data)
+          rows.add_key_rows(t, count, query_neighbours, rows.weights, rows.grads, rows.of_value(to.value),
+                            task.head % value_share, value_share, rows.shared_values);
+      }
     }
   });
   if (status == Status::ok && to.bias) sum_bias(p, static_cast<const R*>(bias_rows), static_cast<R*>(to.bias));
@@ -200,6 +229,7 @@ Status backward(const NeighborhoodAttention& p, const void* lse, const Tokens& g
 Status neighborhood_attention_backward(Type type, const NeighborhoodAttention& p, const void* lse,
                                        const Tokens& grad_out, const void* grad_lse,
                                        const NeighborhoodAttentionGradients& to) {
+  if (needs_tiles(p)) return tiled_backward(type, p, lse, grad_out, grad_lse, to);
   switch (type) {
     case Type::float32: return backward<float>(p, lse, grad_out, grad_lse, to);
     case Type::float64: return backward<double>(p, lse, grad_out, grad_lse, to);

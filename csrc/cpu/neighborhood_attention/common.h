@@ -32,30 +32,38 @@ INR_INLINE void clear(V* values, std::int64_t n) {
 }
 
 struct NeighborhoodTask {
-  std::int64_t image, head, residue, begin, end;  // positions in the class of rows
+  std::int64_t image, head, residue, begin, end;  // head: the first; begin, end: positions in the class of rows
+};
+
+// One head of some tokens.
+struct Head {
+  const Tokens& tokens;
+  std::int64_t head, dim;
 };
 
 // How the problem is divided into tasks, and the sizes of staged rows.
 template <class T>
 struct NeighborhoodPlan {
-  explicit NeighborhoodPlan(const NeighborhoodAttention& problem) : p(problem), key_neighbours(p.x, false) {
+  NeighborhoodPlan(const NeighborhoodAttention& problem, std::int64_t heads_of_task)
+      : p(problem), heads(heads_of_task), key_neighbours(p.x, false) {
     vectors = round_up(p.x.length, lanes<T>) / lanes<T>;
     row_length = ((vectors + 2) | 1) * lanes<T>;  // odd, so that channels fall into different cache sets
     offsets = 2 * p.x.kernel - 1;
-    const std::int64_t units = p.batch * p.heads * p.y.dilation, longest = class_size(p.y, 0);
-    const double work = double(units) * double(longest * p.x.length) * double(p.y.kernel * p.x.kernel * p.dim);
+    const std::int64_t units = p.batch * p.heads / heads * p.y.dilation, longest = class_size(p.y, 0);
+    const double work = double(units * heads) * double(longest * p.x.length) *
+                        (double(p.y.kernel * p.x.kernel) * double(p.dim + p.value_dim) / 2);
     threads = int(clamp(std::int64_t(work / 1e6) + 1, 1, p.threads));
     const std::int64_t min_bands = threads > 1 ? (4 * threads + units - 1) / units : 1;
     band_rows = clamp(round_up((longest + min_bands - 1) / min_bands, max_rows), max_rows, round_up(longest, max_rows));
     bands = (longest + band_rows - 1) / band_rows;
   }
 
-  std::int64_t tasks() const { return p.batch * p.y.dilation * bands * p.heads; }
+  std::int64_t tasks() const { return p.batch * p.y.dilation * bands * (p.heads / heads); }
   // Heads are adjacent in memory, so consecutive tasks are different heads of the same rows.
   NeighborhoodTask task(std::int64_t i) const {
-    const std::int64_t begin = i / p.heads % bands * band_rows, residue = i / p.heads / bands % p.y.dilation;
-    const std::int64_t n = class_size(p.y, residue);
-    return {i / p.heads / bands / p.y.dilation, i % p.heads, residue, clamp(begin, 0, n),
+    const std::int64_t groups = p.heads / heads, band = i / groups, residue = band / bands % p.y.dilation;
+    const std::int64_t begin = band % bands * band_rows, n = class_size(p.y, residue);
+    return {band / bands / p.y.dilation, i % groups * heads, residue, clamp(begin, 0, n),
             clamp(begin + band_rows, 0, n)};
   }
 
@@ -73,6 +81,7 @@ struct NeighborhoodPlan {
   }
 
   const NeighborhoodAttention& p;
+  std::int64_t heads;  // of a task, adjacent
   ColumnNeighbours<Real<T>> key_neighbours;
   std::int64_t vectors;           // of the columns of a row
   std::int64_t row_length;        // of a staged row of one channel: a vector as margin, the columns, a margin
@@ -158,7 +167,8 @@ class NeighborhoodRows {
 
   explicit NeighborhoodRows(const NeighborhoodPlan<T>& plan)
       : plan(plan), p(plan.p), n(0), keys(plan.max_span(window), p.dim * plan.row_length),
-        values(plan.max_span(window), p.dim * plan.row_length), sums(max_rows * p.dim * lanes<T>) {}
+        values(plan.max_span(window), p.value_dim * plan.row_length),
+        sum_size((p.dim > p.value_dim ? p.dim : p.value_dim) * lanes<T>), sums(max_rows * sum_size) {}
   explicit operator bool() const { return keys && values && sums; }
 
   void begin(const NeighborhoodTask& t) {
@@ -169,50 +179,56 @@ class NeighborhoodRows {
 
   std::int64_t y(std::int64_t i) const { return task.residue + i * p.y.dilation; }
 
+  // The task's head of tokens like query, out, key and value.
+  Head of_query(const Tokens& tokens) const { return {tokens, task.head, p.dim}; }
+  Head of_out(const Tokens& tokens) const { return {tokens, task.head, p.value_dim}; }
+  Head of_key(const Tokens& tokens) const { return {tokens, task.head * p.key_heads / p.heads, p.dim}; }
+  Head of_value(const Tokens& tokens) const { return {tokens, task.head * p.value_heads / p.heads, p.value_dim}; }
+
   // Stages row i of some tokens: scales and transposes it; columns past the last are zero. to: [dim][row_length]
-  INR_NOINLINE void stage(const Tokens& tokens, std::int64_t i, R scale, R* to) const {
-    const std::int64_t* s = tokens.strides;
-    const T* from = static_cast<const T*>(tokens.data) + task.image * s[0] + y(i) * s[1] + task.head * s[3];
+  INR_NOINLINE void stage(const Head& h, std::int64_t i, R scale, R* to) const {
+    const std::int64_t* s = h.tokens.strides;
+    const T* from = static_cast<const T*>(h.tokens.data) + task.image * s[0] + y(i) * s[1] + h.head * s[3];
     to += lanes<T>;
     for (std::int64_t x = 0; x < p.x.length; x += lanes<T>)
-      for (std::int64_t d = 0; d < p.dim; d += lanes<T>) {
+      for (std::int64_t d = 0; d < h.dim; d += lanes<T>) {
         Vec<T> tile[lanes<T>]{};
         for (std::int64_t k = 0; k < clamp(p.x.length - x, 0, lanes<T>); ++k)
-          tile[k] = load_up_to<T>(from + (x + k) * s[2] + d, p.dim - d) * scale;
+          tile[k] = load_up_to<T>(from + (x + k) * s[2] + d, h.dim - d) * scale;
         transpose<T>(tile);
-        for (std::int64_t k = 0; k < clamp(p.dim - d, 0, lanes<T>); ++k)
+        for (std::int64_t k = 0; k < clamp(h.dim - d, 0, lanes<T>); ++k)
           store(to + (d + k) * plan.row_length + x, tile[k]);
       }
   }
 
   // Writes sums, each lane times `scale`, to vector v of the columns of row i. from: [dim][lanes]
-  INR_NOINLINE void unstage(const R* from, Vec<T> scale, const Tokens& tokens, std::int64_t i, std::int64_t v) const {
-    const std::int64_t *s = tokens.strides, x = v * lanes<T>;
-    T* to = static_cast<T*>(const_cast<void*>(tokens.data)) + task.image * s[0] + y(i) * s[1] + task.head * s[3];
-    for (std::int64_t d = 0; d < p.dim; d += lanes<T>) {
+  INR_NOINLINE void unstage(const R* from, Vec<T> scale, const Head& h, std::int64_t i, std::int64_t v) const {
+    const std::int64_t *s = h.tokens.strides, x = v * lanes<T>;
+    T* to = static_cast<T*>(const_cast<void*>(h.tokens.data)) + task.image * s[0] + y(i) * s[1] + h.head * s[3];
+    for (std::int64_t d = 0; d < h.dim; d += lanes<T>) {
       Vec<T> tile[lanes<T>]{};
-      for (std::int64_t k = 0; k < clamp(p.dim - d, 0, lanes<T>); ++k)
+      for (std::int64_t k = 0; k < clamp(h.dim - d, 0, lanes<T>); ++k)
         tile[k] = load(from + (d + k) * lanes<T>) * scale;
       transpose<T>(tile);
       for (std::int64_t k = 0; k < clamp(p.x.length - x, 0, lanes<T>); ++k)
-        store_up_to<T>(tile[k], p.dim - d, to + (x + k) * s[2] + d);
+        store_up_to<T>(tile[k], h.dim - d, to + (x + k) * s[2] + d);
     }
   }
 
   // Stages the rows of keys and values up to position `end`.
   void stage_keys(std::int64_t end) {
     for (; staged < end; ++staged) {
-      stage(p.key, staged, R(1), keys[staged]);
-      stage(p.value, staged, R(1), values[staged]);
+      stage(of_key(p.key), staged, R(1), keys[staged]);
+      stage(of_value(p.value), staged, R(1), values[staged]);
     }
   }
 
   // scores[r] = queries[r] . keys of its window, for `count` rows and the columns of vector v.
   // windows: [count]; queries: [count] pointers to [dim][row_length]; ring: the keys; scores: [count] pointers to
-  // `layout`. Queries and keys may be any two kinds of staged tokens.
+  // `layout`. Queries and keys may be any two kinds of staged tokens, of `dim` channels.
   INR_NOINLINE void multiply_windows(int count, const Window* windows, const R* const* queries, const Ring<R>& ring,
-                                     const Neighbours<R>& neighbours, std::int64_t v, R* const* scores,
-                                     ScoreLayout layout) const {
+                                     std::int64_t dim, const Neighbours<R>& neighbours, std::int64_t v,
+                                     R* const* scores, ScoreLayout layout) const {
     for_each_row(count, windows, [&](std::int64_t t, int first, int rows) {
       const R* a[max_rows];
       R* to[max_rows];
@@ -226,7 +242,7 @@ class NeighborhoodRows {
         wide = (neighbours.count - o + blocks - 1) / blocks;
         with_constant<max_rows>(rows, [&](auto RowCount) {
           with_constant<max_wide>(wide, [&](auto C) {
-            multiply<RowCount, C>(a, b + o * p.x.dilation, p.x.dilation, p.dim, plan.row_length, to, layout.offset);
+            multiply<RowCount, C>(a, b + o * p.x.dilation, p.x.dilation, dim, plan.row_length, to, layout.offset);
           });
         });
         for (int r = 0; r < rows; ++r) to[r] += wide * layout.offset;
@@ -236,23 +252,24 @@ class NeighborhoodRows {
 
   // sums[r] += scores[r] . values of its window. Arguments as in multiply_windows; ring: the values.
   INR_NOINLINE void combine_windows(int count, const Window* windows, R* const* scores, ScoreLayout layout,
-                                    const Ring<R>& ring, const Neighbours<R>& neighbours, std::int64_t v) {
+                                    const Ring<R>& ring, std::int64_t dim, const Neighbours<R>& neighbours,
+                                    std::int64_t v) {
     for_each_row(count, windows, [&](std::int64_t t, int first, int rows) {
       const R* weights[max_rows];
       for (int r = 0; r < rows; ++r) weights[r] = scores[first + r] + (t - windows[first + r].begin) * layout.key;
       const R* b = ring[t] + (v + 1) * lanes<T> + neighbours.first * p.x.dilation;
-      combine_rows(first, rows, weights, layout.offset, b, p.x.dilation, neighbours);
+      combine_rows(first, rows, weights, layout.offset, b, p.x.dilation, dim, neighbours);
     });
   }
 
   // Adds the weighted sums of rows [first, first + rows), all channels in blocks. Arguments as in `combine`.
   INR_NOINLINE void combine_rows(int first, int rows, const R* const* weights, std::int64_t weight_step, const R* b,
-                                 std::int64_t b_step, const Neighbours<R>& neighbours) {
-    for (std::int64_t d = 0; d < p.dim; d += max_wide) {
+                                 std::int64_t b_step, std::int64_t dim, const Neighbours<R>& neighbours) {
+    for (std::int64_t d = 0; d < dim; d += max_wide) {
       R* to[max_rows];
       for (int r = 0; r < rows; ++r) to[r] = sum(first + r) + d * lanes<T>;
       with_constant<max_rows>(rows, [&](auto RowCount) {
-        with_constant<max_wide>(clamp(p.dim - d, 0, max_wide), [&](auto D) {
+        with_constant<max_wide>(clamp(dim - d, 0, max_wide), [&](auto D) {
           combine<RowCount, D>(weights, weight_step, b + d * plan.row_length, b_step, plan.row_length, neighbours, to);
         });
       });
@@ -260,8 +277,8 @@ class NeighborhoodRows {
   }
 
   // [dim][lanes]
-  R* sum(int r) const { return sums + r * p.dim * lanes<T>; }
-  void clear_sums() { clear(static_cast<R*>(sums), max_rows * p.dim * lanes<T>); }
+  R* sum(int r) const { return sums + r * sum_size; }
+  void clear_sums() { clear(static_cast<R*>(sums), max_rows * sum_size); }
 
   // The bias of the scores of query row i and key row t, from the first offset on: [neighbours.count], or nullptr.
   const R* bias(std::int64_t i, std::int64_t t, const Neighbours<R>& neighbours) const {
@@ -276,7 +293,8 @@ class NeighborhoodRows {
   std::int64_t n;           // positions of the task's residue class of rows
   std::int64_t staged = 0;  // the first position that is not staged yet
   Ring<R> keys, values;     // rows of [dim][row_length]
-  Buffer<R> sums;  // [max_rows][dim][lanes]
+  std::int64_t sum_size;
+  Buffer<R> sums;  // [max_rows][larger dim][lanes]
 
  private:
   // Calls work(t, first, rows) for every key row t and the query rows [first, first + rows) whose windows contain it.

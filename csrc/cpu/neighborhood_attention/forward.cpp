@@ -1,4 +1,5 @@
 #include "common.h"
+#include "tiles.h"
 
 namespace inr {
 namespace INR_ISA {
@@ -25,17 +26,17 @@ class QueryRows : public NeighborhoodRows<T> {
       windows[r] = window(p.y, i + r, this->n);
       score[r] = scores + r * p.y.kernel * layout.key;
       query[r] = queries[r];
-      this->stage(p.query, i + r, R(p.scale), queries[r]);
+      this->stage(this->of_query(p.query), i + r, R(p.scale), queries[r]);
     }
     this->stage_keys(windows[count - 1].end);
     for (std::int64_t v = 0; v < plan.vectors; ++v) {
       const Neighbours<R>& neighbours = plan.key_neighbours[v];
-      this->multiply_windows(count, windows, query, this->keys, neighbours, v, score, layout);
+      this->multiply_windows(count, windows, query, this->keys, p.dim, neighbours, v, score, layout);
       Vec<T> total[max_rows];
       for (int r = 0; r < count; ++r) total[r] = softmax(i + r, windows[r], score[r], neighbours, v, lse);
       this->clear_sums();
-      this->combine_windows(count, windows, score, layout, this->values, neighbours, v);
-      for (int r = 0; r < count; ++r) this->unstage(this->sum(r), R(1) / total[r], out, i + r, v);
+      this->combine_windows(count, windows, score, layout, this->values, p.value_dim, neighbours, v);
+      for (int r = 0; r < count; ++r) this->unstage(this->sum(r), R(1) / total[r], this->of_out(out), i + r, v);
     }
   }
 
@@ -78,7 +79,7 @@ class QueryRows : public NeighborhoodRows<T> {
 // lse: [batch, height, width, heads] or nullptr
 template <class T>
 Status forward(const NeighborhoodAttention& p, const Tokens& out, void* lse) {
-  const NeighborhoodPlan<T> plan(p);
+  const NeighborhoodPlan<T> plan(p, 1);
   if (!plan.key_neighbours) return Status::out_of_memory;
   return for_each_band<QueryRows<T>>(plan, [&](QueryRows<T>& rows) {
     for (std::int64_t i = rows.task.begin; i < rows.task.end; i += max_rows)
@@ -89,6 +90,7 @@ Status forward(const NeighborhoodAttention& p, const Tokens& out, void* lse) {
 }  // namespace
 
 Status neighborhood_attention_forward(Type type, const NeighborhoodAttention& p, const Tokens& out, void* lse) {
+  if (needs_tiles(p)) return tiled_forward(type, p, out, lse);
   switch (type) {
     case Type::float32: return forward<float>(p, out, lse);
     case Type::float64: return forward<double>(p, out, lse);

@@ -1,0 +1,311 @@
+// Shared by the kernels of neighborhood_attention for queries of another resolution than the keys, and for the mean
+// over the heads.
+//
+// A task's queries are divided into tiles, rectangles of the queries of one residue class of the keys. The queries of a
+// position of the keys see the same window, and those of adjacent positions nearly the same, so that a tile is a small
+// dense attention: its keys and values are staged as rows, its queries also transposed, so that a vector holds queries,
+// and the products of scores, outputs and gradients are matrix products. Only in a tile of several windows are lanes
+// masked. Within a class, the query with index c belongs to position c / ratio.
+#pragma once
+
+#include "../common/tasks.h"
+#include "../common/transpose.h"
+#include "../entries.h"
+#include "window.h"
+
+namespace inr {
+namespace INR_ISA {
+
+Status tiled_forward(Type type, const NeighborhoodAttention& p, const Tokens& out, void* lse);
+Status tiled_backward(Type type, const NeighborhoodAttention& p, const void* lse, const Tokens& grad_out,
+                      const void* grad_lse, const NeighborhoodAttentionGradients& to);
+
+// Whether the kernels for tiles have to run: the others need queries at the keys' positions, and every head's output.
+INR_INLINE bool needs_tiles(const NeighborhoodAttention& p) {
+  return p.mean_heads || p.y.queries != p.y.length || p.x.queries != p.x.length;
+}
+
+namespace {
+
+constexpr int product_rows = vector_bytes == 64 ? 8 : 4;  // x 2 vectors of sums in registers
+
+// One block of `product`, from row i and column j on.
+template <int V, class T, class Emit>
+INR_INLINE void product_block(std::int64_t i, std::int64_t j, std::int64_t steps, const T* a, std::int64_t a_row,
+                              std::int64_t a_step, const T* b, std::int64_t b_step, Emit emit) {
+  Vec<T> sum[product_rows][V]{};
+  a += i * a_row, b += j;
+  for (std::int64_t k = 0; k < steps; ++k, a += a_step, b += b_step) {
+    Vec<T> right[V];
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) right[v] = load(b + v * lanes<T>);
+#pragma GCC unroll 8
+    for (int r = 0; r < product_rows; ++r)
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) sum[r][v] += a[r * a_row] * right[v];
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < product_rows; ++r)
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) emit(i + r, j + v * lanes<T>, sum[r][v]);
+}
+
+// Calls emit(i, j, sums) for i < round_up(rows, product_rows) and every vector j ... j + lanes of `columns`, a multiple
+// of lanes: sums = sum_k a[i][k] b[k][j], k < steps. a: element i, k at i a_row + k a_step; b: rows b_step apart
+template <class T, class Emit>
+INR_INLINE void product(std::int64_t rows, std::int64_t columns, std::int64_t steps, const T* a, std::int64_t a_row,
+                        std::int64_t a_step, const T* b, std::int64_t b_step, Emit emit) {
+  for (std::int64_t i = 0; i < rows; i += product_rows)
+    for (std::int64_t j = 0; j < columns; j += 2 * lanes<T>)
+      if (columns - j > lanes<T>)
+        product_block<2>(i, j, steps, a, a_row, a_step, b, b_step, emit);
+      else
+        product_block<1>(i, j, steps, a, a_row, a_step, b, b_step, emit);
+}
+
+// The queries of a tile along one axis, and the positions of the keys that any of them sees.
+struct Side {
+  std::int64_t residue, first, count;
+  Window keys;
+  bool uniform;  // whether all see the same
+};
+
+// One axis, divided into tiles.
+class TiledAxis {
+ public:
+  // any_position: whether the position of a query does not matter if its window has all keys
+  TiledAxis(const Axis& axis, bool any_position) : a(axis), ratio((a.queries + a.length - 1) / a.length) {
+    if (any_position && a.kernel == a.length && !a.causal) ratio = a.queries;
+  }
+
+  std::int64_t position(std::int64_t query) const { return query / ratio; }
+  std::int64_t size_of_class(std::int64_t residue) const { return class_size(a, residue); }
+  // The coordinate of a query, and of a key.
+  std::int64_t query_at(std::int64_t residue, std::int64_t query) const {
+    return (residue + query / ratio * a.dilation) * ratio + query % ratio;
+  }
+  std::int64_t key_at(std::int64_t residue, std::int64_t key) const { return residue + key * a.dilation; }
+  Window window_of(std::int64_t residue, std::int64_t query) const {
+    return window(a, position(query), size_of_class(residue));
+  }
+
+  // Divides the axis into tiles of `cells` positions or, if that is 1, of 1 / `parts` of a position's queries.
+  bool divide(std::int64_t cells, std::int64_t parts) {
+    const std::int64_t step = cells > 1 ? cells * ratio : (ratio + parts - 1) / parts;
+    for (int pass = 0; pass < 2; ++pass) {
+      count = 0;
+      for (std::int64_t residue = 0; residue < a.dilation; ++residue) {
+        const std::int64_t all = size_of_class(residue) * ratio, n = a.dilation > 1 ? all : clamp(a.queries, 0, all);
+        for (std::int64_t c = 0, end; c < n; c = end) {
+          end = clamp(c + step, 0, cells > 1 ? n : clamp((c / ratio + 1) * ratio, 0, n));
+          if (pass) tiles[count] = tile(residue, c, end - c);
+          ++count;
+        }
+      }
+      if (!pass && !tiles.resize(count)) return false;
+    }
+    return true;
+  }
+
+  // The largest number of queries, and of keys, of a tile.
+  std::int64_t max_queries() const { return largest([](const Side& s) { return s.count; }); }
+  std::int64_t max_keys() const { return largest([](const Side& s) { return s.keys.end - s.keys.begin; }); }
+
+  const Axis& a;
+  std::int64_t ratio, count = 0;
+  Buffer<Side> tiles;  // [count]
+
+ private:
+  Side tile(std::int64_t residue, std::int64_t first, std::int64_t queries) const {
+    const Window low = window_of(residue, first), high = window_of(residue, first + queries - 1);
+    return {residue, first, queries, {low.begin, high.end}, low.begin == high.begin && low.end == high.end};
+  }
+  template <class F>
+  std::int64_t largest(F size) const {
+    std::int64_t result = 0;
+    for (std::int64_t i = 0; i < count; ++i) result = size(tiles[i]) > result ? size(tiles[i]) : result;
+    return result;
+  }
+};
+
+// The division of a problem into tiles.
+template <class T>
+struct TilePlan {
+  explicit TilePlan(const NeighborhoodAttention& problem) : p(problem), y(p.y, !p.bias), x(p.x, !p.bias) {
+    std::int64_t best[4] = {1, 1, 1, 1};
+    double least = 1e300;
+    for (int i = 0; i < choices; ++i)
+      for (int j = 0; j < choices; ++j) {
+        std::int64_t c[4];
+        if (!choose(y, i, c) || !choose(x, j, c + 2)) continue;
+        const double cost = cost_of(c);
+        if (cost < least) std::memcpy(best, c, sizeof best), least = cost;
+      }
+    if (!y.divide(best[0], best[1]) || !x.divide(best[2], best[3])) return;
+    columns = round_up(y.max_queries() * x.max_queries(), unit);
+    keys = round_up(y.max_keys() * x.max_keys(), product_rows);
+    dim = round_up(p.dim, lanes<T>);
+    value_dim = round_up(p.value_dim, lanes<T>);
+    const double queries = double(p.batch * p.heads) * double(p.y.queries * p.x.queries);
+    threads = useful_threads(2 * queries * double(p.y.kernel * p.x.kernel) * double(p.dim + p.value_dim), p.threads);
+  }
+  explicit operator bool() const { return columns; }
+
+  const NeighborhoodAttention& p;
+  TiledAxis y, x;
+  std::int64_t columns = 0, keys = 0;  // the most queries and keys of a tile, rounded up
+  std::int64_t dim = 0, value_dim = 0;  // of staged rows, rounded up
+  int threads = 1;
+
+ private:
+  static constexpr std::int64_t max_columns = 128;
+  static constexpr std::int64_t unit = lanes<T> > product_rows ? lanes<T> : product_rows;
+
+  // The choices for a side of a tile: 1 to 4 positions, 1 / 2 to 1 / 16 of one, or 16 to 128 queries of one.
+  static constexpr int choices = 4 + 15 + 4;
+  static bool choose(const TiledAxis& axis, int i, std::int64_t* c) {
+    c[0] = i < 4 ? i + 1 : 1;
+    c[1] = i < 4 ? 1 : i < 19 ? i - 2 : (axis.ratio + (16 << (i - 19)) - 1) / (16 << (i - 19));
+    return c[1] <= axis.ratio;
+  }
+
+  // The work for one query if a tile has cells[0] x cells[2] positions, or a part of one. Staging a key costs as much
+  // as some queries.
+  double cost_of(const std::int64_t (&c)[4]) const {
+    const std::int64_t side_y = c[0] > 1 ? c[0] * y.ratio : (y.ratio + c[1] - 1) / c[1];
+    const std::int64_t side_x = c[2] > 1 ? c[2] * x.ratio : (x.ratio + c[3] - 1) / c[3];
+    const std::int64_t columns = round_up(side_y * side_x, unit);
+    const std::int64_t rows = clamp(p.y.kernel + c[0] - 1, 0, p.y.length);
+    const std::int64_t across = clamp(p.x.kernel + c[2] - 1, 0, p.x.length);
+    const double queries = double(c[0] * y.ratio) / double(c[1]) * (double(c[2] * x.ratio) / double(c[3]));
+    const bool large = columns > max_columns || (columns > unit && rows * across * columns > 1 << 16);
+    return double(rows * across) * double(columns + 3) / queries * (large ? 1e3 * double(columns) : 1);
+  }
+};
+
+// What a thread stages of a tile.
+template <class T>
+class TileRows {
+ public:
+  using R = Real<T>;
+
+  explicit TileRows(const TilePlan<T>& plan)
+      : plan(plan), p(plan.p), query(plan.columns * plan.dim), query_columns(plan.dim * plan.columns),
+        key(plan.keys * plan.dim), value(plan.keys * plan.value_dim), weights(plan.keys * plan.columns),
+        row_masks(plan.y.max_keys() * plan.columns / lanes<T>), column_masks(plan.x.max_keys() * plan.columns / lanes<T>) {}
+  explicit operator bool() const {
+    return query && query_columns && key && value && weights && row_masks && column_masks;
+  }
+
+  // Chooses a tile of an image.
+  void begin(std::int64_t image_, const Side& y_, const Side& x_) {
+    image = image_, y = y_, x = x_;
+    queries = y.count * x.count;
+    columns = round_up(queries, lanes<T> > product_rows ? lanes<T> : product_rows);
+    across = x.keys.end - x.keys.begin;
+    keys = (y.keys.end - y.keys.begin) * across;
+    uniform = y.uniform && x.uniform;
+    if (uniform) return;
+    fill_masks(plan.y, y, row_masks, [&](std::int64_t m) { return m / x.count; });
+    fill_masks(plan.x, x, column_masks, [&](std::int64_t m) { return m % x.count; });
+  }
+
+  // The coordinates of query m, and its number among the pixels of all images.
+  std::int64_t row(std::int64_t m) const { return plan.y.query_at(y.residue, y.first + m / x.count); }
+  std::int64_t column(std::int64_t m) const { return plan.x.query_at(x.residue, x.first + m % x.count); }
+  std::int64_t pixel(std::int64_t m) const { return (image * p.y.queries + row(m)) * p.x.queries + column(m); }
+
+  // The channels of query m, and of key n, in a head of some tokens.
+  T* query_of(const Tokens& t, std::int64_t head, std::int64_t m) const { return at(t, head, row(m), column(m)); }
+  T* key_of(const Tokens& t, std::int64_t head, std::int64_t n) const {
+    return at(t, head, plan.y.key_at(y.residue, y.keys.begin + n / across),
+              plan.x.key_at(x.residue, x.keys.begin + n % across));
+  }
+
+  // Stages the queries of a tile, as rows and transposed. rows: [columns][round_up(dim)]; transposed: [dim][columns]
+  INR_NOINLINE void stage_queries(const Tokens& t, std::int64_t head, std::int64_t dim, R scale, R* rows,
+                                  R* transposed) const {
+    const std::int64_t size = round_up(dim, lanes<T>);
+    for (std::int64_t m = 0; m < columns; ++m)
+      if (m < queries)
+        stage_row(query_of(t, head, m), dim, scale, rows + m * size);
+      else
+        std::memset(static_cast<void*>(rows + m * size), 0, std::size_t(size) * sizeof(R));
+    for (std::int64_t m = 0; m < columns; m += lanes<T>)
+      for (std::int64_t d = 0; d < dim; d += lanes<T>) {
+        Vec<T> tile[lanes<T>];
+        for (int k = 0; k < lanes<T>; ++k) tile[k] = load(rows + (m + k) * size + d);
+        transpose<T>(tile);
+        for (std::int64_t k = 0; k < clamp(dim - d, 0, lanes<T>); ++k) store(transposed + (d + k) * columns + m, tile[k]);
+      }
+  }
+
+  // Stages keys or values. rows: [keys][round_up(dim)]
+  INR_NOINLINE void stage_keys(const Tokens& t, std::int64_t head, std::int64_t dim, R* rows) const {
+    const std::int64_t size = round_up(dim, lanes<T>);
+    for (std::int64_t n = 0; n < keys; ++n) stage_row(key_of(t, head, n), dim, R(1), rows + n * size);
+  }
+
+  // to[n][m] = sum_d rows[n][d] transposed[d][m]
+  INR_NOINLINE void multiply(const R* rows, std::int64_t dim, const R* transposed, R* to) const {
+    product<R>(keys, columns, dim, rows, round_up(dim, lanes<T>), 1, transposed, columns,
+               [&](std::int64_t n, std::int64_t m, Vec<T> sum) {
+                 if (n < keys) store(to + n * columns + m, sum);
+               });
+  }
+
+  // Calls f(n, address of the lanes in [keys][columns], mask) for the lanes m ... of all keys; mask: which of them see it.
+  template <class F>
+  void for_each_key(std::int64_t m, F&& f) const {
+    const std::int64_t vectors = columns / lanes<T>, v = m / lanes<T>;
+    const Mask<T> all = Vec<T>{} == Vec<T>{};
+    for (std::int64_t n = 0, t = 0; n < keys; ++t)
+      for (std::int64_t c = 0; c < across; ++c, ++n)
+        f(n, n * columns + m, uniform ? all : row_masks[t * vectors + v] & column_masks[c * vectors + v]);
+  }
+
+  // The bias of key n for lanes m ... of one head; the mask says for which there is one.
+  Vec<T> bias(std::int64_t head, std::int64_t n, std::int64_t m, Mask<T> mask) const {
+    Vec<T> values{};
+    for (int k = 0; k < lanes<T>; ++k)
+      if (mask[k] && m + k < queries) values[k] = static_cast<const R*>(p.bias)[bias_at(head, n, m + k)];
+    return values;
+  }
+  std::int64_t bias_at(std::int64_t head, std::int64_t n, std::int64_t m) const {
+    const std::int64_t step_y = y.keys.begin + n / across - plan.y.position(y.first + m / x.count);
+    const std::int64_t step_x = x.keys.begin + n % across - plan.x.position(x.first + m % x.count);
+    return (head * (2 * p.y.kernel - 1) + step_y + p.y.kernel - 1) * (2 * p.x.kernel - 1) + step_x + p.x.kernel - 1;
+  }
+
+  const TilePlan<T>& plan;
+  const NeighborhoodAttention& p;
+  std::int64_t image = 0, queries = 0, columns = 0, across = 0, keys = 0;  // columns: queries, rounded up
+  Side y{}, x{};
+  bool uniform = true;
+  Buffer<R> query, query_columns, key, value;  // staged
+  Buffer<R> weights;                           // [keys][columns]
+
+ private:
+  T* at(const Tokens& t, std::int64_t head, std::int64_t row, std::int64_t column) const {
+    const std::int64_t* s = t.strides;
+    return static_cast<T*>(const_cast<void*>(t.data)) + image * s[0] + row * s[1] + column * s[2] + head * s[3];
+  }
+  static void stage_row(const T* from, std::int64_t dim, R scale, R* to) {
+    for (std::int64_t d = 0; d < dim; d += lanes<T>) store(to + d, load_up_to<T>(from + d, dim - d) * scale);
+  }
+  // masks: [keys of the side][columns]: the queries, of which index(m) says the place along the side, that see a key
+  template <class F>
+  void fill_masks(const TiledAxis& axis, const Side& side, Mask<T>* masks, F index) const {
+    for (std::int64_t m = 0; m < columns; ++m) {
+      const Window w = axis.window_of(side.residue, side.first + (m < queries ? index(m) : 0));
+      for (std::int64_t t = side.keys.begin; t < side.keys.end; ++t)
+        masks[((t - side.keys.begin) * columns + m) / lanes<T>][m % lanes<T>] = t >= w.begin && t < w.end ? -1 : 0;
+    }
+  }
+
+  Buffer<Mask<T>> row_masks, column_masks;  // [rows or columns of the keys][columns / lanes]
+};
+
+}  // namespace
+}  // namespace INR_ISA
+}  // namespace inr

@@ -1,0 +1,143 @@
+"""The Triton backend of neighborhood_attention: launches and block sizes.
+
+A program takes a tile of TY x TX pixels of one residue class (pixels whose positions are equal modulo the dilation), of
+one head of one image: queries, or in `key_value_backward` keys, with all heads that share them. It loops once over the
+rows of the other side that the tile's windows cover, BN columns at a time; the forward has an online softmax. Values of
+more than WIDE channels are taken in blocks of BV, each by a program. No kernel uses atomics: keys gather from the
+queries whose windows contain them. All tensors of tokens are read by strides; the last stride is 1.
+
+In cross-scale attention a residue class is one of the keys, and the queries of a position of the keys are `ratio`
+adjacent ones per axis: a position `i` of the class has the queries i * ratio ... (i + 1) * ratio - 1.
+
+A NaN or an infinity spreads to every pixel of the tiles that load it, not only to the windows that contain it.
+
+Tested in Triton's interpreter and compiled ahead of time (tests/build/test_compile_only.py); not run on a GPU.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+
+from inr_kernels._core import backends
+
+from .attention import attend, attend_mean
+from .gradients import bias_backward, key_value_backward, query_backward
+
+TY, TX, BN = 4, 8, 16
+# Of a program of `bias_backward`: queries in all, queries x channels at a time.
+QUERIES, CHANNELS = 4096, 4096
+WIDE, BLOCK = 256, 128  # the most channels of values in registers, and of a block of more
+
+why_not = backends.why_not_dot
+
+
+class _Problem:
+    """A call's tensors, and the arguments of its launches."""
+
+    def __init__(self, qkv, rpb, kernel_size, dilation, stride, is_causal, scale, mean_heads):
+        tensors = qkv[0].unbind(3) if len(qkv) == 1 else qkv
+        self.tensors = [t if t.stride(-1) == 1 else t.contiguous() for t in tensors]
+        self.query, key, value = self.tensors
+        self.rpb, self.mean_heads = None if rpb is None else rpb.contiguous(), mean_heads
+        (self.batch, *queries, self.heads, dim), dim_v = self.query.shape, value.shape[4]
+        self.out_shape = (self.batch, *queries, 1 if mean_heads else self.heads, dim_v)
+        self.size, self.dilation = tuple(key.shape[1:3]), tuple(dilation)
+        ratio = tuple(map(triton.cdiv, queries, self.size))
+        self.share = tuple(self.heads // t.shape[3] for t in (key, value))
+        block, block_v = (max(16, triton.next_power_of_2(n)) for n in (dim, dim_v))
+        block_v = block_v if block_v <= WIDE else BLOCK
+        widest = max(block, block_v)
+        is_small = widest * self.query.element_size() <= 256 and dim_v <= WIDE
+        height = TY if is_small else TY // 2  # more would spill registers
+        self.ratio, self.blocks = ratio, triton.cdiv(dim_v, block_v)
+        self.shape = self.size, tuple(queries), ratio, self.heads, self.share, dim, dim_v, scale
+        self.shape += tuple(kernel_size), self.dilation, tuple(stride)
+        self.taps = [2 * k - 1 for k in kernel_size]
+        self.forms = {"CAUSAL_Y": bool(is_causal[0]), "CAUSAL_X": bool(is_causal[1]), "BD": block, "BV": block_v}
+        self.tiles = self.forms | {"PRECISION": backends.precision(), "TY": height, "TX": TX, "BN": BN}
+        # Without a limit ptxas would spill registers in order to fit more programs.
+        self.tiles |= {"num_warps": 4 if widest <= 64 else 8, "num_stages": 1, "maxnreg": 255}
+
+    def grid(self, heads, ratio, blocks=1):
+        """A program for every tile, head, and block of values."""
+        sides = zip(self.size, self.dilation, ratio, (self.tiles["TY"], TX), strict=True)
+        tiles = (d * triton.cdiv(triton.cdiv(n, d) * r, side) for n, d, r, side in sides)
+        return self.batch * math.prod(tiles) * heads, blocks
+
+    def forward(self, out, lse):
+        value_out, blocks = (None, 1) if self.mean_heads else (out, self.blocks)
+        arguments = *self.tensors, self.rpb, *map(_strides, (out, *self.tensors)), *self.shape
+        attend[self.grid(self.heads, self.ratio, blocks)](value_out, lse, *arguments, **self.tiles)
+        if self.mean_heads:
+            attend_mean[self.grid(1, self.ratio, self.blocks)](out, lse, *arguments, **self.tiles)
+
+    def backward(self, grad, grad_lse, lse, d_query, d_key, d_value, needs_rpb):
+        """Writes the gradients that are not None; returns d_rpb or None."""
+        delta = torch.empty_like(lse)
+        grad_scale = 1 / self.heads if self.mean_heads else 1.0
+        grad = grad.expand(-1, -1, -1, self.heads, -1)
+        given, shape = (grad, *self.tensors), (*self.shape, grad_scale)
+        query_backward[self.grid(self.heads, self.ratio)](
+            d_query, delta, grad, grad_lse, lse, *self.tensors, self.rpb,
+            *map(_strides, (grad if d_query is None else d_query, *given)), *shape, **self.tiles, NV=self.blocks,
+        )  # fmt: skip
+        if d_key is not None:
+            group = math.lcm(*self.share)
+            key_value_backward[self.grid(self.heads // group, (1, 1), self.blocks)](
+                d_key, d_value, grad, delta, lse, *self.tensors, self.rpb,
+                *map(_strides, (d_key, d_value, *given)), *shape, **self.tiles, NV=self.blocks, GROUP=group,
+            )  # fmt: skip
+        if not needs_rpb:
+            return None
+        count = lse.numel() // self.heads
+        shares = lse.new_empty(triton.cdiv(count, QUERIES), self.heads, *self.taps)
+        widest = max(self.forms["BD"], self.forms["BV"])
+        bias_backward[(shares.numel(),)](
+            shares, grad, delta, lse, *self.tensors, self.rpb, *map(_strides, given), *shape, count,
+            QUERIES=QUERIES, BP=max(1, CHANNELS // widest), NV=self.blocks, **self.forms,
+        )  # fmt: skip
+        return shares.sum(0)
+
+
+def _strides(tokens):
+    return tokens.stride()[:4]
+
+
+def forward(qkv: Sequence[torch.Tensor], rpb: torch.Tensor | None, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Takes the op's arguments (op.py), returns out [B, H, W, heads, dim_v] and lse [B, H, W, heads]."""
+    p = _Problem(qkv, rpb, *rest)
+    out = p.query.new_empty(p.out_shape)
+    lse = p.query.new_empty(p.query.shape[:-1], dtype=torch.float32)
+    if out.numel():
+        with backends.on(out.device):
+            p.forward(out, lse)
+    return out, lse
+
+
+def backward(
+    grad: torch.Tensor,
+    grad_lse: torch.Tensor,
+    lse: torch.Tensor,
+    qkv: Sequence[torch.Tensor],
+    rpb: torch.Tensor | None,
+    *rest: Any,
+    needs: Sequence[bool],
+) -> tuple[list[torch.Tensor | None], torch.Tensor | None]:
+    """The gradients of qkv (a list, None where not needed) and of rpb (or None)."""
+    p = _Problem(qkv, rpb, *rest)
+    *needs_qkv, needs_rpb = needs
+    grads: list[Any] = [t.new_empty(t.shape) if needed else None for t, needed in zip(qkv, needs_qkv, strict=True)]
+    if not grad.numel():
+        return grads, None if rpb is None or not needs_rpb else torch.zeros_like(rpb)
+    d_query, d_key, d_value = grads[0].unbind(3) if len(qkv) == 1 and needs_qkv[0] else grads * (3 // len(qkv))
+    if (d_key is None) != (d_value is None):  # the kernel writes both
+        d_key, d_value = (
+            torch.empty_like(t) if d is None else d for d, t in zip((d_key, d_value), p.tensors[1:], strict=True)
+        )
+    grad = grad if grad.stride(-1) == 1 else grad.contiguous()
+    with backends.on(grad.device):
+        d_rpb = p.backward(grad, grad_lse.contiguous(), lse.contiguous(), d_query, d_key, d_value, needs_rpb)
+    return grads, d_rpb
