@@ -102,7 +102,10 @@ def _header(path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
         texts = file.metadata() or {}
     if "network" not in texts or "config" not in texts:
         return {}
-    return {HEADER + name: torch.tensor(list(text.encode()), dtype=torch.uint8) for name, text in texts.items()}
+    return {
+        HEADER + name: torch.tensor(list(text.encode()), dtype=torch.uint8, device="cpu")
+        for name, text in texts.items()
+    }
 
 
 def _contents(state: dict[str, Any]) -> checkpoints.Contents:

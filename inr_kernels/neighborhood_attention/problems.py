@@ -19,17 +19,41 @@ def neighborhood_attention(large: bool) -> Iterator[Problem]:
         yield _problem("causal, with stride", (2, 11, 23, 2, dim), (4, 6), stride=(2, 3), is_causal=(True, False))
         yield _problem("even window, causal columns", (1, 9, 20, 3, dim), 2, bias=True, is_causal=(False, True))
         yield _problem("one pixel", (2, 1, 1, 1, dim), 1, bias=True)
-        yield _problem("shared heads", (1, 9, 20, 4, dim), 3, key=(9, 20, 2), value=(1, dim))
-        yield _problem("cross-scale", (1, 12, 20, 2, dim), 3, key=(6, 5, 2), value=(2, dim), bias=True)
-        yield _problem("shared heads, cross-scale", (1, 12, 20, 4, dim), 3, key=(6, 5, 2), value=(2, dim))
         yield _problem("additional keys", (2, 1, 90, 2, dim), (11, 1), key=(11, 1, 2), value=(2, dim))
-        for dim_v in {32, 96, 192} - {dim}:
-            yield _problem("other values", (1, 9, 20, 2, dim), 5, key=(9, 20, 2), value=(2, dim_v))
-            yield _problem("NAF's", (1, 20, 24, 2, dim), 3, key=(5, 6, 2), value=(2, dim_v))
-            yield _problem("mean of heads", (1, 9, 12, 4, dim), 3, key=(9, 12, 4), value=(1, dim_v), mean_heads=True)
-            yield _problem("AnyUp's", (1, 20, 24, 4, dim), 3, key=(5, 6, 4), value=(1, dim_v + 192), mean_heads=True)
+        for height, width in ((6, 5), (3, 4), (4, 7)):
+            yield from _other_keys((height, width), (2 * height, 4 * width), dim)
     yield _problem("narrow head", (2, 9, 20, 3, 5), 5, bias=True, scale=0.7)
     yield _problem("head of 16", (2, 9, 20, 3, 16), 3, dilation=3)
+
+
+def _other_keys(keys, queries, dim):
+    """Problems with maps of these sizes, whose keys and values have fewer heads, another size or another width."""
+    name = f"{keys[0]} x {keys[1]}"
+    yield _problem(f"shared heads, {name}", (1, *queries, 4, dim), 3, key=(*queries, 2), value=(1, dim))
+    yield _problem(f"cross-scale, {name}", (1, *queries, 2, dim), 3, key=(*keys, 2), value=(2, dim), bias=True)
+    yield _problem(f"shared heads, cross-scale, {name}", (1, *queries, 4, dim), 3, key=(*keys, 2), value=(2, dim))
+    for dim_v in {32, 96, 192} - {dim}:
+        yield _problem(
+            f"{dim_v} channels of values, {name}", (1, *queries, 2, dim), 3, key=(*queries, 2), value=(2, dim_v)
+        )
+        yield _problem(f"NAF's, {dim_v} channels, {name}", (1, *queries, 2, dim), 3, key=(*keys, 2), value=(2, dim_v))
+        mean = {"mean_heads": True}
+        yield _problem(
+            f"mean of heads, {dim_v} channels, {name}",
+            (1, *queries, 4, dim),
+            3,
+            key=(*queries, 4),
+            value=(1, dim_v),
+            **mean,
+        )
+        yield _problem(
+            f"AnyUp's, {dim_v} channels, {name}",
+            (1, *queries, 4, dim),
+            3,
+            key=(*keys, 4),
+            value=(1, dim_v + 192),
+            **mean,
+        )
 
 
 def _problem(name, shape, kernel_size, bias=False, packed=False, key=None, value=None, **options):

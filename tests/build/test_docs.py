@@ -182,8 +182,11 @@ USERS += ["inr_kernels/_core/dispatch.py", "csrc/common/memory.h", "docs/backend
 USERS += [
     "tests/build/test_docs.py",
     "tests/build/test_estimate.py",
+    "tests/build/test_launches.py",
+    "tests/support/launch_triton.py",
     "tests/ops/test_edges.py",
     "tests/ops/test_on_gpu.py",
+    "tests/ops/test_tensor_cores.py",
     "tests/slow_tests.txt",
 ]
 

@@ -93,7 +93,8 @@ def test_what_the_page_makes_equals_what_the_commands_write(page, folder):
     words, expected = by_command(page, filled)
     assert words[0] == "upscale" and words[-4:-2] == ["--scale", "2"]
     made = page.download("download")
-    assert made.read_bytes() == expected and Image.open(made).size == (240, 180)
+    with Image.open(made) as large:
+        assert made.read_bytes() == expected and large.size == (240, 180)
 
 
 @pytest.mark.parametrize(

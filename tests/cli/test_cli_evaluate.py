@@ -124,6 +124,8 @@ def test_perceptual_metrics(capsys, monkeypatch):
     for name in ("LPIPS", "Inception"):
         assert hasattr(perceptual, name)
         monkeypatch.setattr(evaluate, name, network(name))
+    for name in ("vgg.pth", "inception.pth"):
+        Path(name).touch()
     words = ("evaluate", "--data", "in", "--masks", "masks", "--lpips", "vgg.pth", "--fid", "inception.pth", "--quiet")
     assert run(*words) == 0
     out, err = capsys.readouterr()

@@ -1,5 +1,7 @@
 """The command prove."""
 
+import re
+
 import made_up
 import pytest
 import torch
@@ -98,4 +100,6 @@ def test_a_proof_on_this_processor(capsys):
     ((verdict,),) = verdicts.stored().values()
     assert verdict.call == ("conv3x3", "float32", "any") and not verdict.reason and verdict.speedups
     run("info")
-    assert "  cpu        runs; proof: on in" in capsys.readouterr().out
+    # Whether a small backward is faster, too, is decided by the load of the machine.
+    proved = r"  cpu        runs; proof: (on in 1 of 1 forms|forward on in [01] of 1 forms, backward in [01])"
+    assert re.search(proved, capsys.readouterr().out)
