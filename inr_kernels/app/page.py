@@ -140,8 +140,8 @@ class _Page:
             before.remove()
         height, width = picture.size
         text = "\n\n".join([f"`{picture.file.name}`, {width} × {height} pixels.", *map(html.escape, picture.notes)])
-        off = {"value": None, "interactive": False}
-        cleared = [None, gradio.DownloadButton(**off), gradio.DownloadButton(**off), gradio.Button(interactive=False)]
+        downloads = [gradio.DownloadButton(value=None, interactive=False) for _ in range(2)]
+        cleared = [None, *downloads, gradio.Button(interactive=False)]
         return [picture, _editable(picture), text, *cleared, None]
 
     def on_model(self, model: str) -> list[Any]:
@@ -220,7 +220,9 @@ def _session(request: gradio.Request) -> str:
 
 def _editable(picture: Loaded | None) -> dict[str, Any] | None:
     """The editor's value: a picture without a mask."""
-    return picture and {"background": str(picture.preview), "layers": [], "composite": str(picture.preview)}
+    if picture is None:
+        return None
+    return {"background": str(picture.preview), "layers": [], "composite": str(picture.preview)}
 
 
 def _mask(drawn: dict[str, Any]) -> numpy.ndarray | None:

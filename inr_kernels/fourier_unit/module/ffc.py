@@ -105,7 +105,7 @@ def convolve(ffc: Any, x: Any, after: Sequence[tuple[Any, bool]] = ((None, False
         return _call_modules(ffc, x_l, x_g)
     check_parts(ffc, x_l, x_g)
     (affine_l, relu_l), (affine_g, relu_g) = after
-    across = 0
+    across: Part = 0
     if type(ffc.convg2g) is not nn.Identity and is_present(x_g):
         scale, _ = affine_g or (None, None)
         across = spectral(ffc.convg2g, x_g, scale)
@@ -115,7 +115,7 @@ def convolve(ffc: Any, x: Any, after: Sequence[tuple[Any, bool]] = ((None, False
     )
 
 
-def check_parts(ffc: Any, x_l: Part, x_g: Part) -> None:
+def check_parts(ffc: Any, x_l: Any, x_g: Any) -> None:
     """Raises unless the parts fit the convolutions that read them, and each other."""
     for part, name, convs in ((x_l, "local", (ffc.convl2l, ffc.convl2g)), (x_g, "global", (ffc.convg2l,))):
         for conv in convs:

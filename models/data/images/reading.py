@@ -237,6 +237,7 @@ def _decode_deep(data: bytes, raw: str) -> numpy.ndarray:
     """
 
     def decode(layout: str) -> numpy.ndarray:
+        image: Any
         with _open(data) as image:
             image.tile = [image.tile[0]._replace(args=layout)]
             if layout == "RGBA":
