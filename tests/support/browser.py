@@ -15,7 +15,7 @@ from selenium.webdriver.common.by import By
 
 OPTIONS = "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
 OPTIONS += " --disable-component-update --disable-sync --enable-unsafe-swiftshader --window-size=1400,900"
-PATIENCE = 120  # seconds
+PATIENCE = 300  # seconds; a busy machine of two cores needs minutes
 TOAST = "[data-testid=toast-body]"
 
 # Runs the command, and writes every address of another machine that it asks for into a file.
