@@ -1,6 +1,7 @@
-"""neighborhood_attention against dense attention on the same tokens, and against NATTEN where it is installed.
+"""neighborhood_attention against dense attention on the same tokens, its best forms in PyTorch, and NATTEN, if installed.
 
 Eager is `scaled_dot_product_attention` of every pixel with every pixel: the cost of these tokens without neighborhoods.
+"unfold" attends to windows that are views of the keys.
 
 Cross-scale attention is that of NAF and AnyUp, whose keys have a lower resolution than the queries. There eager attends
 to keys and values that are repeated to the queries' size, by `unfold` with a dilation of the ratio, and "residues" is
@@ -45,7 +46,8 @@ SHAPES = {
     "cpu": [Shape(1, (64, 64), 8, 32, 7, 1), Shape(1, (64, 64), 8, 32, 7, 9), Shape(4, (28, 28), 4, 32, 7, 1)],
     "cuda": [Shape(1, (64, 64), 8, 32, 7, 1), Shape(16, (64, 64), 8, 32, 7, 1), Shape(16, (64, 64), 8, 32, 7, 9)],
 }[DEVICE]
-IMPLEMENTATIONS = ["eager", "ours", "eager bf16", "ours bf16"]
+IMPLEMENTATIONS = ["eager", "unfold, compile", "flex_attention", "ours"]
+IMPLEMENTATIONS += ["eager bf16", "unfold, compile bf16", "ours bf16"]
 IMPLEMENTATIONS += ["compile", "compile bf16"] if DEVICE == "cuda" else []
 IMPLEMENTATIONS += ["natten", "natten bf16"] if importlib.util.find_spec("natten") else []
 
@@ -55,6 +57,55 @@ def dense(qkv, kernel_size, dilation):
     query, key, value = (t.flatten(1, 2).transpose(1, 2) for t in qkv.unbind(3))
     out = F.scaled_dot_product_attention(query, key, value)
     return out.transpose(1, 2).reshape(qkv.shape[:3] + qkv.shape[4:])
+
+
+def unfold(qkv, kernel_size, dilation):
+    """Attends to windows that are views of the keys and the values, by `Tensor.unfold`."""
+    query, key, value = qkv.unbind(3)
+    at = [_starts(n, kernel_size, dilation).to(qkv.device) for n in qkv.shape[1:3]]
+    reach = (kernel_size - 1) * dilation + 1
+    key, value = (
+        t.unfold(1, reach, 1).unfold(2, reach, 1)[..., ::dilation, ::dilation][:, at[0][:, None], at[1]]
+        for t in (key, value)
+    )  # [B, H, W, heads, dim, K, K]
+    scores = torch.einsum("byxhd,byxhdij->byxhij", query * query.shape[4] ** -0.5, key)
+    weights = scores.flatten(4).softmax(-1).view(scores.shape)
+    return torch.einsum("byxhij,byxhdij->byxhd", weights, value)
+
+
+def _starts(length, kernel_size, dilation):
+    """The first key of each query's window."""
+    from inr_kernels.neighborhood_attention.reference import window
+
+    return window(length, kernel_size, dilation, 1, False)[0][:, 0]
+
+
+@functools.cache
+def compiled_unfold():
+    return torch.compile(unfold)
+
+
+@functools.cache
+def compiled_flex(size, kernel_size, dilation):
+    """Attends by flex_attention with the neighborhood as its block mask."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    (height, width), starts = size, [_starts(n, kernel_size, dilation).to(DEVICE) for n in size]
+
+    def near(batch, head, query, key):
+        rows, columns = key // width - starts[0][query // width], key % width - starts[1][query % width]
+        seen = [(at >= 0) & (at < kernel_size * dilation) & (at % dilation == 0) for at in (rows, columns)]
+        return seen[0] & seen[1]
+
+    mask = create_block_mask(near, None, None, height * width, height * width, device=DEVICE)
+    attend = torch.compile(flex_attention)
+
+    def run(qkv):
+        query, key, value = (t.flatten(1, 2).transpose(1, 2) for t in qkv.unbind(3))
+        out = attend(query, key, value, block_mask=mask)
+        return out.transpose(1, 2).reshape(qkv.shape[:3] + qkv.shape[4:])
+
+    return run
 
 
 @functools.cache
@@ -77,7 +128,14 @@ def natten(qkv, kernel_size, dilation):
     return na2d(*qkv.unbind(3), kernel_size=kernel_size, dilation=dilation)
 
 
-RUNS = {"eager": dense, "compile": compiled, "ours": ours, "natten": natten}
+RUNS = {
+    "eager": dense,
+    "compile": compiled,
+    "unfold, compile": lambda qkv, *window: compiled_unfold()(qkv, *window),
+    "flex_attention": lambda qkv, *window: compiled_flex(qkv.shape[1:3], *window)(qkv),
+    "ours": ours,
+    "natten": natten,
+}
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -85,6 +143,8 @@ RUNS = {"eager": dense, "compile": compiled, "ours": ours, "natten": natten}
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape}, dilation {shape.dilation}")
 def bench_attention(measure, smoke, shape, gradients, implementation):
     shape = SMOKE if smoke else shape
+    if gradients and implementation == "flex_attention" and DEVICE == "cpu":
+        pytest.skip("flex_attention has no backward on a CPU")
     batch, size, heads, dim, kernel_size, dilation = shape
     dtype = torch.bfloat16 if implementation.endswith("bf16") else torch.float32
     qkv = torch.randn(batch, *size, 3, heads, dim, device=DEVICE).to(dtype).requires_grad_(gradients)

@@ -75,16 +75,16 @@ class Run:
 
     def __init__(self, folder, tiny=False, add=False):
         self.folder, self.tiny, self.add_to_cases = folder, tiny, add
-        self.rows, self._ceilings, self._copy = [], {}, None
+        self.rows, self._peaks, self._copy = [], {}, None
 
-    def gemm(self, dtype):
-        """Returns the FLOP/s of a large matrix product."""
+    def peak(self, dtype):
+        """Returns the FLOP/s that this machine can reach in the dtype."""
         from inr_kernels.cli import ceilings
 
         name = str(dtype).removeprefix("torch.")
-        if name not in self._ceilings:
-            self._ceilings[name] = ceilings.gemm_flops(DEVICE, dtype, 128 if self.tiny else None)
-        return self._ceilings[name]
+        if name not in self._peaks:
+            self._peaks[name] = ceilings.peak_flops(DEVICE, dtype, 128 if self.tiny else None)
+        return self._peaks[name]
 
     def copy(self):
         """Returns the bytes/s of a large copy."""
@@ -106,7 +106,7 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{slug}.json"
         stamp = {"commit": commit(), "command": "pytest " + " ".join(sys.argv[1:]), "date": time.strftime("%Y-%m-%d")}
-        stamp |= {"gemm_flops": self._ceilings, "copy_bytes": self._copy}
+        stamp |= {"peak_flops": self._peaks, "copy_bytes": self._copy}
         run = f"{stamp['commit']} {stamp['command']}"
         key = ("op", "case", "implementation") if self.add_to_cases else ("op", "case")
         fresh = {tuple(row[name] for name in key) for row in self.rows}
@@ -161,6 +161,13 @@ def smoke(request):
 
 
 @pytest.fixture(autouse=True)
+def without_compiling(smoke):
+    """Where nothing is timed, torch.compile's functions run uncompiled."""
+    with torch.compiler.set_stance("force_eager") if smoke else contextlib.nullcontext():
+        yield
+
+
+@pytest.fixture(autouse=True)
 def triton_on_a_gpu():
     """Requests the Triton backend on a GPU, where the reference is the default."""
     with inr_kernels.backend("triton") if DEVICE == "cuda" else contextlib.nullcontext():
@@ -171,7 +178,7 @@ def triton_on_a_gpu():
 def measure(benchmark, session_run, request):
     """Returns measure(run, op=, case=, implementation=, dtype=, ...), which times `run()` and adds a row.
 
-    flops: the minimum FLOPs, or a function that returns them; compared with a matrix product of the dtype in this run.
+    flops: the minimum FLOPs, or a function that returns them; compared with the peak rate of the dtype in this run.
     bytes: the minimum bytes to read and write; compared with a large copy in this run.
     rounds: how often a CPU is timed.
     small: whether a GPU is also timed with a cold L2 cache, and with the call as a CUDA graph.
@@ -208,7 +215,7 @@ def measure(benchmark, session_run, request):
             session_run.add(row | {"seconds": None, "error": f"{type(error).__name__}: {error}"[:300]} | notes)
             raise
         if flops is not None:
-            row |= {"flops": flops, "of_gemm": flops / row["seconds"] / session_run.gemm(dtype)}
+            row |= {"flops": flops, "of_peak": flops / row["seconds"] / session_run.peak(dtype)}
         if bytes is not None:
             row |= {"bytes": bytes, "of_copy": bytes / row["seconds"] / session_run.copy()}
         row |= {"peak_bytes": peak_bytes(run), **notes}

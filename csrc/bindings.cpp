@@ -315,6 +315,33 @@ void bind_fourier_unit(py::module_& m) {
       "type", "size", "x", "outputs", "padding", "transposed", "weight", "bias", "add", "relu", "out", "threads");
 }
 
+void bind_signs(py::module_& m) {
+  function(
+      m, "pack_signs",
+      [](inr::Type type, std::int64_t count, Address x, Address bits, int threads) {
+        call(inr::cpu().pack_signs, type, inr::Signs{count, threads}, x, bits);
+      },
+      "type", "count", "x", "bits", "threads");
+  function(
+      m, "select_by_signs",
+      [](inr::Type type, std::int64_t count, Address grad, Address bits, Address out, int threads) {
+        call(inr::cpu().select_by_signs, type, inr::Signs{count, threads}, grad, bits, out);
+      },
+      "type", "count", "grad", "bits", "out", "threads");
+}
+
+// Returns the number of floating-point operations.
+void bind_multiply_adds(py::module_& m) {
+  function(
+      m, "multiply_adds",
+      [](inr::Type type, std::int64_t steps, int threads) {
+        double flops = 0;
+        call(inr::cpu().multiply_adds, type, steps, threads, &flops);
+        return flops;
+      },
+      "type", "steps", "threads");
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -334,4 +361,6 @@ PYBIND11_MODULE(_C, m) {
   bind_unmask_attention(m);
   bind_neighborhood_attention(m);
   bind_fourier_unit(m);
+  bind_signs(m);
+  bind_multiply_adds(m);
 }

@@ -202,6 +202,21 @@ struct Conv3x3 {
 // out: [batch, outputs, height, width]; float32 and float64.
 Status conv3x3(Type, const Conv3x3&, void* out);
 
+// ---- the signs of a ReLU's outputs, for its backward: bit i % 8 of byte i / 8 is x[i] > 0
+struct Signs {
+  std::int64_t count;
+  int threads;
+};
+
+// x: [count]; bits: [ceil(count / 8)]; float32 and float64.
+Status pack_signs(Type, const Signs&, const void* x, std::uint8_t* bits);
+// out: grad where its bit is set, else 0; [count]. out may be grad.
+Status select_by_signs(Type, const Signs&, const void* grad, const std::uint8_t* bits, void* out);
+
+// ---- the peak rate: `steps` rounds of independent multiply-adds in registers, on every thread. flops: their number.
+// float32 and float64, and bfloat16 where the processor multiplies it.
+Status multiply_adds(Type, std::int64_t steps, int threads, double* flops);
+
 // The CUDA error of this thread's last call that returned cuda_failed.
 const char* cuda_failure();
 

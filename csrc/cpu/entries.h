@@ -14,7 +14,10 @@
   ENTRY(neighborhood_attention_forward)  \
   ENTRY(neighborhood_attention_backward) \
   ENTRY(spectrum_product)                \
-  ENTRY(conv3x3)
+  ENTRY(conv3x3)                         \
+  ENTRY(pack_signs)                      \
+  ENTRY(select_by_signs)                 \
+  ENTRY(multiply_adds)
 
 namespace inr {
 

@@ -1,9 +1,12 @@
-"""Measures the peak rates of this machine: a large matrix product and a large copy."""
+"""Measures the peak rates of this machine: of its multiply-add units, a large matrix product and a large copy."""
 
+import functools
 import time
 from collections.abc import Callable
 
 import torch
+
+from inr_kernels._core import backends, native
 
 
 def synchronize(device: torch.device | str) -> None:
@@ -40,6 +43,27 @@ def gemm_flops(device: torch.device | str, dtype: torch.dtype, n: int | None = N
     n = n or (8192 if torch.device(device).type == "cuda" else 2048)
     a, b = (torch.randn(n, n, dtype=torch.float32, device=device).to(dtype) for _ in range(2))
     return 2 * n**3 / best_seconds(lambda: a @ b, device)
+
+
+def multiply_add_flops(dtype: torch.dtype, steps: int = 2_000_000) -> float:
+    """FLOP/s of this CPU's multiply-add units on torch's threads; 0 for a dtype that the C++ kernels do not multiply."""
+    library, threads = native.load()[0], torch.get_num_threads()
+    if library is None or dtype not in (torch.float32, torch.float64, torch.bfloat16):
+        return 0.0
+    run = functools.partial(library.multiply_adds, type=backends.TYPES[dtype], steps=steps, threads=threads)
+    try:
+        return run() / best_seconds(run, "cpu", 5)
+    except ValueError:  # no bfloat16 instructions
+        return 0.0
+
+
+def peak_flops(device: torch.device | str, dtype: torch.dtype, n: int | None = None) -> float:
+    """FLOP/s that a kernel can reach: those of `gemm_flops`, or of a CPU's multiply-add units if they are more.
+
+    A matrix product can be faster than those units, where there are units for matrices.
+    """
+    product = gemm_flops(device, dtype, n)
+    return product if torch.device(device).type == "cuda" else max(product, multiply_add_flops(dtype))
 
 
 def copy_bytes(device: torch.device | str, size: int | None = None) -> float:

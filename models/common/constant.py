@@ -107,7 +107,7 @@ class _Convolve(torch.autograd.Function):
         out = layer.convolve(x)
         ctx.layer, ctx.dtype = layer, x.dtype
         if layer.relu and ctx.needs_input_grad[1]:
-            ctx.save_for_backward(signs.pack(out > 0))
+            ctx.save_for_backward(signs.pack(out))
         return out
 
     @staticmethod

@@ -96,8 +96,8 @@ class _InputGradient(torch.autograd.Function):
         out_l = conv3x3(x_l, layer.local_weight, layer.local_bias, other=x_g, **options)
         out_g = conv3x3(x_l, layer.across_weight, layer.across_bias, add=across, **options)
         if any(ctx.needs_input_grad):
-            kept = (signs.pack(t > 0) if layer.bits else t for t in (y, out_l, out_g))
-            ctx.save_for_backward(signs.pack(spectrum), *kept)
+            kept = (signs.pack(t) if layer.bits else t for t in (y, out_l, out_g))
+            ctx.save_for_backward(spectrum, *kept)
             ctx.layer, ctx.requested, ctx.dtypes = layer, requested, (x_l.dtype, x_g.dtype)
         return out_l, out_g
 

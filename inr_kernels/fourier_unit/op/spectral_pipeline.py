@@ -62,13 +62,13 @@ def _forward(steps, x, weight, scale, shift, training, eps, groups, norm):
 def forward_positive(
     steps: Steps, x: torch.Tensor, weight: torch.Tensor, shift: torch.Tensor, groups: int, norm: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A unit with a folded norm, x [B, C, H, W] -> y [B, O, H, W], and where its ReLU's input is positive.
+    """A unit with a folded norm, x [B, C, H, W] -> y [B, O, H, W], and the packed signs of its ReLU's output.
 
-    The latter, bool [B, O, H, 2 W'], is all that `input_gradient` needs, as bits.
+    The latter, of [B, O, H, 2 W'] values, are all that `input_gradient` needs.
     """
     z = steps.product(steps.transform(x.to(weight.dtype), norm), weight, shift, True, groups)
-    positive = _real(z) > 0
-    return steps.inverse(z, x.shape[2:], norm).to(x.dtype), positive
+    bits = signs.pack(_real(z))
+    return steps.inverse(z, x.shape[2:], norm).to(x.dtype), bits
 
 
 def input_gradient(
