@@ -63,6 +63,22 @@ def lama_block(block, x_l, x_g):
     return x_l + y_l, x_g + y_g
 
 
+def lama_generator(layers, x):
+    """Computes LaMa's generator from its layers: a tensor until the last convolution with a stride, then a pair."""
+    for layer in layers:
+        if hasattr(layer, "ffc"):
+            x = _first_layers(layer, x)
+        else:
+            x = lama_block(layer, *x) if isinstance(x, tuple) and hasattr(layer, "conv1") else layer(x)
+    return x
+
+
+def _first_layers(layer, x):
+    """An FFC_BN_ACT whose input is local only; its output is, too, or is a pair."""
+    ffc, out_l = layer.ffc, layer.act_l(layer.bn_l(layer.ffc.convl2l(x)))
+    return out_l if ffc.ratio_gout == 0 else (out_l, layer.act_g(layer.bn_g(ffc.convl2g(x))))
+
+
 @functools.cache
 def compiled_block():
     return torch.compile(lama_block)

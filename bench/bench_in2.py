@@ -5,6 +5,7 @@ four-neighbour formula of every INRB on all queries at once. The minimum work: e
 encoder and body (Fourier transforms not counted), and the decoder after the hoist.
 """
 
+import functools
 import itertools
 
 import pytest
@@ -13,12 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from inr_kernels.models import IN2, ImplicitUpsample, IN2Config
 
+from . import peers
 from .conftest import DEVICE
 
 TWIN = {"eager": True}  # older revisions lack this keyword: only the twins take it
 SMOKE = IN2Config(channels=(16, 16, 32), blocks=1, heads=4, hidden=(16, 16))
 IMPLEMENTATIONS = ["eager", "ours", "eager bf16", "ours bf16"]
-ON_A_GPU = ["compile", "compile bf16", "ours graphed", "ours graphed bf16"] if DEVICE == "cuda" else []
+ON_A_GPU = ["compile bf16", "ours graphed", "ours graphed bf16"] if DEVICE == "cuda" else []
 
 
 def upsampling_flops(channels, hidden, outputs, pixels, queries):
@@ -48,17 +50,21 @@ def problem(smoke, size, dtype, twin=False):
 
 
 @pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation for complex")
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS + ON_A_GPU)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS + peers.PEERS + ON_A_GPU)
 @pytest.mark.parametrize("size", [(512, 512), (683, 384)])
 def bench_image(measure, smoke, size, implementation):
     dtype = torch.bfloat16 if implementation.endswith("bf16") else torch.float32
     kind = implementation.removesuffix(" bf16")
-    model, image, mask = problem(smoke, size, dtype, twin=kind in ("eager", "compile"))
-    run = {"compile": torch.compile, "ours graphed": lambda model: model.graphed(image.shape)}.get(kind)
-    run = run(model) if run else model
+    if kind in peers.RUNTIMES and (smoke or size[0] != size[1]):
+        pytest.skip("the export takes a minute: only of the first size")
+    model, image, mask = problem(smoke, size, dtype, twin=not kind.startswith("ours"))
     with torch.no_grad():
+        if kind in peers.PEERS:
+            run = peers.take(kind, model, (image, mask), dtype, lambda: peers.exported_network(model, image.shape[2:]))
+        else:
+            run = functools.partial(model.graphed(image.shape) if kind == "ours graphed" else model, image, mask)
         measure(
-            lambda: run(image, mask),
+            run,
             op="in2",
             case=f"{image.shape[2]} x {image.shape[3]}",
             implementation=implementation,

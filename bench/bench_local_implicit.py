@@ -11,16 +11,20 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import inr_kernels
 from inr_kernels import LocalImplicitDecoder, LocalTextureDecoder
 
+from . import peers
 from .conftest import DEVICE, random_leaf
 from .launches import Launch, Native
 
 HIDDEN, CHANNELS = (256,) * 4, 64
 INRB = {"feat_unfold": False, "ensemble_after": "first"}
-FORWARD = ["eager", "compile", "ours", "ours render", "eager bf16", "ours bf16", "ours render bf16"]
+HOISTED = [f"hoisted, {peer}" for peer in peers.PEERS]
+FORWARD = ["eager", "compile", *HOISTED, "ours", "ours render", "eager bf16", "ours bf16", "ours render bf16"]
+FORWARD += ["hoisted, OpenVINO bf16"] if DEVICE == "cpu" else []
 FORWARD += ["compile bf16", "ours mma bf16"] if DEVICE == "cuda" else []
 FORWARD += ["ours wgmma bf16"] if DEVICE == "cuda" and torch.cuda.get_device_capability() == (9, 0) else []
 MAP = {"cpu": 64, "cuda": 256}[DEVICE]
@@ -67,6 +71,18 @@ def compiled(*args):
     return compiled_reference()(*args)
 
 
+def hoisted(feat, coord, cell, *parameters):
+    """LIIF's decoder in PyTorch after its first layer was applied once per pixel, as a 3 x 3 convolution."""
+    from inr_kernels.local_implicit.reference import decode
+
+    weights, biases = parameters[: len(HIDDEN) + 1], parameters[len(HIDDEN) + 1 :]
+    channels = feat.shape[1]
+    first = weights[0][:, : 9 * channels].view(-1, channels, 3, 3)
+    maps = F.conv2d(feat, first, biases[0], padding=1).permute(0, 2, 3, 1)
+    (y, x), position_weight = coord[:, None].unbind(-1), weights[0][:, 9 * channels :]
+    return decode(maps, y, x, cell[:, None], position_weight, weights[1:], biases[1:], feat.shape[2], 0, True, False)
+
+
 @pytest.mark.parametrize("implementation", FORWARD)
 def bench_forward(measure, smoke, implementation, monkeypatch):
     side, n = (8, 16) if smoke else (MAP, SCALE * MAP)
@@ -81,11 +97,17 @@ def bench_forward(measure, smoke, implementation, monkeypatch):
         from inr_kernels.local_implicit import op
 
         monkeypatch.setitem(op.OP.backends, "cuda", op.cuda_backend(kind.removeprefix("ours ")))
+    if kind in HOISTED:
+        of_form = torch.float32 if implementation.endswith("bf16") else dtype
+        form = peers.Form(hoisted, *(p.to(of_form) for p in (*weights, *biases)))
+        peer = peers.take(kind.removeprefix("hoisted, "), form, (feat.to(of_form), coord, cell), dtype)
     # The function, not the module: the module would hoist once for all rounds.
     decode = {"eager": eager, "compile": compiled}.get(kind, inr_kernels.local_implicit_decode)
     backend = {"backend": "cuda"} if "mma" in kind else {}
 
     def run():
+        if kind in HOISTED:
+            return peer()
         if kind == "ours render":
             return decoder.render(feat, (n, n))
         return decode(feat, coord, cell, weights, biases, **backend)

@@ -1,8 +1,9 @@
-"""Whole networks against their plain PyTorch twins (`eager=True`).
+"""Whole networks against plain PyTorch, its compiler and its layouts, ONNX Runtime and OpenVINO.
 
 Eager is DEAR with unfolded filters, `scaled_dot_product_attention` on every pixel, and LIIF's decoding with four
 multi-layer perceptrons per query. The minimum work: every convolution, attention of the known pixels, and the decoder
-after the hoist (see `bench_local_implicit`).
+after the hoist (see `bench_local_implicit`). For LaMa, eager is its own order of operations; the runtimes get it with
+Fourier transforms as matrix products, the form that they can run.
 """
 
 import functools
@@ -13,15 +14,19 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from inr_kernels.models import DEAR, DEARConfig
+from inr_kernels.models import DEAR, DEARConfig, LaMa, LaMaConfig
 
+from . import peers
+from .bench_fourier_unit import lama_generator
 from .conftest import DEVICE
 
 SMOKE = DEARConfig(channels=8, features=4, blocks=1, filter_blocks=1, hidden=(8, 8))
 TWIN = {"eager": True}  # older revisions lack this keyword: only the twins take it
 HOLE = 0.25  # of the image
-IMPLEMENTATIONS = ["eager", "ours", "eager bf16", "ours bf16"]
-IMPLEMENTATIONS += ["compile", "compile bf16", "ours graphed", "ours graphed bf16"] if DEVICE == "cuda" else []
+IMPLEMENTATIONS = ["eager", *peers.PEERS, "ours", "eager bf16", "ours bf16"]
+IMPLEMENTATIONS += ["compile bf16", "ours graphed", "ours graphed bf16"] if DEVICE == "cuda" else ["OpenVINO bf16"]
+LAMA = ["eager", "channels last", *peers.PEERS, "ours"]
+LAMA += ["eager bf16", "channels last bf16", "OpenVINO bf16", "ours bf16"]
 
 
 def network(smoke, dtype, twin=False):
@@ -51,18 +56,28 @@ def flops(config, mask, n):
     return convolutions + 2 * (2 * features * known * pixels + decoding + hoist)
 
 
+def lama_flops(config, side):
+    """Returns the FLOPs of LaMa's convolutions, computed directly; its Fourier transforms are not counted."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        LaMa(config).eval().model(torch.empty(1, 4, side, side))
+    return counter.get_total_flops()
+
+
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def bench_dear(measure, smoke, implementation):
     side, n = (8, 16) if smoke else (256, 1024) if DEVICE == "cuda" else (64, 256)
     dtype = torch.bfloat16 if implementation.endswith("bf16") else torch.float32
     kind = implementation.removesuffix(" bf16")
-    model = network(smoke, dtype, twin=kind in ("eager", "compile"))
-    image, mask = masked_image(side, dtype)
-    if kind == "ours graphed":
-        run = functools.partial(model.graphed(image.shape, (n, n)), image, mask)
-    else:
-        run = functools.partial(torch.compile(model) if kind == "compile" else model, image, mask, (n, n))
+    of_model = torch.float32 if kind in peers.RUNTIMES else dtype
+    model = network(smoke, of_model, twin=not kind.startswith("ours"))
+    image, mask = masked_image(side, of_model)
     with torch.no_grad():
+        if kind == "ours graphed":
+            run = functools.partial(model.graphed(image.shape, (n, n)), image, mask)
+        elif kind in peers.PEERS:
+            run = peers.take(kind, peers.Form(lambda *masked: model(*masked, (n, n))), (image, mask), dtype)
+        else:
+            run = functools.partial(model, image, mask, (n, n))
         measure(
             run,
             op="models",
@@ -90,6 +105,43 @@ def bench_dear_large(measure, smoke, side, implementation):
             dtype=dtype,
             flops=lambda: flops(model.config, mask, n),
             rounds=1,
+        )
+
+
+@pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation for complex")
+@pytest.mark.parametrize("implementation", LAMA)
+@pytest.mark.parametrize(("blocks", "side"), [(9, 256), (9, 512), (18, 512)])
+def bench_lama(measure, smoke, blocks, side, implementation):
+    """Measures LaMa, of 9 blocks, and Big-LaMa, of 18."""
+    if smoke and (blocks, side) != (9, 256):
+        pytest.skip("the tiny network has one size")
+    config, side = (LaMaConfig(features=8, blocks=1), 24) if smoke else (LaMaConfig(blocks=blocks), side)
+    dtype = torch.bfloat16 if implementation.endswith("bf16") else torch.float32
+    kind = implementation.removesuffix(" bf16")
+    of_model = torch.float32 if kind in peers.RUNTIMES else dtype
+    torch.manual_seed(0)
+    model = LaMa(config).to(DEVICE, of_model).eval().requires_grad_(False)
+    image, mask = masked_image(side, of_model)
+    x = torch.cat((image * (1 - mask), mask), 1)
+    with torch.no_grad():
+        if kind in peers.RUNTIMES:
+            run = peers.take(kind, model, (image, mask), dtype, lambda: peers.exported_network(model, (side, side)))
+        elif kind == "ours":
+            run = functools.partial(model.model, x)
+        else:
+            form = peers.Form(functools.partial(lama_generator, model.model))
+            if kind == "channels last":
+                model.to(memory_format=torch.channels_last)
+                x = x.contiguous(memory_format=torch.channels_last)
+            run = peers.take("compile", form, (x,)) if kind == "compile" else functools.partial(form, x)
+        measure(
+            run,
+            op="models",
+            case=f"{'Big-LaMa' if blocks == 18 else 'LaMa'}, {side}²",
+            implementation=implementation,
+            dtype=dtype,
+            flops=lambda: lama_flops(config, side),
+            rounds=5,
         )
 
 

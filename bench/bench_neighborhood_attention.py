@@ -1,4 +1,4 @@
-"""neighborhood_attention against dense attention on the same tokens, its best forms in PyTorch, and NATTEN, if installed.
+"""neighborhood_attention against dense attention on the same tokens, its best forms in PyTorch, and NATTEN.
 
 Eager is `scaled_dot_product_attention` of every pixel with every pixel: the cost of these tokens without neighborhoods.
 "unfold" attends to windows that are views of the keys.
@@ -138,6 +138,7 @@ RUNS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")  # in the smoke test
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("gradients", [False, True], ids=["forward", "forward+backward"])
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape}, dilation {shape.dilation}")

@@ -8,8 +8,9 @@ import functools
 import importlib.util
 import io
 import logging
-import os
+import tempfile
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,10 +35,11 @@ class Form(nn.Module):
         return self.run(*inputs, *self.parameters_)
 
 
-def take(name, form, args, dtype=torch.float32):
+def take(name, form, args, dtype=torch.float32, export=None):
     """Returns a function without arguments that computes form(*args) by the peer `name`.
 
     form: a module in evaluation mode. dtype: in which it computes; OpenVINO converts float32 to bfloat16 by itself.
+    export: a function that returns the form as ONNX bytes, where torch's exporter alone does not export it.
     """
     if name == "compile":
         return functools.partial(torch.compile(form), *args)
@@ -46,9 +48,9 @@ def take(name, form, args, dtype=torch.float32):
     if not importlib.util.find_spec(package):
         pytest.skip(f"{package} is not installed: pip install -e .[peers]")
     try:
-        return start(_exported(form, args), [t.numpy() for t in args], dtype)
+        return start(form, args, export, dtype)
     except Exception as error:
-        pytest.skip(f"{name} cannot run it: {type(error).__name__}: {str(error).strip().splitlines()[0][:200]}")
+        pytest.skip(f"{name} cannot run it: {type(error).__name__}: {' '.join(str(error).split())[-300:]}")
 
 
 def _exported(form, args):
@@ -62,24 +64,37 @@ def _exported(form, args):
     return file.getvalue()
 
 
-def _onnx_runtime(model, args, dtype):
+def exported_network(model, size):
+    """A network of this package as ONNX bytes; Fourier transforms are matrix products."""
+    from inr_kernels.models import export_onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "network.onnx")
+        export_onnx(model, path, dynamic=False, size=size)
+        return path.read_bytes()
+
+
+def _onnx_runtime(form, args, export, dtype):
     import onnxruntime
 
     if dtype != torch.float32:
         pytest.skip("ONNX Runtime has few kernels for bfloat16 on a CPU")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
+    model = export() if export else _exported(form, args)
     session = onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"])
-    inputs = dict(zip((i.name for i in session.get_inputs()), args, strict=True))
+    inputs = {i.name: t.numpy() for i, t in zip(session.get_inputs(), args, strict=True)}
     return lambda: [torch.from_numpy(out) for out in session.run(None, inputs)]
 
 
-def _openvino(model, args, dtype):
-    os.environ.setdefault("OPENVINO_LOG_LEVEL", "0")
+def _openvino(form, args, export, dtype):
     import openvino
 
     precision = {torch.float32: "f32", torch.bfloat16: "bf16"}[dtype]
     options = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    core = openvino.Core()
-    compiled = core.compile_model(core.read_model(model), "CPU", options | {"PERFORMANCE_HINT": "LATENCY"})
-    return lambda: [torch.from_numpy(out) for out in compiled(args).values()]
+    core, inputs = openvino.Core(), [t.numpy() for t in args]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = core.read_model(export()) if export else openvino.convert_model(form, example_input=args)
+    compiled = core.compile_model(model, "CPU", options | {"PERFORMANCE_HINT": "LATENCY"})
+    return lambda: [torch.from_numpy(out) for out in compiled(inputs).values()]

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "bench" / "README.md"]
 # The table of the main README: its columns and number of rows.
 SUMMARY, SUMMARY_ROWS = ["eager", "ours", "ours bf16"], 5
+COMMON = ("eager", "ours", "natten")  # implementations with a column of their own, by their first word
 
 
 def results():
@@ -36,6 +37,14 @@ def speed_up(row, rows):
     return eager / row["seconds"] if eager and row["seconds"] else None
 
 
+def best_peer(row, rows):
+    """Returns the fastest row of the same dtype that is not ours, or None."""
+    others = [
+        r for r in rows if r["dtype"] == row["dtype"] and r["seconds"] and not r["implementation"].startswith("ours")
+    ]
+    return min(others, key=lambda r: r["seconds"], default=None)
+
+
 def seconds(value):
     """Formats a time: 1.23 s, 4.56 ms or 7.89 µs."""
     if value < 1e-4:
@@ -53,19 +62,28 @@ def took(row):
 
 
 def cell(row, rows):
-    """Formats the time, the speed-up over eager float32, and the fraction of the ceiling."""
+    """Formats the time, the speed-up over eager float32 (ours: and the best peer), and the fraction of the ceiling."""
     if row is None:
         return ""
     if row["seconds"] is None:
         return took(row)
-    faster, fraction = speed_up(row, rows), of_ceiling(row)
-    text = f"{took(row)}, {f'{faster:.2f}×, ' if faster else ''}{fraction:.0%}"
-    return f"**{text}**" if row["implementation"].startswith("ours") else text
+    faster, ours = speed_up(row, rows), row["implementation"].startswith("ours")
+    parts = [took(row), f"{faster:.2f}×" if faster else "", f"{of_ceiling(row):.0%}"]
+    if ours and (peer := best_peer(row, rows)) and peer["implementation"] != "eager":
+        parts.insert(2, f"{peer['seconds'] / row['seconds']:.2f}× {peer['implementation']}")
+    text = ", ".join(filter(None, parts))
+    return f"**{text}**" if ours else text
+
+
+def other_peers(rows):
+    """Formats the rows that have no column of their own."""
+    others = [row for row in rows if row["implementation"].split()[0] not in COMMON]
+    return "; ".join(f"{row['implementation']} {cell(row, rows)}" for row in others)
 
 
 def of_ceiling(row):
-    """Returns the fraction of the measured rate of a copy or a matrix product, whichever bounds the op."""
-    return row["of_copy"] if "of_copy" in row else row["of_gemm"]
+    """Returns the fraction of the measured rate of a copy or of arithmetic, whichever bounds the op."""
+    return row["of_copy"] if "of_copy" in row else row["of_peak"]
 
 
 def memory(rows, key):
@@ -86,8 +104,8 @@ def origin(result, rows):
     for name in dict.fromkeys(row["run"] for row in rows):
         run = result["runs"][name]
         ops = ", ".join(f"`{op}`" for op in dict.fromkeys(row["op"] for row in rows if row["run"] == name))
-        rates = ", ".join(f"{flops / 1e9:,.0f} GFLOP/s {dtype}" for dtype, flops in run["gemm_flops"].items())
-        rates = f"GEMM {rates}" + (f"; copy {copied / 1e9:.1f} GB/s" if (copied := run["copy_bytes"]) else "")
+        rates = ", ".join(f"{flops / 1e9:,.0f} GFLOP/s {dtype}" for dtype, flops in run["peak_flops"].items())
+        rates += f"; copy {copied / 1e9:.1f} GB/s" if (copied := run["copy_bytes"]) else ""
         lines.append(f"{ops}: `{run['command']}` at {run['commit']} ({run['date']}), measured ceilings {rates}.")
     return "\n".join([f"On {machine(result)}:", "", *(f"- {line}" for line in lines)])
 
@@ -105,17 +123,18 @@ def aligned(lines):
 
 
 def table(result, op):
-    """Returns the Markdown of one op on one machine: a row per case, a column per implementation."""
+    """Returns the Markdown of one op on one machine: a row per case; the peers share a column."""
     grouped = cases(result, op)
     names = list(dict.fromkeys(row["implementation"] for rows in grouped.values() for row in rows))
+    names = [name for name in names if name.split()[0] in COMMON]
     lines = []
     for case, rows in grouped.items():
         by_name = {row["implementation"]: row for row in rows}
         cells = [cell(by_name.get(name), rows) for name in names]
-        lines.append([case, *cells, memory(rows, "peak_bytes"), memory(rows, "saved_bytes")])
+        lines.append([case, *cells, other_peers(rows), memory(rows, "peak_bytes"), memory(rows, "saved_bytes")])
     rows = [row for rows in grouped.values() for row in rows]
     return f"{origin(result, rows)}\n\n" + markdown(
-        ["", *names, "peak MB, eager / ours", "kept for the backward"], lines
+        ["", *names, "peers", "peak MB, eager / ours", "kept for the backward"], lines
     )
 
 
@@ -151,7 +170,10 @@ def plain(result):
     for (op, case, dtype), rows in kinds.items():
         ours = [row for name, row in rows.items() if name.startswith("ours")]
         best = min(ours, key=lambda row: row["seconds"] or float("inf"), default=None)
-        cells = [took(rows[name]) if name in rows else "" for name in ("eager", "compile", "natten")]
+        cells = [took(rows[name]) if name in rows else "" for name in ("eager", "compile")]
+        others = [row for name, row in rows.items() if not name.startswith("ours") and name not in ("eager", "compile")]
+        others = sorted((row for row in others if row["seconds"]), key=lambda row: row["seconds"])
+        cells.append(f"{took(others[0])} {others[0]['implementation'].removesuffix(' bf16')}" if others else "")
         mine = share = ""
         if best:
             mine = took(best) + best["implementation"].removesuffix(" bf16").removeprefix("ours")

@@ -29,9 +29,7 @@ def select(grad: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
         return torch.where(unpack(bits, grad.shape), grad, 0)
     grad = grad.contiguous()
     out = torch.empty_like(grad)
-    native.load()[0].select_by_signs(
-        grad=grad.data_ptr(), bits=bits.data_ptr(), out=out.data_ptr(), **_problem(grad)
-    )
+    native.load()[0].select_by_signs(grad=grad.data_ptr(), bits=bits.data_ptr(), out=out.data_ptr(), **_problem(grad))
     return out
 
 

@@ -46,7 +46,7 @@ def gemm_flops(device: torch.device | str, dtype: torch.dtype, n: int | None = N
 
 
 def multiply_add_flops(dtype: torch.dtype, steps: int = 2_000_000) -> float:
-    """FLOP/s of this CPU's multiply-add units on torch's threads; 0 for a dtype that the C++ kernels do not multiply."""
+    """FLOP/s of this CPU's multiply-add units on torch's threads; 0 for a dtype that they do not multiply."""
     library, threads = native.load()[0], torch.get_num_threads()
     if library is None or dtype not in (torch.float32, torch.float64, torch.bfloat16):
         return 0.0

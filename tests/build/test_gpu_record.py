@@ -197,12 +197,12 @@ def test_usage(arguments):
     assert "unrecognized" not in done.stderr + done.stdout
 
 
-ROW = {"op": "an_op", "case": "8 x 8", "dtype": "float32", "seconds": 2e-3, "of_gemm": 0.25, "run": "r"}
+ROW = {"op": "an_op", "case": "8 x 8", "dtype": "float32", "seconds": 2e-3, "of_peak": 0.25, "run": "r"}
 RESULT = {
     "machine": {"name": "some GPU", "driver": "1"},
     "rows": [
         ROW | {"implementation": "eager"},
-        ROW | {"implementation": "ours", "seconds": 1e-3, "of_gemm": 0.5, "graph_seconds": 4e-6, "cold_seconds": 9e-4},
+        ROW | {"implementation": "ours", "seconds": 1e-3, "of_peak": 0.5, "graph_seconds": 4e-6, "cold_seconds": 9e-4},
         ROW | {"implementation": "ours graphed", "seconds": 5e-4, "of_copy": 0.99},
         ROW | {"implementation": "compile", "seconds": None, "error": "RuntimeError: no"},
         ROW | {"implementation": "eager bf16", "dtype": "bfloat16", "seconds": None},
@@ -214,7 +214,7 @@ RESULT = {
 TABLE = """\
 op     shape  dtype     ours                             eager          compile  peer    of ceiling
 an_op  8 x 8  float32   0.5 ms graphed                   2 ms           failed           99%
-an_op  8 x 8  bfloat16  2 ms (graph 4 µs, cold 0.9 ms)  out of memory           3.00 s  25%
+an_op  8 x 8  bfloat16  2 ms (graph 4 µs, cold 0.9 ms)  out of memory           3.00 s natten  25%
 an_op  9 x 9  float32   out of memory"""
 
 
@@ -308,6 +308,13 @@ def test_times_on_a_gpu(fake_cuda, monkeypatch):
     monkeypatch.setattr(timing, "record", refuse)
     assert "graph_seconds" not in timing.figures(tick, small=True)
     assert ceilings.best_seconds(tick, "cuda") == 1e-3
+
+
+def test_the_rates_of_arithmetic():
+    """The peak is that of the faster of the multiply-add units and the matrix product."""
+    units = ceilings.multiply_add_flops(torch.float32, steps=1000)
+    assert units > 0 and ceilings.multiply_add_flops(torch.float16) == 0
+    assert ceilings.peak_flops("cpu", torch.float32, 64) > 0
 
 
 def test_slow_calls_are_timed_a_few_times(fake_cuda):

@@ -1,7 +1,5 @@
 """Copies of networks for gradients of their features: equal results, constant weights, little kept for the backward."""
 
-import math
-
 import pytest
 import torch
 from test_inpainter import NETWORKS, every_network, example, network
@@ -9,7 +7,6 @@ from test_lama import OPTIONS, RATIOS, TINY, random_norms
 from torch import nn
 
 import inr_kernels
-from inr_kernels._core import signs
 from inr_kernels.fourier_unit import FFC_BN_ACT, frozen
 from inr_kernels.models import IN2, IN2Config, LaMa, LaMaConfig
 from inr_kernels.models.common.constant import constant
@@ -28,19 +25,6 @@ def with_gradients(run, x):
     out = run(x)
     weights = [torch.linspace(-1, 1, part.numel(), dtype=part.dtype).view(part.shape) for part in out]
     return *out, *torch.autograd.grad(out, x, weights)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 1000, 70_003])
-def test_signs(count, dtype):
-    x = torch.randn(count, dtype=dtype)
-    x[1::3] = torch.tensor([0.0, -0.0, math.inf, -math.inf, math.nan], dtype=dtype).repeat(count)[: len(x[1::3])]
-    bits, grad = signs.pack(x), x.flip(0)
-    assert len(bits) == -(-count // 8) and torch.equal(signs.unpack(bits, (count,)), x > 0)
-    expected = torch.where(x > 0, grad, 0)
-    torch.testing.assert_close(signs.select(grad, bits), expected, rtol=0, atol=0, equal_nan=True)
-    by_torch = signs._packed(x > 0)  # elsewhere than on a CPU
-    assert torch.equal(by_torch, bits)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """The accuracy of fourier_unit and conv3x3, against numpy, LaMa and float64, on every backend that runs here."""
 
+import math
+
 import numpy
 import pytest
 import torch
@@ -12,7 +14,7 @@ from torch import nn
 
 import inr_kernels
 from inr_kernels import fourier_unit
-from inr_kernels._core import backends
+from inr_kernels._core import backends, signs
 from inr_kernels.fourier_unit import FFC_BN_ACT, conv3x3, triton_kernels
 from inr_kernels.fourier_unit.arguments import PADDINGS
 from inr_kernels.fourier_unit.op import dft_matmul
@@ -274,3 +276,16 @@ def test_half_precision_equals_torchs_convolution(dtype):
     x, weight = torch.randn(1, 3, 5, 6).to(dtype), torch.randn(2, 3, 3, 3).to(dtype)
     expected = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), weight)
     assert torch.equal(conv3x3(x, weight), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 1000, 70_003])
+def test_signs(count, dtype):
+    x = torch.randn(count, dtype=dtype)
+    x[1::3] = torch.tensor([0.0, -0.0, math.inf, -math.inf, math.nan], dtype=dtype).repeat(count)[: len(x[1::3])]
+    bits, grad = signs.pack(x), x.flip(0)
+    assert len(bits) == -(-count // 8) and torch.equal(signs.unpack(bits, (count,)), x > 0)
+    expected = torch.where(x > 0, grad, 0)
+    torch.testing.assert_close(signs.select(grad, bits), expected, rtol=0, atol=0, equal_nan=True)
+    by_torch = signs._packed(x > 0)  # elsewhere than on a CPU
+    assert torch.equal(by_torch, bits)
