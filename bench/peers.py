@@ -95,6 +95,6 @@ def _openvino(form, args, export, dtype):
     core, inputs = openvino.Core(), [t.numpy() for t in args]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = core.read_model(export()) if export else openvino.convert_model(form, example_input=args)
+        model = core.read_model(export()) if export else openvino.convert_model(torch.export.export(form, args))
     compiled = core.compile_model(model, "CPU", options | {"PERFORMANCE_HINT": "LATENCY"})
     return lambda: [torch.from_numpy(out) for out in compiled(inputs).values()]
