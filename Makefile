@@ -29,7 +29,7 @@ quick: .venv/test.stamp
 	$(BIN)/pytest $(PARALLEL) -m "not slow" --durations 5 --durations-min 5 $(ARGS)
 
 # Measure, then write the tables and plots. With BASE=REV: compare the kernels of that git revision with these.
-bench: .venv/bench.stamp
+bench: .venv/peers.stamp
 ifdef BASE
 	$(BIN)/python -m bench.compare '$(BASE)' $(ARGS)
 else
