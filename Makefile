@@ -51,7 +51,8 @@ wheel: .venv/wheel.stamp
 	done
 	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/auditwheel repair --wheel-dir dist build/wheels/*.whl
 
-# Installs the wheel for each Python of PYTHONS into an environment of its own, and runs the demo there.
+# Installs the wheel for each Python of PYTHONS into an environment of its own, and runs the demo there; then, in the last
+# one, the source distribution, without CUDA.
 try-wheel: wheel
 	set -e; for python in $(PYTHONS); do \
 	  $$python -m venv --clear build/try; \
@@ -59,6 +60,8 @@ try-wheel: wheel
 	  build/try/bin/pip install -q "$$(ls -t dist/*-$$tag-*.whl | head -n 1)[demo]"; \
 	  (cd build/try && bin/inr-kernels info && bin/inr-kernels demo $(ARGS)); \
 	done
+	INR_KERNELS_CUDA=0 build/try/bin/pip install -q --no-deps --force-reinstall dist/*.tar.gz
+	cd build/try && bin/inr-kernels demo $(ARGS)
 
 # The C++ kernels for aarch64: cross-compiles them, and runs their numeric tests in qemu. Needs Debian.
 aarch64: .venv/test.stamp
