@@ -1,4 +1,4 @@
-"""Accelerates models of other projects in place: `accelerate` and `restore`.
+"""Accelerates models of other projects in place: `accelerate` and `restore`; NATTEN's names: `install_as_natten`.
 
 An adapter covers one method of one upstream project. To add one, write a file in this folder that ends with
 
@@ -32,8 +32,9 @@ from torch import nn
 
 from . import class_swap, fac, kernel_conv, lama, liif, lte, natten, raft  # noqa: F401  adapters register themselves
 from .class_swap import ADAPTERS, LOG
+from .natten_api import install_as_natten
 
-__all__ = ["accelerate", "restore"]
+__all__ = ["accelerate", "install_as_natten", "restore"]
 
 Model = TypeVar("Model", bound=nn.Module)
 SCRIPTED = "it is TorchScript, whose layers are compiled; call accelerate before torch.jit.trace or torch.jit.script"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from inr_kernels.neighborhood_attention import neighborhood_attention_2d
-from inr_kernels.neighborhood_attention.functional import check_pair
+from inr_kernels.neighborhood_attention.functional import check_axes
 
 
 def natten_functions(forward: types.FunctionType) -> dict[str, Callable]:
@@ -49,7 +49,7 @@ def _scores(query, key, kernel_size, dilation=1, is_causal=False, rpb=None):
         index = functools.partial(torch.arange, dtype=torch.long, device=rpb.device)
         rows, cols = (
             ((index(n) - index(n)[:, None]) // d + side // 2).clamp(0, side - 1)
-            for n, d, side in zip(size, check_pair(dilation, "dilation"), rpb.shape[1:], strict=True)
+            for n, d, side in zip(size, check_axes(dilation, "dilation", 2), rpb.shape[1:], strict=True)
         )
         bias = rpb[:, rows[:, None, :, None], cols[None, :, None, :]]
         scores = scores + bias.flatten(3, 4).flatten(1, 2)

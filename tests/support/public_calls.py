@@ -193,6 +193,9 @@ CALLS = {
     "neighborhood_attention_2d_packed": lambda: call(
         inr_kernels.neighborhood_attention_2d_packed, torch.stack(qkv(), 3), 3, return_lse=True
     ),
+    "neighborhood_attention_3d": lambda: call(
+        inr_kernels.neighborhood_attention_3d, *torch.randn(3, 1, 3, 4, 5, 2, 4), (2, 3, 3), return_lse=True
+    ),
     "neighborhood_attention_1d": lambda: call(
         inr_kernels.neighborhood_attention_1d, *torch.randn(3, 1, 9, 2, 4), 3, return_lse=True
     ),
@@ -208,6 +211,9 @@ CALLS = {
     "UnmaskAttention": lambda: call(inr_kernels.UnmaskAttention(), torch.randn(1, 4, 5, 6), torch.rand(1, 1, 5, 6)),
     "NeighborhoodAttention2D": lambda: call(
         inr_kernels.NeighborhoodAttention2D(8, 2, 3, rel_pos_bias=True), torch.randn(1, 5, 6, 8)
+    ),
+    "NeighborhoodAttention3D": lambda: call(
+        inr_kernels.NeighborhoodAttention3D(8, 2, (2, 3, 3), rel_pos_bias=True), torch.randn(1, 3, 4, 5, 8)
     ),
     "NeighborhoodAttention1D": lambda: call(
         inr_kernels.NeighborhoodAttention1D(8, 2, 3, rel_pos_bias=True), torch.randn(1, 9, 8)
