@@ -32,14 +32,14 @@ GETTERS = {
     "is_flex_compile_backprop_allowed": False,
     "get_memory_usage_preference": "default",
 }
-SUBMODULES = "functional", "modules", "context", "natten1d", "natten2d", "natten3d"
+SUBMODULES = "functional", "modules", "natten1d", "natten2d", "natten3d"
 
 
 def install_as_natten(version: str = "0.21") -> types.ModuleType:
     """Makes `import natten` return this package's versions of its functions and modules, in this process.
 
-    Call it before anything imports natten. `natten.functional`, `natten.modules`, `natten.context` and
-    `natten.natten1d` to `natten3d` exist too, and `importlib.metadata` finds a distribution `natten`, as transformers
+    Call it before anything imports natten. `natten.functional`, `natten.modules`, `natten.natten1d` to `natten3d` and,
+    from 0.17 on, `natten.context` exist too, and `importlib.metadata` finds a distribution `natten`, as transformers
     requires.
 
     Args:
@@ -71,7 +71,8 @@ def install_as_natten(version: str = "0.21") -> types.ModuleType:
         path = getattr(present, "__file__", None)
         raise RuntimeError(f"natten is imported already, from {path}; call install_as_natten before that import")
     natten = _module("natten", _names(version) | {"__version__": VERSIONS[version], "__path__": []})
-    for name in SUBMODULES:
+    # NAT and DiNAT take a module without `context` for a version before 0.17.
+    for name in (*SUBMODULES, *(["context"] if _minor(version) >= 17 else [])):
         submodule = _module(f"natten.{name}", _names(version))
         if not hasattr(natten, name):
             setattr(natten, name, submodule)
@@ -88,9 +89,13 @@ def _module(name, names):
     return module
 
 
+def _minor(version):
+    return int(version.split(".")[1])
+
+
 def _names(version):
     """What every module of this version contains."""
-    minor = int(version.split(".")[1])
+    minor = _minor(version)
     names = {
         name: value for name, value in vars(unfused).items() if name.startswith(("na1d", "na2d", "na3d", "natten"))
     }

@@ -64,7 +64,7 @@ class _Module17(_Module):
         dim: int,
         num_heads: int,
         kernel_size: Sizes,
-        dilation: Sizes = 1,
+        dilation: Sizes | None = 1,
         is_causal: Flags = False,
         rel_pos_bias: bool = False,
         qkv_bias: bool = True,
@@ -75,7 +75,7 @@ class _Module17(_Module):
     ):
         causal = False if is_causal is None else is_causal
         layers: Any = {"rel_pos_bias": rel_pos_bias, "qkv_bias": qkv_bias, "proj_drop": proj_drop}
-        super().__init__(dim, num_heads, kernel_size, dilation, is_causal=causal, **layers)  # type: ignore[call-arg]
+        super().__init__(dim, num_heads, kernel_size, dilation or 1, is_causal=causal, **layers)  # type: ignore[call-arg]
         self._finish(qk_scale, attn_drop)
 
 
