@@ -30,7 +30,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from . import class_swap, fac, kernel_conv, lama, liif, lte, natten, raft  # noqa: F401  adapters register themselves
+from . import carafe, class_swap, fac, kernel_conv, lama, liif, lte, natten, raft  # noqa: F401  adapters register themselves
 from .class_swap import ADAPTERS, LOG
 from .natten_api import install_as_natten
 
@@ -58,6 +58,8 @@ def accelerate(model: Model) -> Model:
     | its CUDA extension, see `inr_kernels.integrations.fac`                         |                             |
     | RAFT's `upsample_flow(flow, mask)` and its copies', any integer factor to 16;  | `elementwise_filter`        |
     | torchvision's `raft_large`, whose forward calls a function of this name        |                             |
+    | CARAFE of XiaLiPKU and its copies in detectors: `comp`, `enc`, `pix_shf`,      | `elementwise_filter`        |
+    | `upsmp`, `unfold`                                                              |                             |
     | NATTEN's `NeighborhoodAttention2D` of any version, NAT's and DiNAT's attention | `neighborhood_attention_2d` |
     | in transformers (DiNAT up to 4.53: later versions swap its axes)               |                             |
     | LaMa's FourierUnit, SpectralTransform, FFC and FFC_BN_ACT                      | `fourier_unit`, 3 x 3 conv  |

@@ -14,6 +14,7 @@ import upstream_natten
 from fourier_unit_cases import ConvolutionCase
 from torch import nn
 from training_cases import batch
+from upstream_carafe import CARAFE
 from upstream_decoders import StoresFeatures
 from upstream_filters import KernelConv, Ported, Raft
 from upstream_lama import Generator
@@ -253,6 +254,7 @@ CALLS = {
     "LIIF's decoder": lambda: accelerated(StoresFeatures, (2, 3, 6, 5), (2, 9, 2), (2, 9, 2)),
     "LTE's decoder": lambda: accelerated(Texture, (2, 3, 6, 5), (2, 9, 2), (2, 9, 2)),
     "MISF's KernelConv": lambda: accelerated(KernelConv, (2, 3, 5, 4), (2, 27, 5, 4)),
+    "CARAFE": lambda: accelerated(lambda: CARAFE(3).eval(), (2, 3, 5, 4)),
     "STFAN's KernelConv2D": lambda: accelerated(lambda: Ported(3), (2, 3, 5, 4), (2, 27, 5, 4)),
     "RAFT's upsample_flow": lambda: accelerated(Raft, (2, 2, 5, 4), (2, 576, 5, 4)),
     "neighborhood attention": lambda: accelerated(lambda: Version21(8, 2, 3), (2, 6, 7, 8)),
