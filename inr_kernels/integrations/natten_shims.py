@@ -27,9 +27,19 @@ def with_shims(forward: types.FunctionType) -> Iterator[types.FunctionType]:
     for fused in (False, True):
         shims: dict[str, Any] = _SHIMS | {"is_fna_enabled": lambda fused=fused: fused}
         names = forward.__globals__ | {name: shims[name] for name in natten_functions(forward)}
+        for name, helper in _helpers(forward).items():
+            names[name] = types.FunctionType(helper.__code__, names, name, helper.__defaults__, helper.__closure__)
+            names |= {name: shims[name] for name in natten_functions(helper)}
         yield types.FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__)
         if "is_fna_enabled" not in natten_functions(forward):
             return
+
+
+def _helpers(forward):
+    """The functions of its file that a method calls and that read functions of NATTEN, by name."""
+    found = {name: forward.__globals__.get(name) for name in forward.__code__.co_names}
+    own = {name: f for name, f in found.items() if getattr(f, "__globals__", None) is forward.__globals__}
+    return {name: f for name, f in own.items() if isinstance(f, types.FunctionType) and natten_functions(f)}
 
 
 def _window_mask(size, kernel_size, dilation, is_causal):
@@ -72,7 +82,7 @@ def _weighted_sum(attn, value, *window, **named):
 
 
 def _attention(query, key, value, **options):
-    return neighborhood_attention_2d(query, key, value, **options, backend="reference")
+    return neighborhood_attention_2d(query, key, value, **options | {"backend": "reference"})
 
 
 _SHIMS = {

@@ -20,6 +20,7 @@ from upstream_filters import KernelConv, Ported, Raft
 from upstream_lama import Generator
 from upstream_lte import Texture
 from upstream_natten import Version15, Version21
+from upstream_upsamplers import CrossAttention
 
 import inr_kernels
 from inr_kernels import models
@@ -254,6 +255,9 @@ CALLS = {
     "LIIF's decoder": lambda: accelerated(StoresFeatures, (2, 3, 6, 5), (2, 9, 2), (2, 9, 2)),
     "LTE's decoder": lambda: accelerated(Texture, (2, 3, 6, 5), (2, 9, 2), (2, 9, 2)),
     "MISF's KernelConv": lambda: accelerated(KernelConv, (2, 3, 5, 4), (2, 27, 5, 4)),
+    "cross-scale attention": lambda: accelerated(
+        lambda: CrossAttention(8, 2), (1, 8, 10, 12), (1, 8, 5, 6), (1, 12, 5, 6)
+    ),
     "CARAFE": lambda: accelerated(lambda: CARAFE(3).eval(), (2, 3, 5, 4)),
     "STFAN's KernelConv2D": lambda: accelerated(lambda: Ported(3), (2, 3, 5, 4), (2, 27, 5, 4)),
     "RAFT's upsample_flow": lambda: accelerated(Raft, (2, 2, 5, 4), (2, 576, 5, 4)),
