@@ -30,7 +30,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from . import carafe, class_swap, fac, kernel_conv, lama, liif, lte, natten, raft, upsamplers  # noqa: F401  adapters register themselves
+from . import carafe, class_swap, fac, hdit, kernel_conv, lama, liif, lte, natten, raft, upsamplers  # noqa: F401  adapters register themselves
 from .class_swap import ADAPTERS, LOG
 from .natten_api import install_as_natten
 
@@ -62,6 +62,7 @@ def accelerate(model: Model) -> Model:
     | `upsmp`, `unfold`                                                              |                             |
     | NATTEN's `NeighborhoodAttention2D` of any version, NAT's and DiNAT's attention | `neighborhood_attention_2d` |
     | in transformers (DiNAT up to 4.53: later versions swap its axes)               |                             |
+    | HDiT's (k-diffusion's) NeighborhoodSelfAttentionBlock                          | `neighborhood_attention_2d` |
     | NAF's and AnyUp's (NATTENCrossAttention) attention to a map of lower           | `neighborhood_attention_2d` |
     | resolution, by integer ratios: nothing is enlarged                             |                             |
     | LaMa's FourierUnit, SpectralTransform, FFC and FFC_BN_ACT                      | `fourier_unit`, 3 x 3 conv  |

@@ -17,6 +17,7 @@ from training_cases import batch
 from upstream_carafe import CARAFE
 from upstream_decoders import StoresFeatures
 from upstream_filters import KernelConv, Ported, Raft
+from upstream_hdit import NeighborhoodSelfAttentionBlock
 from upstream_lama import Generator
 from upstream_lte import Texture
 from upstream_natten import Version15, Version21
@@ -255,6 +256,9 @@ CALLS = {
     "LIIF's decoder": lambda: accelerated(StoresFeatures, (2, 3, 6, 5), (2, 9, 2), (2, 9, 2)),
     "LTE's decoder": lambda: accelerated(Texture, (2, 3, 6, 5), (2, 9, 2), (2, 9, 2)),
     "MISF's KernelConv": lambda: accelerated(KernelConv, (2, 3, 5, 4), (2, 27, 5, 4)),
+    "HDiT's neighborhood attention": lambda: accelerated(
+        NeighborhoodSelfAttentionBlock, (2, 7, 9, 16), (7, 9, 2), (2, 6)
+    ),
     "cross-scale attention": lambda: accelerated(
         lambda: CrossAttention(8, 2), (1, 8, 10, 12), (1, 8, 5, 6), (1, 12, 5, 6)
     ),
