@@ -203,9 +203,9 @@ def bias_backward(
     begin = part.to(tl.int64) * QUERIES
     for first in range(begin, tl.minimum(begin + QUERIES, count), BP):
         pixel = first + tl.arange(0, BP)
-        x, rest = pixel % queries[2], pixel // queries[2]
-        y, rest = rest % queries[1], rest // queries[1]
-        z, image = rest % queries[0], rest // queries[0]
+        x, line = pixel % queries[2], pixel // queries[2]
+        y, plane = line % queries[1], line // queries[1]
+        z, image = plane % queries[0], plane // queries[0]
         at_y, at_x = y // ratio[1], x // ratio[2]
         iy, ix = at_y // dilation[1], at_x // dilation[2]
         y_start, y_end = window(iy, tl.cdiv(size[1] - at_y % dilation[1], dilation[1]), kernel[1], stride[1], CAUSAL_Y)
