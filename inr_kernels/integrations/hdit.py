@@ -21,11 +21,12 @@ from .class_swap import AcceleratedModule, Adapter, Match, Unsupported, register
 from .natten_api import fused, unfused
 
 NAME = "natten"
-OURS = "inr_kernels.natten"  # a global of the forward's file; not an identifier, so no code uses it
 ATTRIBUTES = ("d_head", "n_heads", "kernel_size", "norm", "qkv_proj", "pos_emb", "out_proj")
 SIGNATURE = (("x",), ("pos",), ("cond",))
-FUSED = types.SimpleNamespace(has_fused_na=lambda: True, functional=fused, __name__=NAME)
-UNFUSED = types.SimpleNamespace(has_fused_na=lambda: False, functional=unfused, __name__=NAME)
+FUSED = types.SimpleNamespace(has_fused_na=lambda: True, functional=fused)
+UNFUSED = types.SimpleNamespace(has_fused_na=lambda: False, functional=unfused)
+# By the names of globals of the forward's file; these are no identifiers, so no code uses them.
+NATTENS = {"inr_kernels.natten": FUSED, "inr_kernels.unfused_natten": UNFUSED}
 
 
 def is_candidate(module: nn.Module) -> bool:
@@ -45,20 +46,17 @@ def verify(module: nn.Module) -> Match:
     forward = type(module).forward
     if reason := _why_different(module, forward, linear.in_features):
         raise Unsupported(f"forward is not neighborhood attention: {reason}")
-    return class_swap.match(module, _Block, "forward", _calling(forward, OURS, FUSED))
-
-
-def _calling(forward: types.FunctionType, alias: str, natten: Any) -> Callable[..., Any]:
-    """The method, with the globals of its module, but with this `natten`."""
-    names = forward.__globals__
-    names[alias] = natten
-    code = _renamed(forward.__code__, alias)
-    return types.FunctionType(code, names, forward.__name__, forward.__defaults__, forward.__closure__)
+    return class_swap.match(module, _Block, "forward", _calling(forward, "inr_kernels.natten"))
 
 
 @functools.lru_cache(16)
-def _renamed(code, alias):
-    return code.replace(co_names=tuple(alias if name == NAME else name for name in code.co_names))
+def _calling(forward: types.FunctionType, alias: str) -> Callable[..., Any]:
+    """The method, with the globals of its module, but with another `natten`; the same object at each call."""
+    forward.__globals__[alias] = NATTENS[alias]
+    code = forward.__code__
+    code = code.replace(co_names=tuple(alias if name == NAME else name for name in code.co_names))
+    named = forward.__name__, forward.__defaults__, forward.__closure__
+    return types.FunctionType(code, forward.__globals__, *named)
 
 
 def _why_different(module, forward, conditions):
@@ -77,9 +75,7 @@ def _why_different(module, forward, conditions):
         size = twin.kernel_size, twin.kernel_size + 1
         x, cond = random((2, *size, module.d_head * module.n_heads)), random((2, conditions))
         pos = random((*size, 2)).detach()
-        theirs, ours = (
-            _calling(forward, f"{OURS} {name}", natten) for name, natten in (("unfused", UNFUSED), ("fused", FUSED))
-        )
+        ours, theirs = (_calling(forward, alias) for alias in NATTENS)
         with dispatch.backend("reference"):
             return probe.why_different(
                 twin,

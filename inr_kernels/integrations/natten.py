@@ -17,13 +17,10 @@ from torch import nn
 from inr_kernels._core import dispatch
 from inr_kernels._core.checks import result_dtype
 from inr_kernels._core.hooks import has_hooks
-from inr_kernels.neighborhood_attention import (
-    NeighborhoodAttention2D,
-    neighborhood_attention_2d,
-    neighborhood_attention_2d_packed,
-)
+from inr_kernels.neighborhood_attention import neighborhood_attention_2d, neighborhood_attention_2d_packed
 from inr_kernels.neighborhood_attention.arguments import Facts
 from inr_kernels.neighborhood_attention.functional import check_axes
+from inr_kernels.neighborhood_attention.module import NeighborhoodAttention
 
 from . import class_swap, probe
 from .class_swap import AcceleratedModule, Adapter, Match, Unsupported, register
@@ -55,7 +52,7 @@ TRANSFORMERS = Kind(
 
 def is_candidate(module: nn.Module) -> bool:
     """Whether the module has all attributes of one of the families, including a window, and is not ours."""
-    return _kind(module) is not None and not isinstance(module, NeighborhoodAttention2D)
+    return _kind(module) is not None and not isinstance(module, NeighborhoodAttention)
 
 
 def verify(module: nn.Module) -> Match:

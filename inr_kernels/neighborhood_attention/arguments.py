@@ -77,8 +77,7 @@ class Arguments(NamedTuple):
     def check(self) -> None:
         """Raises unless the options are valid and the tensors fit them, which keeps kernels in bounds."""
         require(len(self.qkv) in (1, 3), "qkv", "be one packed tensor or three", len(self.qkv))
-        rank = len(self.kernel_size)
-        require(1 <= rank <= 3, "kernel_size", "have one to three values", tuple(self.kernel_size))
+        rank = min(max(self.qkv[0].dim() - (3 if len(self.qkv) == 3 else 4), 1), 3)
         check_tensors(self.qkv, rank)
         query, key, value = self.unpack()
         for tensor, name in zip(self.qkv[1:], ("key", "value"), strict=False):

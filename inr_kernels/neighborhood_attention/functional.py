@@ -168,11 +168,11 @@ def neighborhood_attention_1d(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    kernel_size: int,
+    kernel_size: int | Sequence[int],
     *,
-    dilation: int = 1,
-    stride: int = 1,
-    is_causal: bool = False,
+    dilation: int | Sequence[int] = 1,
+    stride: int | Sequence[int] = 1,
+    is_causal: bool | Sequence[bool] = False,
     rpb: torch.Tensor | None = None,
     scale: float | None = None,
     mean_heads: bool = False,
@@ -189,7 +189,7 @@ def neighborhood_attention_1d(
     Args:
         query: [B, L, heads, dim].
         key, value: [B, Lk, heads_k, dim] and [B, Lk, heads_v, dim_v]; Lk divides L.
-        kernel_size, dilation, stride, is_causal: integers, and a bool.
+        kernel_size, dilation, stride, is_causal: integers and a bool, or tuples of one.
         rpb: relative position bias [heads, 2 kernel_size - 1] or None.
         key_padding_mask: [B, Lk] bool or None.
         scale, mean_heads, additional_keys, additional_values, return_lse, backend: see there.

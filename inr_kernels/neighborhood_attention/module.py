@@ -13,8 +13,8 @@ from .arguments import AXES
 from .functional import attend_packed, check_axes, check_causal
 
 
-class _NeighborhoodAttention(nn.Module):
-    """The three modules. rank: the number of axes."""
+class NeighborhoodAttention(nn.Module):
+    """The base of the three modules. rank: the number of axes."""
 
     rank = 0
 
@@ -81,7 +81,7 @@ class _NeighborhoodAttention(nn.Module):
         return options + "".join(f", {name}={value}" for name, (value, default) in given.items() if value != default)
 
 
-class NeighborhoodAttention1D(_NeighborhoodAttention):
+class NeighborhoodAttention1D(NeighborhoodAttention):
     """Computes proj(neighborhood attention(qkv(x))) on sequences [B, L, dim].
 
     As `NeighborhoodAttention2D`, with the state dict of NATTEN's module of this name.
@@ -100,7 +100,7 @@ class NeighborhoodAttention1D(_NeighborhoodAttention):
     rank = 1
 
 
-class NeighborhoodAttention2D(_NeighborhoodAttention):
+class NeighborhoodAttention2D(NeighborhoodAttention):
     """Computes proj(neighborhood attention(qkv(x))) on maps [B, H, W, dim], with heads of dim / num_heads channels.
 
     The state dict is that of NATTEN's module of this name, in every version: `qkv`, `proj` and, with rel_pos_bias,
@@ -129,7 +129,7 @@ class NeighborhoodAttention2D(_NeighborhoodAttention):
     rank = 2
 
 
-class NeighborhoodAttention3D(_NeighborhoodAttention):
+class NeighborhoodAttention3D(NeighborhoodAttention):
     """Computes proj(neighborhood attention(qkv(x))) on volumes or videos [B, D, H, W, dim].
 
     As `NeighborhoodAttention2D`, with the state dict of NATTEN's module of this name.

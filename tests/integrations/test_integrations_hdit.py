@@ -37,9 +37,9 @@ def test_equals_the_block_with_stored_weights(dtype, monkeypatch, log):
         twin(*args)
     monkeypatch.setattr(upstream_hdit, "natten", hdit.UNFUSED)
     theirs = twin(*args)
-    torch.testing.assert_close(ours, theirs)
     grads = [torch.autograd.grad(o.sin().sum(), [*args, *m.parameters()]) for o, m in ((ours, model), (theirs, twin))]
-    torch.testing.assert_close(*grads)
+    for one, other in zip((ours, *grads[0]), (theirs, *grads[1]), strict=True):
+        assert (one - other).norm() <= (1e-5 if dtype == torch.float32 else 1e-12) * other.norm()
 
 
 @pytest.mark.parametrize("name", UNSUPPORTED)

@@ -58,8 +58,7 @@ def test_fused_functions(rank):
     out, lse = function(q, k, v, kernel, stride, 1, causal, 0.0, *more, {"backend": "cutlass-fmha"}, return_lse=True)
     options = {"additional_keys": more[0], "additional_values": more[1], "return_lse": True}
     ours = fused._FUNCTIONS[rank]
-    window = {"stride": stride, "is_causal": causal} if rank > 1 else {"stride": 2, "is_causal": True}
-    expected = ours(q, k, v, kernel if rank > 1 else 3, **window, **options)
+    expected = ours(q, k, v, kernel, stride=stride, is_causal=causal, **options)
     torch.testing.assert_close(lse, expected[1])
     assert_same(out, expected[0], leaves)
 

@@ -63,10 +63,10 @@ def neighborhood_attention_generic(
         query,
         key,
         value,
-        _of_rank(kernel_size, rank),
-        stride=_of_rank(stride, rank),
-        dilation=_of_rank(dilation, rank),
-        is_causal=_of_rank(False if is_causal is None else is_causal, rank),
+        kernel_size,
+        stride=stride,
+        dilation=dilation,
+        is_causal=False if is_causal is None else is_causal,
         scale=scale or None,
         additional_keys=additional_keys,
         additional_values=additional_values,
@@ -155,8 +155,3 @@ def _of_axes(rank, query, *args, **options):
     if query.dim() != rank + 3:
         require(False, "query", f"have {rank + 3} dimensions", list(query.shape))
     return neighborhood_attention_generic(query, *args, **options)
-
-
-def _of_rank(value, rank):
-    """The value as the op takes it: of one axis, not in a tuple."""
-    return value[0] if rank == 1 and isinstance(value, (tuple, list)) and len(value) == 1 else value

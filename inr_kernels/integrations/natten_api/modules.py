@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from inr_kernels import neighborhood_attention as ops
+from inr_kernels.neighborhood_attention.module import NeighborhoodAttention
 
 from . import unfused
 
@@ -14,27 +15,24 @@ Sizes = int | Sequence[int]
 Flags = bool | Sequence[bool] | None
 
 
-class _Module:
+class _Module(NeighborhoodAttention):
     """Shared by all versions: NATTEN's attributes, and attention with dropout of its weights."""
-
-    rank: int
-    attn_drop: nn.Module | None = None
 
     def _finish(self, qk_scale: float | None, attn_drop: float | None = None) -> None:
         """Sets what NATTEN's modules have besides ours. attn_drop: None where the version has no such dropout."""
-        self.embed_dim, self.na_dim = self.dim, self.rank  # type: ignore[attr-defined]
-        self.head_dim = self.dim // self.num_heads  # type: ignore[attr-defined]
+        self.embed_dim, self.na_dim = self.dim, self.rank
+        self.head_dim = self.dim // self.num_heads
         self.scale = qk_scale or self.head_dim**-0.5
         if attn_drop is not None:
             self.attn_drop = nn.Dropout(attn_drop)
 
     def _attend(self, qkv: torch.Tensor) -> torch.Tensor:
-        drop: Any = self.attn_drop
+        drop: Any = self._modules.get("attn_drop")
         if drop is None or not (drop.training and drop.p):
-            return super()._attend(qkv)  # type: ignore[misc,no-any-return]
+            return super()._attend(qkv)
         query, key, value = qkv.movedim(-2, 1).unbind(-2)  # heads first
-        window = self.kernel_size, self.dilation, None, self.is_causal  # type: ignore[attr-defined]
-        attn = unfused.qk(self.rank, query * self.scale, key, *window, rpb=self.rpb)  # type: ignore[attr-defined]
+        window = self.kernel_size, self.dilation, None, self.is_causal
+        attn = unfused.qk(self.rank, query * self.scale, key, *window, rpb=self.rpb)
         out = unfused.av(self.rank, drop(attn.softmax(-1)), value, *window)
         return out.movedim(1, -2)
 
@@ -54,7 +52,7 @@ class _Module21(_Module):
     ):
         window: dict[str, Any] = {"stride": stride, "is_causal": False if is_causal is None else is_causal}
         layers: Any = {"qkv_bias": qkv_bias, "proj_drop": proj_drop}
-        super().__init__(embed_dim, num_heads, kernel_size, dilation, **window, **layers)  # type: ignore[call-arg]
+        super().__init__(embed_dim, num_heads, kernel_size, dilation, **window, **layers)
         self._finish(qk_scale)
 
 
@@ -75,7 +73,7 @@ class _Module17(_Module):
     ):
         causal = False if is_causal is None else is_causal
         layers: Any = {"rel_pos_bias": rel_pos_bias, "qkv_bias": qkv_bias, "proj_drop": proj_drop}
-        super().__init__(dim, num_heads, kernel_size, dilation or 1, is_causal=causal, **layers)  # type: ignore[call-arg]
+        super().__init__(dim, num_heads, kernel_size, dilation or 1, is_causal=causal, **layers)
         self._finish(qk_scale, attn_drop)
 
 
@@ -93,7 +91,7 @@ class _Module14(_Module):
         proj_drop: float = 0.0,
     ):
         layers: Any = {"rel_pos_bias": bias, "qkv_bias": qkv_bias, "proj_drop": proj_drop, "pad_small_inputs": True}
-        super().__init__(dim, num_heads, kernel_size, dilation or 1, **layers)  # type: ignore[call-arg]
+        super().__init__(dim, num_heads, kernel_size, dilation or 1, **layers)
         self._finish(qk_scale, attn_drop)
 
 
