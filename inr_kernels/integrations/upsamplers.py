@@ -37,8 +37,9 @@ def naf(
 ) -> torch.Tensor:
     """NAF's output: q [B, heads d, H, W], k, v [B, heads d, Hk, Wk] -> [B, heads d_v, H, W]."""
     heads: Any = module.num_heads
-    tensors = (_heads_last(t.to(q.dtype), heads) for t in (q, k, v))
-    out: Any = neighborhood_attention_2d(*tensors, module.kernel_size, backend=backend)  # type: ignore[arg-type]
+    window: Any = module.kernel_size
+    q, k, v = (_heads_last(t.to(q.dtype), heads) for t in (q, k, v))
+    out: Any = neighborhood_attention_2d(q, k, v, window, backend=backend)
     return out.permute(0, 3, 4, 1, 2).flatten(1, 2)
 
 

@@ -133,9 +133,8 @@ def shape_facts(
     """The facts of a call, from its tensors [B, ..., heads, dim]. dtype: of the computation; None: query's."""
     heads = query.shape[-2], key.shape[-2], value.shape[-2]
     is_cross_scale = query.shape[1:-2] != key.shape[1:-2]
-    widths = query.shape[-1], value.shape[-1]
-    traits = heads, is_cross_scale, mean_heads, query.dim() - 3
-    return Facts(query.device, dtype or query.dtype, rpb, scale, *widths, *traits)
+    widths, rank = (query.shape[-1], value.shape[-1]), query.dim() - 3
+    return Facts(query.device, dtype or query.dtype, rpb, scale, *widths, heads, is_cross_scale, mean_heads, rank)
 
 
 def exact(dtype: torch.dtype) -> torch.dtype:

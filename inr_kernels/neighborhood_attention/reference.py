@@ -86,15 +86,20 @@ def neighborhood_attention(
     taps = list(itertools.product(*map(range, kernel_size)))
 
     def grid(values):
-        """Broadcasts one tensor [length, ...] per axis to the shape of the map."""
+        """One tensor [length] per axis, each broadcasting to the shape of the map."""
         return [v.view([-1 if i == j else 1 for j in range(len(axes))]) for i, v in enumerate(values)]
+
+    def at(tensor, indices):
+        """The elements of tensor [.., *map] at indices of the map's axes, behind its first."""
+        index = slice(None), *grid(indices)
+        return tensor[index]
 
     def keys_at(tap):
         return [keys[:, t] for (keys, _), t in zip(windows, tap, strict=True)]
 
     def neighbour(tensor, tap, heads=heads):
         """The key or the value of every query at one tap, repeated for every head."""
-        near = tensor[(slice(None), *grid(keys_at(tap)))]
+        near = at(tensor, keys_at(tap))
         return near if heads == near.shape[-2] else near.repeat_interleave(heads // near.shape[-2], -2)
 
     scores = []
@@ -102,7 +107,7 @@ def neighborhood_attention(
         score = (query * neighbour(key, tap)).sum(-1).to(exact)
         if rpb is not None:
             steps = [axis.steps(keys) for axis, keys in zip(axes, keys_at(tap), strict=True)]
-            score = score + rpb[(slice(None), *grid(steps))].movedim(0, -1).to(exact)
+            score = score + at(rpb, steps).movedim(0, -1).to(exact)
         seen = functools.reduce(torch.logical_and, grid(seen[:, t] for (_, seen), t in zip(windows, tap, strict=True)))
         scores.append(score.masked_fill(~seen[..., None], -math.inf))
     stacked = torch.stack(scores, -1)

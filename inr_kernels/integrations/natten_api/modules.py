@@ -32,7 +32,7 @@ class _Module(NeighborhoodAttention):
             return super()._attend(qkv)
         query, key, value = qkv.movedim(-2, 1).unbind(-2)  # heads first
         window = self.kernel_size, self.dilation, None, self.is_causal
-        attn = unfused.qk(self.rank, query * self.scale, key, *window, rpb=self.rpb)
+        attn = unfused.qk(self.rank, query * (self.scale or 1.0), key, *window, rpb=self.rpb)
         out = unfused.av(self.rank, drop(attn.softmax(-1)), value, *window)
         return out.movedim(1, -2)
 

@@ -137,7 +137,10 @@ class _Sums(torch.autograd.Function):
     def forward(ctx: Any, weights: torch.Tensor, b: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         """weights [B, heads, N, taps], b [B, heads, N, dim] -> [B, heads, N, dim]."""
         ctx.save_for_backward(weights, b, keys)
-        return sum(w[..., None] * b[:, :, at] for w, at in zip(weights.unbind(-1), keys.unbind(1), strict=True))
+        out = torch.zeros_like(b)
+        for w, at in zip(weights.unbind(-1), keys.unbind(1), strict=True):
+            out += w[..., None] * b[:, :, at]
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:

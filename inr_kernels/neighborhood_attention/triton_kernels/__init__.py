@@ -48,7 +48,7 @@ class _Problem:
         (self.batch, *queries, self.heads, dim), dim_v = query.shape, value.shape[-1]
         missing = 3 - len(kernel_size)
         kernel_size, self.dilation, stride = ((*[1] * missing, *option) for option in (kernel_size, dilation, stride))
-        causal_z, causal_y, causal_x = *[False] * missing, *map(bool, is_causal)
+        causal = [False] * missing + [bool(flag) for flag in is_causal]
         self.size = tuple(key.shape[1:-2])
         ratio = tuple(map(triton.cdiv, queries, self.size))
         self.share = tuple(self.heads // t.shape[-2] for t in (key, value))
@@ -60,7 +60,10 @@ class _Problem:
         self.ratio, self.blocks = ratio, triton.cdiv(dim_v, block_v)
         self.shape = self.size, tuple(queries), ratio, self.heads, self.share, dim, dim_v, scale
         self.shape += kernel_size, self.dilation, stride
-        self.forms = {"CAUSAL_Z": causal_z, "CAUSAL_Y": causal_y, "CAUSAL_X": causal_x, "BD": block, "BV": block_v}
+        self.forms: dict[str, Any] = dict(zip(("CAUSAL_Z", "CAUSAL_Y", "CAUSAL_X"), causal, strict=True)) | {
+            "BD": block,
+            "BV": block_v,
+        }
         self.tiles = self.forms | {"PRECISION": backends.precision(), "TY": height, "TX": TX, "BN": BN}
         # Without a limit ptxas would spill registers in order to fit more programs.
         self.tiles |= {"num_warps": 4 if widest <= 64 else 8, "num_stages": 1, "maxnreg": 255}
@@ -112,7 +115,9 @@ def _volume(tokens):
     """A view [B, D, H, W, heads, dim] of tokens with fewer axes; None of None."""
     if tokens is None:
         return None
-    return tokens[(slice(None), *[None] * (6 - tokens.dim()))]
+    for _ in range(6 - tokens.dim()):
+        tokens = tokens.unsqueeze(1)
+    return tokens
 
 
 def _strides(tokens):
