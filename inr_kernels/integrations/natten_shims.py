@@ -37,7 +37,7 @@ def with_shims(forward: types.FunctionType) -> Iterator[types.FunctionType]:
 
 def _helpers(forward):
     """The functions of its file that a method calls and that read functions of NATTEN, by name."""
-    found = {name: forward.__globals__.get(name) for name in forward.__code__.co_names}
+    found = {name: forward.__globals__.get(name) for name in forward.__code__.co_names if name not in _SHIMS}
     own = {name: f for name, f in found.items() if getattr(f, "__globals__", None) is forward.__globals__}
     return {name: f for name, f in own.items() if isinstance(f, types.FunctionType) and natten_functions(f)}
 
