@@ -26,7 +26,7 @@ SIGNATURE = (("x",), ("pos",), ("cond",))
 FUSED = types.SimpleNamespace(has_fused_na=lambda: True, functional=fused)
 UNFUSED = types.SimpleNamespace(has_fused_na=lambda: False, functional=unfused)
 # By the names of globals of the forward's file; these are no identifiers, so no code uses them.
-NATTENS = {"inr_kernels.natten": FUSED, "inr_kernels.unfused_natten": UNFUSED}
+NATTENS = {"inr_kernels natten": FUSED, "inr_kernels unfused natten": UNFUSED}
 
 
 def is_candidate(module: nn.Module) -> bool:
@@ -46,7 +46,7 @@ def verify(module: nn.Module) -> Match:
     forward = type(module).forward
     if reason := _why_different(module, forward, linear.in_features):
         raise Unsupported(f"forward is not neighborhood attention: {reason}")
-    return class_swap.match(module, _Block, "forward", _calling(forward, "inr_kernels.natten"))
+    return class_swap.match(module, _Block, "forward", _calling(forward, "inr_kernels natten"))
 
 
 @functools.lru_cache(16)

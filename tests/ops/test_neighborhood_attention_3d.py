@@ -132,7 +132,7 @@ def test_opcheck():
 
 def test_the_form_has_verdicts_of_its_own():
     q = torch.zeros(1, *SIZE, 2, 4)
-    assert shape_facts(q, q, q, False, None, False).form == "head 32, 3-D"
+    assert shape_facts(q, q, q, False, None, False).form == "head to 32, 3-D"
 
 
 Q = torch.zeros(1, *SIZE, 2, 4)
