@@ -48,9 +48,9 @@ Enum to_enum(const int& value) {
 }
 // (address, strides of batch, row, column)
 inr::Plane to_plane(const Strided<3>& p) { return {p.first, p.second[0], p.second[1], p.second[2]}; }
-// (address, strides of batch, height, width, heads)
-inr::Tokens to_tokens(const Strided<4>& t) {
-  return {t.first, {t.second[0], t.second[1], t.second[2], t.second[3]}};
+// (address, strides of batch, depth, height, width, heads)
+inr::Tokens to_tokens(const Strided<5>& t) {
+  return {t.first, {t.second[0], t.second[1], t.second[2], t.second[3], t.second[4]}};
 }
 // (queries, length, kernel, dilation, stride, causal)
 inr::Axis to_axis(const AxisTuple& a) {
@@ -84,7 +84,7 @@ struct type_caster<inr::Normalize> : converter<inr::Normalize, int, to_enum> {};
 template <>
 struct type_caster<inr::Plane> : converter<inr::Plane, Strided<3>, to_plane> {};
 template <>
-struct type_caster<inr::Tokens> : converter<inr::Tokens, Strided<4>, to_tokens> {};
+struct type_caster<inr::Tokens> : converter<inr::Tokens, Strided<5>, to_tokens> {};
 template <>
 struct type_caster<inr::Axis> : converter<inr::Axis, AxisTuple, to_axis> {};
 
@@ -267,13 +267,15 @@ void bind_neighborhood_attention(py::module_& m) {
   using NeighborhoodAttention = Call<inr::NeighborhoodAttention>;
   OpClass<NeighborhoodAttention>(m, "NeighborhoodAttention")
       .init(
-          [](inr::Type type, std::int64_t batch, Sizes<3> heads, Sizes<2> dims, inr::Axis y, inr::Axis x, double scale,
-             bool mean_heads, inr::Tokens query, inr::Tokens key, inr::Tokens value, Address bias, int threads) {
+          [](inr::Type type, std::int64_t batch, Sizes<3> heads, Sizes<2> dims, inr::Axis z, inr::Axis y, inr::Axis x,
+             double scale, bool mean_heads, inr::Tokens query, inr::Tokens key, inr::Tokens value, Address bias,
+             int threads) {
             return NeighborhoodAttention{type,
-                                         {batch, heads[0], heads[1], heads[2], dims[0], dims[1], y, x, scale,
+                                         {batch, heads[0], heads[1], heads[2], dims[0], dims[1], z, y, x, scale,
                                           mean_heads, query, key, value, bias, threads}};
           },
-          "type", "batch", "heads", "dims", "y", "x", "scale", "mean_heads", "query", "key", "value", "bias", "threads")
+          "type", "batch", "heads", "dims", "z", "y", "x", "scale", "mean_heads", "query", "key", "value", "bias",
+          "threads")
       .entry("forward", &inr::CpuEntries::neighborhood_attention_forward, "out", "lse")
       .method(
           "backward",

@@ -135,21 +135,21 @@ struct Axis {
   bool causal;
 };
 
-// [batch, height, width, heads, dim] with strides of all dimensions but the last, which is contiguous.
+// [batch, depth, height, width, heads, dim] with strides of all dimensions but the last, which is contiguous.
 struct Tokens {
   const void* data;
-  std::int64_t strides[4];
+  std::int64_t strides[5];
 };
 
 struct NeighborhoodAttention {
   std::int64_t batch;
   std::int64_t heads, key_heads, value_heads;  // of the queries; divisors of it
   std::int64_t dim, value_dim;
-  Axis y, x;
+  Axis z, y, x;  // z.queries = z.length; if it is above 1, also y and x, and no mean_heads
   double scale;
   bool mean_heads;           // whether the output is the mean over the heads; then value_heads = 1
   Tokens query, key, value;
-  const void* bias;  // [heads, 2 y.kernel - 1, 2 x.kernel - 1], real, or nullptr
+  const void* bias;  // [heads, 2 z.kernel - 1, 2 y.kernel - 1, 2 x.kernel - 1], real, or nullptr
   int threads;
 };
 
@@ -159,7 +159,7 @@ struct NeighborhoodAttentionGradients {
   void* bias;
 };
 
-// out: like query, with value_dim channels, and one head if mean_heads; written. lse: [batch, height, width, heads], real, or nullptr.
+// out: like query, with value_dim channels, and one head if mean_heads; written. lse: [batch, depth, height, width, heads], real, or nullptr.
 Status neighborhood_attention_forward(Type, const NeighborhoodAttention&, const Tokens& out, void* lse);
 // lse: of the forward; grad_out: like out; grad_lse: like lse, or nullptr for zeros. Deterministic.
 Status neighborhood_attention_backward(Type, const NeighborhoodAttention&, const void* lse, const Tokens& grad_out,

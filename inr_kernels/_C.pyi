@@ -94,7 +94,7 @@ class UnmaskAttention:
     def backward(self, *, out: int, softmax: int, grad_out: int, grad_feat: int) -> None: ...
 
 _Axis = tuple[int, int, int, int, int, bool]  # queries, length, kernel, dilation, stride, causal
-_Tokens = tuple[int, tuple[int, int, int, int]]  # address, strides of batch, height, width, heads
+_Tokens = tuple[int, tuple[int, int, int, int, int]]  # address, strides of batch, depth, height, width, heads
 
 class NeighborhoodAttention:
     def __init__(
@@ -104,6 +104,7 @@ class NeighborhoodAttention:
         batch: int,
         heads: tuple[int, int, int],  # of query, key and value
         dims: tuple[int, int],  # channels of query and key, of value
+        z: _Axis,
         y: _Axis,
         x: _Axis,
         scale: float,

@@ -13,6 +13,7 @@ __all__ = [
     "LocalTextureDecoder",
     "NeighborhoodAttention1D",
     "NeighborhoodAttention2D",
+    "NeighborhoodAttention3D",
     "UnmaskAttention",
     "__version__",
     "accelerate",
@@ -26,6 +27,7 @@ __all__ = [
     "neighborhood_attention_1d",
     "neighborhood_attention_2d",
     "neighborhood_attention_2d_packed",
+    "neighborhood_attention_3d",
     "pixelwise_reconstruct",
     "prove",
     "release_memory",
@@ -59,10 +61,12 @@ if "torch" in sys.modules or not _is_command():
     from .neighborhood_attention import (
         NeighborhoodAttention1D,
         NeighborhoodAttention2D,
+        NeighborhoodAttention3D,
         merge_attentions,
         neighborhood_attention_1d,
         neighborhood_attention_2d,
         neighborhood_attention_2d_packed,
+        neighborhood_attention_3d,
     )
     from .unmask_attention import UnmaskAttention, unmask_attention
 elif not TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Accelerates models of other projects in place: `accelerate` and `restore`.
+"""Accelerates models of other projects in place: `accelerate` and `restore`; NATTEN's names: `install_as_natten`.
 
 An adapter covers one method of one upstream project. To add one, write a file in this folder that ends with
 
@@ -30,10 +30,11 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from . import class_swap, fac, kernel_conv, lama, liif, lte, natten, raft  # noqa: F401  adapters register themselves
+from . import carafe, class_swap, fac, hdit, kernel_conv, lama, liif, lte, natten, raft, upsamplers  # noqa: F401  adapters register themselves
 from .class_swap import ADAPTERS, LOG
+from .natten_api import install_as_natten
 
-__all__ = ["accelerate", "restore"]
+__all__ = ["accelerate", "install_as_natten", "restore"]
 
 Model = TypeVar("Model", bound=nn.Module)
 SCRIPTED = "it is TorchScript, whose layers are compiled; call accelerate before torch.jit.trace or torch.jit.script"
@@ -57,8 +58,13 @@ def accelerate(model: Model) -> Model:
     | its CUDA extension, see `inr_kernels.integrations.fac`                         |                             |
     | RAFT's `upsample_flow(flow, mask)` and its copies', any integer factor to 16;  | `elementwise_filter`        |
     | torchvision's `raft_large`, whose forward calls a function of this name        |                             |
+    | CARAFE of XiaLiPKU and its copies in detectors: `comp`, `enc`, `pix_shf`,      | `elementwise_filter`        |
+    | `upsmp`, `unfold`                                                              |                             |
     | NATTEN's `NeighborhoodAttention2D` of any version, NAT's and DiNAT's attention | `neighborhood_attention_2d` |
     | in transformers (DiNAT up to 4.53: later versions swap its axes)               |                             |
+    | HDiT's (k-diffusion's) NeighborhoodSelfAttentionBlock                          | `neighborhood_attention_2d` |
+    | NAF's and AnyUp's (NATTENCrossAttention) attention to a map of lower           | `neighborhood_attention_2d` |
+    | resolution, by integer ratios: nothing is enlarged                             |                             |
     | LaMa's FourierUnit, SpectralTransform, FFC and FFC_BN_ACT                      | `fourier_unit`, 3 x 3 conv  |
 
     A module is replaced only if its method also agrees with ours on random inputs and weights: outputs and gradients,

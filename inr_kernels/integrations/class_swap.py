@@ -247,9 +247,11 @@ def _parameters(method: Callable[..., Any]) -> list[inspect.Parameter]:
 
 
 def _signature(parameters):
-    """The arguments of a method, or None if some are not positional-or-keyword."""
-    plain = all(parameter.kind is parameter.POSITIONAL_OR_KEYWORD for parameter in parameters)
-    return tuple((p.name, *([] if p.default is p.empty else [p.default])) for p in parameters) if plain else None
+    """The arguments of a method, **kwargs by that name; None if others are not positional-or-keyword."""
+    plain = all(p.kind in (p.POSITIONAL_OR_KEYWORD, p.VAR_KEYWORD) for p in parameters)
+    names = ("**" * (p.kind is p.VAR_KEYWORD) + p.name for p in parameters)
+    defaults = ([] if p.default is p.empty else [p.default] for p in parameters)
+    return tuple((name, *default) for name, default in zip(names, defaults, strict=True)) if plain else None
 
 
 def _plain_text(parameter):

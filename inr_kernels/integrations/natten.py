@@ -19,7 +19,8 @@ from inr_kernels._core.checks import result_dtype
 from inr_kernels._core.hooks import has_hooks
 from inr_kernels.neighborhood_attention import neighborhood_attention_2d, neighborhood_attention_2d_packed
 from inr_kernels.neighborhood_attention.arguments import Facts
-from inr_kernels.neighborhood_attention.functional import check_pair
+from inr_kernels.neighborhood_attention.functional import check_axes
+from inr_kernels.neighborhood_attention.module import NeighborhoodAttention
 
 from . import class_swap, probe
 from .class_swap import AcceleratedModule, Adapter, Match, Unsupported, register
@@ -50,8 +51,8 @@ TRANSFORMERS = Kind(
 
 
 def is_candidate(module: nn.Module) -> bool:
-    """Whether the module has all attributes of one of the families, including a window."""
-    return _kind(module) is not None
+    """Whether the module has all attributes of one of the families, including a window, and is not ours."""
+    return _kind(module) is not None and not isinstance(module, NeighborhoodAttention)
 
 
 def verify(module: nn.Module) -> Match:
@@ -157,7 +158,7 @@ def _window(module):
 def _kernel_size_and_dilation(module):
     """Both as pairs."""
     window = _window(module)
-    return check_pair(window["kernel_size"], "kernel_size"), check_pair(window["dilation"], "dilation")
+    return check_axes(window["kernel_size"], "kernel_size", 2), check_axes(window["dilation"], "dilation", 2)
 
 
 def _missing(module, x):
@@ -324,7 +325,7 @@ def _small_window(module):
     kernel_size, dilation = _kernel_size_and_dilation(module)
     window["kernel_size"] = tuple(min(k, 2 + k % 2) for k in kernel_size)
     window["dilation"] = tuple(min(d, 2) for d in dilation)
-    stride = check_pair(window["stride"], "stride")
+    stride = check_axes(window["stride"], "stride", 2)
     window["stride"] = tuple(min(s, k) for s, k in zip(stride, window["kernel_size"], strict=True))
     causal = window["is_causal"]
     window["is_causal"] = (causal, causal) if isinstance(causal, bool) else causal

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from inr_kernels.neighborhood_attention import neighborhood_attention_2d
-from inr_kernels.neighborhood_attention.functional import check_pair
+from inr_kernels.neighborhood_attention.functional import check_axes
 
 
 def natten_functions(forward: types.FunctionType) -> dict[str, Callable]:
@@ -27,9 +27,19 @@ def with_shims(forward: types.FunctionType) -> Iterator[types.FunctionType]:
     for fused in (False, True):
         shims: dict[str, Any] = _SHIMS | {"is_fna_enabled": lambda fused=fused: fused}
         names = forward.__globals__ | {name: shims[name] for name in natten_functions(forward)}
+        for name, helper in _helpers(forward).items():
+            names[name] = types.FunctionType(helper.__code__, names, name, helper.__defaults__, helper.__closure__)
+            names |= {name: shims[name] for name in natten_functions(helper)}
         yield types.FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__)
         if "is_fna_enabled" not in natten_functions(forward):
             return
+
+
+def _helpers(forward):
+    """The functions of its file that a method calls and that read functions of NATTEN, by name."""
+    found = {name: forward.__globals__.get(name) for name in forward.__code__.co_names if name not in _SHIMS}
+    own = {name: f for name, f in found.items() if getattr(f, "__globals__", None) is forward.__globals__}
+    return {name: f for name, f in own.items() if isinstance(f, types.FunctionType) and natten_functions(f)}
 
 
 def _window_mask(size, kernel_size, dilation, is_causal):
@@ -49,7 +59,7 @@ def _scores(query, key, kernel_size, dilation=1, is_causal=False, rpb=None):
         index = functools.partial(torch.arange, dtype=torch.long, device=rpb.device)
         rows, cols = (
             ((index(n) - index(n)[:, None]) // d + side // 2).clamp(0, side - 1)
-            for n, d, side in zip(size, check_pair(dilation, "dilation"), rpb.shape[1:], strict=True)
+            for n, d, side in zip(size, check_axes(dilation, "dilation", 2), rpb.shape[1:], strict=True)
         )
         bias = rpb[:, rows[:, None, :, None], cols[None, :, None, :]]
         scores = scores + bias.flatten(3, 4).flatten(1, 2)
@@ -72,7 +82,7 @@ def _weighted_sum(attn, value, *window, **named):
 
 
 def _attention(query, key, value, **options):
-    return neighborhood_attention_2d(query, key, value, **options, backend="reference")
+    return neighborhood_attention_2d(query, key, value, **options | {"backend": "reference"})
 
 
 _SHIMS = {

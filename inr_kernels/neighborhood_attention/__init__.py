@@ -5,14 +5,17 @@ from .functional import (
     neighborhood_attention_1d,
     neighborhood_attention_2d,
     neighborhood_attention_2d_packed,
+    neighborhood_attention_3d,
 )
-from .module import NeighborhoodAttention1D, NeighborhoodAttention2D
+from .module import NeighborhoodAttention1D, NeighborhoodAttention2D, NeighborhoodAttention3D
 
 __all__ = [
     "NeighborhoodAttention1D",
     "NeighborhoodAttention2D",
+    "NeighborhoodAttention3D",
     "merge_attentions",
     "neighborhood_attention_1d",
     "neighborhood_attention_2d",
     "neighborhood_attention_2d_packed",
+    "neighborhood_attention_3d",
 ]

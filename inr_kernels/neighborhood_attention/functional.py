@@ -9,7 +9,6 @@ import torch
 from inr_kernels._core import dispatch
 from inr_kernels._core.checks import (
     apply_autocast,
-    is_positive_int,
     require,
     require_match,
     require_tensor,
@@ -19,7 +18,7 @@ from inr_kernels._core.checks import (
 )
 
 from . import op
-from .arguments import Arguments, Facts, check_causal, check_pair, check_tensors, exact, shape_facts
+from .arguments import Arguments, Facts, check_axes, check_causal, check_tensors, exact, shape_facts
 
 # What one channel adds to the scores of keys under a mask: exp(-LOWERED) is zero, and it fits float16.
 LOWERED = 2.0**14
@@ -126,20 +125,10 @@ def neighborhood_attention_2d(
         >>> neighborhood_attention_2d(q, k, v, 5, dilation=(2, 1)).shape
         torch.Size([1, 12, 9, 2, 16])
     """
-    qkv = [query, key, value]
-    check_tensors(qkv)
-    if scale is None:
-        scale = int(query.shape[-1]) ** -0.5  # torch.jit.trace has sizes in tensors
-    options = kernel_size, dilation, stride, is_causal, rpb
-    if key_padding_mask is None:
-        out, lse = _attend(qkv, *options, scale, mean_heads, backend)
-    else:
-        out, lse = _attend_masked(qkv, key_padding_mask, *options, scale, mean_heads, backend)
-    if additional_keys is not None or additional_values is not None:
-        require(not mean_heads, "additional_keys", "be None with mean_heads", type(additional_keys).__name__)
-        extra = _attend_to_all(query, additional_keys, additional_values, scale, backend)
-        out, lse = merge_attentions([out, extra[0].view(out.shape)], [lse, extra[1].view(lse.shape)])
-    return (out, lse) if return_lse else out
+    options = kernel_size, dilation, stride, is_causal, rpb, scale, mean_heads
+    return _run(
+        2, [query, key, value], *options, key_padding_mask, additional_keys, additional_values, return_lse, backend
+    )
 
 
 def neighborhood_attention_2d_packed(
@@ -172,20 +161,18 @@ def neighborhood_attention_2d_packed(
         >>> neighborhood_attention_2d_packed(qkv, 7).shape
         torch.Size([1, 12, 9, 2, 16])
     """
-    check_tensors([qkv])
-    out, lse = _attend([qkv], kernel_size, dilation, stride, is_causal, rpb, scale, False, backend)
-    return (out, lse) if return_lse else out
+    return attend_packed(2, qkv, kernel_size, dilation, stride, is_causal, rpb, scale, return_lse, backend)
 
 
 def neighborhood_attention_1d(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    kernel_size: int,
+    kernel_size: int | Sequence[int],
     *,
-    dilation: int = 1,
-    stride: int = 1,
-    is_causal: bool = False,
+    dilation: int | Sequence[int] = 1,
+    stride: int | Sequence[int] = 1,
+    is_causal: bool | Sequence[bool] = False,
     rpb: torch.Tensor | None = None,
     scale: float | None = None,
     mean_heads: bool = False,
@@ -202,7 +189,7 @@ def neighborhood_attention_1d(
     Args:
         query: [B, L, heads, dim].
         key, value: [B, Lk, heads_k, dim] and [B, Lk, heads_v, dim_v]; Lk divides L.
-        kernel_size, dilation, stride, is_causal: integers, and a bool.
+        kernel_size, dilation, stride, is_causal: integers and a bool, or tuples of one.
         rpb: relative position bias [heads, 2 kernel_size - 1] or None.
         key_padding_mask: [B, Lk] bool or None.
         scale, mean_heads, additional_keys, additional_values, return_lse, backend: see there.
@@ -216,35 +203,54 @@ def neighborhood_attention_1d(
         >>> neighborhood_attention_1d(q, k, v, 5, dilation=3, is_causal=True).shape
         torch.Size([1, 30, 2, 16])
     """
-    for tensor, name in ((query, "query"), (key, "key"), (value, "value")):
-        require_tensor(tensor, name, dims=(4,))
-    if rpb is not None:
-        require_tensor(rpb, "rpb", dims=(2,))
-        rpb = rpb.unsqueeze(1)
-    for number, name in ((kernel_size, "kernel_size"), (dilation, "dilation"), (stride, "stride")):
-        require(is_positive_int(number), name, "be a positive integer", repr(number))
-    require(isinstance(is_causal, bool), "is_causal", "be a bool", repr(is_causal))
-    if key_padding_mask is not None:
-        require_tensor(key_padding_mask, "key_padding_mask", dims=(2,), integers=True)
-        key_padding_mask = key_padding_mask.unsqueeze(1)
-    result = neighborhood_attention_2d(
-        query.unsqueeze(1),
-        key.unsqueeze(1),
-        value.unsqueeze(1),
-        (1, kernel_size),
-        dilation=(1, dilation),
-        stride=(1, stride),
-        is_causal=(False, is_causal),
-        rpb=rpb,
-        scale=scale,
-        mean_heads=mean_heads,
-        key_padding_mask=key_padding_mask,
-        additional_keys=additional_keys,
-        additional_values=additional_values,
-        return_lse=return_lse,
-        backend=backend,
+    options = kernel_size, dilation, stride, is_causal, rpb, scale, mean_heads
+    return _run(
+        1, [query, key, value], *options, key_padding_mask, additional_keys, additional_values, return_lse, backend
     )
-    return (result[0].squeeze(1), result[1].squeeze(1)) if isinstance(result, tuple) else result.squeeze(1)
+
+
+def neighborhood_attention_3d(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    kernel_size: int | Sequence[int],
+    *,
+    dilation: int | Sequence[int] = 1,
+    stride: int | Sequence[int] = 1,
+    is_causal: bool | Sequence[bool] = False,
+    rpb: torch.Tensor | None = None,
+    scale: float | None = None,
+    key_padding_mask: torch.Tensor | None = None,
+    additional_keys: torch.Tensor | None = None,
+    additional_values: torch.Tensor | None = None,
+    return_lse: bool = False,
+    backend: str | None = None,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Computes `neighborhood_attention_2d` on volumes or videos, with windows of Kd x Kh x Kw tokens.
+
+    See there for the window rule, which holds on each axis, errors and gradients. Queries and keys have the same size.
+
+    Args:
+        query: [B, D, H, W, heads, dim].
+        key, value: [B, D, H, W, heads_k, dim] and [B, D, H, W, heads_v, dim_v].
+        kernel_size, dilation, stride, is_causal: one value or three.
+        rpb: relative position bias [heads, 2 Kd - 1, 2 Kh - 1, 2 Kw - 1] or None.
+        key_padding_mask: [B, D, H, W] bool or None.
+        scale, additional_keys, additional_values, return_lse, backend: see there.
+
+    Returns:
+        out [B, D, H, W, heads, dim_v]; with return_lse (out, lse), lse [B, D, H, W, heads].
+
+    Example:
+        >>> import torch
+        >>> q, k, v = torch.randn(3, 1, 6, 9, 8, 2, 16)
+        >>> neighborhood_attention_3d(q, k, v, (3, 5, 5), is_causal=(True, False, False)).shape
+        torch.Size([1, 6, 9, 8, 2, 16])
+    """
+    options = kernel_size, dilation, stride, is_causal, rpb, scale, False
+    return _run(
+        3, [query, key, value], *options, key_padding_mask, additional_keys, additional_values, return_lse, backend
+    )
 
 
 def merge_attentions(
@@ -284,18 +290,57 @@ def merge_attentions(
     return out.to(outputs[0].dtype), (total.log() + largest).masked_fill(empty, -math.inf)
 
 
-def _attend_masked(qkv, mask, kernel_size, dilation, stride, is_causal, rpb, scale, mean_heads, backend):
+def attend_packed(
+    rank: int,
+    qkv: torch.Tensor,
+    kernel_size: int | Sequence[int],
+    dilation: int | Sequence[int],
+    stride: int | Sequence[int],
+    is_causal: bool | Sequence[bool],
+    rpb: torch.Tensor | None,
+    scale: float | None,
+    return_lse: bool = False,
+    backend: str | None = None,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """The attention of qkv [B, ..., 3, heads, dim] of `rank` axes; see `neighborhood_attention_2d_packed`."""
+    check_tensors([qkv], rank)
+    out, lse = _attend(rank, [qkv], kernel_size, dilation, stride, is_causal, rpb, scale, False, backend)
+    return (out, lse) if return_lse else out
+
+
+def _run(
+    rank, qkv, kernel_size, dilation, stride, is_causal, rpb, scale, mean_heads, mask, more_keys, more_values,
+    return_lse, backend,
+):  # fmt: skip
+    """The public functions for tensors of `rank` axes."""
+    check_tensors(qkv, rank)
+    query = qkv[0]
+    if scale is None:
+        scale = int(query.shape[-1]) ** -0.5  # torch.jit.trace has sizes in tensors
+    options = kernel_size, dilation, stride, is_causal, rpb
+    if mask is None:
+        out, lse = _attend(rank, qkv, *options, scale, mean_heads, backend)
+    else:
+        out, lse = _attend_masked(rank, qkv, mask, *options, scale, mean_heads, backend)
+    if more_keys is not None or more_values is not None:
+        require(not mean_heads, "additional_keys", "be None with mean_heads", type(more_keys).__name__)
+        extra = _attend_to_all(query, more_keys, more_values, scale, backend)
+        out, lse = merge_attentions([out, extra[0].view(out.shape)], [lse, extra[1].view(lse.shape)])
+    return (out, lse) if return_lse else out
+
+
+def _attend_masked(rank, qkv, mask, kernel_size, dilation, stride, is_causal, rpb, scale, mean_heads, backend):
     """`_attend` without the keys under the mask: one more channel lowers their scores beyond any other."""
     query, key, value = apply_autocast(*qkv)
-    require_tensor(mask, "key_padding_mask", dims=(3,), like=query, integers=True)
+    require_tensor(mask, "key_padding_mask", dims=(rank + 1,), like=query, integers=True)
     require(mask.dtype == torch.bool, "key_padding_mask", "have dtype torch.bool", mask.dtype)
-    require(mask.shape == key.shape[:3], "key_padding_mask", f"have shape {list(key.shape[:3])}", shape(mask))
+    require(mask.shape == key.shape[:-2], "key_padding_mask", f"have shape {list(key.shape[:-2])}", shape(mask))
     if abs(scale) < 2**-8:  # its inverse would not fit float16
         query, scale = query * scale, 1.0
     query = torch.cat([query, query.new_full((*query.shape[:-1], 1), 1 / scale)], -1)
     lowered = mask[..., None, None].expand(*key.shape[:-1], 1) * key.new_tensor(-LOWERED)
     qkv = [query, torch.cat([key, lowered], -1), value]
-    out, lse = _attend(qkv, kernel_size, dilation, stride, is_causal, rpb, scale, mean_heads, backend)
+    out, lse = _attend(rank, qkv, kernel_size, dilation, stride, is_causal, rpb, scale, mean_heads, backend)
     empty = lse < -LOWERED / 2  # all keys of the window are under the mask
     if not mean_heads:
         out = out.masked_fill(empty.unsqueeze(-1), 0)
@@ -305,27 +350,27 @@ def _attend_masked(qkv, mask, kernel_size, dilation, stride, is_causal, rpb, sca
 
 
 def _attend_to_all(query, keys, values, scale, backend):
-    """The attention of query [B, H, W, heads, dim] to keys and values [B, L, heads, dim]: [B, 1, H W, heads, dim_v]."""
+    """The attention of query [B, ..., heads, dim] to keys and values [B, L, heads, dim]: [B, N, heads, dim_v]."""
     for tensor, name in ((keys, "additional_keys"), (values, "additional_values")):
         require_tensor(tensor, name, dims=(4,), like=query)
-    fits = keys.shape[0] == query.shape[0] and keys.shape[3] == query.shape[4] and query.shape[3] % keys.shape[2] == 0
+    fits = keys.shape[0] == query.shape[0] and keys.shape[3] == query.shape[-1] and query.shape[-2] % keys.shape[2] == 0
     require(fits, "additional_keys", f"fit query {shape(query)}, as [B, L, heads, dim]", shape(keys))
-    fits = values.shape[:2] == keys.shape[:2] and query.shape[3] % values.shape[2] == 0
+    fits = values.shape[:2] == keys.shape[:2] and query.shape[-2] % values.shape[2] == 0
     require(fits, "additional_values", f"fit additional_keys {shape(keys)}", shape(values))
     length = keys.shape[1]
     require(length > 0, "additional_keys", "have at least one key", shape(keys))
-    qkv = [query.flatten(1, 2).unsqueeze(1), keys.unsqueeze(2), values.unsqueeze(2)]
-    return _attend(qkv, (length, 1), 1, 1, False, None, scale, False, backend)
+    qkv = [query.flatten(1, -3), keys, values]
+    return _attend(1, qkv, length, 1, 1, False, None, scale, False, backend)
 
 
-def _attend(qkv, kernel_size, dilation, stride, is_causal, rpb, scale, mean_heads, backend):
+def _attend(rank, qkv, kernel_size, dilation, stride, is_causal, rpb, scale, mean_heads, backend):
     """Checks, applies autocast, and runs: out, lse. qkv: one packed tensor or three, which were checked."""
     kernel_size, dilation, stride = (
-        check_pair(value, name)
+        check_axes(value, name, rank)
         for value, name in ((kernel_size, "kernel_size"), (dilation, "dilation"), (stride, "stride"))
     )
     if rpb is not None:
-        require_tensor(rpb, "rpb", dims=(3,), like=qkv[0])
+        require_tensor(rpb, "rpb", dims=(rank + 1,), like=qkv[0])
     if scale is None:
         scale = int(qkv[0].shape[-1]) ** -0.5  # torch.jit.trace has sizes in tensors
     number = isinstance(scale, (int, float)) and not isinstance(scale, bool)
@@ -335,7 +380,7 @@ def _attend(qkv, kernel_size, dilation, stride, is_causal, rpb, scale, mean_head
     requested = dispatch.reference_if_transformed(requested, *qkv, *([] if rpb is None else [rpb]))
     qkv = apply_autocast(*qkv)
     rpb = None if rpb is None else rpb.to(exact(qkv[0].dtype))
-    is_causal = [int(value) for value in check_causal(is_causal)]
+    is_causal = [int(value) for value in check_causal(is_causal, rank)]
     arguments = Arguments(qkv, rpb, kernel_size, dilation, stride, is_causal, float(scale), mean_heads)
     with without_autocast(qkv[0]):  # already applied
         if requested in ("reference", "natten"):
@@ -343,4 +388,4 @@ def _attend(qkv, kernel_size, dilation, stride, is_causal, rpb, scale, mean_head
             out, lse = (op.run_natten if requested == "natten" else op.run_reference)(arguments)
         else:
             out, lse = op.neighborhood_attention(*arguments, requested)
-    return out.squeeze(3) if mean_heads else out, lse
+    return out.squeeze(-2) if mean_heads else out, lse

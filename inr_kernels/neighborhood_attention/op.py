@@ -34,13 +34,15 @@ _ARGUMENTS = (
 def _native(a):
     query, key, value = (t if t.stride(-1) == 1 else t.contiguous() for t in a.unpack())
     rpb = None if a.rpb is None else a.rpb.contiguous()
-    sizes = query.shape[1:3], key.shape[1:3]
-    y, x = zip(*sizes, a.kernel_size, a.dilation, a.stride, map(bool, a.is_causal), strict=True)
+    options = a.kernel_size, a.dilation, a.stride, map(bool, a.is_causal)
+    axes = list(zip(query.shape[1:-2], key.shape[1:-2], *options, strict=True))
+    z, y, x = [_ONE] * (3 - len(axes)) + axes
     problem = native.load()[0].NeighborhoodAttention(
         type=backends.TYPES[query.dtype],
         batch=query.shape[0],
-        heads=tuple(t.shape[3] for t in (query, key, value)),
-        dims=(query.shape[4], value.shape[4]),
+        heads=tuple(t.shape[-2] for t in (query, key, value)),
+        dims=(query.shape[-1], value.shape[-1]),
+        z=z,
         y=y,
         x=x,
         scale=a.scale,
@@ -54,9 +56,15 @@ def _native(a):
     return backends.NativeProblem(problem, query, key, value, rpb)
 
 
+_ONE = 1, 1, 1, 1, 1, False  # an axis that the tensors do not have
+
+
 def _tokens(tensor):
-    """The tensor's address and its strides except the last; an address of 0 for None."""
-    return (0, (0, 0, 0, 0)) if tensor is None else (tensor.data_ptr(), tensor.stride()[:4])
+    """The tensor's address and its strides except the last, 0 for missing axes; an address of 0 for None."""
+    if tensor is None:
+        return 0, (0,) * 5
+    batch, *axes, heads, _ = tensor.stride()
+    return tensor.data_ptr(), (batch, *[0] * (3 - len(axes)), *axes, heads)
 
 
 def _outputs(a):
@@ -114,6 +122,8 @@ def _why_not_natten(facts):
     if importlib.util.find_spec("natten") is None:
         return "natten is not installed (pip install inr-kernels[natten])"
     natten = importlib.import_module("natten")
+    if getattr(natten, "IS_INR_KERNELS", False):
+        return "natten is this package's own module here (install_as_natten)"
     if not getattr(natten, "HAS_LIBNATTEN", False):
         return "natten is installed without its kernels"
     if facts.device.type != "cuda":
@@ -126,9 +136,9 @@ def _why_not_natten(facts):
 
 
 def run_natten(a: Arguments) -> tuple[torch.Tensor, torch.Tensor]:
-    """out, lse of NATTEN's na2d, differentiable as far as NATTEN is: not through lse."""
+    """out, lse of NATTEN's na1d, na2d or na3d, differentiable as far as NATTEN is: not through lse."""
     OP.choose("natten", a.facts())
-    out, lse = importlib.import_module("natten").na2d(
+    out, lse = getattr(importlib.import_module("natten"), f"na{len(a.kernel_size)}d")(
         *a.unpack(),
         kernel_size=tuple(a.kernel_size),
         dilation=tuple(a.dilation),

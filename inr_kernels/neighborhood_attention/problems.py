@@ -20,6 +20,10 @@ def neighborhood_attention(large: bool) -> Iterator[Problem]:
         yield _problem("even window, causal columns", (1, 9, 20, 3, dim), 2, bias=True, is_causal=(False, True))
         yield _problem("one pixel", (2, 1, 1, 1, dim), 1, bias=True)
         yield _problem("additional keys", (2, 1, 90, 2, dim), (11, 1), key=(11, 1, 2), value=(2, dim))
+        yield _problem("video, causal in time", (1, 5, 9, 20, 2, dim), 3, bias=True, is_causal=(True, False, False))
+        yield _problem(
+            "volume, dilated", (1, 6, 7, 9, 4, dim), (3, 2, 4), key=(6, 7, 9, 2), value=(1, dim), dilation=(2, 3, 2)
+        )
         for height, width in ((6, 5), (3, 4), (4, 7)):
             yield from _other_keys((height, width), (2 * height, 4 * width), dim)
     yield _problem("narrow head", (2, 9, 20, 3, 5), 5, bias=True, scale=0.7)
@@ -57,18 +61,19 @@ def _other_keys(keys, queries, dim):
 
 
 def _problem(name, shape, kernel_size, bias=False, packed=False, key=None, value=None, **options):
-    """key: [Hk, Wk, heads] and value: [heads, dim_v] if they are not the query's."""
+    """key: [Hk, Wk, heads], of three axes [D, H, W, heads], and value: [heads, dim_v] if they are not the query's."""
 
     def build(device):
         batch, *size, heads, dim = shape
         random = functools.partial(torch.randn, dtype=torch.float64, device=device)
         if key is None:
             qkv = random(batch, *size, 3, heads, dim)
-            tensors = [qkv] if packed else list(qkv.unbind(3))
+            tensors = [qkv] if packed else list(qkv.unbind(-3))
         else:
-            tensors = [random(*shape), random(batch, *key, dim), random(batch, *key[:2], *value)]
-        kh, kw = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
-        rpb = random(heads, 2 * kh - 1, 2 * kw - 1) if bias else None
+            tensors = [random(*shape), random(batch, *key, dim), random(batch, *key[:-1], *value)]
+        kernel = (kernel_size,) * len(size) if isinstance(kernel_size, int) else kernel_size
+        rpb = random(heads, *(2 * k - 1 for k in kernel)) if bias else None
         return (*tensors, kernel_size), options | {"rpb": rpb, "return_lse": True}
 
-    return Problem(name, build, functional.neighborhood_attention_2d_packed if packed else None)
+    volume = functional.neighborhood_attention_3d if len(shape) == 6 else None
+    return Problem(name, build, functional.neighborhood_attention_2d_packed if packed else volume)

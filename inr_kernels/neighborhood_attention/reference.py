@@ -1,5 +1,6 @@
 """Neighborhood attention in plain PyTorch: the definition, for any dtype, differentiable any number of times."""
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -72,34 +73,47 @@ def neighborhood_attention(
     scale: float,
     mean_heads: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """query [B, H, W, heads, dim], key, value, rpb -> out [B, H, W, heads, dim_v], lse [B, H, W, heads].
+    """query [B, ..., heads, dim], key, value, rpb -> out [B, ..., heads, dim_v], lse [B, ..., heads].
 
-    Scores and lse are at least float32. The arguments are the op's (op.py).
+    Of one to three axes. Scores and lse are at least float32. The arguments are the op's (op.py).
     """
     exact = torch.promote_types(query.dtype, torch.float32)
-    device, heads = query.device, query.shape[3]
-    y, x = map(Axis, query.shape[1:3], key.shape[1:3], kernel_size, dilation, stride, map(bool, is_causal))
-    (rows, rows_seen), (cols, cols_seen) = y.window(device), x.window(device)
+    device, heads = query.device, query.shape[-2]
+    options = kernel_size, dilation, stride, map(bool, is_causal)
+    axes = [Axis(*values) for values in zip(query.shape[1:-2], key.shape[1:-2], *options, strict=True)]
+    windows = [axis.window(device) for axis in axes]
     query = query * scale
     taps = list(itertools.product(*map(range, kernel_size)))
 
-    def neighbour(tensor, i, j, heads=heads):
+    def grid(values):
+        """One tensor [length] per axis, each broadcasting to the shape of the map."""
+        return [v.view([-1 if i == j else 1 for j in range(len(axes))]) for i, v in enumerate(values)]
+
+    def at(tensor, indices):
+        """The elements of tensor [.., *map] at indices of the map's axes, behind its first."""
+        index = slice(None), *grid(indices)
+        return tensor[index]
+
+    def keys_at(tap):
+        return [keys[:, t] for (keys, _), t in zip(windows, tap, strict=True)]
+
+    def neighbour(tensor, tap, heads=heads):
         """The key or the value of every query at one tap, repeated for every head."""
-        near = tensor[:, rows[:, i, None], cols[None, :, j]]
-        return near if heads == near.shape[3] else near.repeat_interleave(heads // near.shape[3], 3)
+        near = at(tensor, keys_at(tap))
+        return near if heads == near.shape[-2] else near.repeat_interleave(heads // near.shape[-2], -2)
 
     scores = []
-    for i, j in taps:
-        score = (query * neighbour(key, i, j)).sum(-1).to(exact)
+    for tap in taps:
+        score = (query * neighbour(key, tap)).sum(-1).to(exact)
         if rpb is not None:
-            bias = rpb[:, y.steps(rows[:, i])[:, None], x.steps(cols[:, j])]
-            score = score + bias.permute(1, 2, 0).to(exact)
-        seen = rows_seen[:, i, None] & cols_seen[None, :, j]
+            steps = [axis.steps(keys) for axis, keys in zip(axes, keys_at(tap), strict=True)]
+            score = score + at(rpb, steps).movedim(0, -1).to(exact)
+        seen = functools.reduce(torch.logical_and, grid(seen[:, t] for (_, seen), t in zip(windows, tap, strict=True)))
         scores.append(score.masked_fill(~seen[..., None], -math.inf))
     stacked = torch.stack(scores, -1)
     weights = stacked.softmax(-1)
-    weights = (weights.mean(3, keepdim=True) if mean_heads else weights).to(query.dtype)
-    out = value.new_zeros(*query.shape[:3], weights.shape[3], value.shape[4])
-    for t, (i, j) in enumerate(taps):
-        out = out + weights[..., t, None] * neighbour(value, i, j, weights.shape[3])
+    weights = (weights.mean(-2, keepdim=True) if mean_heads else weights).to(query.dtype)
+    out = value.new_zeros(*weights.shape[:-1], value.shape[-1])
+    for t, tap in enumerate(taps):
+        out = out + weights[..., t, None] * neighbour(value, tap, weights.shape[-2])
     return out, stacked.logsumexp(-1)

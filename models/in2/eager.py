@@ -53,7 +53,7 @@ def neighborhood_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    kernel_size: tuple[int, int],
+    kernel_size: tuple[int, ...],
     rpb: torch.Tensor | None,
 ) -> torch.Tensor:
     """`inr_kernels.neighborhood_attention_2d` by gathering every query's window, which may be larger than the map.

@@ -172,6 +172,7 @@ def test_public_names():
     names |= {"ElementwiseFilter", "elementwise_filter", "pixelwise_reconstruct", "UnmaskAttention", "unmask_attention"}
     names |= {"NeighborhoodAttention1D", "NeighborhoodAttention2D", "merge_attentions", "neighborhood_attention_1d"}
     names |= {"neighborhood_attention_2d", "neighborhood_attention_2d_packed"}
+    names |= {"NeighborhoodAttention3D", "neighborhood_attention_3d"}
     names |= {"FourierUnit", "fourier_unit", "release_memory", "prove"}
     assert set(inr_kernels.__all__) == names | {"__version__"}
     assert not [name for name in inr_kernels.__all__ if not hasattr(inr_kernels, name)]

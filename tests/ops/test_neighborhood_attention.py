@@ -122,22 +122,25 @@ def test_as_accurate_as_eager(dtype, name):
 
 @st.composite
 def cases(draw, largest=40):
-    axes = []
-    for _ in range(2):
-        kernel_size = draw(st.integers(1, 7))
-        dilation = draw(st.integers(1, 4))
+    axes, rank = [], draw(st.sampled_from([2, 2, 3]))
+    largest = largest if rank == 2 else 8
+    for _ in range(rank):
+        kernel_size = draw(st.integers(1, 7 if rank == 2 else 4))
+        dilation = draw(st.integers(1, 4 if rank == 2 else 2))
         length = draw(st.integers(kernel_size * dilation, max(largest, kernel_size * dilation)))
         axes.append((kernel_size, dilation, draw(st.integers(1, kernel_size)), draw(st.booleans()), length))
     kernel_size, dilation, stride, is_causal, size = zip(*axes, strict=True)
     heads = draw(st.integers(1, 4))
     options = {}
     if draw(st.booleans()):
-        options["layout"] = draw(st.sampled_from(["contiguous", "heads first", "dim first", "packed"]))
+        layouts = ["contiguous", "heads first", "dim first"] + ["packed"] * (rank == 2)
+        options["layout"] = draw(st.sampled_from(layouts))
     else:
-        ratio = [draw(st.sampled_from([1, 1, 2, 3, 4, 5])) if length < 20 else 1 for length in size]
+        ratios = [1, 1, 2, 3, 4, 5] if rank == 2 else [1]
+        ratio = [draw(st.sampled_from(ratios)) if length < 20 else 1 for length in size]
         divisors = [n for n in range(1, heads + 1) if heads % n == 0]
         options["key_size"], size = size, tuple(n * r for n, r in zip(size, ratio, strict=True))
-        options["mean_heads"] = draw(st.booleans())
+        options["mean_heads"] = rank == 2 and draw(st.booleans())
         heads_v = 1 if options["mean_heads"] else draw(st.sampled_from(divisors))
         options["shared"] = draw(st.sampled_from(divisors)), heads_v
         options["dim_v"] = draw(st.integers(1, 40))

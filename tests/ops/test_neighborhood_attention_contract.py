@@ -109,7 +109,7 @@ OUT_OF_BOUNDS = [
     (0, [Q, Q, Q[:, :3]], r"value must have key's height and width \[6, 7\]"),
     (0, [Q, Q[:, :4], Q[:, :4]], r"key must have a height and a width that divide query's \[6, 7\]"),
     (0, [Q, Q], "qkv must be one packed tensor or three; got 2"),
-    (0, [Q], "qkv must have 6 dimensions"),
+    (0, [Q], r"qkv must have shape \[B, L, 3, heads, dim\]"),
     (0, [Q, Q.half(), Q], "key must have query's dtype torch.float32; got torch.float16"),
     (1, RPB[:1], r"rpb must have shape \[2, 5, 5\]"),
     (1, RPB.double(), "rpb must have dtype torch.float32"),

@@ -208,7 +208,7 @@ def test_1d_is_a_band_of_dense_attention():
         ({"query": Q}, r"query must have 4 dimensions; got \[1, 5, 6, 2, 4\]"),
         ({"kernel_size": (1, 3)}, r"kernel_size must be a positive integer; got \(1, 3\)"),
         ({"stride": 0}, "stride must be a positive integer; got 0"),
-        ({"is_causal": (True,)}, r"is_causal must be a bool; got \(True,\)"),
+        ({"is_causal": (True, False)}, r"is_causal must be a bool; got \(True, False\)"),
         ({"rpb": torch.zeros(2, 1, 5)}, "rpb must have 2 dimensions"),
         ({"key_padding_mask": torch.zeros(1, 1, 5)}, "key_padding_mask must have 2 dimensions"),
     ],

@@ -33,6 +33,12 @@ CASES = {
         **{"size": (8, 6), "key_size": (4, 6), "kernel_size": (2, 3), "dilation": (2, 1), "is_causal": True},
     },
     "all keys of any size": {"size": (1, 5), "key_size": (3, 2), "kernel_size": (3, 2)},
+    "volume": {"size": (3, 4, 5), "kernel_size": (2, 3, 2), "bias": True},
+    "volume, dilation, stride, causal": {
+        **{"size": (5, 3, 4), "kernel_size": (3, 2, 2), "dilation": (1, 1, 2), "stride": (2, 1, 1)},
+        "is_causal": (True, False, True),
+    },
+    "volume, shared heads": {"size": (2, 3, 4), "kernel_size": 2, "heads": 2, "shared": (1, 2), "dim_v": 260},
     "mean of heads": {"heads": 2, "shared": (2, 1), "mean_heads": True, "size": (3, 4)},
     "mean of heads, cross-scale, values in blocks": {
         **{

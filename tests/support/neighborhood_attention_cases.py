@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from inr_kernels import neighborhood_attention_2d, neighborhood_attention_2d_packed
+from inr_kernels import neighborhood_attention_2d, neighborhood_attention_2d_packed, neighborhood_attention_3d
 from inr_kernels.neighborhood_attention import triton_kernels
 
 # Tests that reach every loop and border of the C++: test_sanitizers.py runs them.
@@ -59,6 +59,13 @@ SHAPES = {
         **{"size": (20, 24), "key_size": (5, 6), "heads": 6, "shared": (2, 1), "mean_heads": True},
         **{"dim_v": 40, "batch": 1},
     },
+    "volume": {"size": (4, 5, 18), "kernel_size": (3, 3, 5), "heads": 1},
+    "volume, dilation, stride, causal": {
+        **{"size": (6, 7, 9), "kernel_size": (3, 2, 4), "dilation": (2, 3, 2), "stride": (2, 1, 3), "batch": 1},
+        "is_causal": (True, False, True),
+    },
+    "volume, shared heads": {"size": (4, 3, 17), "heads": 4, "shared": (2, 1), "dim_v": 11, "batch": 1},
+    "volume of one plane": {"size": (1, 6, 9), "kernel_size": (1, 3, 4), "layout": "heads first"},
 }
 
 
@@ -85,13 +92,13 @@ class Case:
 
     def __post_init__(self):
         qkv = torch.randn(self.batch, *self.size, 3, self.heads, self.dim, dtype=torch.float64)
-        kh, kw = (self.kernel_size,) * 2 if isinstance(self.kernel_size, int) else self.kernel_size
-        rpb = torch.randn(self.heads, 2 * kh - 1, 2 * kw - 1, dtype=torch.float64) if self.bias else None
+        kernel = (self.kernel_size,) * len(self.size) if isinstance(self.kernel_size, int) else self.kernel_size
+        rpb = torch.randn(self.heads, *(2 * k - 1 for k in kernel), dtype=torch.float64) if self.bias else None
         self.tensors = qkv, rpb
 
     def separate(self):
         """query, key, value."""
-        query, key, value = self.tensors[0].unbind(3)
+        query, key, value = self.tensors[0].unbind(-3)
         if self.dim_v is None and self.shared is None and self.key_size is None:
             return query, key, value
         size = self.key_size or self.size
@@ -106,11 +113,11 @@ class Case:
         return {name: getattr(self, name) for name in names} | ({"mean_heads": True} if self.mean_heads else {})
 
     def laid_out(self, tensor):
-        """[B, H, W, heads, dim] in the memory order under test."""
-        if self.layout == "heads first":  # [B, heads, H, W, dim], permuted
-            return tensor.permute(0, 3, 1, 2, 4).contiguous().permute(0, 2, 3, 1, 4)
+        """[B, ..., heads, dim] in the memory order under test."""
+        if self.layout == "heads first":  # [B, heads, ..., dim], permuted
+            return tensor.movedim(-2, 1).contiguous().movedim(1, -2)
         if self.layout == "dim first":
-            return tensor.permute(0, 4, 1, 2, 3).contiguous().permute(0, 2, 3, 4, 1)
+            return tensor.movedim(-1, 1).contiguous().movedim(1, -1)
         return tensor.contiguous()
 
     def run(self, dtype, backend, rounded=torch.float64):
@@ -125,7 +132,8 @@ class Case:
             leaves = [qkv.to(rounded).to(dtype).requires_grad_()]
         if rpb is not None:
             rpb = rpb.float().to(dtype).requires_grad_()
-        attend = neighborhood_attention_2d_packed if self.layout == "packed" else neighborhood_attention_2d
+        attend = neighborhood_attention_2d if len(self.size) == 2 else neighborhood_attention_3d
+        attend = neighborhood_attention_2d_packed if self.layout == "packed" else attend
         out, lse = attend(*leaves, self.kernel_size, rpb=rpb, **self.options(), return_lse=True, backend=backend)
         generator = torch.Generator(out.device).manual_seed(1)
         grads = [
@@ -169,7 +177,7 @@ def gpu_problems(dtype):
 
 
 def compilations(dtype, arch):
-    """Launches IN²'s attention, packed, with a bias; NAF's and AnyUp's at a ratio of 4; yields the form before.
+    """Launches IN²'s attention, packed, with a bias; a video's; NAF's and AnyUp's at a ratio of 4; yields the form.
 
     Forward and backward.
     """
@@ -177,6 +185,9 @@ def compilations(dtype, arch):
         yield f"dim {dim}"
         qkv, rpb = torch.empty(1, 64, 64, 3, 8, dim, dtype=dtype), torch.empty(8, 13, 13)
         run([qkv], rpb, (7, 7), (1, 2), (1, 1), (False, False), dim**-0.5, False)
+    yield "video"
+    volume = torch.empty(1, 8, 32, 32, 3, 8, 64, dtype=dtype)
+    run([volume], None, (3, 7, 7), (1, 1, 1), (1, 1, 1), (True, False, False), 0.125, False)
     for name, heads, shared, dim, dim_v in (("NAF", 4, 4, 64, 96), ("AnyUp", 4, 1, 32, 384)):
         yield name
         shapes = (64, 64, heads, dim), (16, 16, heads, dim), (16, 16, shared, dim_v)

@@ -14,11 +14,14 @@ import upstream_natten
 from fourier_unit_cases import ConvolutionCase
 from torch import nn
 from training_cases import batch
+from upstream_carafe import CARAFE
 from upstream_decoders import StoresFeatures
 from upstream_filters import KernelConv, Ported, Raft
+from upstream_hdit import NeighborhoodSelfAttentionBlock
 from upstream_lama import Generator
 from upstream_lte import Texture
 from upstream_natten import Version15, Version21
+from upstream_upsamplers import CrossAttention
 
 import inr_kernels
 from inr_kernels import models
@@ -193,6 +196,9 @@ CALLS = {
     "neighborhood_attention_2d_packed": lambda: call(
         inr_kernels.neighborhood_attention_2d_packed, torch.stack(qkv(), 3), 3, return_lse=True
     ),
+    "neighborhood_attention_3d": lambda: call(
+        inr_kernels.neighborhood_attention_3d, *torch.randn(3, 1, 3, 4, 5, 2, 4), (2, 3, 3), return_lse=True
+    ),
     "neighborhood_attention_1d": lambda: call(
         inr_kernels.neighborhood_attention_1d, *torch.randn(3, 1, 9, 2, 4), 3, return_lse=True
     ),
@@ -208,6 +214,9 @@ CALLS = {
     "UnmaskAttention": lambda: call(inr_kernels.UnmaskAttention(), torch.randn(1, 4, 5, 6), torch.rand(1, 1, 5, 6)),
     "NeighborhoodAttention2D": lambda: call(
         inr_kernels.NeighborhoodAttention2D(8, 2, 3, rel_pos_bias=True), torch.randn(1, 5, 6, 8)
+    ),
+    "NeighborhoodAttention3D": lambda: call(
+        inr_kernels.NeighborhoodAttention3D(8, 2, (2, 3, 3), rel_pos_bias=True), torch.randn(1, 3, 4, 5, 8)
     ),
     "NeighborhoodAttention1D": lambda: call(
         inr_kernels.NeighborhoodAttention1D(8, 2, 3, rel_pos_bias=True), torch.randn(1, 9, 8)
@@ -247,6 +256,13 @@ CALLS = {
     "LIIF's decoder": lambda: accelerated(StoresFeatures, (2, 3, 6, 5), (2, 9, 2), (2, 9, 2)),
     "LTE's decoder": lambda: accelerated(Texture, (2, 3, 6, 5), (2, 9, 2), (2, 9, 2)),
     "MISF's KernelConv": lambda: accelerated(KernelConv, (2, 3, 5, 4), (2, 27, 5, 4)),
+    "HDiT's neighborhood attention": lambda: accelerated(
+        NeighborhoodSelfAttentionBlock, (2, 7, 9, 16), (7, 9, 2), (2, 6)
+    ),
+    "cross-scale attention": lambda: accelerated(
+        lambda: CrossAttention(8, 2), (1, 8, 10, 12), (1, 8, 5, 6), (1, 12, 5, 6)
+    ),
+    "CARAFE": lambda: accelerated(lambda: CARAFE(3).eval(), (2, 3, 5, 4)),
     "STFAN's KernelConv2D": lambda: accelerated(lambda: Ported(3), (2, 3, 5, 4), (2, 27, 5, 4)),
     "RAFT's upsample_flow": lambda: accelerated(Raft, (2, 2, 5, 4), (2, 576, 5, 4)),
     "neighborhood attention": lambda: accelerated(lambda: Version21(8, 2, 3), (2, 6, 7, 8)),

@@ -3,7 +3,8 @@
 // A task is a band of rows of one residue class (rows that are a dilation apart) of one head of one image. Rows of
 // tokens are staged transposed, [dim][columns], so that a vector holds neighbouring columns. The offset of a key from
 // its query, in steps of the dilation, is the same distance in every lane. The keys of a vector of queries are
-// therefore one unaligned load per offset, and only the lanes outside their windows are masked.
+// therefore one unaligned load per offset, and only the lanes outside their windows are masked. In three dimensions, the
+// queries of a task have one depth, so that all see the same planes of keys: each is one more row of keys per row.
 #pragma once
 
 #include <type_traits>
@@ -32,7 +33,7 @@ INR_INLINE void clear(V* values, std::int64_t n) {
 }
 
 struct NeighborhoodTask {
-  std::int64_t image, head, residue, begin, end;  // head: the first; begin, end: positions in the class of rows
+  std::int64_t image, depth, head, residue, begin, end;  // head: the first; begin, end: positions in the class of rows
 };
 
 // One head of some tokens.
@@ -49,21 +50,23 @@ struct NeighborhoodPlan {
     vectors = round_up(p.x.length, lanes<T>) / lanes<T>;
     row_length = ((vectors + 2) | 1) * lanes<T>;  // odd, so that channels fall into different cache sets
     offsets = 2 * p.x.kernel - 1;
-    const std::int64_t units = p.batch * p.heads / heads * p.y.dilation, longest = class_size(p.y, 0);
+    const std::int64_t units = p.batch * p.z.length * p.heads / heads * p.y.dilation,
+                       longest = class_size(p.y, 0);
     const double work = double(units * heads) * double(longest * p.x.length) *
-                        (double(p.y.kernel * p.x.kernel) * double(p.dim + p.value_dim) / 2);
+                        (double(p.z.kernel * p.y.kernel * p.x.kernel) * double(p.dim + p.value_dim) / 2);
     threads = int(clamp(std::int64_t(work / 1e6) + 1, 1, p.threads));
     const std::int64_t min_bands = threads > 1 ? (4 * threads + units - 1) / units : 1;
     band_rows = clamp(round_up((longest + min_bands - 1) / min_bands, max_rows), max_rows, round_up(longest, max_rows));
     bands = (longest + band_rows - 1) / band_rows;
   }
 
-  std::int64_t tasks() const { return p.batch * p.y.dilation * bands * (p.heads / heads); }
+  std::int64_t tasks() const { return p.batch * p.z.length * p.y.dilation * bands * (p.heads / heads); }
   // Heads are adjacent in memory, so consecutive tasks are different heads of the same rows.
   NeighborhoodTask task(std::int64_t i) const {
     const std::int64_t groups = p.heads / heads, band = i / groups, residue = band / bands % p.y.dilation;
     const std::int64_t begin = band % bands * band_rows, n = class_size(p.y, residue);
-    return {band / bands / p.y.dilation, i % groups * heads, residue, clamp(begin, 0, n),
+    const std::int64_t plane = band / bands / p.y.dilation;
+    return {plane / p.z.length, plane % p.z.length, i % groups * heads, residue, clamp(begin, 0, n),
             clamp(begin + band_rows, 0, n)};
   }
 
@@ -154,7 +157,8 @@ class Ring {
   Buffer<R> data_;
 };
 
-// The strides of the scores of a query row: [key row][offset][lanes], or with a whole row of columns for the lanes.
+// The strides of the scores of a query row: [key row][plane][offset][lanes], or with a whole row of columns for the
+// lanes. key: of the first two, of which each is one step.
 struct ScoreLayout {
   std::int64_t key, offset;
 };
@@ -165,9 +169,10 @@ class NeighborhoodRows {
  public:
   using R = Real<T>;
 
-  explicit NeighborhoodRows(const NeighborhoodPlan<T>& plan)
-      : plan(plan), p(plan.p), n(0), keys(plan.max_span(window), p.dim * plan.row_length),
-        values(plan.max_span(window), p.value_dim * plan.row_length),
+  // max_planes: of the keys, the most that are staged.
+  NeighborhoodRows(const NeighborhoodPlan<T>& plan, std::int64_t max_planes)
+      : plan(plan), p(plan.p), n(0), keys(plan.max_span(window), max_planes * p.dim * plan.row_length),
+        values(plan.max_span(window), max_planes * p.value_dim * plan.row_length),
         sum_size((p.dim > p.value_dim ? p.dim : p.value_dim) * lanes<T>), sums(max_rows * sum_size) {}
   explicit operator bool() const { return keys && values && sums; }
 
@@ -175,9 +180,18 @@ class NeighborhoodRows {
     task = t;
     n = class_size(p.y, t.residue);
     staged = window(p.y, t.begin, n).begin;
+    depth = t.depth;
+    planes = window(p.z, depth / p.z.dilation, class_size(p.z, depth % p.z.dilation));
   }
 
+  std::int64_t plane_count() const { return planes.end - planes.begin; }
+
   std::int64_t y(std::int64_t i) const { return task.residue + i * p.y.dilation; }
+
+  // The number of the first query of row i and vector v among those of all images.
+  std::int64_t pixel(std::int64_t i, std::int64_t v) const {
+    return ((task.image * p.z.length + depth) * p.y.length + y(i)) * p.x.length + v * lanes<T>;
+  }
 
   // The task's head of tokens like query, out, key and value.
   Head of_query(const Tokens& tokens) const { return {tokens, task.head, p.dim}; }
@@ -185,42 +199,48 @@ class NeighborhoodRows {
   Head of_key(const Tokens& tokens) const { return {tokens, task.head * p.key_heads / p.heads, p.dim}; }
   Head of_value(const Tokens& tokens) const { return {tokens, task.head * p.value_heads / p.heads, p.value_dim}; }
 
-  // Stages row i of some tokens: scales and transposes it; columns past the last are zero. to: [dim][row_length]
-  INR_NOINLINE void stage(const Head& h, std::int64_t i, R scale, R* to) const {
+  // Stages row i of plane z of some tokens: scales and transposes it; columns past the last are zero. to: [dim][row_length]
+  INR_NOINLINE void stage(const Head& h, std::int64_t z, std::int64_t i, R scale, R* to) const {
     const std::int64_t* s = h.tokens.strides;
-    const T* from = static_cast<const T*>(h.tokens.data) + task.image * s[0] + y(i) * s[1] + h.head * s[3];
+    const T* from =
+        static_cast<const T*>(h.tokens.data) + task.image * s[0] + z * s[1] + y(i) * s[2] + h.head * s[4];
     to += lanes<T>;
     for (std::int64_t x = 0; x < p.x.length; x += lanes<T>)
       for (std::int64_t d = 0; d < h.dim; d += lanes<T>) {
         Vec<T> tile[lanes<T>]{};
         for (std::int64_t k = 0; k < clamp(p.x.length - x, 0, lanes<T>); ++k)
-          tile[k] = load_up_to<T>(from + (x + k) * s[2] + d, h.dim - d) * scale;
+          tile[k] = load_up_to<T>(from + (x + k) * s[3] + d, h.dim - d) * scale;
         transpose<T>(tile);
         for (std::int64_t k = 0; k < clamp(h.dim - d, 0, lanes<T>); ++k)
           store(to + (d + k) * plan.row_length + x, tile[k]);
       }
   }
 
-  // Writes sums, each lane times `scale`, to vector v of the columns of row i. from: [dim][lanes]
-  INR_NOINLINE void unstage(const R* from, Vec<T> scale, const Head& h, std::int64_t i, std::int64_t v) const {
+  // Writes sums, each lane times `scale`, to vector v of the columns of row i of plane z. from: [dim][lanes]
+  INR_NOINLINE void unstage(const R* from, Vec<T> scale, const Head& h, std::int64_t z, std::int64_t i,
+                            std::int64_t v) const {
     const std::int64_t *s = h.tokens.strides, x = v * lanes<T>;
-    T* to = static_cast<T*>(const_cast<void*>(h.tokens.data)) + task.image * s[0] + y(i) * s[1] + h.head * s[3];
+    T* to = static_cast<T*>(const_cast<void*>(h.tokens.data)) + task.image * s[0] + z * s[1] + y(i) * s[2] +
+            h.head * s[4];
     for (std::int64_t d = 0; d < h.dim; d += lanes<T>) {
       Vec<T> tile[lanes<T>]{};
       for (std::int64_t k = 0; k < clamp(h.dim - d, 0, lanes<T>); ++k)
         tile[k] = load(from + (d + k) * lanes<T>) * scale;
       transpose<T>(tile);
       for (std::int64_t k = 0; k < clamp(p.x.length - x, 0, lanes<T>); ++k)
-        store_up_to<T>(tile[k], h.dim - d, to + (x + k) * s[2] + d);
+        store_up_to<T>(tile[k], h.dim - d, to + (x + k) * s[3] + d);
     }
   }
 
   // Stages the rows of keys and values up to position `end`.
   void stage_keys(std::int64_t end) {
-    for (; staged < end; ++staged) {
-      stage(of_key(p.key), staged, R(1), keys[staged]);
-      stage(of_value(p.value), staged, R(1), values[staged]);
-    }
+    const std::int64_t first = depth % p.z.dilation + planes.begin * p.z.dilation;
+    for (; staged < end; ++staged)
+      for (std::int64_t s = 0; s < plane_count(); ++s) {
+        const std::int64_t z = first + s * p.z.dilation;
+        stage(of_key(p.key), z, staged, R(1), keys[staged] + s * p.dim * plan.row_length);
+        stage(of_value(p.value), z, staged, R(1), values[staged] + s * p.value_dim * plan.row_length);
+      }
   }
 
   // scores[r] = queries[r] . keys of its window, for `count` rows and the columns of vector v.
@@ -229,14 +249,14 @@ class NeighborhoodRows {
   INR_NOINLINE void multiply_windows(int count, const Window* windows, const R* const* queries, const Ring<R>& ring,
                                      std::int64_t dim, const Neighbours<R>& neighbours, std::int64_t v,
                                      R* const* scores, ScoreLayout layout) const {
-    for_each_row(count, windows, [&](std::int64_t t, int first, int rows) {
+    for_each_row(count, windows, [&](std::int64_t t, std::int64_t plane, int first, int rows) {
       const R* a[max_rows];
       R* to[max_rows];
       for (int r = 0; r < rows; ++r) {
         a[r] = queries[first + r] + (v + 1) * lanes<T>;
-        to[r] = scores[first + r] + (t - windows[first + r].begin) * layout.key;
+        to[r] = scores[first + r] + ((t - windows[first + r].begin) * plane_count() + plane) * layout.key;
       }
-      const R* b = ring[t] + (v + 1) * lanes<T> + neighbours.first * p.x.dilation;
+      const R* b = ring[t] + plane * dim * plan.row_length + (v + 1) * lanes<T> + neighbours.first * p.x.dilation;
       std::int64_t blocks = (neighbours.count + max_wide - 1) / max_wide;
       for (std::int64_t o = 0, wide; o < neighbours.count; o += wide, --blocks) {
         wide = (neighbours.count - o + blocks - 1) / blocks;
@@ -254,10 +274,11 @@ class NeighborhoodRows {
   INR_NOINLINE void combine_windows(int count, const Window* windows, R* const* scores, ScoreLayout layout,
                                     const Ring<R>& ring, std::int64_t dim, const Neighbours<R>& neighbours,
                                     std::int64_t v) {
-    for_each_row(count, windows, [&](std::int64_t t, int first, int rows) {
+    for_each_row(count, windows, [&](std::int64_t t, std::int64_t plane, int first, int rows) {
       const R* weights[max_rows];
-      for (int r = 0; r < rows; ++r) weights[r] = scores[first + r] + (t - windows[first + r].begin) * layout.key;
-      const R* b = ring[t] + (v + 1) * lanes<T> + neighbours.first * p.x.dilation;
+      for (int r = 0; r < rows; ++r)
+        weights[r] = scores[first + r] + ((t - windows[first + r].begin) * plane_count() + plane) * layout.key;
+      const R* b = ring[t] + plane * dim * plan.row_length + (v + 1) * lanes<T> + neighbours.first * p.x.dilation;
       combine_rows(first, rows, weights, layout.offset, b, p.x.dilation, dim, neighbours);
     });
   }
@@ -280,10 +301,13 @@ class NeighborhoodRows {
   R* sum(int r) const { return sums + r * sum_size; }
   void clear_sums() { clear(static_cast<R*>(sums), max_rows * sum_size); }
 
-  // The bias of the scores of query row i and key row t, from the first offset on: [neighbours.count], or nullptr.
-  const R* bias(std::int64_t i, std::int64_t t, const Neighbours<R>& neighbours) const {
+  // The bias of the scores of query row i and row k of its window, whose key rows have plane_count() planes each, from
+  // the first offset on: [neighbours.count], or nullptr.
+  const R* bias(std::int64_t i, Window rows, std::int64_t k, const Neighbours<R>& neighbours) const {
     if (!p.bias) return nullptr;
-    const std::int64_t row = task.head * (2 * p.y.kernel - 1) + t - i + p.y.kernel - 1;
+    const std::int64_t t = rows.begin + k / plane_count(), z = planes.begin + k % plane_count();
+    const std::int64_t plane = task.head * (2 * p.z.kernel - 1) + z - depth / p.z.dilation + p.z.kernel - 1;
+    const std::int64_t row = plane * (2 * p.y.kernel - 1) + t - i + p.y.kernel - 1;
     return static_cast<const R*>(p.bias) + row * plan.offsets + neighbours.first + p.x.kernel - 1;
   }
 
@@ -291,30 +315,33 @@ class NeighborhoodRows {
   const NeighborhoodAttention& p;
   NeighborhoodTask task;
   std::int64_t n;           // positions of the task's residue class of rows
+  std::int64_t depth = 0;   // the coordinate of the plane of the queries
+  Window planes{0, 1};      // the planes of the keys: positions in the residue class of that plane
   std::int64_t staged = 0;  // the first position that is not staged yet
-  Ring<R> keys, values;     // rows of [dim][row_length]
+  Ring<R> keys, values;     // rows of [planes][dim][row_length]
   std::int64_t sum_size;
   Buffer<R> sums;  // [max_rows][larger dim][lanes]
 
  private:
-  // Calls work(t, first, rows) for every key row t and the query rows [first, first + rows) whose windows contain it.
+  // Calls work(t, plane, first, rows) for every row t and plane of keys, and the query rows [first, first + rows) whose
+  // windows contain it.
   template <class F>
   void for_each_row(int count, const Window* windows, F&& work) const {
     for (std::int64_t t = windows[0].begin; t < windows[count - 1].end; ++t) {
       int first = 0, last;
       while (windows[first].end <= t) ++first;
       for (last = first; last < count && windows[last].begin <= t;) ++last;
-      if (last > first) work(t, first, last - first);
+      for (std::int64_t plane = 0; last > first && plane < plane_count(); ++plane) work(t, plane, first, last - first);
     }
   }
 };
 
-// Calls work(worker) for every task, after worker.begin(task); each thread has its own worker.
-template <class Worker, class T, class F>
-Status for_each_band(const NeighborhoodPlan<T>& plan, F&& work) {
+// Calls work(worker) for every task, after worker.begin(task); each thread makes its own worker.
+template <class T, class Make, class F>
+Status for_each_band(const NeighborhoodPlan<T>& plan, Make&& make, F&& work) {
   return for_each_task(
-      plan.threads, plan.tasks(), [&] { return Worker(plan); },
-      [&](Worker& worker, std::int64_t i) {
+      plan.threads, plan.tasks(), make,
+      [&](auto& worker, std::int64_t i) {
         const NeighborhoodTask task = plan.task(i);
         if (task.begin == task.end) return Status::ok;
         worker.begin(task);

@@ -13,20 +13,20 @@ class QueryRows : public NeighborhoodRows<T> {
   using NeighborhoodRows<T>::plan;
 
   explicit QueryRows(const NeighborhoodPlan<T>& plan)
-      : NeighborhoodRows<T>(plan), queries(max_rows, p.dim * plan.row_length),
-        layout{plan.offsets * lanes<T>, lanes<T>}, scores(max_rows * p.y.kernel * layout.key) {}
+      : NeighborhoodRows<T>(plan, plan.p.z.kernel), queries(max_rows, p.dim * plan.row_length),
+        layout{plan.offsets * lanes<T>, lanes<T>}, scores(max_rows * score_rows() * layout.key) {}
   explicit operator bool() const { return NeighborhoodRows<T>::operator bool() && queries && scores; }
 
-  // Computes the rows [i, i + count) of the output and of lse. lse: [batch, height, width, heads] or nullptr
+  // Computes the rows [i, i + count) of the output and of lse. lse: [batch, depth, height, width, heads] or nullptr
   void attend(std::int64_t i, int count, const Tokens& out, R* lse) {
     Window windows[max_rows];
     const R* query[max_rows];
     R* score[max_rows];
     for (int r = 0; r < count; ++r) {
       windows[r] = window(p.y, i + r, this->n);
-      score[r] = scores + r * p.y.kernel * layout.key;
+      score[r] = scores + r * score_rows() * layout.key;
       query[r] = queries[r];
-      this->stage(this->of_query(p.query), i + r, R(p.scale), queries[r]);
+      this->stage(this->of_query(p.query), this->depth, i + r, R(p.scale), queries[r]);
     }
     this->stage_keys(windows[count - 1].end);
     for (std::int64_t v = 0; v < plan.vectors; ++v) {
@@ -36,19 +36,23 @@ class QueryRows : public NeighborhoodRows<T> {
       for (int r = 0; r < count; ++r) total[r] = softmax(i + r, windows[r], score[r], neighbours, v, lse);
       this->clear_sums();
       this->combine_windows(count, windows, score, layout, this->values, p.value_dim, neighbours, v);
-      for (int r = 0; r < count; ++r) this->unstage(this->sum(r), R(1) / total[r], this->of_out(out), i + r, v);
+      for (int r = 0; r < count; ++r)
+        this->unstage(this->sum(r), R(1) / total[r], this->of_out(out), this->depth, i + r, v);
     }
   }
 
  private:
+  std::int64_t score_rows() const { return p.y.kernel * p.z.kernel; }
+
   // Replaces the scores of row i by exp(score - maximum), writes lse, and returns the sum of the exponentials.
   // score: `layout`, from the window's first row and the first offset of vector v on
   Vec<T> softmax(std::int64_t i, Window rows, R* score, const Neighbours<R>& neighbours, std::int64_t v, R* lse) const {
     const Vec<T> minus_infinity = Vec<T>{} - R(__builtin_inf());
     Vec<T> maximum = minus_infinity, sum{};
-    for (std::int64_t t = rows.begin; t < rows.end; ++t) {
-      const R* bias = this->bias(i, t, neighbours);
-      R* s = score + (t - rows.begin) * layout.key;
+    const std::int64_t count = (rows.end - rows.begin) * this->plane_count();
+    for (std::int64_t k = 0; k < count; ++k) {
+      const R* bias = this->bias(i, rows, k, neighbours);
+      R* s = score + k * layout.key;
       for (std::int64_t o = 0; o < neighbours.count; ++o) {
         Vec<T> value = load(s + o * layout.offset);
         if (bias) value += bias[o];
@@ -57,34 +61,37 @@ class QueryRows : public NeighborhoodRows<T> {
         maximum = value > maximum ? value : maximum;
       }
     }
-    for (std::int64_t t = rows.begin; t < rows.end; ++t) {
-      R* s = score + (t - rows.begin) * layout.key;
+    for (std::int64_t k = 0; k < count; ++k) {
+      R* s = score + k * layout.key;
       for (std::int64_t o = 0; o < neighbours.count; ++o) {
         const Vec<T> e = exp_negative(load(s + o * layout.offset) - maximum);
         store(s + o * layout.offset, e);
         sum += e;
       }
     }
+    const std::int64_t pixel = this->pixel(i, v);
     for (std::int64_t k = 0; lse && k < clamp(p.x.length - v * lanes<T>, 0, lanes<T>); ++k)
-      lse[((this->task.image * p.y.length + this->y(i)) * p.x.length + v * lanes<T> + k) * p.heads + this->task.head] =
+      lse[(pixel + k) * p.heads + this->task.head] =
           maximum[k] + R(sizeof(R) == sizeof(float) ? __builtin_logf(float(sum[k])) : __builtin_log(double(sum[k])));
     return sum;
   }
 
   Ring<R> queries;
   ScoreLayout layout;
-  Buffer<R> scores;  // [max_rows][y.kernel][offsets][lanes]
+  Buffer<R> scores;  // [max_rows][y.kernel][z.kernel][offsets][lanes]
 };
 
-// lse: [batch, height, width, heads] or nullptr
+// lse: [batch, depth, height, width, heads] or nullptr
 template <class T>
 Status forward(const NeighborhoodAttention& p, const Tokens& out, void* lse) {
   const NeighborhoodPlan<T> plan(p, 1);
   if (!plan.key_neighbours) return Status::out_of_memory;
-  return for_each_band<QueryRows<T>>(plan, [&](QueryRows<T>& rows) {
-    for (std::int64_t i = rows.task.begin; i < rows.task.end; i += max_rows)
-      rows.attend(i, int(clamp(rows.task.end - i, 0, max_rows)), out, static_cast<Real<T>*>(lse));
-  });
+  return for_each_band(
+      plan, [&] { return QueryRows<T>(plan); },
+      [&](QueryRows<T>& rows) {
+        for (std::int64_t i = rows.task.begin; i < rows.task.end; i += max_rows)
+          rows.attend(i, int(clamp(rows.task.end - i, 0, max_rows)), out, static_cast<Real<T>*>(lse));
+      });
 }
 
 }  // namespace

@@ -170,8 +170,8 @@ class TileGradients : public TileRows<T> {
     const std::int64_t size = round_up(dim, lanes<T>);
     for (std::int64_t i = 0; i < (end - begin) * p.x.length * heads; ++i) {
       const std::int64_t y = residue + (begin + i / heads / p.x.length) * p.y.dilation, x = i / heads % p.x.length;
-      T* at = static_cast<T*>(const_cast<void*>(to.data)) + image * s[0] + y * s[1] + x * s[2] +
-              (first + i % heads) * s[3];
+      T* at = static_cast<T*>(const_cast<void*>(to.data)) + image * s[0] + y * s[2] + x * s[3] +
+              (first + i % heads) * s[4];
       for (std::int64_t d = 0; d < dim; d += lanes<T>) store_up_to<T>(load(sums + i * size + d), dim - d, at + d);
     }
   }

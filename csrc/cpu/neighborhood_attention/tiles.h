@@ -288,7 +288,7 @@ class TileRows {
  private:
   T* at(const Tokens& t, std::int64_t head, std::int64_t row, std::int64_t column) const {
     const std::int64_t* s = t.strides;
-    return static_cast<T*>(const_cast<void*>(t.data)) + image * s[0] + row * s[1] + column * s[2] + head * s[3];
+    return static_cast<T*>(const_cast<void*>(t.data)) + image * s[0] + row * s[2] + column * s[3] + head * s[4];
   }
   static void stage_row(const T* from, std::int64_t dim, R scale, R* to) {
     for (std::int64_t d = 0; d < dim; d += lanes<T>) store(to + d, load_up_to<T>(from + d, dim - d) * scale);
