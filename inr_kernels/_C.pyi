@@ -153,3 +153,22 @@ def conv3x3(
     out: int,
     threads: int,
 ) -> None: ...
+def conv2d(
+    *,
+    type: int,
+    size: tuple[int, int, int, int],
+    out_size: tuple[int, int, int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    pad: tuple[int, int],
+    padding: int,
+    transposed: bool,
+    x: int,
+    weight: int,
+    scale: int,
+    bias: int,
+    add: int,
+    relu: bool,
+    out: int,
+    threads: int,
+) -> None: ...

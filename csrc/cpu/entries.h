@@ -14,7 +14,8 @@
   ENTRY(neighborhood_attention_forward)  \
   ENTRY(neighborhood_attention_backward) \
   ENTRY(spectrum_product)                \
-  ENTRY(conv3x3)
+  ENTRY(conv3x3)                         \
+  ENTRY(conv2d)
 
 namespace inr {
 

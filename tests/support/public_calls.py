@@ -11,7 +11,7 @@ import local_texture_cases
 import numpy
 import torch
 import upstream_natten
-from fourier_unit_cases import ConvolutionCase
+from fourier_unit_cases import Conv2dCase, ConvolutionCase
 from torch import nn
 from training_cases import batch
 from upstream_decoders import StoresFeatures
@@ -34,9 +34,8 @@ from inr_kernels.models.in2 import losses as in2_losses
 def case_of(op):
     """The class of an op's problems, whose `run(dtype, backend)` returns the outputs and the gradients."""
     folder = OPS[op].function.__module__.split(".")[1]
-    return {"conv3x3": ConvolutionCase, "local_texture": local_texture_cases.Case}.get(op) or importlib.import_module(
-        f"{folder}_cases"
-    ).Case
+    others = {"conv2d": Conv2dCase, "conv3x3": ConvolutionCase, "local_texture": local_texture_cases.Case}
+    return others.get(op) or importlib.import_module(f"{folder}_cases").Case
 
 
 CASES = {op: case_of(op) for op in OPS}
