@@ -16,14 +16,14 @@ from torch import nn
 from training_cases import batch
 from upstream_decoders import StoresFeatures
 from upstream_filters import KernelConv, Ported, Raft
-from upstream_lama import Generator
+from upstream_lama import Generator, whole_generator
 from upstream_lte import Texture
 from upstream_natten import Version15, Version21
 
 import inr_kernels
 from inr_kernels import models
 from inr_kernels._core.dispatch import OPS
-from inr_kernels.fourier_unit import FFC, FFC_BN_ACT, FFCResnetBlock, SpectralTransform, frozen
+from inr_kernels.fourier_unit import FFC, FFC_BN_ACT, FFCResnetBlock, FusedSequential, SpectralTransform, frozen
 from inr_kernels.integrations import lama, natten
 from inr_kernels.models.data import images, masks, photographs
 from inr_kernels.models.dear import losses as dear_losses
@@ -215,6 +215,9 @@ CALLS = {
     "LocalTextureDecoder": texture_decoder,
     "FourierUnit": lambda: call(inr_kernels.FourierUnit(4, 6).eval(), torch.randn(1, 4, 5, 6)),
     "SpectralTransform": lambda: call(SpectralTransform(4, 8).eval(), torch.randn(1, 4, 6, 6)),
+    "FusedSequential": lambda: call(
+        FusedSequential(nn.ReflectionPad2d(1), nn.Conv2d(4, 3, 3), nn.ReLU()).eval(), torch.randn(1, 4, 5, 6)
+    ),
     "FFC": lambda: ffc(FFC, 8, 8, 3, padding=1),
     "FFC_BN_ACT": lambda: ffc(FFC_BN_ACT, 8, 8, 3, padding=1, activation_layer=nn.ReLU),
     "FFCResnetBlock": lambda: ffc(FFCResnetBlock, 8, "reflect", nn.BatchNorm2d),
@@ -253,4 +256,5 @@ CALLS = {
         accelerated(lambda: Version15(8, 2, 3), (2, 6, 7, 8)),
     ),
     "LaMa's Fourier convolution": lambda: accelerated(lambda: Generator().eval(), (1, 4, 12, 18)),
+    "LaMa's generator": lambda: accelerated(lambda: whole_generator().eval(), (1, 4, 8, 12)),
 }

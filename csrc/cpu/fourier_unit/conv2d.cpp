@@ -9,6 +9,7 @@
 // A task is some pixels of the grid. It loads its inputs for a chunk of channels, with the padding, columns separated by
 // their index modulo in_step, so that a tap reads consecutive numbers. Then a micro-kernel adds all steps (channel, tap)
 // for block_rows outputs x 2 vectors of pixels in registers.
+#include "../../common/pages.h"
 #include "../entries.h"
 #include "../common/row_panels.h"
 #include "../common/tasks.h"
@@ -133,24 +134,27 @@ class DirectConvolution {
     for (std::int64_t c = 0; c < p_.channels; c += chunk_) {
       const std::int64_t count = smaller(p_.channels - c, chunk_);
       load_inputs(image, y, x, c, count, line, inputs);
-      // The inputs of a panel stay in the first cache, while the weights of all blocks pass by.
+      // The weights of a block stay in the first cache, and rows of outputs are written from left to right.
       const std::int64_t width = smaller(columns_, grid_[1] - x);
-      for (std::int64_t row = 0; row < rows_ && y + row < grid_[0]; ++row)
-        for (std::int64_t j = 0; j < width;) {
-          const std::int64_t left = divide_up(width - j, lanes<T>);
-          const Place place{image, y + row, x + j, width - j, row * padded_columns() + j, c, count};
-          const T* from = inputs + row * in_step_[0] * row_size() + j;
-          if (has_small_block_ && left > 2) {
-            multiply<4>(place, begin, end, from, products, out);
-            j += 4 * lanes<T>;
-          } else if (left > 1) {
-            multiply<2>(place, begin, end, from, products, out);
-            j += 2 * lanes<T>;
-          } else {
-            multiply<1>(place, begin, end, from, products, out);
-            j += lanes<T>;
+      for (std::int64_t b = begin; b < end; ++b) {
+        T* to = products + (first_output(b) - first_output(begin)) * map_size();
+        for (std::int64_t row = 0; row < rows_ && y + row < grid_[0]; ++row)
+          for (std::int64_t j = 0; j < width;) {
+            const std::int64_t left = divide_up(width - j, lanes<T>);
+            const Place place{image, y + row, x + j, width - j, row * padded_columns() + j, c, count};
+            const T* from = inputs + row * in_step_[0] * row_size() + j;
+            if (has_small_block_ && left > 2) {
+              multiply<4>(place, b, from, to, out);
+              j += 4 * lanes<T>;
+            } else if (left > 1) {
+              multiply<2>(place, b, from, to, out);
+              j += 2 * lanes<T>;
+            } else {
+              multiply<1>(place, b, from, to, out);
+              j += lanes<T>;
+            }
           }
-        }
+      }
     }
     if (phases_ > 1)
       store_outputs(image, y, x, first_output(begin), smaller(first_output(end), p_.outputs), products, out);
@@ -288,18 +292,14 @@ class DirectConvolution {
     std::int64_t first, count;  // channels
   };
 
-  // Adds to the products of V vectors of pixels, of the blocks [begin, end); sets them with the first channels. Finishes
-  // the outputs of a convolution with the last channels. inputs: those of the first pixel; products: [phase][outputs of
-  // the blocks][map_size()]
+  // Adds to the products of V vectors of pixels, of a block of outputs; sets them with the first channels. Finishes the
+  // outputs of a convolution with the last channels. inputs: those of the first pixel; products: [phase][...]
   template <int V>
-  void multiply(const Place& place, std::int64_t begin, std::int64_t end, const T* inputs, T* products, T* out) const {
-    for (std::int64_t b = begin; b < end; ++b) {
-      T* to = products + (first_output(b) - first_output(begin)) * map_size() + place.index;
-      switch (block_height(b)) {
-        case block_rows / 3: multiply_block<block_rows / 3, V>(place, b, inputs, to, out); break;
-        case 2 * block_rows / 3: multiply_block<2 * block_rows / 3, V < 2 ? V : 2>(place, b, inputs, to, out); break;
-        default: multiply_block<block_rows, V < 2 ? V : 2>(place, b, inputs, to, out);
-      }
+  void multiply(const Place& place, std::int64_t block, const T* inputs, T* products, T* out) const {
+    switch (block_height(block)) {
+      case block_rows / 3: return multiply_block<block_rows / 3, V>(place, block, inputs, products, out);
+      case block_rows: return multiply_block<block_rows, V < 2 ? V : 2>(place, block, inputs, products, out);
+      default: multiply_block<2 * block_rows / 3, V < 2 ? V : 2>(place, block, inputs, products, out);
     }
   }
   template <int R, int V>
@@ -311,7 +311,7 @@ class DirectConvolution {
       const T* weight = packed + (p_.channels * phase_begin_[phase] + place.first * taps) * R;
       Vec<T> sums[R][V];
       accumulate<T, R, V>(place.count * taps, weight, inputs, offsets_ + chunk_ * phase_begin_[phase], sums);
-      T* to = products + phase * group_blocks_ * block_rows * map_size();
+      T* to = products + phase * group_blocks_ * block_rows * map_size() + place.index;
 #pragma GCC unroll 12
       for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
@@ -397,6 +397,7 @@ Status convolve(const Conv2d& p, T* out) {
         return Status::ok;
       });
   if (status != Status::ok) return status;
+  large_pages(out, std::size_t(p.batch * p.outputs * p.out_height * p.out_width) * sizeof(T));
   return for_each_task(
       threads, convolution.tasks(), [&] { return Worker(convolution); },
       [&](Worker& worker, std::int64_t task) {

@@ -29,10 +29,10 @@ def conv2d(
 
         out = scale[o] conv(pad(x))[b, o, y, x] + bias[o] + add[b, o, y, x]
 
-    or the ReLU of it, where conv is torch's conv2d or conv_transpose2d with these options. A batch norm in evaluation is
-    a scale and a bias. In float32 and float64 on a CPU the sum is computed from planes of pixels as they are, without a
-    copy of x in another layout, padded or with a column per output. Elsewhere it is torch's convolution. For kernels of
-    3 x 3 with stride 1, `conv3x3` is faster.
+    or the ReLU of it, where conv is torch's conv2d or conv_transpose2d with these options. A batch norm in evaluation
+    is a scale and a bias. In float32 and float64 on a CPU the sum is computed directly from [B, C, H, W], without a
+    copy of x that is padded, in another layout, or a matrix of patches. Elsewhere it is torch's convolution. For
+    kernels of 3 x 3 with stride 1, `conv3x3` is faster.
 
     Args:
         x: [B, C, H, W], any floating-point dtype.

@@ -1,4 +1,6 @@
-"""The op fourier_unit in torch: schemas, fakes, autograd, and the table of backends. conv2d and conv3x3 have their own files.
+"""The op fourier_unit in torch: schemas, fakes, autograd, and the table of backends.
+
+The ops conv2d and conv3x3 have their own files.
 
 A unit is a transform, a product on the spectrum, statistics, a ReLU and a transform back. A backend provides the two
 transforms and the product (`spectral_pipeline.Steps`); the reference computes all at once.
