@@ -1,16 +1,18 @@
-// A convolution by its sum, without a matrix of patches: inputs and outputs are planes of pixels, [channels, height,
-// width], and the multiply-adds take vectors of neighbouring pixels of one row.
+// A convolution by its sum, without a matrix of patches: inputs and outputs are planes of pixels, and the multiply-adds
+// take vectors of neighbouring pixels of one row.
 //
-// A pixel of the grid stands for out_step x out_step outputs, its phases: 1 for a convolution, stride^2 for a transposed
-// one. Each phase is a sum over channels and its own taps (a weight of the kernel, and the input that it multiplies):
+// A pixel of the grid stands for out_step x out_step outputs, its phases: 1 for a convolution, stride^2 for a
+// transposed one. Each phase is a sum over channels and its own taps (a weight of the kernel, and the input that it
+// multiplies):
 //
 //   out[o, Y out_step + phase] = sum over c, taps  weight[o, c, tap] x[c, Y in_step + tap's offset]
 //
-// A task is some pixels of the grid. It loads its inputs for a chunk of channels, with the padding, columns separated by
-// their index modulo in_step, so that a tap reads consecutive numbers. Then a micro-kernel adds all steps (channel, tap)
-// for block_rows outputs x 2 vectors of pixels in registers.
+// A task is some pixels of the grid. It loads its inputs for a chunk of channels, with the padding, the columns
+// separated by their index modulo in_step, so that a tap reads consecutive numbers. Then a micro-kernel adds all steps
+// (channel, tap) for block_rows outputs x 2 vectors of pixels in registers.
 #include "../../common/pages.h"
 #include "../entries.h"
+#include "../common/offset_kernel.h"
 #include "../common/row_panels.h"
 #include "../common/tasks.h"
 #include "../common/transpose.h"
@@ -20,37 +22,6 @@ namespace INR_ISA {
 namespace {
 
 INR_INLINE std::int64_t divide_up(std::int64_t n, std::int64_t by) { return (n + by - 1) / by; }
-INR_INLINE std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
-
-// sums[r][v] = sum over k < steps of a[k][r] * vector v of b[offsets[k]]. a: [steps][R]
-// Long sums are split into runs, so that rounding errors do not grow with the number of steps.
-template <class T, int R, int V>
-INR_INLINE void accumulate(std::int64_t steps, const T* a, const T* b, const std::int64_t* offsets,
-                           Vec<T> (&sums)[R][V]) {
-  constexpr std::int64_t run = 64;
-#pragma GCC unroll 12
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) sums[r][v] = Vec<T>{};
-  for (std::int64_t begin = 0; begin < steps; begin += run) {
-    Vec<T> acc[R][V] = {};
-    const std::int64_t end = smaller(begin + run, steps);
-    for (std::int64_t k = begin; k < end; ++k, a += R) {
-      const T* from = b + offsets[k];
-      Vec<T> bv[V];
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) bv[v] = load(from + v * lanes<T>);
-#pragma GCC unroll 12
-      for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) acc[r][v] += a[r] * bv[v];
-    }
-#pragma GCC unroll 12
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) sums[r][v] += acc[r][v];
-  }
-}
 
 template <class T>
 class DirectConvolution {
@@ -82,18 +53,17 @@ class DirectConvolution {
     columns_ = even_part(grid_[1], pixels < 512 ? pixels : 512);
     rows_ = clamp(pixels / columns_, 1, grid_[0]);
     while (rows_ > 1 && chunk_ * in_rows() * row_size() > max_inputs) rows_ = divide_up(rows_, 2);
-    const auto few = [&] { return p_.batch * divide_up(grid_[0], rows_) * divide_up(grid_[1], columns_) < 4 * threads; };
-    while (threads > 1 && few() && rows_ > 1) rows_ = divide_up(rows_, 2);
-    while (threads > 1 && few() && columns_ > 2 * panel<T>) columns_ = even_part(grid_[1], columns_ / 2);
+    const auto maps = [&] { return p_.batch * divide_up(grid_[0], rows_) * divide_up(grid_[1], columns_); };
+    while (threads > 1 && maps() < 4 * threads && rows_ > 1) rows_ = divide_up(rows_, 2);
+    while (threads > 1 && maps() < 4 * threads && columns_ > 2 * panel<T>)
+      columns_ = even_part(grid_[1], columns_ / 2);
     row_tasks_ = divide_up(grid_[0], rows_);
     column_tasks_ = divide_up(grid_[1], columns_);
     find_blocks();
-    const std::int64_t maps = p_.batch * row_tasks_ * column_tasks_;
-    groups_ = maps < 2 * threads ? smaller(blocks_, divide_up(2 * threads, maps)) : 1;
+    groups_ = maps() < 2 * threads ? smaller(blocks_, divide_up(2 * threads, maps())) : 1;
     group_blocks_ = divide_up(blocks_, groups_);
     groups_ = divide_up(blocks_, group_blocks_);
-    return find_offsets() &&
-           weight_.resize((p_.outputs + block_rows) * p_.channels * kernel_size());
+    return find_offsets() && weight_.resize((p_.outputs + block_rows) * p_.channels * kernel_size());
   }
 
   std::int64_t blocks() const { return blocks_; }
@@ -248,8 +218,8 @@ class DirectConvolution {
   }
 
   // to: [count][in_rows()][in_step][line()], from the pixel (y, x) of the grid on
-  void load_inputs(std::int64_t image, std::int64_t y, std::int64_t x, std::int64_t first, std::int64_t count, T* line_buffer,
-                   T* to) const {
+  void load_inputs(std::int64_t image, std::int64_t y, std::int64_t x, std::int64_t first, std::int64_t count,
+                   T* line_buffer, T* to) const {
     const std::int64_t left = x * in_step_[1] + first_[1], step = in_step_[1], length = row_size();
     // Columns [begin, end) of the line are inside the image; those from `used` on are not used.
     const std::int64_t used = smaller(length, (columns_ - 1) * step + last_[1] - first_[1] + 1);
@@ -338,15 +308,16 @@ class DirectConvolution {
   }
 
   // Stores the outputs [begin, end) of all phases. products: [phase][..., map_size()]
-  void store_outputs(std::int64_t image, std::int64_t y, std::int64_t x, std::int64_t begin, std::int64_t end, const T* products,
-                     T* out) const {
+  void store_outputs(std::int64_t image, std::int64_t y, std::int64_t x, std::int64_t begin, std::int64_t end,
+                     const T* products, T* out) const {
     const std::int64_t step = out_step_[1], phase_size = group_blocks_ * block_rows * map_size();
     const std::int64_t width = smaller(columns_ * step, p_.out_width - x * step);
     for (std::int64_t o = begin; o < end; ++o)
       for (std::int64_t row = 0; row < rows_ * out_step_[0]; ++row) {
         const std::int64_t out_y = y * out_step_[0] + row, phase = row % out_step_[0] * step;
         if (out_y >= p_.out_height) break;
-        const T* from = products + phase * phase_size + (o - begin) * map_size() + row / out_step_[0] * padded_columns();
+        const T* from = products + phase * phase_size + (o - begin) * map_size();
+        from += row / out_step_[0] * padded_columns();
         for (std::int64_t j = 0; j < width; j += 2 * lanes<T>) {
           Vec<T> pair[2];
           if (step == 2) {
