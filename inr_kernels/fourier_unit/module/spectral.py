@@ -9,9 +9,8 @@ from torch import nn
 from inr_kernels._core.checks import require, require_input
 from inr_kernels._core.hooks import is_untouched
 
-from ..functional import conv2d, fourier_unit, through_spectrum
+from ..functional import fourier_unit, through_spectrum
 from .folding import affine, folded, folds, is_pointwise, scaled
-from .fused import is_constant, prefers_conv2d
 
 
 class FourierUnit(nn.Module):
@@ -145,8 +144,6 @@ def spectral(transform: Any, x: torch.Tensor, scale: torch.Tensor | None = None)
     if transform.enable_lfu:
         out = out + _quarters(transform.lfu, x)
     last = transform.conv2
-    if is_pointwise(last) and _by_conv2d(last, out):
-        return conv2d(out, last.weight, scale=scale)
     if scale is None or not is_pointwise(last):
         out = last(out)
         return out if scale is None else out * scale.to(out.dtype).view(-1, 1, 1)
@@ -161,16 +158,8 @@ def _first_layers(layers, x):
     if not (is_pointwise(parts[0]) and folds(*parts[1:])):
         return layers(x)
     conv, norm, _ = parts
-    if _by_conv2d(conv, x):
-        scale, bias = affine(norm) or (None, None)
-        return conv2d(x, conv.weight, bias, scale=scale, relu=True)
     weight, bias = folded(conv.weight, None, affine(norm))
     return F.conv2d(x, weight, bias, groups=conv.groups).relu_()
-
-
-def _by_conv2d(conv, x):
-    """Whether conv2d computes a 1 x 1 convolution here; it is faster than torch's."""
-    return conv.groups == 1 and is_constant(conv) and prefers_conv2d(x)
 
 
 def _quarters(lfu, x):
