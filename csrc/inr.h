@@ -202,6 +202,25 @@ struct Conv3x3 {
 // out: [batch, outputs, height, width]; float32 and float64.
 Status conv3x3(Type, const Conv3x3&, void* out);
 
+// out = scale conv + bias + add, or its ReLU: a convolution with any kernel, or a transposed one.
+struct Conv2d {
+  std::int64_t batch, channels, height, width;    // of x
+  std::int64_t outputs, out_height, out_width;
+  std::int64_t kernel[2], stride[2], pad[2];      // by axis; pad: above and to the left
+  Padding padding;                                // zeros, or reflect, not if transposed: pad < height, width
+  bool transposed;
+  const void* x;                                  // [batch, channels, height, width]
+  const void* weight;                             // [outputs, channels, kernel], transposed [channels, outputs, kernel]
+  const void* scale;                              // [outputs] or nullptr, like bias
+  const void* bias;
+  const void* add;                                // as out, or nullptr
+  bool relu;
+  int threads;
+};
+
+// out: [batch, outputs, out_height, out_width]; float32 and float64.
+Status conv2d(Type, const Conv2d&, void* out);
+
 // ---- the signs of a ReLU's outputs, for its backward: bit i % 8 of byte i / 8 is x[i] > 0
 struct Signs {
   std::int64_t count;

@@ -154,3 +154,25 @@ def conv3x3(
     out: int,
     threads: int,
 ) -> None: ...
+def conv2d(
+    *,
+    type: int,
+    size: tuple[int, int, int, int],
+    out_size: tuple[int, int, int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    pad: tuple[int, int],
+    padding: int,
+    transposed: bool,
+    x: int,
+    weight: int,
+    scale: int,
+    bias: int,
+    add: int,
+    relu: bool,
+    out: int,
+    threads: int,
+) -> None: ...
+def pack_signs(*, type: int, count: int, x: int, bits: int, threads: int) -> None: ...
+def select_by_signs(*, type: int, count: int, grad: int, bits: int, out: int, threads: int) -> None: ...
+def multiply_adds(*, type: int, steps: int, threads: int) -> float: ...

@@ -17,7 +17,8 @@
   ENTRY(conv3x3)                         \
   ENTRY(pack_signs)                      \
   ENTRY(select_by_signs)                 \
-  ENTRY(multiply_adds)
+  ENTRY(multiply_adds)                   \
+  ENTRY(conv2d)
 
 namespace inr {
 

@@ -11,7 +11,15 @@ FORMATS = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff")
 MAX_THREADS = 1024  # torch crashes with some ten thousand
 BACKENDS = ("cpu", "cuda", "triton", "reference")
 OPERATORS = (
-    *("conv3x3", "elementwise_filter", "fourier_unit", "local_implicit", "local_texture", "neighborhood_attention"),
+    *(
+        "conv2d",
+        "conv3x3",
+        "elementwise_filter",
+        "fourier_unit",
+        "local_implicit",
+        "local_texture",
+        "neighborhood_attention",
+    ),
     "unmask_attention",
 )
 DTYPES = ("float32", "tf32", "bfloat16", "float16", "float64")

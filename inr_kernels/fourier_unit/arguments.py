@@ -1,5 +1,6 @@
-"""The arguments of the ops fourier_unit and conv3x3: the names of their options, their bounds checks."""
+"""The arguments of the ops fourier_unit, conv3x3 and conv2d: the names of their options, their bounds checks."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -113,6 +114,83 @@ class ConvolutionArguments(NamedTuple):
                 require(False, name, f"have shape {list(expected)}", shape(tensor))
         others = {"weight": self.weight, "bias": self.bias, "other": self.other, "add": self.add}
         for name, tensor in others.items():
+            if tensor is not None and tensor.dtype != self.x.dtype:
+                require(False, name, f"have x's dtype {self.x.dtype}", tensor.dtype)
+
+
+class Conv2dArguments(NamedTuple):
+    """conv2d's arguments before `backend`, as its schema orders them (op)."""
+
+    x: torch.Tensor  # [B, C, H, W]
+    weight: torch.Tensor  # [O, C, kh, kw], transposed [C, O, kh, kw]
+    scale: torch.Tensor | None  # [O]
+    bias: torch.Tensor | None  # [O]
+    add: torch.Tensor | None  # [B, O, H', W']
+    relu: bool
+    stride: Sequence[int]  # two numbers, by axis, like the others
+    padding: Sequence[int]
+    padding_mode: str
+    transposed: bool
+    output_padding: Sequence[int]
+
+    def facts(self) -> dispatch.Facts:
+        """What decides on the backend."""
+        return dispatch.Facts(self.x.device, self.x.dtype)
+
+    def out_shape(self) -> tuple[int, ...]:
+        """[B, O, H', W']."""
+        sides = []
+        for n, kernel, step, pad, extra in zip(
+            self.x.shape[2:], self.weight.shape[2:], self.stride, self.padding, self.output_padding, strict=True
+        ):
+            rest = n + 2 * pad - kernel
+            sides.append((n - 1) * step - 2 * pad + kernel + extra if self.transposed else rest // step + 1)
+        return len(self.x), self.weight.shape[int(self.transposed)], *sides
+
+    def check_types(self) -> None:
+        """Raises unless the tensors are tensors with the right number of dimensions, on one device."""
+        for tensor, name, dims in (
+            (self.x, "x", 4), (self.weight, "weight", 4), (self.scale, "scale", 1), (self.bias, "bias", 1),
+            (self.add, "add", 4),
+        ):  # fmt: skip
+            if tensor is not None or name in ("x", "weight"):
+                require_tensor(tensor, name, dims=(dims,), like=self.x)
+
+    def check(self) -> None:
+        """Raises unless the tensors and the options fit each other, which keeps kernels in bounds."""
+        self.check_types()
+        for value, name, least in (
+            (self.stride, "stride", 1), (self.padding, "padding", 0), (self.output_padding, "output_padding", 0)
+        ):  # fmt: skip
+            if len(value) != 2 or min(value) < least:
+                require(False, name, f"be a number of at least {least}, or two", tuple(value))
+        reflects = self.padding_mode == "reflect"
+        if not (reflects or self.padding_mode == "zeros"):
+            require(False, "padding_mode", "be 'zeros' or 'reflect'", repr(self.padding_mode))
+        require(not (reflects and self.transposed), "padding_mode", "be 'zeros' with transposed", "'reflect'")
+        extra = tuple(self.output_padding)
+        if self.transposed:
+            smaller = all(a < b for a, b in zip(extra, self.stride, strict=True))
+            require(smaller, "output_padding", f"be less than stride {tuple(self.stride)}", extra)
+        else:
+            require(not any(extra), "output_padding", "be 0 without transposed", extra)
+        channels, sides = self.x.shape[1], self.x.shape[2:]
+        require(min(channels, *sides) > 0, "x", "have at least one channel and one pixel", shape(self.x))
+        if reflects and any(pad >= n for pad, n in zip(self.padding, sides, strict=True)):
+            require(False, "x", f"have longer sides than padding {tuple(self.padding)} with 'reflect'", shape(self.x))
+        if self.weight.shape[int(not self.transposed)] != channels or not self.weight.numel():
+            form = f"[{channels}, O, kh, kw]" if self.transposed else f"[O, {channels}, kh, kw]"
+            require(False, "weight", f"have shape {form}, none 0", shape(self.weight))
+        out = self.out_shape()
+        if min(out[2:]) < 1:
+            require(False, "x", "be at least as large as the kernel, padded, so that there is an output", shape(self.x))
+        for tensor, name, expected in (
+            (self.scale, "scale", out[1:2]), (self.bias, "bias", out[1:2]), (self.add, "add", out)
+        ):  # fmt: skip
+            if tensor is not None and tensor.shape != expected:
+                require(False, name, f"have shape {list(expected)}", shape(tensor))
+        for name in ("weight", "scale", "bias", "add"):
+            tensor = getattr(self, name)
             if tensor is not None and tensor.dtype != self.x.dtype:
                 require(False, name, f"have x's dtype {self.x.dtype}", tensor.dtype)
 

@@ -1,4 +1,4 @@
-"""The calls on which `inr-kernels prove` tries the kernels of fourier_unit and conv3x3."""
+"""The calls on which `inr-kernels prove` tries the kernels of fourier_unit, conv3x3 and conv2d."""
 
 from collections.abc import Iterator
 
@@ -52,5 +52,29 @@ def _convolution(name, shape, outputs, others=0, add=False, **options):
         other = torch.randn(batch, others, *size, dtype=torch.float64, device=device) if others else None
         summand = torch.randn(batch, outputs, *size, dtype=torch.float64, device=device) if add else None
         return (x, weight, bias), options | {"other": other, "add": summand}
+
+    return Problem(name, build)
+
+
+def conv2d(large: bool) -> Iterator[Problem]:
+    """LaMa's other convolutions, and sizes, strides and kernels around them."""
+    channels, side = (64, 128) if large else (12, 16)
+    half = {"stride": 2, "padding": 1}
+    yield _other_convolution("to half the size", (1, channels, side, side), channels, 3, padding_mode="reflect", **half)
+    yield _other_convolution(
+        "transposed", (1, channels, side, side), channels, 3, transposed=True, output_padding=1, **half
+    )
+    yield _other_convolution("7 x 7", (2, channels, 19, 23), 3, 7, padding=3, padding_mode="reflect")
+    yield _other_convolution("1 x 1", (2, channels, 9, 7), 5, 1)
+    yield _other_convolution("other strides", (1, 5, 13, 17), 7, 2, stride=(3, 1), transposed=True)
+
+
+def _other_convolution(name, shape, outputs, kernel, **options):
+    def build(device):
+        x, bias = (torch.randn(size, dtype=torch.float64, device=device) for size in (shape, outputs))
+        pair = (shape[1], outputs) if options.get("transposed") else (outputs, shape[1])
+        weight = torch.randn(*pair, kernel, kernel, dtype=torch.float64, device=device) / (kernel**2 * shape[1]) ** 0.5
+        scale = torch.rand(outputs, dtype=torch.float64, device=device) + 0.5
+        return (x, weight, bias), options | {"scale": scale}
 
     return Problem(name, build)

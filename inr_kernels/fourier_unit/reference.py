@@ -1,5 +1,5 @@
-"""The Fourier unit, and the 3 x 3 convolution of its layer, in plain PyTorch: the definition, differentiable any number
-of times.
+"""The Fourier unit, and the convolutions of its layer, in plain PyTorch: the definition, differentiable any number of
+times.
 """
 
 import math
@@ -152,3 +152,32 @@ def fold(out: torch.Tensor) -> torch.Tensor:
         inside.narrow(dim, size - 2, 1).add_(out.narrow(dim, size + 1, 1))
         out = inside
     return out
+
+
+def conv2d(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    add: torch.Tensor | None,
+    relu: bool,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    padding_mode: str,
+    transposed: bool,
+    output_padding: Sequence[int],
+) -> torch.Tensor:
+    """scale conv(x) (+ bias) (+ add), or its ReLU; x [B, C, H, W] -> [B, O, H', W']."""
+    stride, padding = tuple(stride), tuple(padding)
+    if transposed:
+        out = F.conv_transpose2d(x, weight, None, stride, padding, tuple(output_padding))
+    else:
+        if padding_mode == "reflect":
+            x, padding = F.pad(x, sides(padding), mode="reflect"), (0, 0)
+        out = F.conv2d(x, weight, None, stride, padding)
+    return finish(out if scale is None else out * scale.view(-1, 1, 1), bias, add, relu)
+
+
+def sides(padding: Sequence[int]) -> list[int]:
+    """(vertical, horizontal) padding as F.pad takes it: left, right, top, bottom."""
+    return [padding[1], padding[1], padding[0], padding[0]]

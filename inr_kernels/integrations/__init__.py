@@ -30,7 +30,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from . import carafe, class_swap, fac, hdit, kernel_conv, lama, liif, lte, natten, raft, upsamplers  # noqa: F401  adapters register themselves
+from . import carafe, class_swap, fac, hdit, kernel_conv, lama, lama_generator, liif, lte, natten, raft, upsamplers  # noqa: F401  adapters register themselves
 from .class_swap import ADAPTERS, LOG
 from .natten_api import install_as_natten
 
@@ -65,7 +65,8 @@ def accelerate(model: Model) -> Model:
     | HDiT's (k-diffusion's) NeighborhoodSelfAttentionBlock                          | `neighborhood_attention_2d` |
     | NAF's and AnyUp's (NATTENCrossAttention) attention to a map of lower           | `neighborhood_attention_2d` |
     | resolution, by integer ratios: nothing is enlarged                             |                             |
-    | LaMa's FourierUnit, SpectralTransform, FFC and FFC_BN_ACT                      | `fourier_unit`, 3 x 3 conv  |
+    | LaMa's FourierUnit, SpectralTransform, FFC and FFC_BN_ACT                      | `fourier_unit`, `conv3x3`,  |
+    | and the nn.Sequential of its generator                                         | `conv2d`                    |
 
     A module is replaced only if its method also agrees with ours on random inputs and weights: outputs and gradients,
     on the CPU, with `.cuda()` disabled. Every other candidate keeps its own method, for example for other layers in
@@ -90,7 +91,8 @@ def accelerate(model: Model) -> Model:
       dropout, or the attention weights as output use the original. So do calls on a GPU unless a backend was
       requested, because NATTEN may have its own kernels there.
     - LaMa: a layer gets the forward of the class of the same name in `inr_kernels.fourier_unit`; running statistics
-      are compared too. The blocks around them keep their class, all layers their parameters and state-dict keys.
+      are compared too. The blocks around them keep their class, all layers their parameters and state-dict keys. The
+      sequence of the whole generator gets the forward of `FusedSequential`.
 
     Args:
         model: any nn.Module; the module itself and all modules inside it are considered. Calling it again has no

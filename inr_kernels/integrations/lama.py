@@ -54,6 +54,11 @@ def verify(module: nn.Module) -> Match:
 _REASONS: dict[tuple, str] = {}  # results of _why_different by description: a network has few different layers
 
 
+def is_kind(module: nn.Module, ours: type[nn.Module]) -> bool:
+    """Whether the module has the attributes of LaMa's counterpart of our class, or is accelerated as such."""
+    return _kind(module) is ours
+
+
 def _kind(module):
     return next((ours for ours, names in KINDS.items() if all(hasattr(module, name) for name in names)), None)
 

@@ -125,20 +125,20 @@ def test_library_imports_only_installed_packages(file):
 
 
 def test_every_op_is_registered():
-    """A folder may define several ops: fourier_unit has conv3x3 too, local_implicit has local_texture."""
+    """A folder may define several ops: fourier_unit has conv3x3 and conv2d too, local_implicit has local_texture."""
     assert set(OPS) <= set(dispatch.OPS)
     assert {op.function.__module__.split(".")[1] for op in dispatch.OPS.values()} == set(OPS)
 
 
 def test_opcheck_runs_on_every_op():
-    """Of forwards and of backwards; conv3x3's backward consists of ops that have their own."""
+    """Of forwards and of backwards; the backward of conv3x3 and conv2d consists of ops that have their own."""
     names = {name for op in dispatch.OPS for name in (op, f"{op}_backward") if hasattr(torch.ops.inr_kernels, name)}
     tests = "".join(path.read_text() for path in ROOT.glob("tests/ops/test_*.py"))
     assert set(re.findall(r"opcheck\(torch\.ops\.inr_kernels\.(\w+)\.default", tests)) == names
 
 
 # Ops whose C++ kernels have other files.
-SOURCES = {"fourier_unit": ["spectrum_product.cpp", "conv3x3.cpp"]}
+SOURCES = {"fourier_unit": ["spectrum_product.cpp", "conv3x3.cpp", "conv2d.cpp"]}
 
 
 def files_of(op):

@@ -11,7 +11,7 @@ import torch
 import upstream_lama
 from torch import nn
 from torch.nn.utils import prune
-from upstream_lama import DIFFERENT, FFC, FFC_BN_ACT, FFCResnetBlock, FourierUnit, Generator
+from upstream_lama import DIFFERENT, FFC, FFC_BN_ACT, FFCResnetBlock, FourierUnit, Generator, whole_generator
 
 from inr_kernels import accelerate
 from inr_kernels.integrations import restore
@@ -65,6 +65,33 @@ def test_runs_our_kernels_until_restored(monkeypatch):
     with torch.no_grad(), torch.profiler.profile() as profile:
         model(X)
     assert not [event.key for event in profile.key_averages() if "inr_kernels" in event.key]
+
+
+def test_a_whole_generator_is_fused_until_restored():
+    model = random_norms(whole_generator()).eval().requires_grad_(False)
+    original, x = copy.deepcopy(model), X.clone().requires_grad_()
+    accelerate(model)
+    with torch.profiler.profile() as profile:
+        out = model(x)
+    counts = {event.key: event.count for event in profile.key_averages()}
+    assert counts["inr_kernels::conv2d"] >= 4 and not {"aten::batch_norm", "aten::conv_transpose2d"} & set(counts)
+    same([out, torch.autograd.grad(out.sum(), x)[0]], [y := original(x), torch.autograd.grad(y.sum(), x)[0]])
+    assert type(pickle.loads(pickle.dumps(model))) is type(model) and list(model.state_dict()) == [
+        *original.state_dict()
+    ]
+    model.train()
+    same([model(x)], [original.train()(x)])
+    assert type(restore(model)) is nn.Sequential
+
+
+def test_a_generator_with_a_patched_forward_is_not_accelerated(caplog):
+    model = whole_generator()
+    model.forward = model[0].forward
+    accelerate(model)
+    assert (
+        type(model) is nn.Sequential
+        and "Sequential not accelerated: forward is patched on the object" in caplog.messages
+    )
 
 
 def _torchs(module):

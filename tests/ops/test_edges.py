@@ -71,6 +71,7 @@ TENSORS = {
     "elementwise_filter": {"x": (1, 4, 5, 6), "kernel": (1, 36, 5, 6)},
     "unmask_attention": {"feat": (1, 4, 5, 6), "mask": (1, 1, 5, 6)},
     "neighborhood_attention": dict.fromkeys(("query", "key", "value"), (1, 5, 6, 2, 4)),
+    "conv2d": {"x": (1, 4, 5, 6), "weight": (2, 4, 3, 3)},
     "conv3x3": {"x": (1, 4, 5, 6), "weight": (2, 4, 3, 3)},
     "fourier_unit": {
         "x": (1, 4, 5, 6),

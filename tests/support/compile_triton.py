@@ -33,7 +33,7 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 TENSOR_CORE = re.compile(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma)\b")  # in PTX
 PACKAGE = Path(inr_kernels.__file__).parent
 OLDEST = re.search(r'"triton>=([\d.]+)', (Path(__file__).parents[2] / "pyproject.toml").read_text())[1] + ".0"
-# conv3x3 is a part of fourier_unit and has no kernels; local_texture's are those of local_implicit.
+# conv2d and conv3x3 are parts of fourier_unit and have no kernels; local_texture's are those of local_implicit.
 TRITON_OPS = [name for name, op in OPS.items() if "triton" in op.backends and (PACKAGE / name).is_dir()]
 
 

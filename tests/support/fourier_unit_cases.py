@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 
 from inr_kernels import fourier_unit
-from inr_kernels.fourier_unit import conv3x3, triton_kernels
+from inr_kernels.fourier_unit import conv2d, conv3x3, triton_kernels
 
 # Tests that reach every loop and border of the C++: test_sanitizers.py runs them.
 SANITIZED = ["winograd", "halves_of", "test_shapes", "test_signs"]
@@ -93,6 +93,35 @@ class ConvolutionCase:
         leaves = x, weight, bias, other, add = [t.to(dtype).requires_grad_() for t in self.tensors]
         options = {"other": other, "add": add, "relu": True, "padding": self.padding, "backend": backend}
         out = conv3x3(x, weight, bias, **options)
+        generator = torch.Generator(out.device).manual_seed(1)
+        grad = torch.randn(out.shape, dtype=torch.float64, device=out.device, generator=generator).to(dtype)
+        return [out.detach(), *torch.autograd.grad(out, leaves, grad)]
+
+
+@dataclass
+class Conv2dCase:
+    """A problem of conv2d in float64, cast to the dtype under test: x, weight, bias, scale, add."""
+
+    batch: int = 2
+    channels: int = 3
+    outputs: int = 4
+    size: tuple = (6, 7)
+    kernel: tuple = (3, 3)
+    options: dict = field(default_factory=lambda: {"stride": 2, "padding": 1})
+    tensors: tuple = field(default=())
+
+    def __post_init__(self):
+        image, pair = (self.batch, self.channels, *self.size), (self.outputs, self.channels)
+        pair = pair[::-1] if self.options.get("transposed") else pair
+        shapes = [image, (*pair, *self.kernel), (self.outputs,), (self.outputs,)]
+        x, weight, *vectors = (torch.randn(shape, dtype=torch.float64) for shape in shapes)
+        out = conv2d(x, weight, backend="reference", **self.options)
+        self.tensors = x, weight, *vectors, torch.randn(out.shape, dtype=torch.float64)
+
+    def run(self, dtype, backend):
+        """The output, and the gradients of (output * a fixed random tensor).sum()."""
+        leaves = x, weight, bias, scale, add = [t.to(dtype).requires_grad_() for t in self.tensors]
+        out = conv2d(x, weight, bias, scale=scale, add=add, relu=True, backend=backend, **self.options)
         generator = torch.Generator(out.device).manual_seed(1)
         grad = torch.randn(out.shape, dtype=torch.float64, device=out.device, generator=generator).to(dtype)
         return [out.detach(), *torch.autograd.grad(out, leaves, grad)]

@@ -11,14 +11,14 @@ import local_texture_cases
 import numpy
 import torch
 import upstream_natten
-from fourier_unit_cases import ConvolutionCase
+from fourier_unit_cases import Conv2dCase, ConvolutionCase
 from torch import nn
 from training_cases import batch
 from upstream_carafe import CARAFE
 from upstream_decoders import StoresFeatures
 from upstream_filters import KernelConv, Ported, Raft
 from upstream_hdit import NeighborhoodSelfAttentionBlock
-from upstream_lama import Generator
+from upstream_lama import Generator, whole_generator
 from upstream_lte import Texture
 from upstream_natten import Version15, Version21
 from upstream_upsamplers import CrossAttention
@@ -26,7 +26,7 @@ from upstream_upsamplers import CrossAttention
 import inr_kernels
 from inr_kernels import models
 from inr_kernels._core.dispatch import OPS
-from inr_kernels.fourier_unit import FFC, FFC_BN_ACT, FFCResnetBlock, SpectralTransform, frozen
+from inr_kernels.fourier_unit import FFC, FFC_BN_ACT, FFCResnetBlock, FusedSequential, SpectralTransform, frozen
 from inr_kernels.integrations import lama, natten
 from inr_kernels.models.data import images, masks, photographs
 from inr_kernels.models.dear import losses as dear_losses
@@ -37,9 +37,8 @@ from inr_kernels.models.in2 import losses as in2_losses
 def case_of(op):
     """The class of an op's problems, whose `run(dtype, backend)` returns the outputs and the gradients."""
     folder = OPS[op].function.__module__.split(".")[1]
-    return {"conv3x3": ConvolutionCase, "local_texture": local_texture_cases.Case}.get(op) or importlib.import_module(
-        f"{folder}_cases"
-    ).Case
+    others = {"conv2d": Conv2dCase, "conv3x3": ConvolutionCase, "local_texture": local_texture_cases.Case}
+    return others.get(op) or importlib.import_module(f"{folder}_cases").Case
 
 
 CASES = {op: case_of(op) for op in OPS}
@@ -225,6 +224,9 @@ CALLS = {
     "LocalTextureDecoder": texture_decoder,
     "FourierUnit": lambda: call(inr_kernels.FourierUnit(4, 6).eval(), torch.randn(1, 4, 5, 6)),
     "SpectralTransform": lambda: call(SpectralTransform(4, 8).eval(), torch.randn(1, 4, 6, 6)),
+    "FusedSequential": lambda: call(
+        FusedSequential(nn.ReflectionPad2d(1), nn.Conv2d(4, 3, 3), nn.ReLU()).eval(), torch.randn(1, 4, 5, 6)
+    ),
     "FFC": lambda: ffc(FFC, 8, 8, 3, padding=1),
     "FFC_BN_ACT": lambda: ffc(FFC_BN_ACT, 8, 8, 3, padding=1, activation_layer=nn.ReLU),
     "FFCResnetBlock": lambda: ffc(FFCResnetBlock, 8, "reflect", nn.BatchNorm2d),
@@ -270,4 +272,5 @@ CALLS = {
         accelerated(lambda: Version15(8, 2, 3), (2, 6, 7, 8)),
     ),
     "LaMa's Fourier convolution": lambda: accelerated(lambda: Generator().eval(), (1, 4, 12, 18)),
+    "LaMa's generator": lambda: accelerated(lambda: whole_generator().eval(), (1, 4, 8, 12)),
 }

@@ -93,6 +93,18 @@ class Generator(nn.Sequential):
         super().__init__(down, FFCResnetBlock(16, **options), FFCResnetBlock(16, **options))
 
 
+class ConcatTupleLayer(nn.Module):
+    def forward(self, x):
+        return torch.cat(x, 1)
+
+
+def whole_generator():
+    """As LaMa's generator's `model`, with one layer down, one block and one layer up."""
+    layers = [nn.ReflectionPad2d(1), FFC_BN_ACT(4, 8, 0, 0), FFC_BN_ACT(8, 16, 0, 0.75, stride=2), FFCResnetBlock(16)]
+    layers += [ConcatTupleLayer(), nn.ConvTranspose2d(16, 8, 3, 2, 1, 1), nn.BatchNorm2d(8), nn.ReLU(True)]
+    return nn.Sequential(*layers, nn.ReflectionPad2d(3), nn.Conv2d(8, 3, 7), nn.Sigmoid())
+
+
 class Leaky(FourierUnit):
     """Another activation."""
 

@@ -1,4 +1,5 @@
-"""The public functions of the Fourier unit: documentation, argument checks, autocast. conv3x3 has its own file."""
+"""The public functions of the Fourier unit: documentation, argument checks, autocast. conv2d and conv3x3 have
+their own files."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,9 +11,10 @@ from inr_kernels._core.checks import is_positive_int, require, require_tensor, r
 
 from .. import op, reference
 from ..arguments import Arguments, Facts, check_norm, check_weight, check_x, compute_dtype
+from .conv2d import conv2d
 from .conv3x3 import conv3x3
 
-__all__ = ["conv3x3", "fourier_unit", "through_spectrum"]
+__all__ = ["conv2d", "conv3x3", "fourier_unit", "through_spectrum"]
 
 
 def _facts(x: torch.Tensor, *args: Any, **kwargs: Any) -> Facts:

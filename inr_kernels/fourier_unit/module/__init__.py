@@ -9,6 +9,7 @@ Fast Fourier Convolution, NeurIPS 2020.
 
 from .blocks import FFC_BN_ACT, FFCResnetBlock, frozen
 from .ffc import FFC
+from .fused import FusedSequential
 from .spectral import FourierUnit, SpectralTransform
 
-__all__ = ["FFC", "FFC_BN_ACT", "FFCResnetBlock", "FourierUnit", "SpectralTransform", "frozen"]
+__all__ = ["FFC", "FFC_BN_ACT", "FFCResnetBlock", "FourierUnit", "FusedSequential", "SpectralTransform", "frozen"]

@@ -10,8 +10,9 @@ from torch import nn
 from inr_kernels._core.checks import require, require_input, shape
 from inr_kernels._core.hooks import is_untouched
 
-from ..functional import conv3x3
+from ..functional import conv2d, conv3x3
 from .folding import computes, folded
+from .fused import is_constant, prefers_conv2d
 from .spectral import SpectralTransform, spectral
 
 Part = torch.Tensor | int  # [B, C, H, W]; 0 where a part has no channels
@@ -139,13 +140,19 @@ def _fused_convolution(pairs, add, affine, relu):
     conv = convs[0]  # all have its options
     weight = torch.cat([conv.weight for conv in convs], 1)
     bias = None if conv.bias is None else sum(conv.bias for conv in convs)
-    weight, bias = folded(weight, bias, affine)
     add = add if is_present(add) else None
-    geometry = conv.kernel_size, conv.stride, conv.dilation, conv.padding
-    if geometry == ((3, 3), (1, 1), (1, 1), (1, 1)) and conv.padding_mode in ("zeros", "reflect"):
+    geometry, known = (conv.kernel_size, conv.stride, conv.dilation), conv.padding_mode in ("zeros", "reflect")
+    if (*geometry, conv.padding) == ((3, 3), (1, 1), (1, 1), (1, 1)) and known:
+        weight, bias = folded(weight, bias, affine)
         other = inputs[1] if len(inputs) > 1 else None
         return conv3x3(inputs[0], weight, bias, other=other, add=add, relu=relu, padding=conv.padding_mode)
     x, padding = inputs[0] if len(inputs) == 1 else torch.cat(inputs, 1), conv.padding
+    if is_constant(*convs) and known and conv.dilation == (1, 1) and prefers_conv2d(x):
+        scale, shift = affine or (None, bias)
+        bias = shift if affine is None or bias is None else shift + bias * scale
+        options = {"stride": conv.stride, "padding": padding, "padding_mode": conv.padding_mode}
+        return conv2d(x, weight, bias, scale=scale, add=add, relu=relu, **options)
+    weight, bias = folded(weight, bias, affine)
     if conv.padding_mode != "zeros":
         x, padding = F.pad(x, conv._reversed_padding_repeated_twice, mode=conv.padding_mode), 0
     out = F.conv2d(x, weight, bias, conv.stride, padding, conv.dilation)

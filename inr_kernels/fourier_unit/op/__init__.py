@@ -1,4 +1,6 @@
-"""The op fourier_unit in torch: schemas, fakes, autograd, and the table of backends. conv3x3 has its own file.
+"""The op fourier_unit in torch: schemas, fakes, autograd, and the table of backends.
+
+The ops conv2d and conv3x3 have their own files.
 
 A unit is a transform, a product on the spectrum, statistics, a ReLU and a transform back. A backend provides the two
 transforms and the product (`spectral_pipeline.Steps`); the reference computes all at once.
@@ -25,9 +27,10 @@ from inr_kernels._core.registration import (
 from .. import reference
 from ..arguments import Arguments, Facts
 from . import dft_matmul, spectral_pipeline
+from .conv2d import CONV2D, conv2d
 from .conv3x3 import CONV3X3, conv3x3, input_gradient, is_for_native
 
-__all__ = ["CONV3X3", "OP", "conv3x3", "fourier_unit", "input_gradient", "is_for_native", "steps"]
+__all__ = ["CONV2D", "CONV3X3", "OP", "conv2d", "conv3x3", "fourier_unit", "input_gradient", "is_for_native", "steps"]
 
 _OPTIONS = "bool training, float eps, SymInt groups, str norm, str backend"
 _TRITON = "inr_kernels.fourier_unit.triton_kernels"

@@ -24,7 +24,8 @@ def is_for_native(x: torch.Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype in _DTYPES
 
 
-def _why_not_winograd(facts: Facts) -> str:
+def why_not_native(facts: Facts) -> str:
+    """Why the C++ kernel does not take a call, "" if it does."""
     if facts.dtype not in _DTYPES:
         return f"it takes float32 and float64; got {str(facts.dtype).removeprefix('torch.')}"
     return backends.why_not_cpu(facts)
@@ -75,7 +76,7 @@ CONV3X3 = Op(
     "conv3x3",
     ConvolutionArguments,
     {
-        "cpu": Backend(_why_not_winograd, _winograd),
+        "cpu": Backend(why_not_native, _winograd),
         "reference": Backend(always, _reference),
         # torch's convolution, so that "triton" can be requested for a whole network.
         "triton": Backend(always, _reference),

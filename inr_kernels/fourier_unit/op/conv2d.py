@@ -1,0 +1,120 @@
+"""The op conv2d in torch, a convolution of any kernel, also transposed: schema, fake, autograd, and its backends.
+
+x [B, C, H, W], weight [O, C, kh, kw] (transposed [C, O, kh, kw]), scale, bias [O], add as the output -> [B, O, H', W']
+
+In C++ for float32 and float64 on a CPU; elsewhere torch's convolution. The backward consists of convolutions again, so
+there are derivatives of every order.
+"""
+
+import torch
+
+from inr_kernels._core import backends, native
+from inr_kernels._core.dispatch import Backend, Op, always
+from inr_kernels._core.registration import define, only_needed, register_autograd
+
+from .. import reference
+from ..arguments import Conv2dArguments
+from .conv3x3 import why_not_native
+
+
+def _output(a):
+    """The uninitialized output."""
+    return a.x.new_empty(a.out_shape())
+
+
+def _native(a):
+    out = _output(a)
+    if not out.numel():
+        return out
+    x, weight, scale, bias, add = (None if t is None else t.contiguous() for t in a[:5])
+    native.load()[0].conv2d(
+        type=backends.TYPES[a.x.dtype],
+        size=tuple(x.shape),
+        out_size=tuple(out.shape[1:]),
+        kernel=tuple(weight.shape[2:]),
+        stride=tuple(a.stride),
+        pad=tuple(a.padding),
+        padding=backends.PADDINGS[a.padding_mode],
+        transposed=a.transposed,
+        x=x.data_ptr(),
+        weight=weight.data_ptr(),
+        scale=backends.address(scale),
+        bias=backends.address(bias),
+        add=backends.address(add),
+        relu=a.relu,
+        out=out.data_ptr(),
+        threads=torch.get_num_threads(),
+    )
+    return out
+
+
+def _reference(a):
+    return reference.conv2d(*a)
+
+
+CONV2D = Op(
+    "conv2d",
+    Conv2dArguments,
+    {
+        "cpu": Backend(why_not_native, _native),
+        "reference": Backend(always, _reference),
+        # torch's convolution, so that "triton" can be requested for a whole network.
+        "triton": Backend(always, _reference),
+    },
+    warns=False,  # the reference is torch's own convolution
+)
+
+
+conv2d = define(
+    "conv2d(Tensor x, Tensor weight, Tensor? scale, Tensor? bias, Tensor? add, bool relu, SymInt[] stride,"
+    " SymInt[] padding, str padding_mode, bool transposed, SymInt[] output_padding, str backend) -> Tensor",
+    CONV2D.forward,
+    CONV2D.fake(_output),
+)
+
+
+def _setup_context(ctx, inputs, output):
+    x, weight, scale, _, _, ctx.relu, *ctx.options = inputs
+    _, needs_weight, needs_scale, *_ = ctx.needs_input_grad
+    ctx.size = x.shape[2:]
+    ctx.save_for_backward(x if needs_weight or needs_scale else None, weight, scale, output if ctx.relu else None)
+
+
+def _autograd(ctx, grad):
+    x, weight, scale, output = ctx.saved_tensors
+    stride, padding, padding_mode, transposed, extra, backend = ctx.options
+    needs = needs_x, needs_weight, needs_scale, needs_bias, _ = ctx.needs_input_grad[:5]
+    if ctx.relu:
+        grad = torch.ops.aten.threshold_backward(grad, output, 0)
+    d_x = d_weight = d_scale = None
+    if needs_scale:
+        d_scale = (grad * conv2d(x, weight, None, None, None, False, *ctx.options)).sum((0, 2, 3))
+    scaled = grad if scale is None else grad * scale.view(-1, 1, 1)
+    if needs_x:
+        d_x = _input_gradient(scaled, weight, ctx.size, stride, padding, padding_mode, transposed, backend)
+    if needs_weight and transposed:
+        d_weight = torch.nn.grad.conv2d_weight(scaled, weight.shape, x, tuple(stride), tuple(padding))
+    elif needs_weight:
+        if padding_mode == "reflect":
+            x, padding = torch.nn.functional.pad(x, reference.sides(padding), mode="reflect"), (0, 0)
+        d_weight = torch.nn.grad.conv2d_weight(x, weight.shape, scaled, tuple(stride), tuple(padding))
+    d_bias = grad.sum((0, 2, 3)) if needs_bias else None
+    return *only_needed((d_x, d_weight, d_scale, d_bias, grad), needs), *[None] * 7
+
+
+def _input_gradient(grad, weight, size, stride, padding, padding_mode, transposed, backend):
+    """The gradient of x [B, C, *size] from that of the convolution."""
+    if transposed:
+        return conv2d(grad, weight, None, None, None, False, stride, padding, "zeros", False, (0, 0), backend)
+    if padding_mode == "reflect":
+        padded = [n + 2 * pad for n, pad in zip(size, padding, strict=True)]
+        d_padded = _input_gradient(grad, weight, padded, stride, (0, 0), "zeros", False, backend)
+        like = d_padded[:, :, padding[0] : padding[0] + size[0], padding[1] : padding[1] + size[1]]
+        return torch.ops.aten.reflection_pad2d_backward(d_padded, like, reference.sides(padding))
+    # Pixels at the end that no output reads: the transposed convolution's output_padding.
+    numbers = zip(size, weight.shape[2:], stride, padding, strict=True)
+    extra = [(n + 2 * pad - kernel) % step for n, kernel, step, pad in numbers]
+    return conv2d(grad, weight, None, None, None, False, stride, padding, "zeros", True, extra, backend)
+
+
+register_autograd("conv2d", _setup_context, _autograd)
