@@ -1,6 +1,7 @@
 """Fixtures and hooks of all tests: the Triton interpreter, poisoned memory, golden vectors, seeds, parallel runs."""
 
 import contextlib
+import dataclasses
 import fcntl
 import os
 import shutil
@@ -15,6 +16,7 @@ from types import SimpleNamespace
 import numpy
 import pytest
 import torch
+from passed import if_changed  # noqa: F401
 
 CORES = os.cpu_count()
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
@@ -38,6 +40,8 @@ def pytest_addoption(parser):
     parser.addoption("--record-slow", action="store_true", help=f"write tests above 1 s to {SLOW.name}, for make quick")
     text = "compile all Triton kernels again and write tests/build/compiled_kernels.jsonl"
     parser.addoption("--record-compiled", action="store_true", help=text)
+    text = "run slow tests whose files have changed, and write tests/build/passed.jsonl"
+    parser.addoption("--record-passed", action="store_true", help=text)
     text = "in test_launches.py, compile every kernel of the GPU tests as a whole, for all chips: an hour"
     parser.addoption("--whole-launches", action="store_true", help=text)
 
@@ -167,13 +171,17 @@ def no_verdicts(tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def interpreter():
-    """Patches Triton's language once a launch and module: the interpreter does so in each call of a function."""
+    """Makes the interpreter faster.
+
+    Triton's language is patched once a launch and module, not in each call of a function. Sums of 32-bit integers are
+    not computed a second time in 64 bits, to detect an overflow: the tensors of the tests are too small for one.
+    """
     if HAS_GPU:
         yield
         return
     from triton.runtime import interpreter
 
-    patch_lang, scopes = interpreter._patch_lang, {}
+    builder, patch_lang, scopes = interpreter.interpreter_builder, interpreter._patch_lang, {}
 
     def restore():
         while scopes:
@@ -186,6 +194,7 @@ def interpreter():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(interpreter, "_patch_lang", patch_once)
+        patch.setattr(builder, "options", dataclasses.replace(builder.options, sanitize_overflow=False))
         yield
 
 

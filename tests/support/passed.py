@@ -1,0 +1,64 @@
+"""The record of slow tests that have passed: they run again when a file has changed that they depend on.
+
+`pytest --record-passed` runs what is out of date, and writes tests/build/passed.jsonl.
+"""
+
+import fcntl
+import hashlib
+import json
+
+import pytest
+from tree import ROOT
+
+RECORD = ROOT / "tests" / "build" / "passed.jsonl"
+
+
+def key_of(patterns):
+    """A hash of the names and contents of the files below the repository's root that match the patterns."""
+    unmatched = [pattern for pattern in patterns if not any(ROOT.glob(pattern))]
+    assert not unmatched, f"no file matches {unmatched}"
+    found = {path for pattern in patterns for path in ROOT.glob(pattern) if path.is_file() and path.suffix != ".pyc"}
+    contents = "".join(f"{path.relative_to(ROOT)}\0{path.read_text()}\0" for path in sorted(found))
+    return hashlib.sha256(contents.encode()).hexdigest()[:32]
+
+
+def recorded():
+    """The rows of the record, by test and part."""
+    rows = map(json.loads, RECORD.read_text().splitlines() if RECORD.exists() else ())
+    return {(row["test"], row["part"]): row for row in rows}
+
+
+def record(rows):
+    """Adds rows, or replaces those of the same test and part."""
+    with open(RECORD, "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        every = recorded() | {(row["test"], row["part"]): row for row in rows}
+        RECORD.write_text("".join(f"{json.dumps(every[name])}\n" for name in sorted(every)))
+
+
+@pytest.fixture
+def if_changed(request):
+    """if_changed(run, parts, versions="") calls run(changed) unless the test has passed with the same files.
+
+    parts: patterns of the files that each part of the test depends on, by name; `changed` are the names of those whose
+    files are not the recorded ones. Without `--record-passed`, this is an error that names the command. With other
+    versions than the record's, e.g. of Triton, the test runs always.
+    """
+
+    def check(run, parts, versions=""):
+        test, known = request.node.nodeid, recorded()
+        rows = {name: {"test": test, "part": name, "versions": versions} for name in parts}
+        rows = {name: row | {"key": key_of(parts[name])} for name, row in rows.items()}
+        changed = [name for name, row in rows.items() if known.get((test, name)) != row]
+        if not changed:
+            return
+        renews = request.config.getoption("record_passed")
+        of_others = [name for name in changed if known.get((test, name), rows[name])["versions"] != versions]
+        if not renews and of_others != changed:
+            command = f"pytest --record-passed {test.partition('::')[0]}"
+            pytest.fail(f"{RECORD.name} is out of date, files of {changed} have changed: {command}", pytrace=False)
+        run(changed)
+        if renews:
+            record([rows[name] for name in changed])
+
+    return check
