@@ -23,6 +23,9 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     torch.set_num_threads(max(1, CORES // int(workers)))
     os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # for the processes that tests start
 
+# torch.compile starts no processes to compile in: each would import torch.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
 HAS_GPU = torch.cuda.is_available()
 if not HAS_GPU:  # before inr_kernels is imported: Triton reads it when it decorates a kernel
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -40,7 +43,7 @@ def pytest_addoption(parser):
     parser.addoption("--record-slow", action="store_true", help=f"write tests above 1 s to {SLOW.name}, for make quick")
     text = "compile all Triton kernels again and write tests/build/compiled_kernels.jsonl"
     parser.addoption("--record-compiled", action="store_true", help=text)
-    text = "run slow tests whose files have changed, and write tests/build/passed.jsonl"
+    text = "run only the slow tests whose files have changed, and write tests/build/passed.jsonl"
     parser.addoption("--record-passed", action="store_true", help=text)
     text = "in test_launches.py, compile every kernel of the GPU tests as a whole, for all chips: an hour"
     parser.addoption("--whole-launches", action="store_true", help=text)
@@ -60,8 +63,10 @@ def pytest_sessionfinish(session, exitstatus):
         SLOW.write_text("".join(f"{name}\n" for name in sorted(DURATIONS) if DURATIONS[name] > 1))
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     """Skips tests that need a GPU where there is none; marks tests that fork, and slow ones; orders them."""
+    if config.getoption("record_passed"):
+        items[:] = [item for item in items if "if_changed" in item.fixturenames]
     slow = set(SLOW.read_text().splitlines())
     for item in items:
         if item.nodeid in slow:

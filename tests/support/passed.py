@@ -1,6 +1,6 @@
 """The record of slow tests that have passed: they run again when a file has changed that they depend on.
 
-`pytest --record-passed` runs what is out of date, and writes tests/build/passed.jsonl.
+`pytest --record-passed` runs those that are out of date, and no other tests, and writes tests/build/passed.jsonl.
 """
 
 import fcntl
@@ -55,8 +55,8 @@ def if_changed(request):
         renews = request.config.getoption("record_passed")
         of_others = [name for name in changed if known.get((test, name), rows[name])["versions"] != versions]
         if not renews and of_others != changed:
-            command = f"pytest --record-passed {test.partition('::')[0]}"
-            pytest.fail(f"{RECORD.name} is out of date, files of {changed} have changed: {command}", pytrace=False)
+            text = f"{RECORD.name} is out of date, as files of {changed} have changed: pytest --record-passed"
+            pytest.fail(text, pytrace=False)
         run(changed)
         if renews:
             record([rows[name] for name in changed])
