@@ -67,7 +67,7 @@ aarch64: .venv/test.stamp
 
 # Every benchmark runs once, none is timed.
 smoke: .venv/test.stamp
-	$(BIN)/pytest bench --benchmark-disable $(PARALLEL) $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest bench --benchmark-disable $(PARALLEL) $(ARGS)
 
 lint: .venv/test.stamp types
 	$(BIN)/ruff format --check .
