@@ -40,9 +40,9 @@ def record(rows):
 def if_changed(request):
     """if_changed(run, parts, versions="") calls run(changed) unless the test has passed with the same files.
 
-    parts: patterns of the files that each part of the test depends on, by name; `changed` are the names of those whose
-    files are not the recorded ones. Without `--record-passed`, this is an error that names the command. With other
-    versions than the record's, e.g. of Triton, the test runs always.
+    parts: patterns of the files that each part of the test depends on, by name; `changed` are the names of those that
+    are not recorded with these files. Where the record has other files, this is an error that names the command, but
+    for `--record-passed`. What the record lacks, or has with other versions, e.g. of Triton, runs.
     """
 
     def check(run, parts, versions=""):
@@ -53,9 +53,9 @@ def if_changed(request):
         if not changed:
             return
         renews = request.config.getoption("record_passed")
-        of_others = [name for name in changed if known.get((test, name), rows[name])["versions"] != versions]
-        if not renews and of_others != changed:
-            text = f"{RECORD.name} is out of date, as files of {changed} have changed: pytest --record-passed"
+        stale = [name for name in changed if known.get((test, name), {}).get("versions") == versions]
+        if stale and not renews:
+            text = f"{RECORD.name} is out of date, as files of {stale} have changed: pytest --record-passed"
             pytest.fail(text, pytrace=False)
         run(changed)
         if renews:
