@@ -60,23 +60,26 @@ def pytest_sessionfinish(session, exitstatus):
         and session.config.option.record_slow
         and not hasattr(session.config, "workerinput")
     ):
-        SLOW.write_text("".join(f"{name}\n" for name in sorted(DURATIONS) if DURATIONS[name] > 1))
+        SLOW.write_text("".join(f"{name}\n" for name, seconds in DURATIONS.most_common() if seconds > 1))
 
 
 def pytest_collection_modifyitems(config, items):
     """Skips tests that need a GPU where there is none; marks tests that fork, and slow ones; orders them."""
     if config.getoption("record_passed"):
         items[:] = [item for item in items if "if_changed" in item.fixturenames]
-    slow = set(SLOW.read_text().splitlines())
+    slow = SLOW.read_text().splitlines()  # the slowest first
+    names, order = set(slow), {name.partition("::")[0]: i for i, name in reversed([*enumerate(slow)])}
     for item in items:
-        if item.nodeid in slow:
+        if item.nodeid in names:
             item.add_marker("slow")
         if not HAS_GPU and item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="torch.cuda sees no GPU"))
         if "in_a_fork" in item.fixturenames:
             item.add_marker("alone")
-    # Tests that run alone first, beside quick ones; then slow ones, so that no worker waits for one at the end.
-    items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in ("alone", "slow")])
+    # Tests that run alone first, beside quick ones; then the files of the slowest tests, so that no worker waits for one
+    # at the end.
+    unmarked = lambda item: [item.get_closest_marker(name) is None for name in ("alone", "slow")]  # noqa: E731
+    items.sort(key=lambda item: (unmarked(item), order.get(item.nodeid.partition("::")[0], len(slow))))
 
 
 @contextlib.contextmanager
