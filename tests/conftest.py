@@ -76,8 +76,8 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(pytest.mark.skip(reason="torch.cuda sees no GPU"))
         if "in_a_fork" in item.fixturenames:
             item.add_marker("alone")
-    # Tests that run alone first, beside quick ones; then the files of the slowest tests, so that no worker waits for one
-    # at the end.
+    # Tests that run alone first, beside quick ones; then the files of the slowest tests, so that no worker waits for
+    # one at the end.
     unmarked = lambda item: [item.get_closest_marker(name) is None for name in ("alone", "slow")]  # noqa: E731
     items.sort(key=lambda item: (unmarked(item), order.get(item.nodeid.partition("::")[0], len(slow))))
 
