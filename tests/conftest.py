@@ -1,6 +1,7 @@
 """Fixtures and hooks of all tests: the Triton interpreter, poisoned memory, golden vectors, seeds, parallel runs."""
 
 import contextlib
+import dataclasses
 import fcntl
 import os
 import shutil
@@ -15,11 +16,15 @@ from types import SimpleNamespace
 import numpy
 import pytest
 import torch
+from passed import if_changed  # noqa: F401
 
 CORES = os.cpu_count()
 if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     torch.set_num_threads(max(1, CORES // int(workers)))
     os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # for the processes that tests start
+
+# torch.compile starts no processes to compile in: each would import torch.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 HAS_GPU = torch.cuda.is_available()
 if not HAS_GPU:  # before inr_kernels is imported: Triton reads it when it decorates a kernel
@@ -38,6 +43,8 @@ def pytest_addoption(parser):
     parser.addoption("--record-slow", action="store_true", help=f"write tests above 1 s to {SLOW.name}, for make quick")
     text = "compile all Triton kernels again and write tests/build/compiled_kernels.jsonl"
     parser.addoption("--record-compiled", action="store_true", help=text)
+    text = "run only the slow tests whose files have changed, and write tests/build/passed.jsonl"
+    parser.addoption("--record-passed", action="store_true", help=text)
     text = "in test_launches.py, compile every kernel of the GPU tests as a whole, for all chips: an hour"
     parser.addoption("--whole-launches", action="store_true", help=text)
 
@@ -53,21 +60,26 @@ def pytest_sessionfinish(session, exitstatus):
         and session.config.option.record_slow
         and not hasattr(session.config, "workerinput")
     ):
-        SLOW.write_text("".join(f"{name}\n" for name in sorted(DURATIONS) if DURATIONS[name] > 1))
+        SLOW.write_text("".join(f"{name}\n" for name, seconds in DURATIONS.most_common() if seconds > 1))
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     """Skips tests that need a GPU where there is none; marks tests that fork, and slow ones; orders them."""
-    slow = set(SLOW.read_text().splitlines())
+    if config.getoption("record_passed"):
+        items[:] = [item for item in items if "if_changed" in item.fixturenames]
+    slow = SLOW.read_text().splitlines()  # the slowest first
+    names, order = set(slow), {name.partition("::")[0]: i for i, name in reversed([*enumerate(slow)])}
     for item in items:
-        if item.nodeid in slow:
+        if item.nodeid in names:
             item.add_marker("slow")
         if not HAS_GPU and item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="torch.cuda sees no GPU"))
         if "in_a_fork" in item.fixturenames:
             item.add_marker("alone")
-    # Tests that run alone first, beside quick ones; then slow ones, so that no worker waits for one at the end.
-    items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in ("alone", "slow")])
+    # Tests that run alone first, beside quick ones; then the files of the slowest tests, so that no worker waits for
+    # one at the end.
+    unmarked = lambda item: [item.get_closest_marker(name) is None for name in ("alone", "slow")]  # noqa: E731
+    items.sort(key=lambda item: (unmarked(item), order.get(item.nodeid.partition("::")[0], len(slow))))
 
 
 @contextlib.contextmanager
@@ -167,13 +179,17 @@ def no_verdicts(tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def interpreter():
-    """Patches Triton's language once a launch and module: the interpreter does so in each call of a function."""
+    """Makes the interpreter faster.
+
+    Triton's language is patched once a launch and module, not in each call of a function. Sums of 32-bit integers are
+    not computed a second time in 64 bits, to detect an overflow: the tensors of the tests are too small for one.
+    """
     if HAS_GPU:
         yield
         return
     from triton.runtime import interpreter
 
-    patch_lang, scopes = interpreter._patch_lang, {}
+    builder, patch_lang, scopes = interpreter.interpreter_builder, interpreter._patch_lang, {}
 
     def restore():
         while scopes:
@@ -186,6 +202,7 @@ def interpreter():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(interpreter, "_patch_lang", patch_once)
+        patch.setattr(builder, "options", dataclasses.replace(builder.options, sanitize_overflow=False))
         yield
 
 

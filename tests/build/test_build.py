@@ -18,9 +18,11 @@ from inr_kernels._core import native
 pytestmark = pytest.mark.slow
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 OFFLINE = ["--no-build-isolation", "--no-deps"]
-# The lowest instruction set alone, not optimized: most of the time goes into what the installed build has.
-GENERIC = " ".join(f"-DINR_COMPILES_{isa}=OFF" for isa in ("avx2", "avx512", "avx512bf16"))
-QUICK = {"CUDAARCHS": "89", "CMAKE_ARGS": f"{GENERIC} -DCMAKE_BUILD_TYPE=Debug"}
+# The lowest instruction set alone, neither optimized nor with debug information: most of the time goes into what the
+# installed build has.
+OPTIONS = [*(f"-DINR_COMPILES_{isa}=OFF" for isa in ("avx2", "avx512", "avx512bf16")), "-DCMAKE_BUILD_TYPE=Debug"]
+OPTIONS += [f"-DCMAKE_{language}_FLAGS_DEBUG=" for language in ("CXX", "CUDA")]
+QUICK = {"CUDAARCHS": "89", "CMAKE_ARGS": " ".join(OPTIONS)}
 
 
 def run(command, folder, **environment):
@@ -71,26 +73,24 @@ def quick_cuda():
 
 
 @pytest.fixture(scope="session")
-def wheel(built_once):
-    """A wheel, and beside it the tree that it was built in, from nothing; with CUDA for one GPU where nvcc is."""
-
-    def build(folder):
-        tree = copy_sources(folder)
-        checked([*PIP, "wheel", *OFFLINE, "-w", folder, tree], folder, **quick_cuda())
-
-    (found,) = built_once("wheel", build).glob("*.whl")
-    return found
-
-
-@pytest.fixture(scope="session")
 def sdist(built_once):
-    """A source distribution."""
+    """The folder of a source distribution, unpacked."""
 
     def build(folder):
         code = "import sys, setuptools.build_meta; setuptools.build_meta.build_sdist(sys.argv[1])"
         checked([sys.executable, "-c", code, folder], copy_sources(folder))
+        (archive,) = folder.glob("*.tar.gz")
+        checked(["tar", "-xf", archive], folder)
 
-    (found,) = built_once("sdist", build).glob("*.tar.gz")
+    (found,) = (path for path in built_once("sdist", build).glob("*-*") if path.is_dir())
+    return found
+
+
+@pytest.fixture(scope="session")
+def wheel(built_once, sdist):
+    """A wheel, built from nothing in the folder of the sdist; with CUDA for one GPU where nvcc is."""
+    build = lambda folder: checked([*PIP, "wheel", *OFFLINE, "-w", folder, sdist], folder, **quick_cuda())  # noqa: E731
+    (found,) = built_once("wheel", build).glob("*.whl")
     return found
 
 
@@ -158,24 +158,26 @@ def test_native_library_needs_no_torch(wheel, tmp_path):
     assert checked([sys.executable, "-S", "-c", code], tmp_path, **found).strip() == "False"
 
 
-def test_sdist_without_nvcc(sdist, tmp_path):
-    python = environment_with_torch(tmp_path / "env")
-    install = [*PIP, "--python", python, "install", "--ignore-installed", *OFFLINE, sdist]
-    checked(install, tmp_path, **QUICK, PATH=without_nvcc(tmp_path))
-    file, archs = run_a_network(python, tmp_path)
-    assert file.is_relative_to(tmp_path / "env")
-    assert archs == ""
+def test_installs_in_the_wheels_tree(wheel, sdist, tmp_path):
+    """Where little is compiled again: an editable install; then without nvcc, with torch's copy of pybind11.
 
-
-def test_editable_install(wheel, tmp_path):
-    """In the wheel's tree, so that nothing is compiled twice; an edit of a file is an edit of the package."""
-    tree, python = wheel.parent / "tree", environment_with_torch(tmp_path / "env")
-    install = [*PIP, "--python", python, "install", "--ignore-installed", *OFFLINE, "-e", tree]
-    checked(install, tmp_path, **quick_cuda())
+    bench/gpu_record.sh uses that copy on a machine without the package.
+    """
+    install = ["install", "--ignore-installed", *OFFLINE]
+    python = environment_with_torch(tmp_path / "editable")
+    checked([*PIP, "--python", python, *install, "-e", sdist], tmp_path, **quick_cuda())
     file, _ = run_a_network(python, tmp_path)
-    assert file == tree / "inr_kernels" / "__init__.py"
-    (tree / "models" / "added.py").write_text("X = 3\n")
+    assert file == sdist / "inr_kernels" / "__init__.py"
+    (sdist / "models" / "added.py").write_text("X = 3\n")  # an edit of a file is an edit of the package
     assert checked([python, "-c", "from inr_kernels.models.added import X; print(X)"], tmp_path) == "3\n"
+
+    headers = f" -DINR_PYBIND11_INCLUDE={Path(torch.__file__).parent / 'include'}"
+    options = QUICK | {"CMAKE_ARGS": QUICK["CMAKE_ARGS"] + headers, "PATH": without_nvcc(tmp_path)}
+    python = environment_with_torch(tmp_path / "without_nvcc")
+    checked([*PIP, "--python", python, *install, sdist], tmp_path, **options)
+    file, archs = run_a_network(python, tmp_path)
+    assert file.is_relative_to(tmp_path / "without_nvcc")
+    assert archs == ""
 
 
 def test_cuda_cannot_be_forced_without_nvcc(tmp_path):
@@ -202,16 +204,6 @@ def test_header_without_vector_extensions(tmp_path):
     compile = ["g++", "-std=c++17", "-fsyntax-only", "-U__GNUC__", "-DINR_ISA=generic", ROOT / "csrc/cpu/common/gemm.h"]
     errors = [line for line in run(compile, tmp_path).stderr.splitlines() if "error:" in line]
     assert NEEDED in errors[0]
-
-
-def test_bindings_with_torchs_copy_of_pybind11(tmp_path):
-    """As bench/gpu_record.sh builds them on a machine without the package."""
-    headers = Path(torch.__file__).parent / "include"
-    options = [f"-DINR_PYBIND11_INCLUDE={headers}", "-DINR_CUDA=0", f"-DPython_EXECUTABLE={sys.executable}"]
-    checked(
-        ["cmake", "-GNinja", "-S", ROOT, "-B", tmp_path, *options, *GENERIC.split(), "-DCMAKE_BUILD_TYPE=Debug"], ROOT
-    )
-    checked(["cmake", "--build", tmp_path, "--target", "inr_bindings"], ROOT)
 
 
 def test_the_installed_build_is_for_every_gpu():

@@ -80,9 +80,22 @@ def record(rows):
 VERSIONS = [(OLDEST, arch) for arch in ARCHS if arch >= 90] + [("installed", arch) for arch in ARCHS]
 
 
+# What the kernels depend on, and how they are compiled.
+FILES = [f"inr_kernels/{op}/**/*.py" for op in TRITON_OPS] + [f"tests/support/{op}_cases.py" for op in TRITON_OPS]
+FILES += ["inr_kernels/_core/backends.py", "tests/support/compile_triton.py", "tests/build/test_compile_only.py"]
+FILES += ["tests/build/compiled_kernels.jsonl"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("version", "arch"), VERSIONS)
-def test_triton_kernels_fit(version, arch, request):
+def test_triton_kernels_fit(version, arch, request, if_changed):
+    if request.config.getoption("record_compiled"):
+        return check_triton_kernels(version, arch, request)
+    run = lambda _: check_triton_kernels(version, arch, request)  # noqa: E731
+    if_changed(run, {"kernels": FILES}, OLDEST if version == OLDEST else triton.__version__)
+
+
+def check_triton_kernels(version, arch, request):
     folder = request.getfixturevalue("oldest_triton") if version == OLDEST else None
     print(f"\nsm_{arch}  kernel                 dtype     mode    registers  stack  shared  warps")
     full = OLDEST if version == OLDEST else triton.__version__

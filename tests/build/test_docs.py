@@ -183,6 +183,7 @@ USERS += [
     "tests/build/test_docs.py",
     "tests/build/test_estimate.py",
     "tests/build/test_launches.py",
+    "tests/support/instruction_sets.py",
     "tests/support/launch_triton.py",
     "tests/ops/test_edges.py",
     "tests/ops/test_on_gpu.py",

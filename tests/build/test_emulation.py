@@ -1,4 +1,7 @@
-"""The CUDA emulation under sanitizers and in random orders of warps and blocks, and a fault that only these detect."""
+"""The CUDA emulation under sanitizers and in random orders of warps and blocks, and a fault that only these detect.
+
+These run again where files have changed, see `if_changed`: each compiles the emulation.
+"""
 
 import os
 import subprocess
@@ -12,6 +15,8 @@ pytestmark = pytest.mark.slow
 TESTS = [f"tests/ops/test_local_implicit_{name}.py" for name in ("cuda", "wgmma")]
 # Every kernel and border: odd widths, several tiles, strided and misaligned inputs, one query.
 COVERING = "strided or launches or (one and query and float16) or (wide and odd and last and float16)"
+
+PARTS = {"local_implicit": [*emulated_cuda.FILES, "tests/build/test_emulation.py"]}
 
 # Decodes once with a build of the sources in sys.argv[2].
 ONE_CALL = """
@@ -45,17 +50,25 @@ def sanitized(*command, order=7):
     )
 
 
-def test_under_sanitizers_in_random_orders():
+def test_under_sanitizers_in_random_orders(if_changed):
     """Each tensor is an allocation of its own, so that ASan detects an access beyond its last byte."""
     options = ["-q", "-x", "-p", "no:cacheprovider", "-m", "not gpu", "-k", f"({COVERING}) and not detects"]
-    done = sanitized("-m", "pytest", *options, *TESTS)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
+
+    def run(_):
+        done = sanitized("-m", "pytest", *options, *TESTS)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
+
+    if_changed(run, PARTS)
 
 
-def test_what_sanitizers_detect(tmp_path):
+def test_what_sanitizers_detect(if_changed, tmp_path):
     """A bias beyond the last one is multiplied by nothing: without them, all results are right."""
-    emulated_cuda.copy_with_fault(
-        tmp_path, "local_implicit_weights.cu", "if (n < from.widths[row + 1])", "if (n <= from.widths[row + 1])"
-    )
-    done = sanitized("-c", ONE_CALL, str(tmp_path), str(tmp_path / "csrc"))
-    assert done.returncode != 0 and "heap-buffer-overflow" in done.stderr and "pack_weights" in done.stderr
+
+    def run(_):
+        emulated_cuda.copy_with_fault(
+            tmp_path, "local_implicit_weights.cu", "if (n < from.widths[row + 1])", "if (n <= from.widths[row + 1])"
+        )
+        done = sanitized("-c", ONE_CALL, str(tmp_path), str(tmp_path / "csrc"))
+        assert done.returncode != 0 and "heap-buffer-overflow" in done.stderr and "pack_weights" in done.stderr
+
+    if_changed(run, PARTS)

@@ -1,4 +1,7 @@
-"""The launches of the Triton kernels, without a GPU: through Triton's own launcher, over a stand-in for the driver."""
+"""The launches of the Triton kernels, without a GPU: through Triton's own launcher, over a stand-in for the driver.
+
+Those of an op run again where its files have changed, see `if_changed`.
+"""
 
 import json
 import os
@@ -7,6 +10,7 @@ import sys
 
 import launch_triton
 import pytest
+import triton
 from compile_triton import TRITON_OPS
 from test_compile_only import ARCHS, KERNELS, OLDEST, ROOT
 
@@ -16,9 +20,9 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="session")
 def launch(built_once, tmp_path_factory):
     """launch(arch, *options, triton=None) -> the rows that `launch_triton.py` prints; triton: a folder with another."""
-    folder = built_once("stub_driver", launch_triton.build)
 
     def run(arch, *options, triton=None):
+        folder = built_once("stub_driver", launch_triton.build)
         environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
         path = [str(triton)] if triton else []
         environment["PYTHONPATH"] = os.pathsep.join([*path, *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -34,47 +38,80 @@ def launch(built_once, tmp_path_factory):
     return run
 
 
-def assert_all_arrive(rows):
+def with_parts(ops):
+    """The ops, and local_texture after local_implicit, whose kernels it uses."""
+    return [name for op in ops for name in ([op, "local_texture"] if op == "local_implicit" else [op])]
+
+
+def files(op):
+    """Patterns of the files that an op's launches depend on."""
+    ours = [f"inr_kernels/{op}/**/*.py", "inr_kernels/_core/backends.py", "inr_kernels/_core/registration.py"]
+    cases = [f"{name}_cases.py" for name in with_parts([op])]
+    support = [f"tests/support/{name}" for name in ("launch_triton.py", "compile_triton.py", "stub_driver/*", *cases)]
+    return [*ours, *support, "tests/ops/test_on_gpu.py", "tests/build/test_launches.py"]
+
+
+PARTS = {op: files(op) for op in TRITON_OPS}
+
+
+def assert_all_arrive(rows, ops):
     assert not [error for row in rows for error in row["errors"]]
-    assert {row["op"] for row in rows} == {*TRITON_OPS, "local_texture"}
+    assert {row["op"] for row in rows} == {*with_parts(ops)}
     for row in rows:
         launched = {name for name, count in row["launches"].items() if count}
         assert row["cases"] and launched <= KERNELS.get(row["op"], KERNELS["local_implicit"])
 
 
 @pytest.mark.parametrize("version", [OLDEST, "installed"])
-def test_every_problem_of_the_gpu_tests_reaches_the_driver(version, launch, request):
+def test_every_problem_of_the_gpu_tests_reaches_the_driver(version, launch, if_changed, request):
     """With the compiler's front end; with the oldest Triton, each launcher of which is compiled, in one dtype."""
     old = version == OLDEST
-    triton = request.getfixturevalue("oldest_triton") if old else None
-    rows = launch(89, *["--dtypes", "bfloat16"] * old, triton=triton)
-    assert_all_arrive(rows)
-    launched = {row["op"]: set(row["launches"]) for row in rows}
-    launched["local_implicit"] |= launched.pop("local_texture")
-    assert launched == KERNELS
+
+    def run(ops):
+        folder = request.getfixturevalue("oldest_triton") if old else None
+        rows = launch(89, "--ops", *with_parts(ops), *["--dtypes", "bfloat16"] * old, triton=folder)
+        assert_all_arrive(rows, ops)
+        launched = {row["op"]: set(row["launches"]) for row in rows}
+        if "local_texture" in launched:
+            launched["local_implicit"] |= launched.pop("local_texture")
+        assert launched == {op: KERNELS[op] for op in ops}
+
+    if_changed(run, PARTS, OLDEST if old else triton.__version__)
 
 
-def test_every_kernel_of_every_problem_compiles(launch, request):
+def test_every_kernel_of_every_problem_compiles(launch, if_changed, request):
     """With `pytest --whole-launches` for every chip and version of Triton; else one operator, which is quick."""
     if request.config.getoption("whole_launches"):
-        for triton in (None, request.getfixturevalue("oldest_triton")):
+        for folder in (None, request.getfixturevalue("oldest_triton")):
             for arch in ARCHS:
-                assert_all_arrive(launch(arch, "--whole", triton=triton))
-    rows = launch(90, "--whole", "--ops", "fourier_unit")
-    assert rows[0]["launches"]["multiply"] and not rows[0]["errors"]
+                assert_all_arrive(launch(arch, "--whole", triton=folder), TRITON_OPS)
+
+    def run(ops):
+        rows = launch(90, "--whole", "--ops", *ops)
+        assert rows[0]["launches"]["multiply"] and not rows[0]["errors"]
+
+    if_changed(run, {"fourier_unit": PARTS["fourier_unit"]}, triton.__version__)
 
 
-def test_unmask_attentions_backward_compiles_with_the_oldest_triton(launch, oldest_triton):
+def test_unmask_attentions_backward_compiles_with_the_oldest_triton(launch, if_changed, request):
     """Its compiler fails for sm_90 where a program of the backward in half precision takes 64 rows."""
-    (row,) = launch(90, "--whole", "--ops", "unmask_attention", "--dtypes", "bfloat16", triton=oldest_triton)
-    assert not row["errors"]
-    assert row["launches"]["attend_backward"] == row["cases"] > 5
+
+    def run(ops):
+        oldest = request.getfixturevalue("oldest_triton")
+        (row,) = launch(90, "--whole", "--ops", *ops, "--dtypes", "bfloat16", triton=oldest)
+        assert not row["errors"]
+        assert row["launches"]["attend_backward"] == row["cases"] > 5
+
+    if_changed(run, {"unmask_attention": PARTS["unmask_attention"]}, OLDEST)
 
 
-def test_more_images_than_the_second_axis_of_a_grid_takes(launch):
-    rows = launch(90, "--large")
-    assert_all_arrive(rows)
-    assert all(row["cases"] == 3 for row in rows)
+def test_more_images_than_the_second_axis_of_a_grid_takes(launch, if_changed):
+    def run(ops):
+        rows = launch(90, "--large", "--ops", *with_parts(ops))
+        assert_all_arrive(rows, ops)
+        assert all(row["cases"] == 3 for row in rows)
+
+    if_changed(run, PARTS, triton.__version__)
 
 
 def test_what_a_driver_refuses(launch):

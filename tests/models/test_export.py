@@ -97,7 +97,8 @@ def test_torch_export_of_one_size(name):
             return self.network(image, mask)
 
     module, given = Module(), (torch.rand(1, 3, *size), (torch.rand(1, 1, *size) < 0.3).float())
-    for backend, some in ((contextlib.nullcontext(), True), (inr_kernels.backend("reference"), False)):
+    cases = [(contextlib.nullcontext(), True), (inr_kernels.backend("reference"), False)]
+    for backend, some in cases[: 1 if name in ("IN2", "DEAR") else 2]:  # whose graphs without ops take long
         with torch.no_grad(), backend:
             program = torch.export.export(module, given)
             torch.testing.assert_close(program.module()(*given), module(*given), rtol=0, atol=1e-5)

@@ -235,24 +235,6 @@ def test_winograd_is_as_accurate_as_torchs_convolution(name, padding):
         torch.testing.assert_close(ours, exact, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
-def test_narrower_instruction_sets(isa, run_python, expected_isa):
-    """Emulates processors with narrower vectors than this one."""
-    code = """if True:
-        import torch
-        from inr_kernels import _C
-        from inr_kernels.fourier_unit import conv3x3, fourier_unit
-        torch.manual_seed(0)
-        for dtype in (torch.float32, torch.float64):
-            x, kernel, weight = (torch.randn(shape, dtype=dtype) for shape in [(2, 7, 9, 50), (8, 7, 3, 3), (26, 14)])
-            bn = [torch.rand(26, dtype=dtype) for _ in range(4)]
-            for run in (lambda b: conv3x3(x, kernel, backend=b), lambda b: fourier_unit(x, weight, *bn, backend=b)):
-                torch.testing.assert_close(run("cpu"), run("reference"), rtol=1e-4, atol=1e-5)
-        print(_C.isa())
-        """
-    assert run_python(code, INR_KERNELS_ISA=isa, OMP_NUM_THREADS="1").strip() == expected_isa(isa)
-
-
 def test_halves_of_a_tensor_are_convolved_without_a_copy():
     x, weight = torch.randn(2, 7, 6, 5), torch.randn(4, 7, 3, 3)
     parts = x.split((3, 4), 1)

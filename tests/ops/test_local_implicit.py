@@ -206,22 +206,6 @@ def test_memory_layouts(layout):
     torch.testing.assert_close(out, truth, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512", "avx512bf16"])
-def test_every_instruction_set(isa, run_python, expected_isa):
-    """Every build of the kernels that this processor can run; for the others, the generic one."""
-    code = (
-        "import torch, local_texture_cases; from local_implicit_cases import *\n"
-        "for kwargs in ({}, {'ensemble_after': 'first'}, {'hidden': (65, 31), 'out': 19}):\n"
-        "  for dtype in (torch.float32, torch.bfloat16, torch.float64):\n"
-        "    assert_kernel_as_accurate(Case(**kwargs), dtype)\n"
-        "for dtype in (torch.float32, torch.bfloat16, torch.float64):\n"
-        "  margin = dtype == torch.bfloat16\n"
-        "  assert_kernel_as_accurate(local_texture_cases.Case(frequencies=21, relu_margin=margin), dtype)\n"
-        "from inr_kernels import _C; print(_C.isa())\n"
-    )
-    assert run_python(code, INR_KERNELS_ISA=isa).strip() == expected_isa(isa)
-
-
 def test_module_equals_the_function():
     decoder = LocalImplicitDecoder(4, out_channels=2, hidden=(9, 8), ensemble_after="first")
     feat, coord, cell = torch.randn(2, 4, 5, 6), torch.rand(2, 3, 7, 2), torch.rand(2, 2) / 9

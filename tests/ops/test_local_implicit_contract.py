@@ -226,7 +226,6 @@ with torch.no_grad():
 """
 
 
-@pytest.mark.alone
 def test_render_stays_in_its_workspace(run_python):
     """A workspace of 32 MB is kept for a map that takes 205 MB hoisted (and 461 MB unfolded)."""
     grown = int(run_python(MEMORY.format(h=1000, backend="cpu")))

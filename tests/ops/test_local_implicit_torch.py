@@ -65,7 +65,7 @@ def test_compile_trains():
 
 def test_compile_infers_with_other_shapes():
     model = Model()
-    compiled = torch.compile(model, fullgraph=True, dynamic=True)
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
     with torch.no_grad():
         for queries in (5, 11, 12):
             args = inputs(queries)
@@ -74,14 +74,14 @@ def test_compile_infers_with_other_shapes():
 
 def test_compile_renders():
     decoder, feat = LocalImplicitDecoder(6, hidden=(20, 17)), torch.randn(2, 6, 6, 7)
-    compiled = torch.compile(lambda f: decoder.render(f, (15, 16)), fullgraph=True)
+    compiled = torch.compile(lambda f: decoder.render(f, (15, 16)), fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         torch.testing.assert_close(compiled(feat), decoder.render(feat, (15, 16)), rtol=1e-5, atol=1e-6)
 
 
 def test_compiled_graph_obeys_the_context(monkeypatch):
     decoder, (_, coord, cell), feat = LocalImplicitDecoder(6, hidden=(20, 17)), inputs(), torch.randn(2, 6, 6, 7)
-    compiled = torch.compile(decoder, fullgraph=True)
+    compiled = torch.compile(decoder, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         compiled(feat, coord, cell)
         monkeypatch.delenv("TRITON_INTERPRET", raising=False)

@@ -124,17 +124,21 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_the_emulation_detects(fault, on_host, tmp_path, built_once):
+def test_the_emulation_detects(fault, on_host, tmp_path, built_once, if_changed):
     *replacement, error = FAULTS[fault]
-    built = built_once("emulated_cuda", emulated_cuda.build)
-    on_host(emulated_cuda.build_with_fault(tmp_path, built, *replacement))
-    case = Case(batch=1, queries=200, hidden=(256, 256, 130))
-    if error:
-        with pytest.raises(RuntimeError, match=error):
-            case.decode(torch.bfloat16, "cuda")
-    else:
-        with pytest.raises(AssertionError):
-            assert_forward_as_accurate(case, torch.bfloat16)
+
+    def run(_):
+        built = built_once("emulated_cuda", emulated_cuda.build)
+        on_host(emulated_cuda.build_with_fault(tmp_path, built, *replacement))
+        case = Case(batch=1, queries=200, hidden=(256, 256, 130))
+        if error:
+            with pytest.raises(RuntimeError, match=error):
+                case.decode(torch.bfloat16, "cuda")
+        else:
+            with pytest.raises(AssertionError):
+                assert_forward_as_accurate(case, torch.bfloat16)
+
+    if_changed(run, {"emulation": emulated_cuda.FILES})
 
 
 CHOICES = [

@@ -199,7 +199,6 @@ with torch.no_grad():
 """
 
 
-@pytest.mark.alone
 def test_render_stays_in_its_workspace(run_python):
     """A workspace of 32 MB is kept for maps that take 410 MB."""
     assert int(run_python(MEMORY)) <= (32 << 20) + (8 << 20)  # what allocators keep in addition

@@ -141,7 +141,6 @@ def test_explain_names_the_forms(capsys):
     assert capsys.readouterr().out
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("mean_heads", [False, True])
 def test_memory_at_ratio_16(run_python, mean_heads):
     """Upsampled keys and values would take 256 times their memory, here 160 MB and 640 MB."""

@@ -189,18 +189,3 @@ def test_gradients_are_deterministic_for_any_number_of_threads():
         runs.append(case.run(torch.float32, "cpu"))
     torch.set_num_threads(before)
     assert all(torch.equal(a, b) for run in runs for a, b in zip(run, runs[0], strict=True))
-
-
-@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512", "avx512bf16"])
-def test_every_instruction_set(run_python, expected_isa, isa):
-    code = (
-        "import torch\n"
-        "from inr_kernels import _C\n"
-        "from unmask_attention_cases import HOLES, Case, assert_kernel_as_accurate\n"
-        "torch.manual_seed(0)\n"
-        "for hole in HOLES:\n"
-        "    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):\n"
-        "        assert_kernel_as_accurate(Case((2, 21, 9, 31), hole), dtype, 'cpu')\n"
-        "print(_C.isa())"
-    )
-    assert run_python(code, INR_KERNELS_ISA=isa).strip() == expected_isa(isa)

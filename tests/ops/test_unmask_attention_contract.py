@@ -122,7 +122,6 @@ def test_saved_memory_is_linear_in_the_pixels():
     assert sum(t.numel() for t in saved) == 1600 * (8 + 8 + 1 + 2)
 
 
-@pytest.mark.alone
 def test_many_small_images_take_little_memory(run_python):
     """Each takes less than one of the blocks into which large images are divided."""
     code = """if True:
@@ -213,7 +212,7 @@ def test_compile_trains():
 
 def test_compile_infers_with_other_shapes():
     model = Model()
-    compiled = torch.compile(model, fullgraph=True, dynamic=True)
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
     with torch.no_grad():
         for size in ((5, 6), (8, 9), (12, 7)):
             image, mask = torch.rand(2, 3, *size), mask_of("some", 2, *size)

@@ -15,6 +15,11 @@ ROOT = Path(__file__).resolve().parents[2]
 HOST = ROOT / "tests" / "support" / "cuda_on_host"
 SOURCES = ["launch.cu", "local_implicit.cu", "local_implicit_sm90.cu", "local_implicit_weights.cu"]
 LIBRARY = "cuda_on_host.so"
+# What tests of the emulation itself depend on, for `if_changed`.
+FILES = ["csrc/inr.h", "csrc/cuda/*", "tests/support/cuda_on_host/**/*", "tests/support/emulated_cuda.py"]
+FILES += ["inr_kernels/local_implicit/op.py", "inr_kernels/local_implicit/functional/*.py"]
+FILES += [f"tests/ops/test_local_implicit_{name}.py" for name in ("cuda", "wgmma")]
+FILES += ["tests/support/local_implicit_cases.py"]
 Integer, Address = ctypes.c_int64, ctypes.c_void_p
 
 

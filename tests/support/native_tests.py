@@ -10,15 +10,32 @@ OPS = [*FOLDERS, "local_texture"]
 # Names or parts of names of the tests in the files of each op.
 NAMES = {op: importlib.import_module(f"{op}_cases").SANITIZED for op in OPS}
 
-
-def arguments():
-    """For pytest: which tests run."""
-    chosen = " or ".join(f"({op} and ({' or '.join(names)}))" for op, names in NAMES.items())
-    tests = [ROOT / "tests/ops" / f"test_{op}{suffix}.py" for op in OPS for suffix in ("", "_contract")]
-    return ["-k", f"({chosen}) and not triton", *(str(path) for path in tests if path.exists())]
+# Modules of an op's folder that the C++ kernels do not depend on.
+NOT_CALLED = {"triton_kernels", "problems"}
 
 
-def missing(output):
-    """The patterns of tests that did not pass. output: of `pytest -v`"""
-    needed = [rf"test_{op}(_contract)?\.py::.*{name}.* PASSED" for op, names in NAMES.items() for name in names]
+def arguments(*ops):
+    """For pytest: which tests of these ops run, or of all."""
+    ops = ops or OPS
+    chosen = " or ".join(f"({op} and ({' or '.join(NAMES[op])}))" for op in ops)
+    return ["-k", f"({chosen}) and not triton", *(str(ROOT / file) for op in ops for file in _tests(op))]
+
+
+def _tests(op):
+    names = [f"tests/ops/test_{op}{suffix}.py" for suffix in ("", "_contract")]
+    return [name for name in names if (ROOT / name).exists()]
+
+
+def missing(output, ops):
+    """The patterns of the ops' tests that did not pass. output: of `pytest -v`"""
+    needed = [rf"test_{op}(_contract)?\.py::.*{name}.* PASSED" for op in ops for name in NAMES[op]]
     return [pattern for pattern in needed if not re.search(pattern, output)]
+
+
+def files(op):
+    """Patterns of the files that the op's tests depend on: its kernels, what calls them, and the tests."""
+    folder = op if op in FOLDERS else "local_implicit"  # local_texture is a part of it
+    patterns = ["csrc/inr.h", "csrc/common/*", "csrc/cpu/common/*", f"csrc/cpu/{folder}/*"]
+    python = sorted(ROOT.glob(f"inr_kernels/{folder}/**/*.py"))
+    patterns += [str(path.relative_to(ROOT)) for path in python if not {*path.parts, path.stem} & NOT_CALLED]
+    return [*patterns, "tests/support/native_tests.py", f"tests/support/{op}_cases.py", *_tests(op)]

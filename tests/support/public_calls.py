@@ -110,7 +110,7 @@ def refined():
 
 
 def exported():
-    model = models.LaMa(models.LaMaConfig(features=8, blocks=1)).eval()
+    model = models.LaMa(models.LaMaConfig(features=8, blocks=1, downsamplings=1)).eval()
     return lambda: call(models.export_program(model, dynamic=False, size=(21, 26)).module(), *example)()
 
 

@@ -1,0 +1,43 @@
+"""Problems of every op on the C++ kernels, with the instruction set that INR_KERNELS_ISA names."""
+
+import elementwise_filter_cases
+import fourier_unit_cases
+import local_implicit_cases
+import local_texture_cases
+import neighborhood_attention_cases
+import torch
+import unmask_attention_cases
+from unmask_attention_cases import HOLES
+
+from inr_kernels import _C
+from inr_kernels.fourier_unit import conv3x3
+
+HALF = torch.bfloat16, torch.float16
+EXACT = torch.float32, torch.float64
+# Case module, dtypes, options: vectors with a rest, several of them, and less than one.
+PROBLEMS = [
+    (local_implicit_cases, (*EXACT, torch.bfloat16), {}),
+    (local_implicit_cases, (*EXACT, torch.bfloat16), {"ensemble_after": "first"}),
+    (local_implicit_cases, (*EXACT, torch.bfloat16), {"hidden": (65, 31), "out": 19}),
+    (local_texture_cases, EXACT, {"frequencies": 21}),
+    (local_texture_cases, HALF[:1], {"frequencies": 21, "relu_margin": True}),
+    (elementwise_filter_cases, (*EXACT, *HALF), {"size": (5, 37), "normalize": "taps"}),
+    (elementwise_filter_cases, EXACT, {"size": (5, 37), "normalize": "all", "stride": 2}),
+    (elementwise_filter_cases, EXACT, {"size": (4, 9), "normalize": "none", "dilation": 2}),
+    *((unmask_attention_cases, (*EXACT, *HALF), {"shape": (2, 21, 9, 31), "hole": hole}) for hole in HOLES),
+    (neighborhood_attention_cases, (*EXACT, *HALF), {"size": (7, 35), "kernel_size": 5}),
+    (neighborhood_attention_cases, EXACT, {"size": (5, 9), "kernel_size": 3, "dim": 19, "bias": True}),
+    (fourier_unit_cases, EXACT, {"channels": 7, "outputs": 13, "size": (9, 50)}),
+]
+
+
+def main():
+    """Prints the instruction set that is in use."""
+    torch.manual_seed(0)
+    for cases, dtypes, options in PROBLEMS:
+        for dtype in dtypes:
+            cases.assert_kernel_as_accurate(cases.Case(**options), dtype, "cpu")
+    for dtype in EXACT:
+        x, kernel = (torch.randn(shape, dtype=dtype) for shape in [(2, 7, 9, 50), (8, 7, 3, 3)])
+        torch.testing.assert_close(*(conv3x3(x, kernel, backend=b) for b in ("cpu", "reference")), rtol=1e-4, atol=1e-5)
+    print(_C.isa())
