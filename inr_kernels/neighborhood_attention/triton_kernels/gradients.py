@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from .bias import by_offset, store_offsets
 from .tiles import load_tokens, masked_max, masked_min, pixel_of, queries_of_keys, scores, store_tokens, tile, window
 
 
@@ -25,6 +26,7 @@ def value_products(
 def query_backward(
     d_query,  # [B, H, W, heads, dim]; or None
     delta,  # [B, H, W, heads] float32
+    shares,  # [programs, 2 Kh - 1, 2 Kw - 1] float32: each program's part of d_rpb; or None
     grad,  # [B, H, W, heads, dim_v]
     grad_lse,  # [B, H, W, heads] float32
     lse,  # [B, H, W, heads] float32
@@ -36,8 +38,12 @@ def query_backward(
     size, queries, ratio, heads, share, dim, dim_v, scale, kernel, dilation, stride, grad_scale,
     CAUSAL_Y: tl.constexpr, CAUSAL_X: tl.constexpr, PRECISION: tl.constexpr,
     TY: tl.constexpr, TX: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, NV: tl.constexpr,
+    RY: tl.constexpr, RX: tl.constexpr,
 ):  # fmt: skip
-    """delta = sum of weights times their gradients - grad_lse, for a tile of queries; and d_query unless it is None."""
+    """delta = sum of weights times their gradients - grad_lse, for a tile of queries; and d_query unless it is None.
+
+    shares needs d_query; RY, RX: powers of two, at least the rows and columns of a share.
+    """
     image, head, ry, rx, ny, nx, cy, cx = tile(size, ratio, heads, dilation, TY, TX)
     iy, y, live = pixel_of(cy, ry, ny, queries[0], ratio[0], dilation[0])
     ix, x, live_x = pixel_of(cx, rx, nx, queries[1], ratio[1], dilation[1])
@@ -52,6 +58,7 @@ def query_backward(
     y_end = tl.where(live, y_end, y_start)
     rows, end = masked_min(y_start, live), masked_max(y_end, live)
     sums = tl.zeros([TY * TX, BD], tl.float32)
+    bias = tl.zeros([RY, RX], tl.float32)
     for t in range(rows, end + (end - rows if d_query is not None else 0)):  # a pass for delta, a pass for d_query
         again = t >= end
         t -= tl.where(again, end - rows, 0)
@@ -75,12 +82,17 @@ def query_backward(
                 )  # fmt: skip
             d = tl.where(seen, grad_scale * d, 0.0)
             if again:
-                sums += tl.dot((weights * (d - mean[:, None])).to(k.dtype), k, input_precision=PRECISION)
+                d = weights * (d - mean[:, None])
+                sums += tl.dot(d.to(k.dtype), k, input_precision=PRECISION)
+                if shares is not None:
+                    bias += by_offset(d, t, c, iy, ix, kernel, TY, TX, BN, RY, RX)
             else:
                 mean += tl.sum(weights * d, 1)
     tl.store(delta + at, mean, mask=live)
     if d_query is not None:
         store_tokens(d_query, d_query_strides, image, head, y, x, live, 0, dim, scale * sums, BD)
+    if shares is not None:
+        store_offsets(shares, bias, kernel, RY, RX)
 
 
 @triton.jit
