@@ -11,7 +11,7 @@ from inr_kernels._core import backends, native
 from inr_kernels._core.dispatch import Backend, Op, always
 from inr_kernels._core.registration import define, forbid_second_derivative, register_autograd
 
-from . import reference
+from . import reference, sdpa
 from .arguments import Arguments
 
 _ARGUMENTS = "Tensor feat, Tensor weight, float scale, bool mask_keys, str backend"
@@ -88,6 +88,7 @@ OP = Op(
         "reference": Backend(always, _reference_forward, _reference_backward),
         # After the reference, so opt-in where no verdict decides.
         "triton": backends.triton_backend(f"{__package__}.triton_kernels"),
+        "sdpa": Backend(sdpa.why_not, sdpa.forward, sdpa.backward, is_vendors=True),
     },
 )
 

@@ -56,14 +56,14 @@ def pick(values, n):
 
 @triton.jit
 def place(
-    Y, X, t: tl.constexpr, size, dilation, stride, upscale, origin, KH: tl.constexpr, KW: tl.constexpr,
+    oy, ox, t: tl.constexpr, size, dilation, stride, upscale, origin, KH: tl.constexpr, KW: tl.constexpr,
     PADDING: tl.constexpr,
 ):  # fmt: skip
-    """The place in [H, W] of the input pixel that tap t of the output pixel (Y, X) reads, and whether there is one.
+    """The place in [H, W] of the input pixel that tap t of the output pixel (oy, ox) reads, and whether there is one.
 
     The middle row and column of taps need no padding, so that the compiler sees that their pixels are contiguous.
     """
-    y, x = Y * stride // upscale + origin[0], X * stride // upscale + origin[1]
+    y, x = oy * stride // upscale + origin[0], ox * stride // upscale + origin[1]
     inside = y == y
     if t // KW != KH // 2:
         y, inside = fold(y + (t // KW - KH // 2) * dilation, size[0], PADDING)
@@ -99,13 +99,12 @@ def gradients(
     tile, unit = program % (tiles[0] * tiles[1]), (program // (tiles[0] * tiles[1])).to(tl.int64)
     i = tl.arange(0, TY * TX)
     row, column = i // TX, i % TX
-    Y = first_y + tile // tiles[1] * (TY - 2 * HALO_Y) + row
-    X = FIRST_X + tile % tiles[1] * (TX - 2 * HALO_X) + column
-    live = (Y >= 0) & (Y < out_size[0]) & (X >= 0) & (X < out_size[1])
-    own = tl.minimum(row, TY - 1 - row) >= HALO_Y
-    own &= tl.minimum(column, TX - 1 - column) >= HALO_X
+    oy = first_y + tile // tiles[1] * (TY - 2 * HALO_Y) + row
+    ox = FIRST_X + tile % tiles[1] * (TX - 2 * HALO_X) + column
+    live = (oy >= 0) & (oy < out_size[0]) & (ox >= 0) & (ox < out_size[1])
+    own = (row >= HALO_Y) & (row < TY - HALO_Y) & (column >= HALO_X) & (column < TX - HALO_X)
     P = out_size[0] * out_size[1]
-    pixels = Y * out_size[1] + X
+    pixels = oy * out_size[1] + ox
     grad += pixels
 
     d = ()
@@ -117,13 +116,13 @@ def gradients(
             g = tl.load(grad + (n // CG * channels + unit * CG + c) * P, mask=live, other=0.0).to(tl.float32)
             sums = ()
             for t in tl.static_range(KH * KW):
-                to, inside = place(Y, X, t, size, dilation, stride, upscale, origin, KH, KW, PADDING)
+                to, inside = place(oy, ox, t, size, dilation, stride, upscale, origin, KH, KW, PADDING)
                 z = tl.load(x + (unit * CG + c) * size[0] * size[1] + to, mask=live & inside, other=0.0)
                 sums += (d[t] + g * z.to(tl.float32),)
             d = sums
 
     at = kernel + unit // G * strides[0] + unit % G * KH * KW * strides[1]
-    at += Y.to(tl.int64) * strides[2] + X.to(tl.int64) * strides[3]
+    at += oy.to(tl.int64) * strides[2] + ox.to(tl.int64) * strides[3]
     weights = ()
     for t in tl.static_range(KH * KW):
         weight = tl.load(at + t * strides[1], mask=live, other=0.0).to(tl.float32)
@@ -160,9 +159,9 @@ def gradients(
         factors = ()
         for t in tl.static_range(KH * KW):
             factors += (gamma * weights[t] + (beta + alpha if t == KH * KW // 2 else beta),)
-        factors = folded(factors, X, out_size[1], KH, KW, 1, PADDING)
-        factors = folded(factors, Y, out_size[0], KH, KW, KW, PADDING)
-        y, z = Y + origin[0], X + origin[1]
+        factors = folded(factors, ox, out_size[1], KH, KW, 1, PADDING)
+        factors = folded(factors, oy, out_size[0], KH, KW, KW, PADDING)
+        y, z = oy + origin[0], ox + origin[1]
         mask = own & (y >= 0) & (y < size[0]) & (z >= 0) & (z < size[1])
         d_x += y * size[1] + z
         for c in range(CG):
