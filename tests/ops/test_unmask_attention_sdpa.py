@@ -26,7 +26,7 @@ def runs_on_the_cpu(monkeypatch):
 @pytest.mark.parametrize("mask_keys", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_as_accurate_as_eager(dtype, mask_keys):
-    for hole in HOLES:
+    for hole in HOLES if dtype == torch.float32 else ("some", "mixed"):
         assert_kernel_as_accurate(Case((2, 33, 13, 17), hole, mask_keys), dtype, "sdpa")
     assert_kernel_as_accurate(Case((1, 3, 1, 1), "mixed", mask_keys), dtype, "sdpa")
     assert_kernel_as_accurate(Case((2, 64, 5, 7), "mixed", mask_keys, scale=0.4), dtype, "sdpa")
