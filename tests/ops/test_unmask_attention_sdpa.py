@@ -11,8 +11,8 @@ from inr_kernels import unmask_attention
 from inr_kernels._core import dispatch, verdicts
 from inr_kernels._core.dispatch import OPS, always
 from inr_kernels._core.verdicts import Verdict
-from inr_kernels.unmask_attention import sdpa
 from inr_kernels.unmask_attention.arguments import Facts
+from inr_kernels.unmask_attention.op import sdpa
 
 OP = OPS["unmask_attention"]
 HALF = Facts(torch.device("cpu"), torch.bfloat16, 64)

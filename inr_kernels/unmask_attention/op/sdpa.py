@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from inr_kernels._core import backends
 
-from .arguments import Facts
+from ..arguments import Facts
 
 _FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]  # never the one that stores the scores
 _CHANNELS = 256  # the most that flash attention takes
