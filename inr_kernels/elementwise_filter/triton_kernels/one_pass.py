@@ -103,7 +103,7 @@ def gradients(
     ox = FIRST_X + tile % tiles[1] * (TX - 2 * HALO_X) + column
     live = (oy >= 0) & (oy < out_size[0]) & (ox >= 0) & (ox < out_size[1])
     own = (row >= HALO_Y) & (row < TY - HALO_Y) & (column >= HALO_X) & (column < TX - HALO_X)
-    P = out_size[0] * out_size[1]
+    P, stride_t = out_size[0] * out_size[1] + 0 * unit, strides[1] + 0 * unit  # 64 bits: of many taps of large maps
     pixels = oy * out_size[1] + ox
     grad += pixels
 
@@ -121,11 +121,11 @@ def gradients(
                 sums += (d[t] + g * z.to(tl.float32),)
             d = sums
 
-    at = kernel + unit // G * strides[0] + unit % G * KH * KW * strides[1]
+    at = kernel + unit // G * strides[0] + unit % G * KH * KW * stride_t
     at += oy.to(tl.int64) * strides[2] + ox.to(tl.int64) * strides[3]
     weights = ()
     for t in tl.static_range(KH * KW):
-        weight = tl.load(at + t * strides[1], mask=live, other=0.0).to(tl.float32)
+        weight = tl.load(at + t * stride_t, mask=live, other=0.0).to(tl.float32)
         if window is not None:
             weight += tl.load(window + t)
         weights += (weight,)
