@@ -6,6 +6,7 @@ logits, 9 of their gradient, image, two gradients, output).
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import pytest
@@ -140,14 +141,23 @@ def first_calls(small):
 
 def launches():
     """Yields DEAR's filter on the latents of sixteen images of 256²; bytes in planes of the image's size."""
+    from inr_kernels.elementwise_filter.triton_kernels import smallest_cover
+
+    tile = smallest_cover((64, 64), (0, 0), (1, 1), (1, 4), 1024)
     values, programs = 16 * 256 * 64 * 64, 16 * 256 * 64 * 64 // 128
     for dtype, size in (("float32", 4), ("bfloat16", 2)):
         common = {"op": "elementwise_filter", "mode": "DEAR", "dtype": dtype, "flops": 0, "trips": 1}
         common |= {"case": f"16 x 256 x 64², {dtype}", "programs": programs}
-        plane, exact = values * size, values * 4  # the intermediate results of the backward are float32
+        plane = values * size
         yield Launch(kernel="filter_pixels", bytes=11 * plane, **common)
-        common["case"] += ", backward"
-        yield Launch(kernel="logsumexp", bytes=9 * plane + exact, **common | {"trips": 2})
-        yield Launch(kernel="filter_pixels", nth=1, bytes=10 * plane + exact, **common)
-        yield Launch(kernel="kernel_gradient", bytes=11 * plane + (2 + 9) * exact, **common)
-        yield Launch(kernel="image_gradient", bytes=10 * plane + 3 * exact, **common | {"trips": 9})
+        common |= {"case": f"16 x 256 x 64², {dtype}, backward", "programs": 16 * 256 * math.prod(tile.counts)}
+        yield Launch(kernel="gradients", bytes=21 * plane, **common)
+    # PASA's low-pass filter of the same maps, with stride 2: one softmax over the taps of two groups.
+    image, out, logits, pixels = 2 * values, 2 * values // 4, 2 * 16 * 18 * 32 * 32, 4 * 16 * 32 * 32
+    common = {"op": "elementwise_filter", "mode": "PASA", "dtype": "bfloat16", "flops": 0}
+    common["case"] = "16 x 256 x 64², 2 groups, stride 2, bfloat16, backward"
+    yield Launch(kernel="logsumexp", programs=16 * 8, trips=18, bytes=logits + pixels, **common)
+    common["programs"] = 16 * 2 * 8
+    yield Launch(kernel="kernel_gradient", trips=9 * 16, bytes=image + out + 2 * logits + 3 * pixels, **common)
+    common["programs"] = 16 * 2 * 16 * 35
+    yield Launch(kernel="image_gradient", trips=9, bytes=4 * image + out + logits + pixels, **common)

@@ -302,12 +302,15 @@ def launches():
     product = 2 * pairs * dim
     yield Launch(kernel="attend", trips=10, bytes=4 * plane + numbers, flops=2 * product, **common)
     common["case"] += ", backward"
-    yield Launch(kernel="query_backward", trips=20, bytes=5 * plane + 3 * numbers, flops=3 * product, **common)
+    shares = 4 * common["programs"] * (2 * kernel - 1) ** 2  # of the bias gradient, read once more by their sum
+    moved = 5 * plane + 3 * numbers + shares
+    yield Launch(kernel="query_backward", trips=20, bytes=moved, flops=3 * product, **common)
     yield Launch(kernel="key_value_backward", trips=10, bytes=6 * plane + 2 * numbers, flops=4 * product, **common)
     cross = common | {"mode": "AnyUp", "case": "16 x 16² to 64², 4 x 32, 384 channels, K 9", "programs": 16 * 256 * 3}
     queries, keys = 16 * 64 * 64, 16 * 16 * 16
     tokens = 2 * (384 + 4 * 32) * (queries + keys) + 4 * 4 * queries
     flops = 2 * queries * 81 * (4 * 32 + 384)
     yield Launch(kernel="attend_mean", trips=9, bytes=tokens, flops=flops, **cross)
-    share = common | {"programs": batch * pixels // 4096 * heads * 13 * 13}
-    yield Launch(kernel="bias_backward", trips=32, bytes=4 * plane + 2 * numbers, flops=0, **share)
+    wide = common | {"mode": "K 17", "case": "16 x 64², 8 x 32, K 17, backward"}
+    wide |= {"programs": batch * pixels // 4096 * heads * 33 * 33}
+    yield Launch(kernel="bias_backward", trips=32, bytes=4 * plane + 2 * numbers, flops=0, **wide)

@@ -2,8 +2,9 @@
 
 Precedence: the `backend=` argument, then `with inr_kernels.backend(...)`, then the environment variable
 INR_KERNELS_BACKEND, then the default: the first backend of the op's table that can run; on a GPU the fastest of those
-that `inr-kernels prove` found right there and faster than the reference, else the reference. A requested backend that
-cannot run raises an error with the reason; falling back to the plain PyTorch reference by default warns once.
+that `inr-kernels prove` found right there and faster than the reference, else one that runs a kernel of torch's, else
+the reference. A requested backend that cannot run raises an error with the reason; falling back to the plain PyTorch
+reference by default warns once.
 """
 
 import contextlib
@@ -67,12 +68,14 @@ class Backend:
         `Arguments`, and keywords that say which gradients are needed; returns them, None for those that are not. None:
         the op's autograd formula consists of differentiable ops.
     is_proven: whether `inr-kernels prove` proves it, so that it may become a default; False if it is for comparison.
+    is_vendors: whether it runs a kernel of torch's: on a GPU it is the default where no verdict says otherwise.
     """
 
     why_not: Callable[[Any], str]
     forward: Callable[..., Any]
     backward: Callable[..., Any] | None = None
     is_proven: bool = True
+    is_vendors: bool = False
 
 
 def always(facts: Facts) -> str:
@@ -173,19 +176,22 @@ class Op:
 
     def _default_or_warn(self, facts, backward):
         name = self.default(facts, backward)
-        if name == "reference" and self.warns:
+        if self.warns and (name == "reference" or self.backends[name].is_vendors):
             self._warn_slow(facts)
         return name
 
     def default(self, facts: Facts, backward: bool = False) -> str:
         """The backend that runs a call without a request: the first of the table that can.
 
-        On a GPU: the fastest with a verdict that it is right and faster than the reference; else the reference.
+        On a GPU: the fastest with a verdict that it is right and faster than the reference; else a kernel of torch's
+        without a verdict; else the reference.
         """
         names: Iterable[str] = self.backends
         if devices.decide(facts.device):
             proven = verdicts.fastest(self.name, facts, backward)
-            names = [*(name for name in proven if name in self.backends), "reference"]
+            tried = {verdict.backend for verdict in verdicts.of_call(self.name, facts)}
+            vendors = (name for name, backend in self.backends.items() if backend.is_vendors and name not in tried)
+            names = [*(name for name in proven if name in self.backends), *vendors, "reference"]
         found = next((name for name in names if not self.backends[name].why_not(facts)), None)
         if found is None:
             reasons = {name: backend.why_not(facts) for name, backend in self.backends.items()}

@@ -42,7 +42,8 @@ def unmask_attention(
         scale: factor of the scores; None: 1 / sqrt(C).
         mask_keys: whether masked pixels are excluded as keys too: a pixel then has the weight 1 - M in the softmax
             (eq. 7 masks only the queries). A fully masked image gives zeros.
-        backend: "reference", "cpu", "triton"; None: the first in the table that can run (see `inr_kernels.explain`).
+        backend: "reference", "cpu", "triton", "sdpa" (torch's fused attention, on a GPU in half precision); None: the
+            first in the table that can run (see `inr_kernels.explain`).
 
     Returns:
         E, [B, C, H, W], contiguous, in feat's dtype (autocast's, under autocast).

@@ -77,7 +77,7 @@ MODELS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.* its slow PyTorch reference")
+@pytest.mark.filterwarnings("ignore:.* (its slow PyTorch reference|plain PyTorch)")
 @pytest.mark.parametrize("backend", ["triton", None])
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
 @pytest.mark.parametrize("name", MODELS)

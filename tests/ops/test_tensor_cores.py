@@ -23,6 +23,7 @@ PROBLEMS = {
     "unmask_attention": [{"shape": (1, 24, 8, 9)}, {"shape": (1, 24, 8, 9), "mask_keys": True}],
     "neighborhood_attention": [
         {"size": (5, 7), "kernel_size": 3, "dim": 16, "bias": True, "batch": 1},
+        {"size": (1, 18), "kernel_size": (1, 17), "dim": 16, "bias": True, "batch": 1},
         {"size": (5, 7), "kernel_size": 3, "dim": 16, "batch": 1, "shared": (2, 1), "mean_heads": True},
     ],
     "fourier_unit": [{"size": (7, 6)}, {"size": (3, 4), "channels": 20, "outputs": 20, "batch": 1}],

@@ -154,8 +154,10 @@ def gpu_problems(dtype):
 
 
 COMPILED = {  # as they appear in the papers of these names
-    "DEAR": {"normalize": "taps", "alpha": 2.0, "gamma": -1.0},
+    "DEAR": {"normalize": "taps", "padding": "reflect", "alpha": 2.0, "gamma": -1.0},
     "STFAN": {"kernel_size": (5, 5), "padding": "replicate"},
+    "JPGNet": {"kernel_size": (5, 5), "groups": 32, "dilation": (1, 2), "normalize": "taps"},
+    "RAFT": {"groups": 1, "upscale": 8, "normalize": "taps"},
     "PASA": {"groups": 2, "stride": 2, "padding": "reflect", "normalize": "all"},
     "CARAFE": {"kernel_size": (9, 9), "groups": 1, "upscale": 2, "normalize": "taps", "log_window": torch.empty(9, 9)},
 }
@@ -164,7 +166,7 @@ COMPILED = {  # as they appear in the papers of these names
 def compilations(dtype, arch):
     """Launches each filter of COMPILED, forward and backward; yields its name before."""
     for name, options in COMPILED.items():
-        if dtype == torch.float32 and name in ("STFAN", "PASA"):
+        if dtype == torch.float32 and name in ("STFAN", "PASA", "RAFT"):
             continue  # float32 differs in the loads and stores only, which the other two cover
         yield name
         defaults = {"kernel_size": (3, 3), "groups": 64, "dilation": (1,), "stride": 1, "upscale": 1}
@@ -174,5 +176,5 @@ def compilations(dtype, arch):
         x = torch.empty(2, 64, 64, 64, dtype=dtype)
         kernel = torch.empty(2, options["groups"] * taps, side, side, dtype=dtype)
         triton_kernels.forward(x, kernel, *options.values())
-        grad = torch.empty(1, 2, 64, side, side, dtype=dtype)
+        grad = torch.empty(len(options["dilation"]), 2, 64, side, side, dtype=dtype)
         triton_kernels.backward(grad, x, kernel, *options.values(), needs_x=True, needs_kernel=True)

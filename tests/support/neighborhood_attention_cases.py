@@ -177,10 +177,12 @@ def gpu_problems(dtype):
 
 
 def compilations(dtype, arch):
-    """Launches IN²'s attention, packed, with a bias; a video's; NAF's and AnyUp's at a ratio of 4; yields the form.
+    """Launches IN²'s attention, packed, with a bias, of two windows; a video's; NAF's and AnyUp's at a ratio of 4.
 
-    Forward and backward.
+    Forward and backward. Yields the form before.
     """
+    yield "K 17"
+    run([torch.empty(1, 64, 64, 3, 8, 32, dtype=dtype)], torch.empty(8, 33, 33), (17, 17), (1, 1), (1, 1), *PLAIN)
     for dim in (32, 128):
         yield f"dim {dim}"
         qkv, rpb = torch.empty(1, 64, 64, 3, 8, dim, dtype=dtype), torch.empty(8, 13, 13)
@@ -193,6 +195,9 @@ def compilations(dtype, arch):
         shapes = (64, 64, heads, dim), (16, 16, heads, dim), (16, 16, shared, dim_v)
         qkv = [torch.empty(1, *shape, dtype=dtype) for shape in shapes]
         run(qkv, None, (9, 9), (1, 1), (1, 1), (False, False), dim**-0.5, shared == 1)
+
+
+PLAIN = (False, False), 32**-0.5, False  # causal axes, scale, mean over heads
 
 
 def run(*arguments):

@@ -205,7 +205,7 @@ def advice(op: str, device: Device) -> str:
     jobs = plan(device, OPS.values(), [name for name in DTYPES if name != "float64"])
     seconds = len(jobs) * (_CHECK / device.workers() + _TIME)
     minutes = f"about {math.ceil(seconds / 60)} minutes"
-    runs = f"{op} runs on its slow PyTorch reference: its kernels are not proven on {device.name}"
+    runs = f"{op} runs on plain PyTorch: its kernels are not proven on {device.name}"
     if os.environ.get(VARIABLE) != "auto":
         return f"{runs}. Run `inr-kernels prove` ({minutes}) to turn on the kernels for {device.name}"
     if not _background and not verdicts.is_proving(device):

@@ -30,7 +30,8 @@ from .attention import attend, attend_mean
 from .gradients import bias_backward, key_value_backward, query_backward
 
 TY, TX, BN = 4, 8, 16
-# Of a program of `bias_backward`: queries in all, queries x channels at a time.
+MOST_OFFSETS = 32  # per axis, whose bias gradients a program of `query_backward` sums in registers
+# Of a program of `bias_backward`, for more: queries in all, queries x channels at a time.
 QUERIES, CHANNELS = 4096, 4096
 WIDE, BLOCK = 256, 128  # the most channels of values in registers, and of a block of more
 
@@ -60,6 +61,7 @@ class _Problem:
         self.ratio, self.blocks = ratio, triton.cdiv(dim_v, block_v)
         self.shape = self.size, tuple(queries), ratio, self.heads, self.share, dim, dim_v, scale
         self.shape += kernel_size, self.dilation, stride
+        self.kernel_size = kernel_size
         self.forms: dict[str, Any] = dict(zip(("CAUSAL_Z", "CAUSAL_Y", "CAUSAL_X"), causal, strict=True)) | {
             "BD": block,
             "BV": block_v,
@@ -89,9 +91,17 @@ class _Problem:
         grad_scale = 1 / self.heads if self.mean_heads else 1.0
         grad = grad.expand(-1, -1, -1, -1, self.heads, -1)
         given, shape = (grad, *self.tensors), (*self.shape, grad_scale)
-        query_backward[self.grid(self.heads, self.ratio)](
-            d_query, delta, grad, grad_lse, lse, *self.tensors, self.rpb,
+        grid = self.grid(self.heads, self.ratio)
+        planes, *offsets = (2 * n - 1 for n in self.kernel_size)
+        in_tiles = needs_rpb and planes == 1 and max(offsets) <= MOST_OFFSETS
+        rows, columns = map(triton.next_power_of_2, offsets) if in_tiles else (1, 1)
+        shares = lse.new_empty(grid[0] // self.heads, *self.rpb.shape) if in_tiles else None
+        if in_tiles and d_query is None:
+            d_query = torch.empty_like(self.tensors[0])
+        query_backward[grid](
+            d_query, delta, shares, grad, grad_lse, lse, *self.tensors, self.rpb,
             *map(_strides, (grad if d_query is None else d_query, *given)), *shape, **self.tiles, NV=self.blocks,
+            RY=rows, RX=columns,
         )  # fmt: skip
         if d_key is not None:
             group = math.lcm(*self.share)
@@ -101,6 +111,8 @@ class _Problem:
             )  # fmt: skip
         if not needs_rpb:
             return None
+        if shares is not None:
+            return shares.sum(0)
         count = lse.numel() // self.heads
         shares = lse.new_empty(triton.cdiv(count, QUERIES), *self.rpb.shape)
         widest = max(self.forms["BD"], self.forms["BV"])

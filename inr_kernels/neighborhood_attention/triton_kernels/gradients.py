@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from .bias import by_offset, store_offsets
 from .tiles import (
     load_tokens,
     masked_max,
@@ -38,6 +39,7 @@ def value_products(
 def query_backward(
     d_query,  # [B, D, H, W, heads, dim]; or None
     delta,  # [B, D, H, W, heads] float32
+    shares,  # [programs, 1, 2 Kh - 1, 2 Kw - 1] float32: each program's part of d_rpb; or None
     grad,  # [B, D, H, W, heads, dim_v]
     grad_lse,  # [B, D, H, W, heads] float32
     lse,  # [B, D, H, W, heads] float32
@@ -49,8 +51,12 @@ def query_backward(
     size, queries, ratio, heads, share, dim, dim_v, scale, kernel, dilation, stride, grad_scale,
     CAUSAL_Z: tl.constexpr, CAUSAL_Y: tl.constexpr, CAUSAL_X: tl.constexpr, PRECISION: tl.constexpr,
     TY: tl.constexpr, TX: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, NV: tl.constexpr,
+    RY: tl.constexpr, RX: tl.constexpr,
 ):  # fmt: skip
-    """delta = sum of weights times their gradients - grad_lse, for a tile of queries; and d_query unless it is None."""
+    """delta = sum of weights times their gradients - grad_lse, for a tile of queries; and d_query unless it is None.
+
+    shares needs d_query and Kd = 1; RY, RX: powers of two, at least the rows and columns of a share.
+    """
     image, z, head, ry, rx, ny, nx, cy, cx = tile(size, ratio, heads, dilation, TY, TX)
     iy, y, live = pixel_of(cy, ry, ny, queries[1], ratio[1], dilation[1])
     ix, x, live_x = pixel_of(cx, rx, nx, queries[2], ratio[2], dilation[2])
@@ -68,6 +74,7 @@ def query_backward(
     height = tl.maximum(masked_max(y_end, live) - rows, 0)
     count = (z_end - z_start) * height
     sums = tl.zeros([TY * TX, BD], tl.float32)
+    bias = tl.zeros([RY, RX], tl.float32)
     for n in range(count * (2 if d_query is not None else 1)):  # a pass for delta, a pass for d_query
         again = n >= count
         n -= tl.where(again, count, 0)
@@ -94,12 +101,17 @@ def query_backward(
                 )  # fmt: skip
             d = tl.where(seen, grad_scale * d, 0.0)
             if again:
-                sums += tl.dot((weights * (d - mean[:, None])).to(k.dtype), k, input_precision=PRECISION)
+                d = weights * (d - mean[:, None])
+                sums += tl.dot(d.to(k.dtype), k, input_precision=PRECISION)
+                if shares is not None:
+                    bias += by_offset(d, t, c, iy, ix, kernel, TY, TX, BN, RY, RX)
             else:
                 mean += tl.sum(weights * d, 1)
     tl.store(delta + at, mean, mask=live)
     if d_query is not None:
         store_tokens(d_query, d_query_strides, image, z, head, y, x, live, 0, dim, scale * sums, BD)
+    if shares is not None:
+        store_offsets(shares, bias, kernel, RY, RX)
 
 
 @triton.jit

@@ -11,8 +11,9 @@ from inr_kernels._core import backends, native
 from inr_kernels._core.dispatch import Backend, Op, always
 from inr_kernels._core.registration import define, forbid_second_derivative, register_autograd
 
-from . import reference
-from .arguments import Arguments
+from .. import reference
+from ..arguments import Arguments
+from . import sdpa
 
 _ARGUMENTS = "Tensor feat, Tensor weight, float scale, bool mask_keys, str backend"
 _REFERENCE_SCORES = 1 << 24  # scores that the reference holds at a time
@@ -87,7 +88,8 @@ OP = Op(
         "cpu": Backend(backends.why_not_cpu, _cpu_forward, _cpu_backward),
         "reference": Backend(always, _reference_forward, _reference_backward),
         # After the reference, so opt-in where no verdict decides.
-        "triton": backends.triton_backend(f"{__package__}.triton_kernels"),
+        "triton": backends.triton_backend("inr_kernels.unmask_attention.triton_kernels"),
+        "sdpa": Backend(sdpa.why_not, sdpa.forward, sdpa.backward, is_vendors=True),
     },
 )
 
