@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import torch
 
+from .arguments import window
+
 
 class Axis(NamedTuple):
     """The options of one axis, of `queries` positions and `keys`."""
@@ -34,31 +36,6 @@ class Axis(NamedTuple):
     def steps(self, keys: torch.Tensor) -> torch.Tensor:
         """The offsets of keys [queries] from their queries in units of the dilation, plus kernel_size - 1."""
         return (keys - self.positions(keys.device)) // self.dilation + self.kernel_size - 1
-
-
-def window(
-    length: int, kernel_size: int, dilation: int, stride: int, is_causal: bool, device: torch.device | str = "cpu"
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """NATTEN's rule on one axis: the keys in the window of each query.
-
-    Returns:
-        keys: [length, kernel_size], the position of every key of every query.
-        seen: the same shape, False for the taps that a causal window excludes.
-    """
-    query = torch.arange(length, dtype=torch.long, device=device)
-    residue, i = query % dilation, query // dilation
-    n = (length - residue + dilation - 1) // dilation  # tokens of the query's residue class
-    group = i // stride * stride
-    if is_causal:
-        start = (torch.minimum(group + stride - 1, n - 1) - kernel_size + 1).clamp(min=0)
-        end = i + 1
-    else:
-        lead = torch.minimum(group + stride // 2, n - 1)
-        start = torch.minimum((lead - kernel_size // 2).clamp(min=0), n - kernel_size)
-        end = start + kernel_size
-    taps = start[:, None] + torch.arange(kernel_size, dtype=torch.long, device=device)
-    seen = taps < end[:, None]
-    return residue[:, None] + dilation * torch.where(seen, taps, start[:, None]), seen
 
 
 def neighborhood_attention(

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 
 from inr_kernels._core.checks import require, require_tensor, shape
-from inr_kernels.neighborhood_attention.arguments import check_axes, check_causal
-from inr_kernels.neighborhood_attention.reference import window
+from inr_kernels.neighborhood_attention.arguments import check_axes, check_causal, window
 
 
 def qk(

@@ -118,7 +118,7 @@ class _Problem:
         widest = max(self.forms["BD"], self.forms["BV"])
         bias_backward[(shares.numel(),)](
             shares, grad, delta, lse, *self.tensors, self.rpb, *map(_strides, given), *shape, count,
-            QUERIES=QUERIES, BP=max(1, CHANNELS // widest), NV=self.blocks, **self.forms,
+            QUERIES=QUERIES, BP=max(1, CHANNELS // widest), NV=self.blocks, maxnreg=255, **self.forms,
         )  # fmt: skip
         return shares.sum(0)
 
