@@ -66,11 +66,11 @@ try-wheel: wheel
 # The C++ kernels for aarch64: cross-compiles them, and runs their numeric tests in qemu. Needs Debian.
 aarch64: .venv/test.stamp
 	tests/support/aarch64/build.sh
-	PYTHONPATH=tests/support $(BIN)/python -m aarch64 $(PARALLEL) $(ARGS)
+	PYTHONPATH=tests/support $(BIN)/python -m aarch64 $(ARGS)
 
 # Every benchmark runs once, none is timed.
 smoke: .venv/test.stamp
-	OMP_NUM_THREADS=1 $(BIN)/pytest bench --benchmark-disable $(PARALLEL) $(ARGS)
+	$(BIN)/pytest bench --benchmark-disable $(ARGS)
 
 lint: .venv/test.stamp types
 	$(BIN)/ruff format --check .

@@ -103,17 +103,6 @@ def kernels_on_aarch64():
         process.stdin.close()
 
 
-def pytest_sessionfinish(session):
-    """A worker of pytest-xdist sends its counts."""
-    if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["calls"] = dict(CALLS)
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node):
-    CALLS.update(getattr(node, "workeroutput", {}).get("calls", {}))
-
-
 def pytest_terminal_summary(terminalreporter):
     terminalreporter.section("calls on aarch64")
     for name, count in sorted(CALLS.items()):
