@@ -320,10 +320,9 @@ void bind_fourier_unit(py::module_& m) {
       [](inr::Type type, Sizes<4> size, Sizes<3> out_size, Sizes<2> kernel, Sizes<2> stride, Sizes<2> pad,
          inr::Padding padding, bool transposed, Address x, Address weight, Address scale, Address bias, Address add,
          bool relu, Address out, int threads) {
-        const inr::Conv2d p{size[0],     size[1],     size[2],  size[3],   out_size[0], out_size[1],
-                            out_size[2], {kernel[0], kernel[1]}, {stride[0], stride[1]}, {pad[0], pad[1]},
-                            padding,     transposed,  x,        weight,    scale,       bias,
-                            add,         relu,        threads};
+        const inr::Conv2d p{size[0], size[1], size[2], size[3], out_size[0], out_size[1], out_size[2],
+                            {kernel[0], kernel[1]}, {stride[0], stride[1]}, {pad[0], pad[1]}, padding, transposed,
+                            x, weight, scale, bias, add, relu, threads};
         call(inr::cpu().conv2d, type, p, out);
       },
       "type", "size", "out_size", "kernel", "stride", "pad", "padding", "transposed", "x", "weight", "scale", "bias",
