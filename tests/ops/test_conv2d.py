@@ -89,27 +89,6 @@ def test_gradgradcheck(name):
     assert torch.autograd.gradgradcheck(function, leaves)
 
 
-@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
-def test_narrower_instruction_sets(isa, run_python, expected_isa):
-    code = """if True:
-        import torch
-        from inr_kernels import _C
-        from inr_kernels.fourier_unit import conv2d
-        torch.manual_seed(0)
-        half = {"stride": 2, "padding": 1}
-        for dtype in (torch.float32, torch.float64):
-            for outputs in (2, 3, 5, 6, 8, 12, 16, 33):
-                for form in (half, half | {"transposed": True}, {"padding": 3, "padding_mode": "reflect"}):
-                    x = torch.randn(2, 7, 5, 40, dtype=dtype)
-                    pair = (7, outputs) if "transposed" in form else (outputs, 7)
-                    weight, bias = torch.randn(*pair, 3, 3, dtype=dtype), torch.randn(outputs, dtype=dtype)
-                    ours, theirs = (conv2d(x, weight, bias, backend=b, **form) for b in ("cpu", "reference"))
-                    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-        print(_C.isa())
-        """
-    assert run_python(code, INR_KERNELS_ISA=isa, OMP_NUM_THREADS="1").strip() == expected_isa(isa)
-
-
 def test_threads_get_the_same_bits():
     x, weight, bias, *_ = (t.float() for t in tensors_of("half, chunks of channels"))
     before, results = torch.get_num_threads(), []

@@ -10,7 +10,8 @@ import unmask_attention_cases
 from unmask_attention_cases import HOLES
 
 from inr_kernels import _C
-from inr_kernels.fourier_unit import conv3x3
+from inr_kernels._core import signs
+from inr_kernels.fourier_unit import conv2d, conv3x3
 
 HALF = torch.bfloat16, torch.float16
 EXACT = torch.float32, torch.float64
@@ -40,4 +41,19 @@ def main():
     for dtype in EXACT:
         x, kernel = (torch.randn(shape, dtype=dtype) for shape in [(2, 7, 9, 50), (8, 7, 3, 3)])
         torch.testing.assert_close(*(conv3x3(x, kernel, backend=b) for b in ("cpu", "reference")), rtol=1e-4, atol=1e-5)
+        check_conv2d(dtype)
+        assert torch.equal(signs.unpack(signs.pack(x), x.shape), x > 0)
+        assert torch.equal(signs.select(x, signs.pack(-x)), torch.where(x < 0, x, 0))
     print(_C.isa())
+
+
+def check_conv2d(dtype):
+    """Compares conv2d with torch, with blocks of outputs of every size."""
+    half = {"stride": 2, "padding": 1}
+    for outputs in (2, 3, 5, 6, 8, 12, 16, 33):
+        for form in (half, half | {"transposed": True}, {"padding": 3, "padding_mode": "reflect"}):
+            x = torch.randn(2, 7, 5, 40, dtype=dtype)
+            pair = (7, outputs) if "transposed" in form else (outputs, 7)
+            weight, bias = torch.randn(*pair, 3, 3, dtype=dtype), torch.randn(outputs, dtype=dtype)
+            ours, theirs = (conv2d(x, weight, bias, backend=b, **form) for b in ("cpu", "reference"))
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
