@@ -83,7 +83,7 @@ def other_peers(rows):
 
 def of_ceiling(row):
     """Returns the fraction of the measured rate of a copy or of arithmetic, whichever bounds the op."""
-    return row["of_copy"] if "of_copy" in row else row["of_peak"]
+    return next(row[name] for name in ("of_copy", "of_peak", "of_gemm") if name in row)  # of_gemm: before 2026-11-29
 
 
 def memory(rows, key):
@@ -104,7 +104,8 @@ def origin(result, rows):
     for name in dict.fromkeys(row["run"] for row in rows):
         run = result["runs"][name]
         ops = ", ".join(f"`{op}`" for op in dict.fromkeys(row["op"] for row in rows if row["run"] == name))
-        rates = ", ".join(f"{flops / 1e9:,.0f} GFLOP/s {dtype}" for dtype, flops in run["peak_flops"].items())
+        label, peaks = ("", run["peak_flops"]) if "peak_flops" in run else ("GEMM ", run["gemm_flops"])
+        rates = label + ", ".join(f"{flops / 1e9:,.0f} GFLOP/s {dtype}" for dtype, flops in peaks.items())
         rates += f"; copy {copied / 1e9:.1f} GB/s" if (copied := run["copy_bytes"]) else ""
         lines.append(f"{ops}: `{run['command']}` at {run['commit']} ({run['date']}), measured ceilings {rates}.")
     return "\n".join([f"On {machine(result)}:", "", *(f"- {line}" for line in lines)])

@@ -129,11 +129,15 @@ def shape_facts(
     scale: float | None,
     mean_heads: bool,
     dtype: torch.dtype | None = None,
+    rank: int | None = None,
 ) -> Facts:
-    """The facts of a call, from its tensors [B, ..., heads, dim]. dtype: of the computation; None: query's."""
+    """The facts of a call, from its tensors [B, ..., heads, dim].
+
+    dtype: of the computation; None: query's. rank: of the windows; None: query's.
+    """
     heads = query.shape[-2], key.shape[-2], value.shape[-2]
     is_cross_scale = query.shape[1:-2] != key.shape[1:-2]
-    widths, rank = (query.shape[-1], value.shape[-1]), query.dim() - 3
+    widths, rank = (query.shape[-1], value.shape[-1]), rank or query.dim() - 3
     return Facts(query.device, dtype or query.dtype, rpb, scale, *widths, heads, is_cross_scale, mean_heads, rank)
 
 

@@ -36,7 +36,7 @@ def _facts(
 ) -> Facts:
     """What decides on the backend of a call, of which `explain` may be given query only, or the packed tensor."""
     key, value = (t if isinstance(t, torch.Tensor) else query for t in (key, value))
-    return shape_facts(query, key, value, rpb is not None, scale, mean_heads, result_dtype(query))
+    return shape_facts(query, key, value, rpb is not None, scale, mean_heads, result_dtype(query), 2)
 
 
 @op.OP.public(_facts)

@@ -392,3 +392,8 @@ def test_natten_where_its_kernels_run(monkeypatch):
 def test_works_in_a_forked_child(in_a_fork):
     qkv = torch.randn(1, 32, 32, 3, 2, 16)  # torch fills what is larger (poison) with threads that a child lacks
     assert in_a_fork(lambda: neighborhood_attention_2d_packed(qkv, 7, backend="cpu"))
+
+
+def test_a_packed_tensor_is_two_dimensional():
+    facts = [OPS["neighborhood_attention"].facts(t) for t in (Q, torch.stack((Q, Q, Q), 3))]
+    assert facts[0] == facts[1]

@@ -1,5 +1,6 @@
 """The backend "sdpa" of unmask_attention: its function on CPU tensors; its choice, on a made-up GPU."""
 
+import threading
 from dataclasses import replace
 
 import made_up
@@ -110,3 +111,21 @@ def test_the_default_advises_to_prove_once(monkeypatch, tmp_path, recwarn):
             out = unmask_attention(feat, mask)
         assert torch.equal(out, unmask_attention(feat, mask, backend="sdpa"))
         assert torch.equal(out, unmask_attention(feat, mask))  # without a second warning: they are errors here
+
+
+def test_the_mode_is_set_by_one_thread_at_a_time():
+    """Or the last of two threads would restore the other's mode."""
+    barrier = threading.Barrier(2)
+
+    def work():
+        barrier.wait()
+        for _ in range(200):
+            with sdpa._deterministic():
+                pass
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not torch.are_deterministic_algorithms_enabled()

@@ -22,20 +22,21 @@ def arguments(*ops):
 
 
 def _tests(op):
-    names = [f"tests/ops/test_{op}{suffix}.py" for suffix in ("", "_contract")]
+    names = [f"tests/ops/test_{op}{suffix}.py" for suffix in ("", "_contract", "_conv2d")]
     return [name for name in names if (ROOT / name).exists()]
 
 
 def missing(output, ops):
     """The patterns of the ops' tests that did not pass. output: of `pytest -v`"""
-    needed = [rf"test_{op}(_contract)?\.py::.*{name}.* PASSED" for op in ops for name in NAMES[op]]
+    needed = [rf"test_{op}(_contract|_conv2d)?\.py::.*{name}.* PASSED" for op in ops for name in NAMES[op]]
     return [pattern for pattern in needed if not re.search(pattern, output)]
 
 
 def files(op):
     """Patterns of the files that the op's tests depend on: its kernels, what calls them, and the tests."""
     folder = op if op in FOLDERS else "local_implicit"  # local_texture is a part of it
-    patterns = ["csrc/inr.h", "csrc/common/*", "csrc/cpu/common/*", f"csrc/cpu/{folder}/*"]
+    patterns = ["CMakeLists.txt", "csrc/*.*", "csrc/common/*", "csrc/cpu/*.h", "csrc/cpu/common/*"]
+    patterns += [f"csrc/cpu/{folder}/*", "inr_kernels/_core/*.py"]
     python = sorted(ROOT.glob(f"inr_kernels/{folder}/**/*.py"))
     patterns += [str(path.relative_to(ROOT)) for path in python if not {*path.parts, path.stem} & NOT_CALLED]
     return [*patterns, "tests/support/native_tests.py", f"tests/support/{op}_cases.py", *_tests(op)]

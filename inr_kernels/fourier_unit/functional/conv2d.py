@@ -41,7 +41,7 @@ def conv2d(
         scale: [O] or None.
         add: [B, O, H', W'] or None.
         relu: whether to apply a ReLU at the end.
-        stride, padding: a number, or two: vertical and horizontal.
+        stride, padding: an integer, or two: vertical and horizontal.
         padding_mode: "zeros", or, unless transposed, "reflect", for sides longer than the padding.
         transposed: whether the convolution is transposed.
         output_padding: rows and columns that a transposed convolution adds at the end, less than the stride.
@@ -81,8 +81,10 @@ def conv2d(
 
 
 def _pair(value, name):
-    """A number, or two, as two."""
-    pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, (tuple, list)) else ()
-    fits = len(pair) == 2 and not any(isinstance(n, bool) for n in pair)
-    require(fits, name, "be a number, or two", value)
-    return pair
+    """An integer, or two, as two."""
+    integer = int, torch.SymInt
+    pair = (value, value) if isinstance(value, integer) else value
+    fits = isinstance(pair, (tuple, list)) and len(pair) == 2
+    fits = fits and all(isinstance(n, integer) and not isinstance(n, bool) for n in pair)
+    require(fits, name, "be an integer, or two", repr(value))
+    return tuple(pair)

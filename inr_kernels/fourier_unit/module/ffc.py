@@ -147,7 +147,8 @@ def _fused_convolution(pairs, add, affine, relu):
         other = inputs[1] if len(inputs) > 1 else None
         return conv3x3(inputs[0], weight, bias, other=other, add=add, relu=relu, padding=conv.padding_mode)
     x, padding = inputs[0] if len(inputs) == 1 else torch.cat(inputs, 1), conv.padding
-    if is_constant(*convs) and known and conv.dilation == (1, 1) and prefers_conv2d(x):
+    by_number = known and conv.dilation == (1, 1) and not isinstance(padding, str)
+    if by_number and is_constant(*convs) and prefers_conv2d(x):
         scale, shift = affine or (None, bias)
         bias = shift if affine is None or bias is None else shift + bias * scale
         options = {"stride": conv.stride, "padding": padding, "padding_mode": conv.padding_mode}

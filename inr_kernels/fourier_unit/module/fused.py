@@ -48,7 +48,7 @@ def prefers_conv2d(x: torch.Tensor) -> bool:
     """Whether conv2d's C++ kernel would compute a convolution of x, and is not avoided by a request or a tracer."""
     if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or has_autocast(x):
         return False
-    return op.is_for_native(x) and dispatch.requested_backend(None) in ("", "cpu")
+    return x.dim() == 4 and op.is_for_native(x) and dispatch.requested_backend(None) in ("", "cpu")
 
 
 def is_dense(conv: Any) -> bool:

@@ -5,6 +5,8 @@ attention; with it the keys' weights are a bias, log w, which its memory-efficie
 scores. The backward computes the attention again: torch's public function does not return the rows' sums.
 """
 
+import contextlib
+import threading
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from ..arguments import Facts
 _FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]  # never the one that stores the scores
 _CHANNELS = 256  # the most that flash attention takes
 _ALIGN = 8  # channels of 16 bytes
+_LOCK = threading.Lock()
 
 
 def why_not(facts: Facts) -> str:
@@ -38,7 +41,9 @@ def _attend(feat, weight, scale, mask_keys):
     keys, share, bias = feat, torch.ones_like(weight), None
     if mask_keys:
         keys, share = torch.where(hole, 0, feat), weight
-        bias = weight.log().to(feat.dtype)[:, None, None].expand(-1, 1, feat.shape[2], -1)
+        # Without any key the bias is 0, not -inf: the gradient of zeros must not be 0 x NaN.
+        logs = torch.where(weight.sum(1, keepdim=True) > 0, weight.log(), 0)
+        bias = logs.to(feat.dtype)[:, None, None].expand(-1, 1, feat.shape[2], -1)
     query = torch.where(hole, 0, weight[:, None].to(feat.dtype) * feat)
     query, keys_ = (F.pad(t.mT[:, None], (0, -channels % _ALIGN)).contiguous() for t in (query, keys))
     with sdpa_kernel(_FUSED):
@@ -55,12 +60,20 @@ def forward(a: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return out, a.weight.new_full((len(out), 2, out.shape[2]), torch.nan)
 
 
+@contextlib.contextmanager
+def _deterministic():
+    """Sets torch's deterministic mode, which is one of the process, so that one thread at a time may."""
+    with _LOCK:
+        before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+        torch.use_deterministic_algorithms(True)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
 def backward(grad: torch.Tensor, out: torch.Tensor, softmax: torch.Tensor, a: Any) -> torch.Tensor:
     """The gradient of feat, by torch's deterministic kernels: by default they add up in any order."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True)
-    try:
+    with _deterministic():
         (d_feat,) = backends.vjp(lambda feat: _attend(feat, *a[1:]), grad, a.feat)
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
     return d_feat.contiguous()

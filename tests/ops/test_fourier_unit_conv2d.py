@@ -10,7 +10,7 @@ from torch import nn
 
 import inr_kernels
 from inr_kernels import explain
-from inr_kernels.fourier_unit import FFC_BN_ACT, FusedSequential, conv2d
+from inr_kernels.fourier_unit import FFC, FFC_BN_ACT, FusedSequential, conv2d
 
 HALF = {"stride": 2, "padding": 1}
 REFLECT = {"padding_mode": "reflect"}
@@ -122,8 +122,9 @@ BAD = {
     "no pixel": ({"x": X[..., :0]}, ValueError, "x must have at least one channel and one pixel; got"),
     "no output": ({"x": X[..., :2]}, ValueError, "x must be at least as large as the kernel, padded"),
     "stride 0": ({"stride": 0}, ValueError, r"stride must be a number of at least 1, or two; got \(0, 0\)"),
-    "stride of 3": ({"stride": (1, 2, 3)}, ValueError, r"stride must be a number, or two; got \(1, 2, 3\)"),
-    "padding by name": ({"padding": "same"}, ValueError, "padding must be a number, or two; got same"),
+    "stride of 3": ({"stride": (1, 2, 3)}, ValueError, r"stride must be an integer, or two; got \(1, 2, 3\)"),
+    "padding by name": ({"padding": "same"}, ValueError, "padding must be an integer, or two; got 'same'"),
+    "half a stride": ({"stride": (1.5, 2)}, ValueError, r"stride must be an integer, or two; got \(1.5, 2\)"),
     "negative padding": (
         {"padding": -1},
         ValueError,
@@ -234,6 +235,20 @@ def test_when_a_sequence_calls_its_layers(reason):
         expected = nn.Sequential(*model)(x)
     assert "inr_kernels::conv2d" not in counts
     torch.testing.assert_close(out, expected)
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(3, 4, 3, padding="same"), FFC(3, 4, 3, 0, 0, padding="same")])
+def test_padding_by_a_word(layer):
+    x = torch.randn(1, 3, 6, 7)
+    layer.eval().requires_grad_(False)
+    plain = layer.convl2l if isinstance(layer, FFC) else layer
+    out = layer(x)[0] if isinstance(layer, FFC) else FusedSequential(layer)(x)
+    torch.testing.assert_close(out, plain(x))
+
+
+def test_an_image_without_a_batch():
+    model, x = chain()[:2].requires_grad_(False), torch.randn(3, 6, 7)
+    torch.testing.assert_close(model(x), nn.Sequential(*model)(x))
 
 
 def test_layers_of_an_ffc_use_conv2d():
