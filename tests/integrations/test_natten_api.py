@@ -315,8 +315,16 @@ def test_modules_of_version_15_in_three_dimensions(install):
     torch.testing.assert_close(layer._attend(torch.stack([q, k, v], -3)), expected)
 
 
+def test_repr_names_the_scale_if_it_was_given():
+    assert "qk_scale" not in repr(natten_api.NeighborhoodAttention2D(8, 2, 3))
+    assert "qk_scale=0.25" in repr(natten_api.NeighborhoodAttention2D(8, 2, 3, qk_scale=0.25))
+
+
 def test_install_replaces_only_its_own(install):
     assert install("0.17").__version__ == "0.17.5"
+    assert "natten.context" in sys.modules
+    install("0.14")
+    assert "natten.context" not in sys.modules
     assert install().__version__ == "0.21.7"
     with pytest.raises(ValueError, match=r"version must be one of 0\.14, .*; got '1'"):
         install("1")
