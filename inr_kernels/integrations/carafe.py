@@ -31,12 +31,12 @@ def is_candidate(module: nn.Module) -> bool:
 
 def verify(module: nn.Module) -> Match:
     """The match of one CARAFE; Unsupported if its layers or its forward compute something else."""
-    class_swap.check_method(module, "forward", SIGNATURES)
+    ((name,),) = class_swap.check_method(module, "forward", SIGNATURES)
     if reason := _why_not(module):
         raise Unsupported(reason)
     if reason := probe.first_reason(_why_different(module, shape) for shape in SIZES):
         raise Unsupported(f"forward is not CARAFE's: {reason}")
-    return class_swap.match(module, _Carafe, "forward", _options(module))
+    return class_swap.match(module, _Carafe, "forward", (name, *_options(module)))
 
 
 def _options(module):
@@ -110,10 +110,13 @@ def _why_not_this_call(module, x):
 
 
 class _Carafe(AcceleratedModule):
-    def forward(self, x):
-        """CARAFE's forward."""
-        if class_swap.falls_back(self, _why_not_this_call(self, x)):
-            return super().forward(x)
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """CARAFE's forward; the name of its argument differs between copies."""
+        name = self._inr_match.details[0]
+        x = args[0] if args else kwargs.get(name)
+        reason = class_swap.UNSUPPORTED_CALL if len(args) + len(kwargs) != 1 else _why_not_this_call(self, x)
+        if class_swap.falls_back(self, reason):
+            return super().forward(*args, **kwargs)
         return _upsample(self, x)
 
 

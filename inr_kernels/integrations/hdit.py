@@ -54,6 +54,7 @@ def _calling(forward: types.FunctionType, alias: str) -> Callable[..., Any]:
     """The method, with the globals of its module, but with another `natten`; the same object at each call."""
     forward.__globals__[alias] = NATTENS[alias]
     code = forward.__code__
+    # co_names also holds names of attributes: one called `natten` would be renamed too, and `verify` refuse the block.
     code = code.replace(co_names=tuple(alias if name == NAME else name for name in code.co_names))
     named = forward.__name__, forward.__defaults__, forward.__closure__
     return types.FunctionType(code, forward.__globals__, *named)

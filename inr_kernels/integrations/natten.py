@@ -18,8 +18,7 @@ from inr_kernels._core import dispatch
 from inr_kernels._core.checks import result_dtype
 from inr_kernels._core.hooks import has_hooks
 from inr_kernels.neighborhood_attention import neighborhood_attention_2d, neighborhood_attention_2d_packed
-from inr_kernels.neighborhood_attention.arguments import Facts
-from inr_kernels.neighborhood_attention.functional import check_axes
+from inr_kernels.neighborhood_attention.arguments import Facts, check_axes
 from inr_kernels.neighborhood_attention.module import NeighborhoodAttention
 
 from . import class_swap, probe

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from inr_kernels.neighborhood_attention import neighborhood_attention_2d
-from inr_kernels.neighborhood_attention.functional import check_axes
+from inr_kernels.neighborhood_attention.arguments import check_axes
 
 
 def natten_functions(forward: types.FunctionType) -> dict[str, Callable]:

@@ -94,6 +94,8 @@ def verify(module: nn.Module) -> Match:
     heads = module.num_heads
     if type(heads) is not int or heads < 1:
         raise Unsupported(f"num_heads must be a positive integer; got {heads}")
+    if kind is NAF and not isinstance(module.scale, float):
+        raise Unsupported(f"scale must be a float; got {module.scale}")
     forward = type(module).forward
     if not natten_functions(forward) and "legacy_attention" not in forward.__code__.co_names:
         raise Unsupported("forward calls none of NATTEN's functions")
@@ -110,13 +112,18 @@ def _why_naf_differs(module, forward):
     kernel_size = check_axes(module.kernel_size, "kernel_size", 2)
     with probe.sandbox() as random:
         q, k, v = leaves = _leaves(random, module.num_heads * WIDTH, module.num_heads * (WIDTH + 1))
+        image = random((2, 3, *q.shape[2:])).detach()  # NAF passes it; a forward that reads it is another
         bare = probe.without_weights(module, {})
         vars(bare)["kernel_size"], vars(bare)["scale"] = (
             tuple(min(size, 2 + size % 2) for size in kernel_size),
             WIDTH**-0.5,
         )
         return probe.why_different(
-            bare, lambda _: forward(copy.copy(bare), q, k, v), lambda _: naf(bare, q, k, v, "reference"), leaves, random
+            bare,
+            lambda _: forward(copy.copy(bare), q, k, v, image),
+            lambda _: naf(bare, q, k, v, "reference"),
+            leaves,
+            random,
         )
 
 
@@ -154,10 +161,13 @@ class _Scaled(nn.Module):
 
 
 def _why_not_this_call(module, q, k, v, kernel_size, options):
-    """Why a call uses the original forward. options: all its further arguments but None and False."""
+    """Why a call uses the original forward.
+
+    options: the names of its further arguments, but for NAF's image, which its forward does not read.
+    """
     if reason := class_swap.why_changed(module):
         return reason
-    if options := [name for name, value in options.items() if value is not None and value is not False]:
+    if options:
         return f"{' and '.join(options)} is given"
     if not are_supported(q, k, v) or any(t.dim() != 4 for t in (q, k, v)) or k.shape[2:] != v.shape[2:]:
         return class_swap.UNSUPPORTED_CALL
@@ -175,10 +185,12 @@ def _why_not_this_call(module, q, k, v, kernel_size, options):
 class _Naf(AcceleratedModule):
     def forward(self, q, k, v, image=None, return_weights=False, **kwargs):
         """NAF's forward."""
-        options = {"return_weights": return_weights}
+        options = [*(["return_weights"] if return_weights else []), *kwargs]
         reason = _why_not_this_call(self, q, k, v, self.kernel_size, options)
-        if not reason and abs(self.scale - (q.shape[1] // self.num_heads) ** -0.5) > 1e-6:
-            reason = "scale is not that of q's heads"
+        if not reason:
+            width = q.shape[1] // self.num_heads
+            if not (width and isinstance(self.scale, float) and abs(self.scale - width**-0.5) <= 1e-6):
+                reason = "scale is not that of q's heads"
         if class_swap.falls_back(self, reason):
             return super().forward(q, k, v, image=image, return_weights=return_weights, **kwargs)
         self.dilation = tuple(n // m for n, m in zip(q.shape[2:], k.shape[2:], strict=True))
@@ -188,10 +200,11 @@ class _Naf(AcceleratedModule):
 class _Anyup(AcceleratedModule):
     def forward(self, q, k, v, kernel_size, dilation, **kwargs):
         """AnyUp's forward."""
-        reason = _why_not_this_call(self, q, k, v, kernel_size, {})
-        ratio = [n // m for n, m in zip(q.shape[2:], k.shape[2:], strict=True)]
-        if not reason and list(check_axes(dilation, "dilation", 2)) != ratio:
-            reason = "the dilation is not the ratio of q's size to k's"
+        reason = _why_not_this_call(self, q, k, v, kernel_size, kwargs)
+        if not reason:
+            ratio = [n // m for n, m in zip(q.shape[2:], k.shape[2:], strict=True)]
+            if list(check_axes(dilation, "dilation", 2)) != ratio:
+                reason = "the dilation is not the ratio of q's size to k's"
         if class_swap.falls_back(self, reason):
             return super().forward(q, k, v, kernel_size, dilation, **kwargs)
         return anyup(self, q, k, v, kernel_size)

@@ -72,10 +72,11 @@ class NeighborhoodAttention(nn.Module):
     def extra_repr(self) -> str:
         """The options, for print."""
         options = f"{self.dim}, {self.num_heads}, kernel_size={self.kernel_size}, dilation={self.dilation}"
+        scale = (self.dim // self.num_heads) ** -0.5
         given: dict[str, Any] = {
             "stride": (self.stride, (1,) * self.rank),
             "is_causal": (self.is_causal, (False,) * self.rank),
-            "qk_scale": (self.scale, None),
+            "qk_scale": (scale if self.scale is None else self.scale, scale),
             "pad_small_inputs": (self.pad_small_inputs, False),
         }
         return options + "".join(f", {name}={value}" for name, (value, default) in given.items() if value != default)

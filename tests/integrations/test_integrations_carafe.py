@@ -84,6 +84,16 @@ def test_calls_that_use_the_original(log):
     assert "its layers are not those of a scale of 2" in log.messages[-1]
 
 
+@pytest.mark.parametrize(("cls", "name", "other"), [(CARAFE, "X", "x"), (Renamed, "x", "X")])
+def test_the_argument_by_its_name(cls, name, other, log):
+    model, x = accelerate(cls(3)).eval(), torch.randn(1, 3, 4, 5)
+    torch.testing.assert_close(model(**{name: x}), model(x))
+    assert len(log.messages) == 1  # that it is accelerated
+    for args, named in (([], {}), ([], {other: x}), ([x, x], {}), ([x], {name: x})):
+        with pytest.raises(TypeError):  # as the original
+            model(*args, **named)
+
+
 def test_restore_copies_and_pickles():
     model, x = accelerate(CARAFE(3)).eval(), torch.randn(1, 3, 4, 5)
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):

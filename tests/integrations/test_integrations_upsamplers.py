@@ -9,10 +9,10 @@ import torch
 import upstream_natten
 import upstream_upsamplers
 from integrations_cases import assert_not_accelerated
-from upstream_upsamplers import UNSUPPORTED, CrossAttention, NATTENCrossAttention
+from upstream_upsamplers import UNSUPPORTED, CrossAttention, Divided, DividedMean, NATTENCrossAttention
 
 from inr_kernels import accelerate, neighborhood_attention_2d
-from inr_kernels.integrations import restore, upsamplers
+from inr_kernels.integrations import class_swap, restore, upsamplers
 
 RATIO = 2, 3
 
@@ -104,6 +104,31 @@ def test_calls_that_use_the_original(name, change, reason, log):
         model.q_proj = model.k_proj = torch.nn.Identity()
     assert not is_accelerated(model, *args, **options)
     assert log.messages[-1].endswith(reason)
+
+
+@EACH
+@pytest.mark.parametrize("change", [lambda q, k, v: (q[0], k, v), lambda q, k, v: (q, k[:, :, :0], v)])
+def test_bad_shapes_raise_as_the_original(name, change, log):
+    cls, channels, options = CASES[name]
+    model = cls(8, 2)
+    args = change(*inputs(channels))
+    with pytest.raises(Exception) as expected:
+        model(*args, **options)
+    with pytest.raises(type(expected.value)) as raised:
+        accelerate(model)(*args, **options)
+    assert str(raised.value) == str(expected.value)
+    assert log.messages[-1].endswith(class_swap.UNSUPPORTED_CALL)
+
+
+@EACH
+def test_keywords_that_only_a_copy_reads(name, log):
+    _, channels, options = CASES[name]
+    model, tensors = {"naf": Divided, "anyup": DividedMean}[name](8, 2), inputs(channels)
+    expected = model(*tensors, **options, divisor=2.0)
+    accelerate(model)
+    assert is_accelerated(model, *tensors, **options)
+    torch.testing.assert_close(model(*tensors, **options, divisor=2.0), expected)
+    assert log.messages[-1].endswith("divisor is given")
 
 
 @EACH

@@ -11,6 +11,7 @@ import torch
 from inr_kernels import NeighborhoodAttention2D, neighborhood_attention_2d, neighborhood_attention_3d
 from inr_kernels.integrations import install_as_natten, natten_api
 from inr_kernels.integrations.natten_api import fused
+from inr_kernels.integrations.natten_api import unfused as functions
 
 WINDOW = {"kernel_size": (3, 2), "dilation": (1, 2)}
 
@@ -161,6 +162,88 @@ def test_second_derivatives_of_functions_that_store_the_weights():
     assert torch.autograd.gradgradcheck(run, tensors)
 
 
+def stored(q, k, v, **options):
+    return natten_api.na2d_av(natten_api.na2d_qk(q, k, 3, **options).softmax(-1), v, 3, **options)
+
+
+def test_windows_of_inference_mode_serve_gradients():
+    q, k, v = [random(1, 1, 9, 11, 2).requires_grad_() for _ in range(3)]
+    with torch.inference_mode():
+        expected = stored(q, k, v)
+    out = stored(q, k, v)
+    torch.testing.assert_close(out, expected)
+    out.sum().backward()
+    assert q.grad is not None
+
+
+def test_functions_that_store_the_weights_are_exported_and_compiled():
+    class Layer(torch.nn.Module):
+        def forward(self, q, k, v):
+            return stored(q, k, v, is_causal=True)
+
+    q, k, v = (random(1, 1, 4, 13, 2) for _ in range(3))
+    program = torch.export.export(Layer(), (q, k, v))
+    expected = Layer()(q, k, v)
+    torch.testing.assert_close(program.module()(q, k, v), expected)
+    torch._dynamo.reset()
+    compiled = torch.compile(Layer(), backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(q, k, v), expected)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_windows_are_found_without_reading_their_values(causal):
+    q = torch.empty(1, 1, 5, 12, 2, device="meta")
+    assert stored(q, q, q, is_causal=causal).shape == q.shape
+
+
+def gathered(q, k, v, keys):
+    """The scores and the weighted sums, by a gather and a matrix product."""
+    q, k, v = (t.flatten(2, 3) for t in (q, k, v))
+    scores = (k[:, :, keys] @ q[..., None]).squeeze(-1)
+    return scores, (scores.softmax(-1)[..., None, :] @ v[:, :, keys]).squeeze(-2)
+
+
+def test_error_in_half_precision():
+    tensors = [torch.randn(1, 2, 16, 16, 32).bfloat16().requires_grad_() for _ in range(3)]
+    exact = [t.detach().double().requires_grad_() for t in tensors]
+    keys = functions._windows((16, 16), 2, 7, 1, False, torch.device("cpu"))[0]
+
+    def ours(q, k, v):
+        scores = natten_api.na2d_qk(q, k, 7)
+        return scores.flatten(2, 3), natten_api.na2d_av(scores.softmax(-1), v, 7).flatten(2, 3)
+
+    def results(function, leaves):
+        outs = function(*leaves)
+        assert {out.dtype for out in outs} == {leaves[0].dtype}
+        grads = torch.autograd.grad(outs, leaves, [w.to(out.dtype) for w, out in zip(weights, outs, strict=True)])
+        return [t.double() for t in (*outs, *grads)]
+
+    weights = [torch.randn(out.shape).bfloat16() for out in ours(*tensors)]
+    expected = results(ours, exact)
+    plain = results(lambda *leaves: gathered(*leaves, keys), tensors)
+    for our, their, right in zip(results(ours, tensors), plain, expected, strict=True):
+        assert (our - right).norm() <= 2 * (their - right).norm() + 1e-12
+
+
+def test_weights_of_another_dtype_than_the_values():
+    attn = torch.rand(1, 2, 6, 7, 9).requires_grad_()
+    value = torch.randn(1, 2, 6, 7, 4).bfloat16().requires_grad_()
+    more = torch.randn(1, 2, 3, 4).bfloat16()
+    out = natten_api.na2d_av(attn, value, 3)
+    torch.testing.assert_close(out, natten_api.na2d_av(attn.bfloat16(), value, 3))
+    assert [g.dtype for g in torch.autograd.grad(out.sum(), [attn, value])] == [torch.float32, torch.bfloat16]
+    wider = torch.cat([attn, torch.rand(1, 2, 6, 7, 3)], -1)
+    out = natten_api.na2d_av(wider, value, 3, additional_values=more)
+    assert (out.dtype, out.shape) == (torch.bfloat16, value.shape)
+
+
+def test_bias_by_the_name_of_each_function():
+    q, rpb = random(1, 2, 6, 7, 3), random(2, 5, 5)
+    expected = natten_api.na2d_qk(q, q, 3, rpb=rpb)
+    torch.testing.assert_close(natten_api.na2d_qk_with_bias(q, q, bias=rpb, kernel_size=3, dilation=1), expected)
+    torch.testing.assert_close(natten_api.natten2dqkrpb(q, q, rpb=rpb, kernel_size=3, dilation=1), expected)
+
+
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_modules(rank):
     layer = getattr(natten_api, f"NeighborhoodAttention{rank}D")(8, 2, 3, 2, 1, True, False, 0.0)
@@ -232,8 +315,16 @@ def test_modules_of_version_15_in_three_dimensions(install):
     torch.testing.assert_close(layer._attend(torch.stack([q, k, v], -3)), expected)
 
 
+def test_repr_names_the_scale_if_it_was_given():
+    assert "qk_scale" not in repr(natten_api.NeighborhoodAttention2D(8, 2, 3))
+    assert "qk_scale=0.25" in repr(natten_api.NeighborhoodAttention2D(8, 2, 3, qk_scale=0.25))
+
+
 def test_install_replaces_only_its_own(install):
     assert install("0.17").__version__ == "0.17.5"
+    assert "natten.context" in sys.modules
+    install("0.14")
+    assert "natten.context" not in sys.modules
     assert install().__version__ == "0.21.7"
     with pytest.raises(ValueError, match=r"version must be one of 0\.14, .*; got '1'"):
         install("1")

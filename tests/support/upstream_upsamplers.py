@@ -38,6 +38,9 @@ class CrossAttention(nn.Module):
     def prepared(self, q):
         return q
 
+    def finished(self, out, image=None, **kwargs):
+        return out
+
     def forward(self, q, k, v, image=None, return_weights=False, **kwargs):
         size = tuple(q.shape[-2:])
         self.dilation = dilation = (size[0] // k.shape[2], size[1] // k.shape[3])
@@ -47,7 +50,7 @@ class CrossAttention(nn.Module):
             out = na2d(q, k, v, kernel_size=self.kernel_size, dilation=dilation, stride=1, backend="cutlass-fna")
         else:
             out = legacy_attention(q, k, v, self.kernel_size, dilation, scale=self.scale)
-        out = out.permute(0, 3, 4, 1, 2).flatten(1, 2)
+        out = self.finished(out.permute(0, 3, 4, 1, 2).flatten(1, 2), image, **kwargs)
         return (out, dilation) if return_weights else out
 
 
@@ -67,7 +70,7 @@ class NATTENCrossAttention(nn.Module):
     def _nearest_resize(x, size):
         return enlarged(x, size)
 
-    def joined(self, out):
+    def joined(self, out, **kwargs):
         return out.permute(0, 3, 4, 1, 2).mean(dim=1)
 
     def forward(self, q, k, v, kernel_size, dilation, **kwargs):
@@ -76,7 +79,7 @@ class NATTENCrossAttention(nn.Module):
         v = self._nearest_resize(v, size=size).to(dtype).permute(0, 2, 3, 1).unsqueeze(-2)
         q, k = (self._to_natten(t, self.num_heads) for t in (q, k))
         v = v.expand(-1, -1, -1, self.num_heads, -1)
-        return self.joined(na2d(q, k, v, kernel_size=kernel_size, dilation=dilation, stride=1))
+        return self.joined(na2d(q, k, v, kernel_size=kernel_size, dilation=dilation, stride=1), **kwargs)
 
 
 class Normalized(CrossAttention):
@@ -101,9 +104,32 @@ class Dense(CrossAttention):
         return F.scaled_dot_product_attention(q, k, v).mT
 
 
+class Guided(CrossAttention):
+    def finished(self, out, image=None):
+        return out if image is None else out * image.mean(1, keepdim=True)
+
+
+class Divided(CrossAttention):
+    """Computes something else only where it is asked to, as the next."""
+
+    def finished(self, out, image=None, divisor=1):
+        return out / divisor
+
+
+class DividedMean(NATTENCrossAttention):
+    def joined(self, out, divisor=1):
+        return super().joined(out) / divisor
+
+
 class OtherArguments(CrossAttention):
     def forward(self, q, k, v, image=None):
         return super().forward(q, k, v, image)
+
+
+def without_scale():
+    model = CrossAttention(8, 2)
+    model.scale = None
+    return model
 
 
 DIFFERS = "forward is not cross-scale neighborhood attention: its output differs on random inputs"
@@ -113,5 +139,7 @@ UNSUPPORTED = {
     "summed": (lambda: Summed(8, 2), DIFFERS),
     "dense": (lambda: Dense(8, 2), "forward calls none of NATTEN's functions"),
     "other arguments": (lambda: OtherArguments(8, 2), "its forward takes 4 arguments (q, k, v, image=None), not"),
+    "guided": (lambda: Guided(8, 2), DIFFERS),
+    "scale": (lambda: without_scale(), "scale must be a float; got None"),
     "heads": (lambda: CrossAttention(8, 2.0), "num_heads must be a positive integer; got 2.0"),
 }

@@ -70,6 +70,8 @@ def install_as_natten(version: str = "0.21") -> types.ModuleType:
     if present is not None and not getattr(present, "IS_INR_KERNELS", False):
         path = getattr(present, "__file__", None)
         raise RuntimeError(f"natten is imported already, from {path}; call install_as_natten before that import")
+    for name in [name for name in sys.modules if name.startswith("natten.")]:  # of another version
+        del sys.modules[name]
     natten = _module("natten", _names(version) | {"__version__": VERSIONS[version], "__path__": []})
     # NAT and DiNAT take a module without `context` for a version before 0.17.
     for name in (*SUBMODULES, *(["context"] if _minor(version) >= 17 else [])):

@@ -22,7 +22,7 @@ class _Module(NeighborhoodAttention):
         """Sets what NATTEN's modules have besides ours. attn_drop: None where the version has no such dropout."""
         self.embed_dim, self.na_dim = self.dim, self.rank
         self.head_dim = self.dim // self.num_heads
-        self.scale = qk_scale or self.head_dim**-0.5
+        self.scale: float = qk_scale or self.head_dim**-0.5
         if attn_drop is not None:
             self.attn_drop = nn.Dropout(attn_drop)
 
@@ -32,7 +32,7 @@ class _Module(NeighborhoodAttention):
             return super()._attend(qkv)
         query, key, value = qkv.movedim(-2, 1).unbind(-2)  # heads first
         window = self.kernel_size, self.dilation, None, self.is_causal
-        attn = unfused.qk(self.rank, query * (self.scale or 1.0), key, *window, rpb=self.rpb)
+        attn = unfused.qk(self.rank, query * self.scale, key, *window, rpb=self.rpb)
         out = unfused.av(self.rank, drop(attn.softmax(-1)), value, *window)
         return out.movedim(1, -2)
 

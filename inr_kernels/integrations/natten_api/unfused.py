@@ -4,7 +4,9 @@
 
 Tensors are heads first, [B, heads, ..., dim], and the weights [B, heads, ..., taps] have an entry for each key of the
 window, as NATTEN orders them: the last axis varies fastest. Between both functions, any code may change the weights.
-Gradients save the inputs only, of any order.
+Gradients save the inputs only, of any order. Sums and products are in float32, of float64 in float64. The Functions
+have no setup_context, so `torch.func` refuses them. On CUDA, gradients of keys and values may differ in their last bits
+between runs: index_add_ adds in any order there.
 """
 
 import functools
@@ -12,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from inr_kernels._core.checks import require, require_tensor, shape
 from inr_kernels.neighborhood_attention.arguments import check_axes, check_causal, window
@@ -37,20 +40,20 @@ def qk(
     if key.shape != query.shape:
         require(False, "key", f"have query's shape {shape(query)}", shape(key))
     size, heads = query.shape[2:-1], query.shape[1]
-    keys, steps, seen = _windows(tuple(size), rank, kernel_size, dilation, is_causal, query.device)
+    keys, steps, seen, causal = _windows(tuple(size), rank, kernel_size, dilation, is_causal, query.device)
     scores = _Scores.apply(query.flatten(2, -2), key.flatten(2, -2), keys).unflatten(2, size)
     if rpb is not None:
         sides = [2 * k - 1 for k in check_axes(kernel_size, "kernel_size", rank)]
         require_tensor(rpb, "rpb", like=query)
         require(list(rpb.shape) == [heads, *sides], "rpb", f"have shape {[heads, *sides]}", shape(rpb))
         scores = scores + rpb.to(scores.dtype).flatten(1)[:, steps].unflatten(1, size)
-    if not seen.all():
+    if causal:
         scores = scores.masked_fill(~seen.view(*size, -1), -torch.inf)
     if additional_keys is not None:
         require_tensor(additional_keys, "additional_keys", dims=(4,), like=query)
-        more = (query.flatten(2, -2) @ additional_keys.mT).unflatten(2, size)
-        scores = torch.cat([scores, more], -1)
-    return scores
+        more = query.flatten(2, -2).to(scores.dtype) @ additional_keys.mT.to(scores.dtype)
+        scores = torch.cat([scores, more.unflatten(2, size)], -1)
+    return scores.to(query.dtype)
 
 
 def av(
@@ -64,37 +67,45 @@ def av(
 ) -> torch.Tensor:
     """The sums of value [B, heads, ..., dim] weighted by attn [B, heads, ..., taps + L]: [B, heads, ..., dim].
 
-    additional_values: [B, heads, L, dim] or None.
+    additional_values: [B, heads, L, dim] or None. attn is rounded to value's dtype, as NATTEN does.
     """
     for tensor, name in ((attn, "attn"), (value, "value")):
         require_tensor(tensor, name, dims=(rank + 3,), like=attn)
     size = value.shape[2:-1]
-    keys, _, seen = _windows(tuple(size), rank, kernel_size, dilation, is_causal, value.device)
+    keys, _, seen, causal = _windows(tuple(size), rank, kernel_size, dilation, is_causal, value.device)
     taps = keys.shape[1]
     expected = [*value.shape[:-1], taps + (0 if additional_values is None else additional_values.shape[2])]
     require(list(attn.shape) == expected, "attn", f"have shape {expected}", shape(attn))
+    attn = attn.to(value.dtype)
     weights = attn[..., :taps].flatten(2, -2)
-    if not seen.all():
+    if causal:
         weights = weights.masked_fill(~seen, 0)
     out = _Sums.apply(weights, value.flatten(2, -2), keys)
     if additional_values is not None:
         require_tensor(additional_values, "additional_values", dims=(4,), like=attn)
-        out = out + attn[..., taps:].flatten(2, -2) @ additional_values
-    return out.unflatten(2, size)
+        out = out + attn[..., taps:].flatten(2, -2).to(out.dtype) @ additional_values.to(out.dtype)
+    return out.to(value.dtype).unflatten(2, size)
 
 
 def _windows(size, rank, kernel_size, dilation, is_causal, device):
-    """For every query and tap [N, taps]: the key's index, that of its bias, and whether the query sees it."""
+    """For every query and tap [N, taps]: the key's index, that of its bias, and whether the query sees it.
+
+    The last result: whether any axis is causal. Only then may a query not see a key.
+    """
     kernel_size, dilation = check_axes(kernel_size, "kernel_size", rank), check_axes(dilation, "dilation", rank)
     causal = check_causal(False if is_causal is None else is_causal, rank)
     if any(k * d > n for k, d, n in zip(kernel_size, dilation, size, strict=True)):
         rule = f"be at most {size}, the map's size, after multiplication by dilation {dilation}"
         require(False, "kernel_size", rule, kernel_size)
-    return _cached_windows(size, kernel_size, dilation, causal, device)
+    window = size, kernel_size, dilation, causal, device
+    # The tensors of a dispatch mode or of a compiler belong to its graph; the cache holds no tensor of inference mode.
+    if torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None:
+        return *_found_windows(*window), any(causal)
+    with torch.inference_mode(False):
+        return *_cached_windows(*window), any(causal)
 
 
-@functools.lru_cache(maxsize=16)
-def _cached_windows(size, kernel_size, dilation, causal, device):
+def _found_windows(size, kernel_size, dilation, causal, device):
     keys = steps = torch.zeros(1, 1, dtype=torch.long, device=device)
     seen = torch.ones(1, 1, dtype=torch.bool, device=device)
     for n, k, d, flag in zip(size, kernel_size, dilation, causal, strict=True):
@@ -111,13 +122,22 @@ def _cached_windows(size, kernel_size, dilation, causal, device):
     return keys, steps, seen
 
 
+_cached_windows = functools.lru_cache(maxsize=16)(_found_windows)
+
+
+def _exact(a, b):
+    """The dtype of the sums of products of two tensors."""
+    return torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+
+
 class _Scores(torch.autograd.Function):
-    """out[n, t] = <a[n], b[keys[n, t]]>."""
+    """out[n, t] = <a[n], b[keys[n, t]]>, in the dtype of the sums, as the next two."""
 
     @staticmethod
     def forward(ctx: Any, a: torch.Tensor, b: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         """a, b [B, heads, N, dim], keys [N, taps] -> [B, heads, N, taps]."""
         ctx.save_for_backward(a, b, keys)
+        a = a.to(_exact(a, b))
         return torch.stack([(a * b[:, :, at]).sum(-1) for at in keys.unbind(1)], -1)
 
     @staticmethod
@@ -136,9 +156,9 @@ class _Sums(torch.autograd.Function):
     def forward(ctx: Any, weights: torch.Tensor, b: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         """weights [B, heads, N, taps], b [B, heads, N, dim] -> [B, heads, N, dim]."""
         ctx.save_for_backward(weights, b, keys)
-        out = torch.zeros_like(b)
+        out = torch.zeros_like(b, dtype=_exact(weights, b))
         for w, at in zip(weights.unbind(-1), keys.unbind(1), strict=True):
-            out += w[..., None] * b[:, :, at]
+            out += w[..., None].to(out.dtype) * b[:, :, at]
         return out
 
     @staticmethod
@@ -157,9 +177,9 @@ class _Scattered(torch.autograd.Function):
     def forward(ctx: Any, weights: torch.Tensor, a: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         """weights [B, heads, N, taps], a [B, heads, N, dim] -> [B, heads, N, dim]."""
         ctx.save_for_backward(weights, a, keys)
-        out = torch.zeros_like(a)
+        out = torch.zeros_like(a, dtype=_exact(weights, a))
         for w, at in zip(weights.unbind(-1), keys.unbind(1), strict=True):
-            out.index_add_(2, at, w[..., None] * a)
+            out.index_add_(2, at, w[..., None].to(out.dtype) * a)
         return out
 
     @staticmethod
@@ -186,13 +206,18 @@ def _qk(rank, query, key, *window, **options):
     return qk(rank, query, key, *_with_depth(rank, window, options), **options)
 
 
-def _qk_with_bias(rank, query, key, rpb, *window, **options):
+def _natten_qkrpb(rank, query, key, rpb, *window, **options):
     """`qk` as up to 0.16; before 0.14.5 with the dilation only: the kernel's size follows from that of the bias."""
     window = _with_depth(rank, window, options)
     if len(window) == 1 and not options and rpb is not None:
         sides = [(side + 1) // 2 for side in rpb.shape[1:]]
         window = sides[0] if rank == 1 else sides, *window
     return qk(rank, query, key, *window, **options, rpb=rpb)
+
+
+def _qk_with_bias(rank, query, key, bias, *window, **options):
+    """The same by the name that na*d_qk_with_bias has for the bias."""
+    return _natten_qkrpb(rank, query, key, bias, *window, **options)
 
 
 def _av(rank, attn, value, *window, **options):
@@ -222,5 +247,5 @@ na1d_qk, na2d_qk, na3d_qk = (_of(rank, _qk) for rank in RANKS)
 na1d_av, na2d_av, na3d_av = (_of(rank, _av) for rank in RANKS)
 na1d_qk_with_bias, na2d_qk_with_bias, na3d_qk_with_bias = (_of(rank, _qk_with_bias) for rank in RANKS)
 natten1dqk, natten2dqk, natten3dqk = na1d_qk, na2d_qk, na3d_qk
-natten1dqkrpb, natten2dqkrpb, natten3dqkrpb = na1d_qk_with_bias, na2d_qk_with_bias, na3d_qk_with_bias
+natten1dqkrpb, natten2dqkrpb, natten3dqkrpb = (_of(rank, _natten_qkrpb) for rank in RANKS)
 natten1dav, natten2dav, natten3dav = (_of(rank, _natten_av) for rank in RANKS)
