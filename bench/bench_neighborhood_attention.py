@@ -280,10 +280,11 @@ def bench_cross_scale(measure, smoke, number, implementation):
 
 
 def first_calls(small):
-    """Yields IN²'s attention: packed, with a bias."""
-    size, heads, dim, kernel = ((7, 19), 2, 8, 3) if small else ((64, 64), 8, 32, 7)
-    qkv, rpb = random_leaf(1, *size, 3, heads, dim), random_leaf(heads, 2 * kernel - 1, 2 * kernel - 1)
-    yield functools.partial(inr_kernels.neighborhood_attention_2d_packed, qkv, kernel, rpb=rpb), [qkv, rpb]
+    """Yields IN²'s attention: packed, with a bias; small: also with a window whose bias has a kernel of its own."""
+    forms = [((7, 19), 2, 8, 3), ((17, 17), 1, 8, 17)] if small else [((64, 64), 8, 32, 7)]
+    for size, heads, dim, kernel in forms:
+        qkv, rpb = random_leaf(1, *size, 3, heads, dim), random_leaf(heads, 2 * kernel - 1, 2 * kernel - 1)
+        yield functools.partial(inr_kernels.neighborhood_attention_2d_packed, qkv, kernel, rpb=rpb), [qkv, rpb]
     leaves = [random_leaf(1, n, n, heads, 32) for n, heads in ((8 if small else 64, 4), (4 if small else 16, 4))]
     leaves.append(random_leaf(1, *leaves[1].shape[1:3], 1, 384))
     yield functools.partial(inr_kernels.neighborhood_attention_2d, *leaves, 3, mean_heads=True), leaves

@@ -181,7 +181,7 @@ if chosen bench; then
             step "bench-$bench" 300 "${pytest[@]}" "bench/bench_$bench.py" --benchmark-only -k "not compile" ||
                 failed+=("bench-$bench")
         done
-        for file in $(grep -l '"compile"' bench/bench_*.py); do # torch.compile takes the longest
+        for file in $(grep -l '"compile' bench/bench_*.py); do # torch.compile takes the longest
             name=compile-$(basename "$file" .py)
             step "$name" 300 "${pytest[@]}" "$file" --benchmark-only -k compile --add || failed+=("$name")
         done

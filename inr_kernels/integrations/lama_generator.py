@@ -36,7 +36,7 @@ class _Generator(AcceleratedModule):
     def forward(self, x):
         if class_swap.falls_back(self, class_swap.why_changed(self)):
             return super().forward(x)
-        return FusedSequential.forward(self, x)  # type: ignore[arg-type]
+        return FusedSequential.forward(self, x)
 
 
 ADAPTER = register(Adapter("LaMa's generator", is_candidate, verify))

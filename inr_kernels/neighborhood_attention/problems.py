@@ -24,6 +24,8 @@ def neighborhood_attention(large: bool) -> Iterator[Problem]:
         yield _problem(
             "volume, dilated", (1, 6, 7, 9, 4, dim), (3, 2, 4), key=(6, 7, 9, 2), value=(1, dim), dilation=(2, 3, 2)
         )
+        yield _problem("windows in each plane", (2, 3, 8, 9, 2, dim), (1, 3, 5), stride=(1, 2, 3))
+        yield _problem("volume, shared heads", (1, 4, 5, 11, 4, dim), 2, key=(4, 5, 11, 2), value=(1, dim))
         for height, width in ((6, 5), (3, 4), (4, 7)):
             yield from _other_keys((height, width), (2 * height, 4 * width), dim)
     yield _problem("narrow head", (2, 9, 20, 3, 5), 5, bias=True, scale=0.7)

@@ -129,7 +129,7 @@ class LaMa(Inpainter):
             up = nn.ConvTranspose2d(width(level + 1), width(level), 3, stride=2, padding=1, output_padding=1)
             layers += [up, nn.BatchNorm2d(width(level)), nn.ReLU(inplace=True)]
         layers += [nn.ReflectionPad2d(3), nn.Conv2d(width(0), config.outputs, 7), ACTIVATIONS[config.activation]()]
-        self.model = FusedSequential(*layers)
+        self.model: nn.Sequential = FusedSequential(*layers)
 
     def encode(self, image: torch.Tensor, mask: torch.Tensor) -> Any:
         """Returns the output of the layers before `split`, by default (local, global).

@@ -241,12 +241,12 @@ def kept(model, features, size):
 
 
 def test_lama_keeps_bits():
-    """At most a fifteenth of what autograd keeps of the network's own layers."""
+    """At most an eighth of what autograd keeps of the network's own layers, which keep no inputs of convolutions."""
     model, (image, mask) = random_norms(LaMa(LaMaConfig(features=16, blocks=6))).eval(), picture(64, 64)
     constant = model.frozen()
     features = [part.requires_grad_() for part in constant.encode(image, mask)]
     bits, ordinary = (kept(net, tuple(features), (64, 64)) for net in (constant, model.requires_grad_(False)))
-    assert bits <= ordinary / 15
+    assert bits <= ordinary / 8
 
 
 def test_memory_is_bounded():

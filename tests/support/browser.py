@@ -128,8 +128,11 @@ class Page:
     def choose(self, model):
         """Chooses a network by the beginning of its label."""
         self.all("#model input")[0].click()
-        options = self.wait(lambda: self.all("#model [role=option]"), "the list of networks")
-        next(option for option in options if option.text.startswith(model)).click()
+
+        def option():
+            return next((one for one in self.all("#model [role=option]") if one.text.startswith(model)), None)
+
+        self.wait(option, f"{model} in the list of networks").click()
 
     def press(self, name):
         """Clicks a button when it is enabled."""
@@ -142,7 +145,8 @@ class Page:
 
         def complete():
             new = {*self.downloads.iterdir()} - before
-            return new if all(file.suffix != ".crdownload" and file.stat().st_size for file in new) else None
+            finished = (file.suffix != ".crdownload" and file.name[0] != "." and file.stat().st_size for file in new)
+            return new if all(finished) else None
 
         (file,) = self.wait(complete, f"download of {name}")
         return file

@@ -1,5 +1,7 @@
 """The backward kernel of elementwise_filter for few taps, whose weights stay in registers."""
 
+# mypy: disable-error-code="assignment, misc"
+# Tuples grow in the kernels.
 import triton
 import triton.language as tl
 
