@@ -9,6 +9,7 @@ from torch import nn
 
 from inr_kernels._core import signs
 from inr_kernels._core.hooks import is_untouched
+from inr_kernels.fourier_unit import conv2d
 from inr_kernels.fourier_unit.module.folding import affine, folded, folds
 
 
@@ -69,6 +70,9 @@ class _ConstantConvolution(nn.Module):
         self.register_buffer("bias", None if bias is None else bias.detach())
         self.relu, self.dilation, self.complement = relu, conv.dilation, _complement(conv)
         self.stride, self.padding, self.output_padding = conv.stride, conv.padding, conv.output_padding
+        left, right, top, bottom = reflected
+        both = any(reflected) and (self.transposed or any(conv.padding))
+        self.is_fused = (left, top) == (right, bottom) and min(left, top) >= 0 and not both and conv.dilation == (1, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, C, H, W] -> [B, O, H', W']."""
@@ -76,6 +80,14 @@ class _ConstantConvolution(nn.Module):
 
     def convolve(self, x: torch.Tensor) -> torch.Tensor:
         """`forward`, without autograd."""
+        if self.is_fused:
+            left, _, top, _ = self.reflected
+            options: dict[str, Any] = {"padding": self.padding, "output_padding": self.output_padding}
+            if any(self.reflected):
+                options = {"padding": (top, left), "padding_mode": "reflect"}
+            if self.transposed:
+                options |= {"transposed": True, "stride": self.stride}
+            return conv2d(x, self.weight, self.bias, relu=self.relu, **options)
         if any(self.reflected):
             x = F.pad(x, self.reflected, mode="reflect")
         if self.transposed:
@@ -88,7 +100,9 @@ class _ConstantConvolution(nn.Module):
     def input_gradient(self, grad: torch.Tensor) -> torch.Tensor:
         """The gradient of x from that of the convolution."""
         weight = self.weight.to(grad.dtype)
-        if self.transposed:
+        if self.transposed and self.is_fused:
+            grad = conv2d(grad, weight, stride=self.stride, padding=self.padding)
+        elif self.transposed:
             grad = F.conv2d(grad, weight, None, self.stride, self.padding, self.dilation)
         else:
             grad = F.conv2d(grad, weight.flip(2, 3).transpose(0, 1), None, 1, self.complement, self.dilation)
