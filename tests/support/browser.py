@@ -15,9 +15,6 @@ from selenium.webdriver.common.by import By
 
 OPTIONS = "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
 OPTIONS += " --disable-component-update --disable-sync --enable-unsafe-swiftshader --window-size=1400,900"
-# The editor draws all the time, and without a GPU this takes a core: ten frames a second.
-FEW_FRAMES = "window.requestAnimationFrame = (draw) => setTimeout(() => draw(performance.now()), 100)"
-FEW_FRAMES += "; window.cancelAnimationFrame = clearTimeout"
 PATIENCE = 300  # seconds; a busy machine of two cores needs minutes
 TOAST = "[data-testid=toast-body]"
 
@@ -64,7 +61,6 @@ class Page:
 
     def __init__(self, driver, address, downloads):
         self.driver, self.downloads = driver, downloads
-        driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": FEW_FRAMES})  # of this tab
         driver.get(address)
         self.wait(lambda: self.all("#editor canvas"), "the page")
 
