@@ -241,12 +241,13 @@ def kept(model, features, size):
 
 
 def test_lama_keeps_bits():
-    """At most an eighth of what autograd keeps of the network's own layers, which keep no inputs of convolutions."""
+    """At most a fifteenth of what autograd keeps of the network's own layers in plain PyTorch."""
     model, (image, mask) = random_norms(LaMa(LaMaConfig(features=16, blocks=6))).eval(), picture(64, 64)
     constant = model.frozen()
     features = [part.requires_grad_() for part in constant.encode(image, mask)]
-    bits, ordinary = (kept(net, tuple(features), (64, 64)) for net in (constant, model.requires_grad_(False)))
-    assert bits <= ordinary / 8
+    bits = kept(constant, tuple(features), (64, 64))
+    with inr_kernels.backend("reference"):
+        assert bits <= kept(model.requires_grad_(False), tuple(features), (64, 64)) / 15
 
 
 def test_memory_is_bounded():
