@@ -74,9 +74,7 @@ def test_every_problem_of_the_gpu_tests_reaches_the_driver(version, launch, if_c
         launched = {row["op"]: set(row["launches"]) for row in rows}
         if "local_texture" in launched:
             launched["local_implicit"] |= launched.pop("local_texture")
-        # Of elementwise_filter's problems in bfloat16 alone none needs logsumexp.
-        unused = {"elementwise_filter": {"logsumexp"}} if old else {}
-        assert launched == {op: KERNELS[op] - unused.get(op, set()) for op in ops}
+        assert launched == {op: KERNELS[op] for op in ops}
 
     if_changed(run, PARTS, OLDEST if old else triton.__version__)
 
