@@ -306,27 +306,57 @@ void bind_fourier_unit(py::module_& m) {
   function(
       m, "conv3x3",
       [](inr::Type type, Sizes<3> size, std::array<std::tuple<Address, std::int64_t, std::int64_t>, 2> x,
-         std::int64_t outputs, inr::Padding padding, bool transposed, Address weight, Address bias, Address add,
-         bool relu, Address out, int threads) {
+         std::int64_t outputs, inr::Padding padding, bool transposed, Address weight, Address prepared, Address bias,
+         Address add, bool relu, Address out, int threads) {
         const auto& [x0, channels0, stride0] = x[0];
         const auto& [x1, channels1, stride1] = x[1];
         const inr::Conv3x3 p{size[0], size[1], size[2], {channels0, channels1}, outputs, padding, transposed,
-                             {x0, x1}, {stride0, stride1}, weight, bias, add, relu, threads};
+                             {x0, x1}, {stride0, stride1}, weight, prepared, bias, add, relu, threads};
         call(inr::cpu().conv3x3, type, p, out);
       },
-      "type", "size", "x", "outputs", "padding", "transposed", "weight", "bias", "add", "relu", "out", "threads");
+      "type", "size", "x", "outputs", "padding", "transposed", "weight", "prepared", "bias", "add", "relu", "out",
+      "threads");
+  // Returns the number of elements. size: (channels, outputs); prepared: 0 for the number alone.
+  function(
+      m, "prepare_conv3x3",
+      [](inr::Type type, Sizes<2> size, Address weight, Address prepared, int threads) {
+        inr::Conv3x3 p{};
+        p.batch = p.height = p.width = 1;
+        p.channels[0] = size[0], p.outputs = size[1], p.weight = weight, p.threads = threads;
+        std::int64_t count = 0;
+        call(inr::cpu().prepare_conv3x3, type, p, prepared, &count);
+        return count;
+      },
+      "type", "size", "weight", "prepared", "threads");
+  const auto conv2d = [](Sizes<4> size, Sizes<3> out_size, Sizes<2> kernel, Sizes<2> stride, Sizes<2> pad,
+                         inr::Padding padding, bool transposed, Address weight, int threads) {
+    inr::Conv2d p{size[0], size[1], size[2], size[3], out_size[0], out_size[1], out_size[2],
+                  {kernel[0], kernel[1]}, {stride[0], stride[1]}, {pad[0], pad[1]}, padding, transposed};
+    p.weight = weight, p.threads = threads;
+    return p;
+  };
   function(
       m, "conv2d",
-      [](inr::Type type, Sizes<4> size, Sizes<3> out_size, Sizes<2> kernel, Sizes<2> stride, Sizes<2> pad,
-         inr::Padding padding, bool transposed, Address x, Address weight, Address scale, Address bias, Address add,
-         bool relu, Address out, int threads) {
-        const inr::Conv2d p{size[0], size[1], size[2], size[3], out_size[0], out_size[1], out_size[2],
-                            {kernel[0], kernel[1]}, {stride[0], stride[1]}, {pad[0], pad[1]}, padding, transposed,
-                            x, weight, scale, bias, add, relu, threads};
+      [conv2d](inr::Type type, Sizes<4> size, Sizes<3> out_size, Sizes<2> kernel, Sizes<2> stride, Sizes<2> pad,
+               inr::Padding padding, bool transposed, Address x, Address weight, Address prepared, Address scale,
+               Address bias, Address add, bool relu, Address out, int threads) {
+        inr::Conv2d p = conv2d(size, out_size, kernel, stride, pad, padding, transposed, weight, threads);
+        p.x = x, p.prepared = prepared, p.scale = scale, p.bias = bias, p.add = add, p.relu = relu;
         call(inr::cpu().conv2d, type, p, out);
       },
-      "type", "size", "out_size", "kernel", "stride", "pad", "padding", "transposed", "x", "weight", "scale", "bias",
-      "add", "relu", "out", "threads");
+      "type", "size", "out_size", "kernel", "stride", "pad", "padding", "transposed", "x", "weight", "prepared",
+      "scale", "bias", "add", "relu", "out", "threads");
+  // As prepare_conv3x3; 0 where the weight is taken as it is.
+  function(
+      m, "prepare_conv2d",
+      [conv2d](inr::Type type, Sizes<4> size, Sizes<3> out_size, Sizes<2> kernel, Sizes<2> stride, Sizes<2> pad,
+               inr::Padding padding, bool transposed, Address weight, Address prepared, int threads) {
+        std::int64_t count = 0;
+        call(inr::cpu().prepare_conv2d, type,
+             conv2d(size, out_size, kernel, stride, pad, padding, transposed, weight, threads), prepared, &count);
+        return count;
+      },
+      "type", "size", "out_size", "kernel", "stride", "pad", "padding", "transposed", "weight", "prepared", "threads");
 }
 
 void bind_signs(py::module_& m) {
@@ -342,6 +372,17 @@ void bind_signs(py::module_& m) {
         call(inr::cpu().select_by_signs, type, inr::Signs{count, threads}, grad, bits, out);
       },
       "type", "count", "grad", "bits", "out", "threads");
+}
+
+void bind_fingerprint(py::module_& m) {
+  function(
+      m, "fingerprint",
+      [](Address data, std::int64_t words, int threads) {
+        std::uint64_t out = 0;
+        call(inr::cpu().fingerprint, inr::Fingerprint{data, words, threads}, &out);
+        return out;
+      },
+      "data", "words", "threads");
 }
 
 // Returns the number of floating-point operations.
@@ -376,5 +417,6 @@ PYBIND11_MODULE(_C, m) {
   bind_neighborhood_attention(m);
   bind_fourier_unit(m);
   bind_signs(m);
+  bind_fingerprint(m);
   bind_multiply_adds(m);
 }

@@ -193,6 +193,7 @@ struct Conv3x3 {
   const void* x[2];              // [batch, channels[i], height, width]
   std::int64_t batch_stride[2];  // each image is contiguous
   const void* weight;            // [outputs, channels[0] + channels[1], 3, 3]
+  const void* prepared;          // what prepare_conv3x3 made of the weight, or nullptr
   const void* bias;              // [outputs] or nullptr
   const void* add;               // [batch, outputs, height, width] or nullptr
   bool relu;
@@ -201,6 +202,9 @@ struct Conv3x3 {
 
 // out: [batch, outputs, height, width]; float32 and float64.
 Status conv3x3(Type, const Conv3x3&, void* out);
+// Transforms the weight, for any x and number of threads. size: the number of elements; prepared: [size], or nullptr,
+// and only the size is set.
+Status prepare_conv3x3(Type, const Conv3x3&, void* prepared, std::int64_t* size);
 
 // out = scale conv + bias + add, or its ReLU: a convolution with any kernel, or a transposed one.
 struct Conv2d {
@@ -211,6 +215,7 @@ struct Conv2d {
   bool transposed;
   const void* x;                                  // [batch, channels, height, width]
   const void* weight;                             // [outputs, channels, kernel], transposed [channels, outputs, kernel]
+  const void* prepared;                           // what prepare_conv2d made of the weight, or nullptr
   const void* scale;                              // [outputs] or nullptr, like bias
   const void* bias;
   const void* add;                                // as out, or nullptr
@@ -220,6 +225,8 @@ struct Conv2d {
 
 // out: [batch, outputs, out_height, out_width]; float32 and float64.
 Status conv2d(Type, const Conv2d&, void* out);
+// As prepare_conv3x3, for x of this size; 0 where the convolution takes the weight as it is.
+Status prepare_conv2d(Type, const Conv2d&, void* prepared, std::int64_t* size);
 
 // ---- the signs of a ReLU's outputs, for its backward: bit i % 8 of byte i / 8 is x[i] > 0
 struct Signs {
@@ -231,6 +238,16 @@ struct Signs {
 Status pack_signs(Type, const Signs&, const void* x, std::uint8_t* bits);
 // out: grad where its bit is set, else 0; [count]. out may be grad.
 Status select_by_signs(Type, const Signs&, const void* grad, const std::uint8_t* bits, void* out);
+
+// ---- whether the values of a tensor have changed
+struct Fingerprint {
+  const void* data;  // [words], of 4 bytes each
+  std::int64_t words;
+  int threads;
+};
+
+// A change of one word changes it; that others do not is as unlikely as two equal random numbers.
+Status fingerprint(const Fingerprint&, std::uint64_t* out);
 
 // ---- the peak rate: `steps` rounds of independent multiply-adds in registers, on every thread. flops: their number.
 // float32 and float64, and bfloat16 where the processor multiplies it.

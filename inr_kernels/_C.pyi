@@ -148,12 +148,14 @@ def conv3x3(
     padding: int,
     transposed: bool,
     weight: int,
+    prepared: int,
     bias: int,
     add: int,
     relu: bool,
     out: int,
     threads: int,
 ) -> None: ...
+def prepare_conv3x3(*, type: int, size: tuple[int, int], weight: int, prepared: int, threads: int) -> int: ...
 def conv2d(
     *,
     type: int,
@@ -166,6 +168,7 @@ def conv2d(
     transposed: bool,
     x: int,
     weight: int,
+    prepared: int,
     scale: int,
     bias: int,
     add: int,
@@ -173,6 +176,21 @@ def conv2d(
     out: int,
     threads: int,
 ) -> None: ...
+def prepare_conv2d(
+    *,
+    type: int,
+    size: tuple[int, int, int, int],
+    out_size: tuple[int, int, int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    pad: tuple[int, int],
+    padding: int,
+    transposed: bool,
+    weight: int,
+    prepared: int,
+    threads: int,
+) -> int: ...
+def fingerprint(*, data: int, words: int, threads: int) -> int: ...
 def pack_signs(*, type: int, count: int, x: int, bits: int, threads: int) -> None: ...
 def select_by_signs(*, type: int, count: int, grad: int, bits: int, out: int, threads: int) -> None: ...
 def multiply_adds(*, type: int, steps: int, threads: int) -> float: ...

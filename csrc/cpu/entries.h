@@ -15,8 +15,11 @@
   ENTRY(neighborhood_attention_backward) \
   ENTRY(spectrum_product)                \
   ENTRY(conv3x3)                         \
+  ENTRY(prepare_conv3x3)                 \
+  ENTRY(prepare_conv2d)                  \
   ENTRY(pack_signs)                      \
   ENTRY(select_by_signs)                 \
+  ENTRY(fingerprint)                     \
   ENTRY(multiply_adds)                   \
   ENTRY(conv2d)
 

@@ -138,7 +138,7 @@ def test_opcheck_runs_on_every_op():
 
 
 # Ops whose C++ kernels have other files.
-SOURCES = {"fourier_unit": ["spectrum_product.cpp", "conv3x3.cpp", "conv2d.cpp"]}
+SOURCES = {"fourier_unit": ["spectrum_product.cpp", "conv3x3.cpp", "conv2d.cpp", "strided.cpp"]}
 
 
 def files_of(op):

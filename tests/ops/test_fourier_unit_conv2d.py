@@ -33,6 +33,10 @@ PROBLEMS = {
     "transposed, 4 x 4": (2, 7, 3, 5, 6, (4, 4), HALF | {"transposed": True}),
     "transposed, stride 1": (2, 7, 3, 5, 6, (3, 2), {"transposed": True}),
     "transposed, outputs without a product": (2, 3, 9, 4, 5, (2, 1), {"stride": (3, 2), "transposed": True}),
+    # By Winograd's algorithm: many channels, outputs and pixels.
+    "half, many channels": (2, 70, 26, 47, 71, (3, 3), HALF | REFLECT),
+    "half, many channels, zeros": (1, 16, 13, 48, 72, (3, 3), HALF),
+    "transposed, many channels": (1, 70, 25, 24, 36, (3, 3), HALF | {"transposed": True, "output_padding": (0, 1)}),
     "transposed, two strides": (1, 3, 5, 5, 6, (5, 3), {"stride": (3, 2), "padding": (2, 1), "transposed": True}),
 }
 
@@ -44,8 +48,11 @@ def tensors_of(name, dtype=torch.float64):
     shapes = [(batch, channels, height, width), (*pair, *kernel), (outputs,), (outputs,)]
     generator = torch.Generator().manual_seed(0)
     tensors = [torch.randn(shape, dtype=torch.float64, generator=generator).float().to(dtype) for shape in shapes]
-    out = conv2d(tensors[0], tensors[1], backend="reference", **options)
-    return [*tensors, torch.randn(out.shape, dtype=torch.float64, generator=generator).float().to(dtype)]
+    x, weight, bias, scale = (t.double() for t in tensors)
+    out = conv2d(x, weight, bias, scale=scale, backend="reference", **options)
+    add = torch.randn(out.shape, dtype=torch.float64, generator=generator)
+    add[(out + add).abs() < 1e-3] += 0.01  # no rounding changes the sign before the ReLU
+    return [*tensors, add.float().to(dtype)]
 
 
 def run(name, dtype, backend):
@@ -89,8 +96,9 @@ def test_gradgradcheck(name):
     assert torch.autograd.gradgradcheck(function, leaves)
 
 
-def test_threads_get_the_same_bits():
-    x, weight, bias, *_ = (t.float() for t in tensors_of("half, chunks of channels"))
+@pytest.mark.parametrize("name", ["half, chunks of channels", "half, many channels"])
+def test_threads_get_the_same_bits(name):
+    x, weight, bias, *_ = (t.float() for t in tensors_of(name))
     before, results = torch.get_num_threads(), []
     x = torch.cat([x] * 8)
     try:

@@ -50,10 +50,12 @@ def main():
 def check_conv2d(dtype):
     """Compares conv2d with torch, with blocks of outputs of every size."""
     half = {"stride": 2, "padding": 1}
-    for outputs in (2, 3, 5, 6, 8, 12, 16, 33):
+    problems = [(7, outputs, (5, 40)) for outputs in (2, 3, 5, 6, 8, 12, 16, 33)]
+    problems += [(17, outputs, (47, 71)) for outputs in (12, 33)]  # with stride 2 by Winograd's algorithm
+    for channels, outputs, size in problems:
         for form in (half, half | {"transposed": True}, {"padding": 3, "padding_mode": "reflect"}):
-            x = torch.randn(2, 7, 5, 40, dtype=dtype)
-            pair = (7, outputs) if "transposed" in form else (outputs, 7)
+            x = torch.randn(2, channels, *size, dtype=dtype)
+            pair = (channels, outputs) if "transposed" in form else (outputs, channels)
             weight, bias = torch.randn(*pair, 3, 3, dtype=dtype), torch.randn(outputs, dtype=dtype)
             ours, theirs = (conv2d(x, weight, bias, backend=b, **form) for b in ("cpu", "reference"))
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)

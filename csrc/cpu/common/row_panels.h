@@ -8,17 +8,16 @@
 namespace inr {
 namespace INR_ISA {
 
-// A matrix [rows, steps] as [rows / block_rows][steps][block_rows], zero-padded.
+// A matrix [rows, steps] as [rows / block_rows][steps][block_rows], zero-padded, in memory of the caller's.
 template <class T>
 class RowPanels {
  public:
-  // offset: unused elements before the first, so that several matrices fall into different cache sets.
-  bool resize(std::int64_t rows, std::int64_t steps, std::int64_t offset = 0) {
-    steps_ = steps, offset_ = offset;
-    return data_.resize(round_up(rows, block_rows) * steps + offset);
-  }
+  static std::int64_t size(std::int64_t rows, std::int64_t steps) { return round_up(rows, block_rows) * steps; }
+  RowPanels() = default;
+  // data: [size(rows, steps)]
+  RowPanels(T* data, std::int64_t steps) : data_(data), steps_(steps) {}
   // [block_rows]: rows [i, i + block_rows) at one step; i is a multiple of block_rows.
-  T* block(std::int64_t i, std::int64_t step) const { return data_ + offset_ + i * steps_ + step * block_rows; }
+  T* block(std::int64_t i, std::int64_t step) const { return data_ + i * steps_ + step * block_rows; }
   // Calls emit(j, sums) for the rows [i, i + block_rows) of a times each panel of columns of b.
   // b: [steps, round_up(cols, panel)] with row stride b_row.
   template <class Emit>
@@ -48,8 +47,8 @@ class RowPanels {
   }
 
  private:
-  Buffer<T> data_;
-  std::int64_t steps_ = 0, offset_ = 0;
+  T* data_ = nullptr;
+  std::int64_t steps_ = 0;
 };
 
 template <class V, std::size_t... I>

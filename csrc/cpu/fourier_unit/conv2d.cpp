@@ -16,12 +16,11 @@
 #include "../common/row_panels.h"
 #include "../common/tasks.h"
 #include "../common/transpose.h"
+#include "strided.h"
 
 namespace inr {
 namespace INR_ISA {
 namespace {
-
-INR_INLINE std::int64_t divide_up(std::int64_t n, std::int64_t by) { return (n + by - 1) / by; }
 
 template <class T>
 class DirectConvolution {
@@ -209,8 +208,8 @@ class DirectConvolution {
   std::int64_t line() const { return padded_columns() + (last_[1] - first_[1]) / in_step_[1] + lanes<T>; }
   std::int64_t row_size() const { return in_step_[1] * line(); }
 
-  // The index in [0, n) of the value that the padding puts at index v; -1 for zero.
-  std::int64_t source_index(std::int64_t v, std::int64_t n) const {
+  // The index in [0, n) of the value that the padding, of any width, puts at index v; -1 for zero.
+  std::int64_t padded_index(std::int64_t v, std::int64_t n) const {
     if (v >= 0 && v < n) return v;
     if (p_.padding == Padding::zeros) return -1;
     v = v < 0 ? -v : 2 * (n - 1) - v;
@@ -227,7 +226,7 @@ class DirectConvolution {
     for (std::int64_t c = 0; c < count; ++c) {
       const T* plane = static_cast<const T*>(p_.x) + (image * p_.channels + first + c) * p_.height * p_.width;
       for (std::int64_t i = 0; i < in_rows(); ++i, to += length) {
-        const std::int64_t row = source_index(y * in_step_[0] + first_[0] + i, p_.height);
+        const std::int64_t row = padded_index(y * in_step_[0] + first_[0] + i, p_.height);
         if (row < 0) {
           std::memset(static_cast<void*>(to), 0, std::size_t(length) * sizeof(T));
           continue;
@@ -236,7 +235,7 @@ class DirectConvolution {
         T* padded = step == 1 ? to : line_buffer;
         if (end > begin) std::memcpy(padded + begin, from + left + begin, std::size_t(end - begin) * sizeof(T));
         const auto pad = [&](std::int64_t j) {
-          const std::int64_t col = source_index(left + j, p_.width);
+          const std::int64_t col = padded_index(left + j, p_.width);
           padded[j] = col < 0 ? T(0) : from[col];
         };
         for (std::int64_t j = 0; j < begin; ++j) pad(j);
@@ -350,6 +349,7 @@ class DirectConvolution {
 // out: [batch, outputs, out_height, out_width]
 template <class T>
 Status convolve(const Conv2d& p, T* out) {
+  if (is_strided_winograd<T>(p)) return convolve_strided(p, out);
   DirectConvolution<T> convolution(p);
   const std::int64_t pixels = p.transposed ? p.height * p.width : p.out_height * p.out_width;
   const double flops = 2.0 * double(p.channels * p.outputs * p.kernel[0] * p.kernel[1]) * double(p.batch * pixels);
@@ -383,6 +383,17 @@ Status conv2d(Type type, const Conv2d& p, void* out) {
   switch (type) {
     case Type::float32: return convolve(p, static_cast<float*>(out));
     case Type::float64: return convolve(p, static_cast<double*>(out));
+    default: return Status::unsupported_type;
+  }
+}
+
+Status prepare_conv2d(Type type, const Conv2d& p, void* prepared, std::int64_t* size) {
+  *size = 0;
+  switch (type) {
+    case Type::float32:
+      return is_strided_winograd<float>(p) ? prepare_strided(p, static_cast<float*>(prepared), size) : Status::ok;
+    case Type::float64:
+      return is_strided_winograd<double>(p) ? prepare_strided(p, static_cast<double*>(prepared), size) : Status::ok;
     default: return Status::unsupported_type;
   }
 }

@@ -12,6 +12,7 @@
 #include "../entries.h"
 #include "../common/row_panels.h"
 #include "../common/tasks.h"
+#include "winograd.h"
 
 namespace inr {
 namespace INR_ISA {
@@ -21,19 +22,6 @@ constexpr int points = 16;
 constexpr std::int64_t max_tiles = 64;  // tiles of a task
 // Channels and outputs that are computed at a time, so that their 16 points stay in the cache of a core: 0.6 MB each.
 constexpr std::int64_t max_channels = 128, max_outputs = 120;
-
-INR_INLINE std::int64_t divide_up(std::int64_t n, std::int64_t by) { return (n + by - 1) / by; }
-
-// Replaces (v0, v1, v2, v3) by B^T v.
-template <class V>
-INR_INLINE void transform_inputs(V& v0, V& v1, V& v2, V& v3) {
-  const V a = v0 - v2, b = v1 + v2, c = v2 - v1, d = v1 - v3;
-  v0 = a, v1 = b, v2 = c, v3 = d;
-}
-
-// A value of each output in a block, in whole vectors.
-template <class T>
-using Rows = T[(block_rows + lanes<T> - 1) / lanes<T> * lanes<T>];
 
 // G g of (g0, g1, g2), for a block of rows. to: 4 blocks, `step` apart
 template <class T>
@@ -67,10 +55,11 @@ class Winograd {
     line_ = round_up(2 * columns_, 2 * lanes<T>) + 2 + 2 * lanes<T>;
   }
 
-  bool prepare() {
+  // Elements of the transformed weights; consecutive points fall into different cache sets.
+  std::int64_t weight_size() const { return points * weight_stride(); }
+  void use_weights(T* transformed) {
     for (int point = 0; point < points; ++point)
-      if (!weight_[point].resize(p_.outputs, channels_, point * lanes<T>)) return false;
-    return true;
+      weight_[point] = RowPanels<T>(transformed + point * weight_stride(), channels_);
   }
   // Transforms the kernels of the outputs [i, i + block_rows) to the 16 points.
   void transform_weights(std::int64_t i) {
@@ -121,35 +110,30 @@ class Winograd {
   }
 
  private:
-  // A stride of at least n, for which 16 points fall into different cache sets.
-  static std::int64_t point_stride(std::int64_t n) { return round_up(n, 64 * lanes<T>) + lanes<T>; }
+  std::int64_t weight_stride() const { return round_up(p_.outputs, block_rows) * channels_ + lanes<T>; }
   std::int64_t inputs_stride() const {
-    return point_stride((channels_ < max_channels ? channels_ : max_channels) * tiles_);
+    return point_stride<T>((channels_ < max_channels ? channels_ : max_channels) * tiles_);
   }
-  std::int64_t products_stride() const { return point_stride(round_up(outputs_, block_rows) * tiles_); }
+  std::int64_t products_stride() const { return point_stride<T>(round_up(outputs_, block_rows) * tiles_); }
   std::int64_t padded_tiles(std::int64_t rows) const { return round_up(rows * columns_, panel<T>); }
-
-  // The index in [0, n) whose value the padding puts at index v; -1 for zero.
-  std::int64_t source_index(std::int64_t v, std::int64_t n) const {
-    if (v >= 0 && v < n) return v;
-    if (p_.padding == Padding::zeros || v > n) return -1;  // values past n are not used
-    return v < 0 ? -v : 2 * (n - 1) - v;
-  }
 
   // Loads the padded plane from row y - 1 and column x - 1 on. plane: [height, width]; stage: [2 rows_ + 2][line_]
   void load_rows(const T* plane, std::int64_t y, std::int64_t x, T* stage) const {
     const std::int64_t columns = 2 * columns_ + 2, left = x == 0;
     const std::int64_t inside = p_.width - x + 1 < columns ? p_.width - x + 1 : columns;
     for (std::int64_t i = 0; i < 2 * rows_ + 2; ++i, stage += line_) {
-      const std::int64_t row = source_index(y + i - 1, p_.height);
+      const std::int64_t row = source_index(p_.padding, y + i - 1, p_.height);
       if (row < 0) {
         std::memset(static_cast<void*>(stage), 0, std::size_t(columns) * sizeof(T));
         continue;
       }
       const T* from = plane + row * p_.width;
+      // The next channel's row, which the processor does not foresee.
+      for (std::int64_t j = left; j < inside; j += 64 / std::int64_t(sizeof(T)))
+        __builtin_prefetch(from + p_.height * p_.width + x - 1 + j);
       std::memcpy(stage + left, from + x - 1 + left, std::size_t(inside - left) * sizeof(T));
       const auto pad = [&](std::int64_t j) {
-        const std::int64_t col = source_index(x + j - 1, p_.width);
+        const std::int64_t col = source_index(p_.padding, x + j - 1, p_.width);
         stage[j] = col < 0 ? T(0) : from[col];
       };
       if (left) pad(0);
@@ -176,19 +160,20 @@ class Winograd {
   void multiply(std::int64_t first, std::int64_t count, std::int64_t begin, std::int64_t end, const T* inputs,
                 T* products) const {
     for (int point = 0; point < points; ++point)
-      for (std::int64_t i = begin; i < end; i += block_rows) {
-        T* to = products + point * products_stride() + (i - begin) * tiles_;
-        RowPanels<T>::multiply(weight_[point], i, first, count, inputs + point * inputs_stride(), tiles_,
-                               rows_ * columns_, [&](std::int64_t j, const auto& sums) {
+      for (std::int64_t j = 0; j < rows_ * columns_; j += panel<T>)  // a panel of inputs stays in the first cache
+        for (std::int64_t i = begin; i < end; i += block_rows) {
+          T* to = products + point * products_stride() + (i - begin) * tiles_ + j;
+          RowPanels<T>::multiply(weight_[point], i, first, count, inputs + point * inputs_stride() + j, tiles_,
+                                 panel<T>, [&](std::int64_t, const auto& sums) {
 #pragma GCC unroll 12
-                                 for (int r = 0; r < block_rows; ++r)
+                                   for (int r = 0; r < block_rows; ++r)
 #pragma GCC unroll 2
-                                   for (int v = 0; v < 2; ++v) {
-                                     T* at = to + r * tiles_ + j + v * lanes<T>;
-                                     store(at, first ? load(at) + sums[r][v] : sums[r][v]);
-                                   }
-                               });
-      }
+                                     for (int v = 0; v < 2; ++v) {
+                                       T* at = to + r * tiles_ + v * lanes<T>;
+                                       store(at, first ? load(at) + sums[r][v] : sums[r][v]);
+                                     }
+                                 });
+        }
   }
 
   void store_outputs(std::int64_t image, std::int64_t y, std::int64_t x, std::int64_t begin, std::int64_t end,
@@ -277,32 +262,54 @@ class Winograd {
   RowPanels<T> weight_[points];                             // [outputs, channels_]
 };
 
+template <class T>
+int threads_of(const Conv3x3& p) {
+  return useful_threads(
+      8.0 * double((p.channels[0] + p.channels[1]) * p.outputs) * double(p.batch * p.height * p.width), p.threads);
+}
+
+template <class T>
+Status transform_weights(Winograd<T>& winograd, const Conv3x3& p, T* transformed) {
+  winograd.use_weights(transformed);
+  return for_each_task(
+      threads_of<T>(p), divide_up(p.outputs, block_rows), [] { return true; },
+      [&](bool, std::int64_t task) {
+        winograd.transform_weights(task * block_rows);
+        return Status::ok;
+      });
+}
+
 // out: [batch, outputs, height, width]
 template <class T>
 Status convolve(const Conv3x3& p, T* out) {
   Winograd<T> winograd(p);
-  if (!winograd.prepare()) return Status::out_of_memory;
-  const double flops = 8.0 * double((p.channels[0] + p.channels[1]) * p.outputs) * double(p.batch * p.height * p.width);
-  const int threads = useful_threads(flops, p.threads);
+  Buffer<T> transformed;
+  if (p.prepared) {
+    winograd.use_weights(static_cast<T*>(const_cast<void*>(p.prepared)));
+  } else {
+    if (!transformed.resize(winograd.weight_size())) return Status::out_of_memory;
+    const Status status = transform_weights<T>(winograd, p, transformed);
+    if (status != Status::ok) return status;
+  }
   struct Worker {
     explicit Worker(const Winograd<T>& w)
         : stage(w.stage_size()), inputs(w.inputs_size()), products(w.products_size()) {}
     explicit operator bool() const { return stage && inputs && products; }
     Buffer<T> stage, inputs, products;
   };
-  const Status status = for_each_task(
-      threads, divide_up(p.outputs, block_rows), [] { return true; },
-      [&](bool, std::int64_t task) {
-        winograd.transform_weights(task * block_rows);
-        return Status::ok;
-      });
-  if (status != Status::ok) return status;
   return for_each_task(
-      threads, winograd.tasks(), [&] { return Worker(winograd); },
+      threads_of<T>(p), winograd.tasks(), [&] { return Worker(winograd); },
       [&](Worker& worker, std::int64_t task) {
         winograd.run(task, worker.stage, worker.inputs, worker.products, out);
         return Status::ok;
       });
+}
+
+template <class T>
+Status prepare(const Conv3x3& p, T* prepared, std::int64_t* size) {
+  Winograd<T> winograd(p);
+  *size = winograd.weight_size();
+  return prepared ? transform_weights<T>(winograd, p, prepared) : Status::ok;
 }
 
 }  // namespace
@@ -311,6 +318,14 @@ Status conv3x3(Type type, const Conv3x3& p, void* out) {
   switch (type) {
     case Type::float32: return convolve(p, static_cast<float*>(out));
     case Type::float64: return convolve(p, static_cast<double*>(out));
+    default: return Status::unsupported_type;
+  }
+}
+
+Status prepare_conv3x3(Type type, const Conv3x3& p, void* prepared, std::int64_t* size) {
+  switch (type) {
+    case Type::float32: return prepare(p, static_cast<float*>(prepared), size);
+    case Type::float64: return prepare(p, static_cast<double*>(prepared), size);
     default: return Status::unsupported_type;
   }
 }

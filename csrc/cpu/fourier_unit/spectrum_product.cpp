@@ -21,7 +21,8 @@ class SpectrumMultiplier {
     const std::int64_t steps = 2 * p_.inputs;
     const T* w = static_cast<const T*>(p_.weight);
     const T* shift = static_cast<const T*>(p_.shift);
-    if (!weight_.resize(p_.groups * rows_, steps) || !shift_.resize(p_.groups * rows_)) return false;
+    if (!packed_.resize(RowPanels<T>::size(p_.groups * rows_, steps)) || !shift_.resize(p_.groups * rows_)) return false;
+    weight_ = RowPanels<T>(packed_, steps);
     for (std::int64_t g = 0; g < p_.groups; ++g, w += 2 * p_.outputs * steps)
       for (std::int64_t i = 0; i < rows_; i += block_rows)
         for (std::int64_t r = 0; r < block_rows && i + r < 2 * p_.outputs; ++r) {
@@ -81,6 +82,7 @@ class SpectrumMultiplier {
 
   const SpectrumProduct& p_;
   std::int64_t tiles_, rows_;
+  Buffer<T> packed_;
   RowPanels<T> weight_;  // [groups * rows_, 2 inputs]
   Buffer<T> shift_;      // [groups * rows_]
 };

@@ -11,7 +11,8 @@ from inr_kernels._core.checks import require, require_input, shape
 from inr_kernels._core.hooks import is_untouched
 
 from ..functional import conv2d, conv3x3
-from .folding import computes, folded
+from ..op import kept
+from .folding import computes, folded, folded_bias, scaled
 from .fused import is_constant, prefers_conv2d
 from .spectral import SpectralTransform, spectral
 
@@ -138,17 +139,18 @@ def _fused_convolution(pairs, add, affine, relu):
         return add.relu() if relu else add
     convs, inputs = zip(*pairs, strict=True)
     conv = convs[0]  # all have its options
-    weight = torch.cat([conv.weight for conv in convs], 1)
     bias = None if conv.bias is None else sum(conv.bias for conv in convs)
     add = add if is_present(add) else None
     geometry, known = (conv.kernel_size, conv.stride, conv.dilation), conv.padding_mode in ("zeros", "reflect")
     if (*geometry, conv.padding) == ((3, 3), (1, 1), (1, 1), (1, 1)) and known:
-        weight, bias = folded(weight, bias, affine)
+        weight, bias = _folded_weight(convs, inputs[0], affine), folded_bias(bias, affine, conv.weight.dtype)
         other = inputs[1] if len(inputs) > 1 else None
         return conv3x3(inputs[0], weight, bias, other=other, add=add, relu=relu, padding=conv.padding_mode)
+    weight = conv.weight if len(convs) == 1 else torch.cat([conv.weight for conv in convs], 1)
     x, padding = inputs[0] if len(inputs) == 1 else torch.cat(inputs, 1), conv.padding
     by_number = known and conv.dilation == (1, 1) and not isinstance(padding, str)
     if by_number and is_constant(*convs) and prefers_conv2d(x):
+        kept.keep(conv.weight)
         scale, shift = affine or (None, bias)
         bias = shift if affine is None or bias is None else shift + bias * scale
         options = {"stride": conv.stride, "padding": padding, "padding_mode": conv.padding_mode}
@@ -159,6 +161,24 @@ def _fused_convolution(pairs, add, affine, relu):
     out = F.conv2d(x, weight, bias, conv.stride, padding, conv.dilation)
     out = out if add is None else out + add
     return out.relu_() if relu else out
+
+
+def _folded_weight(convs, x, affine):
+    """The weights of all inputs' channels, scaled; kept between calls where no gradients of them are needed."""
+    weights, scale = [conv.weight for conv in convs], affine and affine[0]
+
+    def make():
+        weight = weights[0] if len(weights) == 1 else torch.cat(weights, 1)
+        return weight if scale is None else scaled(weight, scale)
+
+    constant = is_constant(*convs) and not (torch.is_grad_enabled() and scale is not None and scale.requires_grad)
+    if not (constant and kept.can_keep(x, scale, *weights) and prefers_conv2d(x)):
+        return make()
+    kept.keep(weights[0])
+    if scale is None and len(weights) == 1:
+        return weights[0]
+    sources = *weights, *(() if scale is None else (scale,))
+    return kept.once(weights[0], "folded", sources, lambda: kept.keep(make(), constant=True))
 
 
 def _call_modules(ffc, x_l, x_g):

@@ -41,10 +41,18 @@ def folded(
     weight: torch.Tensor, bias: torch.Tensor | None, coefficients: tuple[torch.Tensor, torch.Tensor] | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Weight [O, C, k, k] and bias [O] of a convolution with the (scale, shift) after it; None: nothing follows."""
+    folded_weight = weight if coefficients is None else scaled(weight, coefficients[0])
+    return folded_weight, folded_bias(bias, coefficients, weight.dtype)
+
+
+def folded_bias(
+    bias: torch.Tensor | None, coefficients: tuple[torch.Tensor, torch.Tensor] | None, dtype: torch.dtype
+) -> torch.Tensor | None:
+    """The bias [O] of a convolution with the (scale, shift) after it, in this dtype; None: nothing follows."""
     if coefficients is None:
-        return weight, bias
+        return bias
     scale, shift = coefficients
-    return scaled(weight, scale), (shift if bias is None else shift + bias * scale).to(weight.dtype)
+    return (shift if bias is None else shift + bias * scale).to(dtype)
 
 
 def scaled(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ from inr_kernels._core.hooks import is_untouched
 
 from .. import op
 from ..functional import conv2d
+from ..op import kept
 from .folding import affine, folds
 
 
@@ -94,7 +95,7 @@ def _convolve(group, x):
         bias = conv.bias if scale is None else torch.addcmul(bias, conv.bias, scale)
     return conv2d(
         x,
-        conv.weight,
+        kept.keep(conv.weight),
         bias,
         scale=scale,
         relu=nn.ReLU in parts,

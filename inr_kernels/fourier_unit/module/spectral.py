@@ -9,8 +9,9 @@ from torch import nn
 from inr_kernels._core.checks import require, require_input
 from inr_kernels._core.hooks import is_untouched
 
-from ..functional import fourier_unit, through_spectrum
-from .folding import affine, folded, folds, is_pointwise, scaled
+from ..functional import conv2d, fourier_unit, through_spectrum
+from .folding import affine, computes, folded, folds, is_pointwise, scaled
+from .fused import is_constant, is_dense, prefers_conv2d
 
 
 class FourierUnit(nn.Module):
@@ -140,13 +141,17 @@ def _momentum(bn):
 def spectral(transform: Any, x: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
     """Computes a SpectralTransform, its output multiplied by scale [O], which is folded into the last convolution."""
     x = _first_layers(transform.conv1, transform.downsample(x))
-    out = x + transform.fu(x)
+    out = transform.fu(x)
+    # A tensor of the unit's own that nobody else has seen takes the sum.
+    out = out.add_(x) if not torch.is_grad_enabled() and computes(transform.fu, FourierUnit) else x + out
     if transform.enable_lfu:
         out = out + _quarters(transform.lfu, x)
     last = transform.conv2
     if scale is None or not is_pointwise(last):
         out = last(out)
         return out if scale is None else out * scale.to(out.dtype).view(-1, 1, 1)
+    if is_dense(last) and is_constant(last) and prefers_conv2d(out):
+        return conv2d(out, last.weight, scale=scale.to(out.dtype))
     return F.conv2d(out, scaled(last.weight, scale), groups=last.groups)
 
 
@@ -158,6 +163,9 @@ def _first_layers(layers, x):
     if not (is_pointwise(parts[0]) and folds(*parts[1:])):
         return layers(x)
     conv, norm, _ = parts
+    if is_dense(conv) and is_constant(conv, norm) and prefers_conv2d(x):
+        scale, shift = affine(norm)
+        return conv2d(x, conv.weight, shift, scale=scale, relu=True)
     weight, bias = folded(conv.weight, None, affine(norm))
     return F.conv2d(x, weight, bias, groups=conv.groups).relu_()
 

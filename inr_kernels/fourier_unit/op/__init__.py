@@ -26,11 +26,22 @@ from inr_kernels._core.registration import (
 
 from .. import reference
 from ..arguments import Arguments, Facts
-from . import dft_matmul, spectral_pipeline
+from . import dft_matmul, kept, spectral_pipeline
 from .conv2d import CONV2D, conv2d
 from .conv3x3 import CONV3X3, conv3x3, input_gradient, is_for_native
 
-__all__ = ["CONV2D", "CONV3X3", "OP", "conv2d", "conv3x3", "fourier_unit", "input_gradient", "is_for_native", "steps"]
+__all__ = [
+    "CONV2D",
+    "CONV3X3",
+    "OP",
+    "conv2d",
+    "conv3x3",
+    "fourier_unit",
+    "input_gradient",
+    "is_for_native",
+    "kept",
+    "steps",
+]
 
 _OPTIONS = "bool training, float eps, SymInt groups, str norm, str backend"
 _TRITON = "inr_kernels.fourier_unit.triton_kernels"

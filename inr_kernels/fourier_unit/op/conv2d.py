@@ -14,6 +14,7 @@ from inr_kernels._core.registration import define, only_needed, register_autogra
 
 from .. import reference
 from ..arguments import Conv2dArguments
+from . import kept
 from .conv3x3 import why_not_native
 
 
@@ -27,25 +28,43 @@ def _native(a):
     if not out.numel():
         return out
     x, weight, scale, bias, add = (None if t is None else t.contiguous() for t in a[:5])
+    problem = {
+        "type": backends.TYPES[a.x.dtype],
+        "size": tuple(x.shape),
+        "out_size": tuple(out.shape[1:]),
+        "kernel": tuple(weight.shape[2:]),
+        "stride": tuple(a.stride),
+        "pad": tuple(a.padding),
+        "padding": backends.PADDINGS[a.padding_mode],
+        "transposed": a.transposed,
+        "weight": weight.data_ptr(),
+        "threads": torch.get_num_threads(),
+    }
     native.load()[0].conv2d(
-        type=backends.TYPES[a.x.dtype],
-        size=tuple(x.shape),
-        out_size=tuple(out.shape[1:]),
-        kernel=tuple(weight.shape[2:]),
-        stride=tuple(a.stride),
-        pad=tuple(a.padding),
-        padding=backends.PADDINGS[a.padding_mode],
-        transposed=a.transposed,
+        **problem,
         x=x.data_ptr(),
-        weight=weight.data_ptr(),
+        prepared=backends.address(_prepared(a, problem)),
         scale=backends.address(scale),
         bias=backends.address(bias),
         add=backends.address(add),
         relu=a.relu,
         out=out.data_ptr(),
-        threads=torch.get_num_threads(),
     )
     return out
+
+
+def _prepared(a, problem):
+    """The transformed weight, if the kernel transforms it and it is one whose results are kept, else None."""
+    prepare = native.load()[0].prepare_conv2d
+    if not kept.is_kept(a.weight) or not (count := prepare(**problem, prepared=0)):
+        return None
+
+    def make():
+        out = torch.empty(count, dtype=a.weight.dtype, device=a.weight.device)
+        prepare(**problem, prepared=out.data_ptr())
+        return out
+
+    return kept.once(a.weight, f"conv2d, {a.transposed}", (a.weight,), make)
 
 
 def _reference(a):

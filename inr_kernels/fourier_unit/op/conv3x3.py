@@ -15,6 +15,7 @@ from inr_kernels._core.registration import define, only_needed, register_autogra
 
 from .. import reference
 from ..arguments import TRANSPOSED, ConvolutionArguments
+from . import kept
 
 _DTYPES = torch.float32, torch.float64
 
@@ -54,6 +55,7 @@ def _winograd(a):
         padding=backends.PADDINGS["zeros" if transposed else a.padding],
         transposed=transposed,
         weight=weight.data_ptr(),
+        prepared=backends.address(_prepared(a.weight)),
         bias=backends.address(bias),
         add=backends.address(add),
         relu=a.relu,
@@ -61,6 +63,23 @@ def _winograd(a):
         threads=torch.get_num_threads(),
     )
     return out
+
+
+def _prepared(weight):
+    """The transformed weight, if it is one whose results are kept, else None."""
+    if not kept.is_kept(weight):
+        return None
+
+    def make():
+        contiguous = weight.detach().contiguous()
+        options = {"type": backends.TYPES[weight.dtype], "threads": torch.get_num_threads()}
+        options |= {"size": (weight.shape[1], len(weight)), "weight": contiguous.data_ptr()}
+        prepare = native.load()[0].prepare_conv3x3
+        out = torch.empty(prepare(prepared=0, **options), dtype=weight.dtype, device=weight.device)
+        prepare(prepared=out.data_ptr(), **options)
+        return out
+
+    return kept.once(weight, "conv3x3", (weight,), make)
 
 
 def _with_contiguous_images(x):

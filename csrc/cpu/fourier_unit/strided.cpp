@@ -1,0 +1,422 @@
+// A 3 x 3 convolution with stride 2 and padding 1, also transposed, in 49 multiplications where the sum has 81.
+//
+// Along one axis, the taps split into a pair that meets every second number, and a single one. A tile is 3 neighbouring
+// pixels of the grid: 3 outputs, or, transposed, 6, of which the odd ones have the pair.
+//
+//                d: numbers that the pair g meets     e: numbers of the single tap s
+//   convolution  x[-1], x[1], x[3], x[5]; (w0, w2)    x[0], x[2], x[4]; w1
+//   transposed   x[0], x[1], x[2], x[3]; (w2, w0)     x[0], x[1], x[2]; w1
+//
+//   pair:   A^T [(G g) * (B^T d)]   B^T = 1  0 -1  0      G = 1    0      A^T = 1  1  1  0
+//   single: s e                           0  1  1  0          1/2  1/2          0  1 -1  0
+//                                         0 -1  1  0          1/2 -1/2          0  1  1 -1
+//                                         0  1  0 -1          0    1
+//
+// These are 7 points for 3 x 3 numbers, and 49 in two dimensions: (0..3 for the pair, 4..6 for the single tap) by axis.
+// The convolution adds what the pair and the single tap give; the transposed one has them side by side.
+//
+// A task is a panel of neighbouring tiles, which may continue in the next row of tiles. For a chunk of channels, its
+// inputs are transformed with vectors across tiles; then for each point the register micro-kernel multiplies
+// [outputs, channels] by [channels, tiles].
+#include "strided.h"
+
+#include "../../common/pages.h"
+#include "../common/offset_kernel.h"
+#include "../common/row_panels.h"
+#include "../common/tasks.h"
+#include "../common/transpose.h"
+
+namespace inr {
+namespace INR_ISA {
+namespace {
+
+constexpr int side = 3, axis_points = 7, points = axis_points * axis_points, matrices = 25;
+// Channels that are computed at a time, as long as a sum of the micro-kernel: the inputs take 0.4 MB.
+constexpr std::int64_t max_channels = 64;
+
+// Points 4 to 6 of an axis have the same weight.
+constexpr int matrix_of(int point) {
+  const int i = point / axis_points, j = point % axis_points;
+  return (i < 4 ? i : 4) * 5 + (j < 4 ? j : 4);
+}
+
+// out[l] = the element 3 l + K of a, b, c in a row
+template <int K, class V, std::size_t... I>
+INR_INLINE V every_third(V a, V b, V c, std::index_sequence<I...>) {
+  constexpr int n = int(sizeof...(I));
+  const V ab = __builtin_shufflevector(a, b, (3 * int(I) + K < 2 * n ? 3 * int(I) + K : 0)...);
+  return __builtin_shufflevector(ab, c, (3 * int(I) + K < 2 * n ? int(I) : 3 * int(I) + K - n)...);
+}
+// Vector number K of a[0], b[0], c[0], a[1], b[1], c[1], ...
+template <int K, class V, std::size_t... I>
+INR_INLINE V in_turn(V a, V b, V c, std::index_sequence<I...>) {
+  constexpr int n = int(sizeof...(I));
+  const V ab = __builtin_shufflevector(a, b, ((K * n + int(I)) % 3 * n % (2 * n) + (K * n + int(I)) / 3)...);
+  return __builtin_shufflevector(ab, c,
+                                 ((K * n + int(I)) % 3 < 2 ? int(I) : n + (K * n + int(I)) / 3)...);
+}
+
+template <class T, bool transposed>
+class Strided {
+  using All = std::make_index_sequence<lanes<T>>;
+
+ public:
+  explicit Strided(const Conv2d& p) : p_(p) {
+    const std::int64_t scale = transposed ? 2 : 1;
+    grid_[0] = divide_up(p.out_height, scale), grid_[1] = divide_up(p.out_width, scale);
+    tile_rows_ = divide_up(grid_[0], side), tile_columns_ = divide_up(grid_[1], side);
+    maps_ = divide_up(tile_rows_ * tile_columns_, panel<T>);
+    const std::int64_t blocks = divide_up(p.outputs, block_rows), tasks = p.batch * maps_;
+    groups_ = tasks < 2 * p.threads ? smaller(blocks, divide_up(2 * p.threads, tasks)) : 1;
+    group_outputs_ = divide_up(blocks, groups_) * block_rows;
+    groups_ = divide_up(p.outputs, group_outputs_);
+    chunk_ = smaller(p.channels, max_channels);
+  }
+
+  // Multiplications for each pair of channel and output.
+  double multiplications() const { return double(points) * double(maps_ * panel<T>); }
+  std::int64_t weight_size() const { return matrices * weight_stride(); }
+  void use_weights(T* transformed) {
+    for (int m = 0; m < matrices; ++m) weight_[m] = RowPanels<T>(transformed + m * weight_stride(), p_.channels);
+  }
+  // Transforms the kernels of the outputs [i, i + block_rows).
+  void transform_weights(std::int64_t i) {
+    const std::int64_t rows = smaller(p_.outputs - i, block_rows);
+    const std::int64_t row_stride = 9 * (transposed ? 1 : p_.channels);
+    const std::int64_t channel_stride = 9 * (transposed ? p_.outputs : 1);
+    constexpr std::int64_t run = 16;  // see Winograd::transform_weights
+    Rows<T> kernels[run][9] = {};
+    constexpr int first = transposed ? 2 : 0, second = 2 - first;
+    for (std::int64_t begin = 0; begin < p_.channels; begin += run) {
+      const std::int64_t count = smaller(p_.channels - begin, run);
+      for (std::int64_t r = 0; r < rows; ++r)
+        for (std::int64_t c = 0; c < count; ++c) {
+          const T* w = static_cast<const T*>(p_.weight) + (i + r) * row_stride + (begin + c) * channel_stride;
+          for (int j = 0; j < 9; ++j) kernels[c][j][r] = w[j];
+        }
+      for (std::int64_t c = 0; c < count; ++c) {
+        const Rows<T>(&g)[9] = kernels[c];
+        Rows<T> half[5][3], whole[5];
+        for (int j = 0; j < 3; ++j) {
+          Rows<T> column[5];
+          transform_kernel(g[3 * first + j], g[3 * second + j], g[3 + j], column);
+          for (int k = 0; k < 5; ++k) std::memcpy(half[k][j], column[k], sizeof column[k]);
+        }
+        for (int k = 0; k < 5; ++k) {
+          transform_kernel(half[k][first], half[k][second], half[k][1], whole);
+          for (int m = 0; m < 5; ++m)
+            std::memcpy(weight_[5 * k + m].block(i, begin + c), whole[m], sizeof(T) * block_rows);
+        }
+      }
+    }
+  }
+
+  std::int64_t tasks() const { return p_.batch * maps_ * groups_; }
+  std::int64_t stage_size() const { return line_size() + axis_points * 6 * phase_size(); }
+  std::int64_t inputs_size() const { return points * inputs_stride(); }
+  std::int64_t products_size() const { return points * products_stride(); }
+
+  // stage: [stage_size()]; inputs: [points][a chunk of channels][row()] and products: [points][outputs of a group]
+  // [row()], with the strides inputs_stride() and products_stride(); out: [batch, outputs, out_height, out_width]
+  void run(std::int64_t task, T* stage, T* inputs, T* products, T* out) const {
+    const std::int64_t begin = task % groups_ * group_outputs_, end = smaller(begin + group_outputs_, p_.outputs);
+    const std::int64_t image = task / groups_ / maps_, first = task / groups_ % maps_ * panel<T>;
+    for (std::int64_t c = 0; c < p_.channels; c += max_channels) {
+      const std::int64_t count = smaller(p_.channels - c, max_channels);
+      for_each_segment(first, [&](const Segment& s) { load_inputs(image, s, c, count, stage, inputs); });
+      for (int point = 0; point < points; ++point)
+        for (std::int64_t o = begin; o < end; o += block_rows) {
+          T* to = products + point * products_stride() + (o - begin) * row();
+          RowPanels<T>::multiply(weight_[matrix_of(point)], o, c, count, inputs + point * inputs_stride(), row(),
+                                 panel<T>, [&](std::int64_t, const auto& sums) {
+#pragma GCC unroll 12
+                                   for (int r = 0; r < block_rows; ++r)
+#pragma GCC unroll 2
+                                     for (int v = 0; v < 2; ++v) {
+                                       T* at = to + r * row() + v * lanes<T>;
+                                       store(at, c ? load(at) + sums[r][v] : sums[r][v]);
+                                     }
+                                 });
+        }
+    }
+    for (std::int64_t o = begin; o < end; ++o)
+      for_each_segment(first, [&](const Segment& s) {
+        for (std::int64_t t = 0; t < s.count; t += lanes<T>)
+          store_tiles(image, o, s, t, products + (o - begin) * row() + s.index + t, out);
+      });
+  }
+
+ private:
+  static constexpr std::int64_t step = transposed ? 1 : 2;  // of x's pixels from one of the grid to the next
+
+  // Neighbouring tiles of one row of tiles.
+  struct Segment {
+    std::int64_t row, column, count;
+    std::int64_t index;  // of the first, in the task
+  };
+  template <class F>
+  void for_each_segment(std::int64_t first, F&& work) const {
+    const std::int64_t end = smaller(first + panel<T>, tile_rows_ * tile_columns_);
+    for (std::int64_t t = first; t < end;) {
+      const std::int64_t column = t % tile_columns_, count = smaller(tile_columns_ - column, end - t);
+      work(Segment{t / tile_columns_, column, count, t - first});
+      t += count;
+    }
+  }
+
+  // A row of a point's inputs or products; the last vector of a segment may exceed the panel.
+  static constexpr std::int64_t row() { return panel<T> + lanes<T>; }
+  std::int64_t weight_stride() const { return RowPanels<T>::size(p_.outputs, p_.channels) + lanes<T>; }
+  std::int64_t inputs_stride() const { return point_stride<T>(chunk_ * row()); }
+  std::int64_t products_stride() const { return point_stride<T>(group_outputs_ * row()); }
+  // A padded row of the image, and the tiles' numbers of one phase of it.
+  static constexpr std::int64_t line_size() { return 6 * panel<T> + 8 * lanes<T>; }
+  static constexpr std::int64_t phase_size() { return panel<T> + 2 * lanes<T>; }
+
+  // a, b: the pair; s: the single tap; to: the 5 distinct weights of an axis
+  INR_INLINE void transform_kernel(const Rows<T>& a, const Rows<T>& b, const Rows<T>& s, Rows<T> (&to)[5]) {
+    for (int r = 0; r < block_rows; r += lanes<T>) {
+      const Vec<T> va = load(a + r) , vb = load(b + r);
+      store(to[0] + r, va);
+      store(to[1] + r, (va + vb) * T(0.5));
+      store(to[2] + r, (va - vb) * T(0.5));
+      store(to[3] + r, vb);
+      store(to[4] + r, load(s + r));
+    }
+  }
+
+  // Loads the numbers of a segment's tiles from one row of the image: the 3 phases of d, then those of e.
+  // plane: [height, width]; line: [line_size()]; to: [6][phase_size()]
+  void load_row(const T* plane, std::int64_t v, const Segment& s, T* line, T* to) const {
+    const std::int64_t row = source_index(p_.padding, v, p_.height);
+    if (row < 0) return void(std::memset(static_cast<void*>(to), 0, sizeof(T) * std::size_t(6 * phase_size())));
+    const T* from = plane + row * p_.width;
+    const std::int64_t left = step * side * s.column - (step - 1), used = step * side * s.count + 1;
+    const std::int64_t begin = left < 0, end = clamp(p_.width - left, begin, used);
+    // The next channel's row, which the processor does not foresee.
+    for (std::int64_t j = begin; j < end; j += 64 / std::int64_t(sizeof(T)))
+      __builtin_prefetch(from + p_.height * p_.width + left + j);
+    std::memcpy(line + begin, from + left + begin, std::size_t(end - begin) * sizeof(T));
+    const auto pad = [&](std::int64_t j) {
+      const std::int64_t column = source_index(p_.padding, left + j, p_.width);
+      line[j] = column < 0 ? T(0) : from[column];
+    };
+    if (begin) pad(0);
+    for (std::int64_t j = end; j < used; ++j) pad(j);
+    for (std::int64_t t = 0; t <= s.count; t += lanes<T>) {  // one more tile: its first number is d[3] of the last
+      const T* at = line + step * side * t;
+      Vec<T> d[3], e[3];
+      for (int k = 0; k < 3; ++k)
+        if (transposed)
+          d[k] = load(at + k * lanes<T>);
+        else
+          load_pairs(at + 2 * k * lanes<T>, d[k], e[k]);
+      store_phases(d, to + t);
+      if (!transposed) store_phases(e, to + 3 * phase_size() + t);
+    }
+  }
+  INR_INLINE void store_phases(const Vec<T> (&v)[3], T* to) {
+    store(to, every_third<0>(v[0], v[1], v[2], All{}));
+    store(to + phase_size(), every_third<1>(v[0], v[1], v[2], All{}));
+    store(to + 2 * phase_size(), every_third<2>(v[0], v[1], v[2], All{}));
+  }
+
+  // Transforms the inputs of a segment, `count` channels from the channel `first` on.
+  void load_inputs(std::int64_t image, const Segment& s, std::int64_t first, std::int64_t count, T* stage,
+                   T* inputs) const {
+    const std::int64_t top = step * side * s.row - (step - 1);
+    T *line = stage, *rows = stage + line_size();
+    for (std::int64_t c = 0; c < count; ++c) {
+      const T* plane = static_cast<const T*>(p_.x) + (image * p_.channels + first + c) * p_.height * p_.width;
+      for (int i = 0; i < (transposed ? 4 : axis_points); ++i)
+        load_row(plane, top + i, s, line, rows + i * 6 * phase_size());
+      for (std::int64_t t = 0; t < s.count; t += lanes<T>) transform(rows + t, inputs + c * row() + s.index + t);
+    }
+  }
+
+  // Transforms the inputs of a vector of tiles. rows: [4 or 7][6][phase_size()], of the first tile; to: [points][lanes]
+  // with the stride inputs_stride()
+  INR_NOINLINE void transform(const T* rows, T* to) const {
+    Vec<T> values[axis_points][axis_points];  // [row][point along x]
+    constexpr int count = transposed ? 4 : axis_points;
+#pragma GCC unroll 7
+    for (int i = 0; i < count; ++i, rows += 6 * phase_size()) {
+      const T* e = transposed ? rows : rows + 3 * phase_size();
+      Vec<T>(&v)[axis_points] = values[i];
+      for (int k = 0; k < 3; ++k) v[k] = load(rows + k * phase_size()), v[4 + k] = load(e + k * phase_size());
+      v[3] = load(rows + 1);
+      transform_inputs(v[0], v[1], v[2], v[3]);
+    }
+    constexpr int d = transposed ? 1 : 2, first_e = transposed ? 0 : 1;
+#pragma GCC unroll 7
+    for (int j = 0; j < axis_points; ++j) {
+      Vec<T> v[4] = {values[0][j], values[d][j], values[2 * d][j], values[3 * d][j]};
+      transform_inputs(v[0], v[1], v[2], v[3]);
+      for (int i = 0; i < 4; ++i) store(to + (i * axis_points + j) * inputs_stride(), v[i]);
+      for (int i = 0; i < 3; ++i) store(to + ((4 + i) * axis_points + j) * inputs_stride(), values[first_e + i * d][j]);
+    }
+  }
+
+  // A^T m.
+  INR_INLINE void transform_products(Vec<T> m0, Vec<T> m1, Vec<T> m2, Vec<T> m3, Vec<T> (&to)[3]) {
+    const Vec<T> sum = m1 + m2;
+    to[0] = m0 + sum, to[1] = m1 - m2, to[2] = sum - m3;
+  }
+
+  // The outputs of an axis from those of its points: of the convolution [3], or of both kinds of the transposed one [6].
+  void transform_axis(const Vec<T> (&m)[axis_points], Vec<T> (&to)[6]) const {
+    Vec<T> pair[3];
+    transform_products(m[0], m[1], m[2], m[3], pair);
+    for (int k = 0; k < 3; ++k)
+      if (transposed)
+        to[2 * k] = m[4 + k], to[2 * k + 1] = pair[k];
+      else
+        to[k] = pair[k] + m[4 + k];
+  }
+
+  // Stores the outputs of a vector of tiles from the tile t of a segment on, of output o.
+  // from: [points][lanes] with the stride products_stride(); out: [batch, outputs, out_height, out_width]
+  INR_NOINLINE void store_tiles(std::int64_t image, std::int64_t o, const Segment& s, std::int64_t t, const T* from,
+                                T* out) const {
+    constexpr int count = transposed ? 6 : 3;  // outputs of a tile along an axis
+    Vec<T> rows[6][axis_points];
+#pragma GCC unroll 7
+    for (int j = 0; j < axis_points; ++j) {
+      Vec<T> m[axis_points], to[6];
+#pragma GCC unroll 7
+      for (int i = 0; i < axis_points; ++i) m[i] = load(from + (i * axis_points + j) * products_stride());
+      transform_axis(m, to);
+      for (int i = 0; i < count; ++i) rows[i][j] = to[i];
+    }
+    const std::int64_t y = s.row * count, x = (s.column + t) * count;
+    const std::int64_t width = smaller(smaller(s.count - t, lanes<T>) * count, p_.out_width - x);
+    for (int i = 0; i < count && y + i < p_.out_height; ++i) {
+      Vec<T> v[6];
+      transform_axis(rows[i], v);
+      const std::int64_t at = ((image * p_.outputs + o) * p_.out_height + y + i) * p_.out_width + x;
+      if (!transposed) {
+        store_in_turn(v[0], v[1], v[2], o, at, width, out);
+      } else {
+        const Vec<T> even[3] = {in_turn<0>(v[0], v[2], v[4], All{}), in_turn<1>(v[0], v[2], v[4], All{}),
+                                in_turn<2>(v[0], v[2], v[4], All{})};
+        const Vec<T> odd[3] = {in_turn<0>(v[1], v[3], v[5], All{}), in_turn<1>(v[1], v[3], v[5], All{}),
+                               in_turn<2>(v[1], v[3], v[5], All{})};
+        for (int k = 0; k < 3; ++k) {
+          Vec<T> low, high;
+          interleave(even[k], odd[k], low, high, All{});
+          finish(low, o, at + 2 * k * lanes<T>, width - 2 * k * lanes<T>, out);
+          finish(high, o, at + (2 * k + 1) * lanes<T>, width - (2 * k + 1) * lanes<T>, out);
+        }
+      }
+    }
+  }
+  void store_in_turn(Vec<T> a, Vec<T> b, Vec<T> c, std::int64_t o, std::int64_t at, std::int64_t n,
+                                T* out) const {
+    finish(in_turn<0>(a, b, c, All{}), o, at, n, out);
+    finish(in_turn<1>(a, b, c, All{}), o, at + lanes<T>, n - lanes<T>, out);
+    finish(in_turn<2>(a, b, c, All{}), o, at + 2 * lanes<T>, n - 2 * lanes<T>, out);
+  }
+
+  // Scales the first min(n, lanes) sums of output o, adds bias and `add`, applies the ReLU and stores them from out[at].
+  void finish(Vec<T> sum, std::int64_t o, std::int64_t at, std::int64_t n, T* out) const {
+    if (n <= 0) return;
+    if (p_.scale) sum *= static_cast<const T*>(p_.scale)[o];
+    if (p_.bias) sum += static_cast<const T*>(p_.bias)[o];
+    if (p_.add) sum += load_up_to(static_cast<const T*>(p_.add) + at, n);
+    store_up_to<T>(p_.relu ? relu(sum) : sum, n, out + at);
+  }
+
+  const Conv2d& p_;
+  std::int64_t grid_[2], tile_rows_, tile_columns_;  // of an image
+  std::int64_t maps_, groups_, group_outputs_;       // tasks of an image; groups of outputs that split each
+  std::int64_t chunk_;
+  RowPanels<T> weight_[matrices];  // [outputs, channels]
+};
+
+template <class Algorithm>
+int threads_of(const Algorithm& strided, const Conv2d& p) {
+  return useful_threads(2.0 * strided.multiplications() * double(p.batch * p.channels * p.outputs), p.threads);
+}
+
+template <class Algorithm, class T>
+Status transform_weights(Algorithm& strided, const Conv2d& p, T* transformed) {
+  strided.use_weights(transformed);
+  return for_each_task(
+      threads_of(strided, p), divide_up(p.outputs, block_rows), [] { return true; },
+      [&](bool, std::int64_t block) {
+        strided.transform_weights(block * block_rows);
+        return Status::ok;
+      });
+}
+
+// Calls work(algorithm) with the algorithm of the problem.
+template <class T, class F>
+auto with_algorithm(const Conv2d& p, F&& work) {
+  if (p.transposed) {
+    Strided<T, true> strided(p);
+    return work(strided);
+  }
+  Strided<T, false> strided(p);
+  return work(strided);
+}
+
+// out: [batch, outputs, out_height, out_width]
+template <class Algorithm, class T>
+Status convolve(Algorithm& strided, const Conv2d& p, T* out) {
+  Buffer<T> transformed;
+  if (p.prepared) {
+    strided.use_weights(static_cast<T*>(const_cast<void*>(p.prepared)));
+  } else {
+    if (!transformed.resize(strided.weight_size())) return Status::out_of_memory;
+    const Status status = transform_weights<Algorithm, T>(strided, p, transformed);
+    if (status != Status::ok) return status;
+  }
+  struct Worker {
+    explicit Worker(const Algorithm& s)
+        : stage(s.stage_size()), inputs(s.inputs_size()), products(s.products_size()) {}
+    explicit operator bool() const { return stage && inputs && products; }
+    Buffer<T> stage, inputs, products;
+  };
+  large_pages(out, std::size_t(p.batch * p.outputs * p.out_height * p.out_width) * sizeof(T));
+  return for_each_task(
+      threads_of(strided, p), strided.tasks(), [&] { return Worker(strided); },
+      [&](Worker& worker, std::int64_t task) {
+        strided.run(task, worker.stage, worker.inputs, worker.products, out);
+        return Status::ok;
+      });
+}
+
+}  // namespace
+
+template <class T>
+bool is_strided_winograd(const Conv2d& p) {
+  const bool fits = p.kernel[0] == 3 && p.kernel[1] == 3 && p.stride[0] == 2 && p.stride[1] == 2 && p.pad[0] == 1 &&
+                    p.pad[1] == 1 && p.channels >= 16 && p.outputs >= block_rows;
+  if (!fits) return false;
+  const std::int64_t pixels = p.transposed ? p.height * p.width : p.out_height * p.out_width;
+  const double needed = with_algorithm<T>(p, [](const auto& strided) { return strided.multiplications(); });
+  return needed < 0.75 * 9 * double(pixels);
+}
+
+template <class T>
+Status convolve_strided(const Conv2d& p, T* out) {
+  return with_algorithm<T>(p, [&](auto& strided) { return convolve(strided, p, out); });
+}
+
+template <class T>
+Status prepare_strided(const Conv2d& p, T* prepared, std::int64_t* size) {
+  return with_algorithm<T>(p, [&](auto& strided) {
+    *size = strided.weight_size();
+    return prepared ? transform_weights(strided, p, prepared) : Status::ok;
+  });
+}
+
+template bool is_strided_winograd<float>(const Conv2d&);
+template bool is_strided_winograd<double>(const Conv2d&);
+template Status convolve_strided(const Conv2d&, float*);
+template Status convolve_strided(const Conv2d&, double*);
+template Status prepare_strided(const Conv2d&, float*, std::int64_t*);
+template Status prepare_strided(const Conv2d&, double*, std::int64_t*);
+
+}  // namespace INR_ISA
+}  // namespace inr

@@ -1,0 +1,65 @@
+"""What is made of the weights of convolutions, kept as long as they live and their values stay the same.
+
+Modules in evaluation mark the weights that they call the ops with; the ops then keep what the C++ kernels make of them.
+Values are compared by a fingerprint at every call, since edits through `.data` or numpy do not change a tensor's
+version. Reading the weights takes a small part of the time of transforming them.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from inr_kernels._core import native
+
+# weight -> {name of what was made: (state of the values that it was made of, it)}
+_KEPT: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+_CONSTANT = "constant"
+
+
+def can_keep(*tensors: torch.Tensor | None) -> bool:
+    """Whether something that is made of these tensors may be used again: plain tensors, outside of tracers."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    plain = (torch.Tensor, torch.nn.Parameter)
+    return all(t is None or (type(t) in plain and t.device.type == "cpu" and t.is_floating_point()) for t in tensors)
+
+
+def keep(weight: torch.Tensor, constant: bool = False) -> torch.Tensor:
+    """Marks the weight: what is made of it is kept. constant: nobody else has it, so its values need no comparison."""
+    if can_keep(weight):
+        entry = _KEPT.setdefault(weight, {})
+        if constant:
+            entry[_CONSTANT] = True
+    return weight
+
+
+def once(owner: torch.Tensor, name: str, sources: tuple[torch.Tensor, ...], make: Callable[[], Any]) -> Any:
+    """Returns make(), or what it returned before if the values of `sources` have not changed.
+
+    Args:
+        owner: the weight that the result is kept with; if it was not marked, nothing is kept.
+        name: tells several results of one owner apart.
+        sources: the tensors that make() reads.
+    """
+    entry = _KEPT.get(owner)
+    if entry is None:
+        return make()
+    state = () if entry.get(_CONSTANT) else tuple(map(_fingerprint, sources))
+    if name not in entry or entry[name][0] != state:
+        with torch.inference_mode(False), torch.no_grad():  # else autograd could not save it later
+            entry[name] = state, make()
+    return entry[name][1]
+
+
+def is_kept(weight: torch.Tensor) -> bool:
+    """Whether the weight is marked."""
+    return weight in _KEPT
+
+
+def _fingerprint(tensor):
+    tensor = tensor.detach().contiguous()
+    words = tensor.numel() * tensor.element_size() // 4
+    number = native.load()[0].fingerprint(data=tensor.data_ptr(), words=words, threads=torch.get_num_threads())
+    return number, tensor.shape, tensor.dtype

@@ -1,0 +1,110 @@
+"""What is kept of constant weights between calls: the same results, noticed changes, and nothing that outlives them."""
+
+import copy
+import gc
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from inr_kernels.fourier_unit import FFCResnetBlock, FusedSequential
+from inr_kernels.fourier_unit.op import kept
+
+
+def block():
+    torch.manual_seed(0)
+    model = FFCResnetBlock(32, "reflect", nn.BatchNorm2d, ratio_gin=0.75, ratio_gout=0.75, enable_lfu=False)
+    return model.eval().requires_grad_(False), (torch.randn(1, 8, 12, 14), torch.randn(1, 24, 12, 14))
+
+
+def up():
+    torch.manual_seed(0)
+    layers = [nn.ConvTranspose2d(16, 12, 3, 2, 1, 1), nn.BatchNorm2d(12), nn.ReLU()]
+    return FusedSequential(*layers).eval().requires_grad_(False), torch.randn(1, 16, 24, 36)
+
+
+def weight_of(model):
+    return model.conv2.ffc.convl2l.weight if isinstance(model, FFCResnetBlock) else model[0].weight
+
+
+def flat(out):
+    return torch.cat([part.flatten() for part in (out if isinstance(out, tuple) else (out,))])
+
+
+CHANGES = {
+    "in place": lambda w: w.mul_(1.5),
+    "through .data": lambda w: w.data.mul_(1.5),
+    "one value through numpy": lambda w: np.multiply(w.detach().numpy()[:1, :1], 1.5, out=w.detach().numpy()[:1, :1]),
+    "other .data": lambda w: setattr(w, "data", w.data.flip(0)),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("make", [block, up])
+def test_a_changed_weight_is_noticed(make, change):
+    (model, x), (other, _) = make(), make()
+    before = flat(model(x))
+    assert torch.equal(flat(model(x)), before)
+    CHANGES[change](weight_of(model))
+    weight_of(other).copy_(weight_of(model))
+    assert torch.equal(flat(model(x)), flat(other(x)))
+    assert not torch.equal(flat(model(x)), before)
+
+
+def test_a_changed_norm_is_noticed():
+    (model, x), (other, _) = block(), block()
+    model(x)
+    for each in (model, other):
+        each.conv1.bn_l.running_var.data.mul_(2)
+    assert torch.equal(flat(model(x)), flat(other(x)))
+
+
+def made_of(model):
+    """What is kept of the model's weight: the tensors, by name."""
+    entry = dict(kept._KEPT.get(weight_of(model), {}))
+    if "folded" in entry:
+        entry |= kept._KEPT[entry["folded"][1]]
+    return {name: value[1] for name, value in entry.items() if name != "constant"}
+
+
+@pytest.mark.parametrize(("make", "name"), [(block, "conv3x3"), (up, "conv2d, True")])
+def test_weights_are_transformed_once(make, name):
+    model, x = make()
+    model(x)
+    first = made_of(model)
+    model(x)
+    assert name in first and all(made_of(model)[key] is value for key, value in first.items())
+
+
+@pytest.mark.parametrize("make", [block, up])
+def test_nothing_outlives_the_weights(make):
+    model, x = make()
+    model(x)
+    alive = [weakref.ref(tensor) for tensor in made_of(model).values()]
+    model = copy.deepcopy(model)
+    gc.collect()
+    assert alive and not any(ref() is not None for ref in alive)
+    assert made_of(model) == {}
+
+
+@pytest.mark.parametrize("make", [block, up])
+def test_nothing_is_kept_of_weights_in_training(make):
+    model, x = make()
+    model.requires_grad_()
+    flat(model(x)).sum().backward()
+    assert made_of(model) == {}
+    with torch.no_grad():
+        model(x)
+    assert made_of(model)
+
+
+def test_gradients_of_the_input_after_inference_mode():
+    model, x = block()
+    with torch.inference_mode():
+        expected = flat(model(x)).clone()
+    leaves = [part.clone().requires_grad_() for part in x]
+    out = flat(model(tuple(leaves)))
+    torch.testing.assert_close(out.detach(), expected)
+    assert all(grad.isfinite().all() for grad in torch.autograd.grad(out.sum(), leaves))
