@@ -23,7 +23,7 @@ import torch.nn.functional as F
 import inr_kernels
 
 from .conftest import DEVICE, random_leaf
-from .launches import Launch
+from .launches import Launch, Native
 
 
 class Shape(NamedTuple):
@@ -293,7 +293,8 @@ def first_calls(small):
 def launches():
     """Yields IN²'s attention: sixteen maps of 64², 8 heads x 32, K 7.
 
-    A tile of 4 x 8 queries reads 10 rows of 14 columns: one block of 16 columns per row.
+    A tile of 4 x 8 queries reads 10 rows of 14 columns: one block of 16 columns per row. In CUDA C++ a warp of 2 x 8
+    queries reads 8 rows, two at a time; the loops that copy the 14 rows of the block are counted once.
     """
     batch, pixels, heads, dim, kernel = 16, 64 * 64, 8, 32, 7
     pairs, plane = batch * pixels * heads * kernel**2, 2 * batch * pixels * heads * dim
@@ -302,6 +303,9 @@ def launches():
     common |= {"programs": batch * pixels // 32 * heads}
     product = 2 * pairs * dim
     yield Launch(kernel="attend", trips=10, bytes=4 * plane + numbers, flops=2 * product, **common)
+    cuda = common | {"programs": batch * pixels // 64 * heads, "bytes": 4 * plane + numbers, "flops": 2 * product}
+    native = Native("attend, mma.sync", warps=4, shared=2 * 14 * 16 * 64, loop="inner")
+    yield Launch(kernel="attendILNS_4TypeE2ELi32E", trips=4, native=native, **cuda)
     common["case"] += ", backward"
     shares = 4 * common["programs"] * (2 * kernel - 1) ** 2  # of the bias gradient, read once more by their sum
     moved = 5 * plane + 3 * numbers + shares

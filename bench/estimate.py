@@ -173,7 +173,8 @@ CHIPS = [
 
 def issued(launch, row, key):
     """Returns a count of `row` over all warps of a launch, with the main loop's part times its trips."""
-    warp = row[key] + row[f"loop_{key}"] * (launch.trips - 1 if row["loop_instructions"] else 0)
+    loop = launch.native.loop if launch.native else "loop"
+    warp = row[key] + row[f"{loop}_{key}"] * (launch.trips - 1 if row[f"{loop}_instructions"] else 0)
     return launch.programs * row["warps"] * warp
 
 

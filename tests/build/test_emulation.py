@@ -12,11 +12,13 @@ import pytest
 from tree import ROOT
 
 pytestmark = pytest.mark.slow
-TESTS = [f"tests/ops/test_local_implicit_{name}.py" for name in ("cuda", "wgmma")]
 # Every kernel and border: odd widths, several tiles, strided and misaligned inputs, one query.
-COVERING = "strided or launches or (one and query and float16) or (wide and odd and last and float16)"
-
-PARTS = {"local_implicit": [*emulated_cuda.FILES, "tests/build/test_emulation.py"]}
+COVERING = {
+    "local_implicit": "strided or launches or (one and query and float16) or (wide and odd and last and float16)",
+    "elementwise_filter": "shapes and bfloat16",
+    "neighborhood_attention": "misaligned or (accurate and float16 and (primes or stages or dim or causal or K))",
+}
+PARTS = {op: [*emulated_cuda.files(op), "tests/build/test_emulation.py"] for op in COVERING}
 
 # Decodes once with a build of the sources in sys.argv[2].
 ONE_CALL = """
@@ -52,11 +54,12 @@ def sanitized(*command, order=7):
 
 def test_under_sanitizers_in_random_orders(if_changed):
     """Each tensor is an allocation of its own, so that ASan detects an access beyond its last byte."""
-    options = ["-q", "-x", "-p", "no:cacheprovider", "-m", "not gpu", "-k", f"({COVERING}) and not detects"]
 
-    def run(_):
-        done = sanitized("-m", "pytest", *options, *TESTS)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
+    def run(changed):
+        for op in changed:
+            options = ["-q", "-x", "-p", "no:cacheprovider", "-m", "not gpu", "-k", f"({COVERING[op]}) and not detects"]
+            done = sanitized("-m", "pytest", *options, *emulated_cuda.TESTS[op])
+            assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
 
     if_changed(run, PARTS)
 
@@ -71,4 +74,4 @@ def test_what_sanitizers_detect(if_changed, tmp_path):
         done = sanitized("-c", ONE_CALL, str(tmp_path), str(tmp_path / "csrc"))
         assert done.returncode != 0 and "heap-buffer-overflow" in done.stderr and "pack_weights" in done.stderr
 
-    if_changed(run, PARTS)
+    if_changed(run, {op: PARTS[op] for op in ["local_implicit"]})

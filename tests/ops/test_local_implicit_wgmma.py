@@ -138,7 +138,7 @@ def test_the_emulation_detects(fault, on_host, tmp_path, built_once, if_changed)
             with pytest.raises(AssertionError):
                 assert_forward_as_accurate(case, torch.bfloat16)
 
-    if_changed(run, {"emulation": emulated_cuda.FILES})
+    if_changed(run, {"emulation": emulated_cuda.files("local_implicit")})
 
 
 CHOICES = [
