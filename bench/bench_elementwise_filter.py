@@ -140,7 +140,10 @@ def first_calls(small):
 
 
 def launches():
-    """Yields DEAR's filter on the latents of sixteen images of 256²; bytes in planes of the image's size."""
+    """Yields DEAR's filter on the latents of sixteen images of 256²; bytes in planes of the image's size.
+
+    The instructions of the kernel in CUDA C++ include its path for unaligned rows, which does not run here.
+    """
     from inr_kernels.elementwise_filter.triton_kernels import smallest_cover
 
     tile = smallest_cover((64, 64), (0, 0), (1, 1), (1, 4), 1024)

@@ -11,6 +11,7 @@ from elementwise_filter_cases import DELTA, SHAPES, Case, assert_forward_as_accu
 from inr_kernels import elementwise_filter
 from inr_kernels._core import backends, native
 from inr_kernels._core.dispatch import always
+from inr_kernels._core.proof.problems import of_op
 from inr_kernels.elementwise_filter import op
 from inr_kernels.elementwise_filter.arguments import Facts
 
@@ -154,6 +155,20 @@ def test_reason_why_cuda_cannot_run(case, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     found = op.why_not_cuda(facts)
     assert reason in found and bool(found) == bool(reason)
+
+
+def test_a_form_runs_as_a_whole(monkeypatch):
+    """A proof tries all problems of a form: the backend takes either all or none of them."""
+    library = SimpleNamespace(cuda_archs="80", cuda_version="13.0")
+    monkeypatch.setattr(native, "load", lambda: (library, ""))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    taken = {}
+    for problem in of_op(op.OP, large=True):
+        arguments, options = problem.build(torch.device("meta"))
+        facts = replace(op.OP.facts(*arguments, **options), device=GPU.device, dtype=GPU.dtype)
+        taken.setdefault(facts.form, set()).add(op.why_not_cuda(facts) == "")
+    assert {len(answers) for answers in taken.values()} == {1}
+    assert {True} in taken.values() and {False} in taken.values()
 
 
 def test_a_launch_without_a_gpu_raises():

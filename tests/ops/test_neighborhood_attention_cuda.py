@@ -11,6 +11,7 @@ from neighborhood_attention_cases import Case, assert_forward_as_accurate, asser
 from inr_kernels import neighborhood_attention_2d
 from inr_kernels._core import backends, native
 from inr_kernels._core.dispatch import always
+from inr_kernels._core.proof.problems import of_op
 from inr_kernels.neighborhood_attention import op
 from inr_kernels.neighborhood_attention.arguments import Facts
 
@@ -25,6 +26,7 @@ CASES = {
     "primes": {"size": (11, 13), "kernel_size": 5, "batch": 2, "heads": 3, "dim": 19, "bias": True},
     "even K": {"kernel_size": (4, 6), "dim": 16},
     "windows of all keys": {"size": (9, 11), "kernel_size": (9, 11), "heads": 1, "bias": True},
+    "K 16": {"size": (16, 17), "kernel_size": 16, "heads": 1, "dim": 32, "bias": True},
     "K 17": {"size": (5, 30), "kernel_size": (3, 17), "heads": 1, "dim": 32, "bias": True},
     "several stages": {"size": (21, 9), "kernel_size": (12, 3), "heads": 1, "dim": 32, "bias": True},
     "dim 1": {"dim": 1},
@@ -247,6 +249,20 @@ def test_reason_why_cuda_cannot_run(case, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     found = op.why_not_cuda(facts)
     assert reason in found and bool(found) == bool(reason)
+
+
+def test_a_form_runs_as_a_whole(monkeypatch):
+    """A proof tries all problems of a form: the backend takes either all or none of them."""
+    library = SimpleNamespace(cuda_archs="80", cuda_version="13.0")
+    monkeypatch.setattr(native, "load", lambda: (library, ""))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    taken = {}
+    for problem in of_op(op.OP, large=True):
+        arguments, options = problem.build(torch.device("meta"))
+        facts = replace(op.OP.facts(*arguments, **options), device=GPU.device, dtype=GPU.dtype)
+        taken.setdefault(facts.form, set()).add(op.why_not_cuda(facts) == "")
+    assert {len(answers) for answers in taken.values()} == {1}
+    assert {True} in taken.values() and {False} in taken.values()
 
 
 def test_a_launch_without_a_gpu_raises():
