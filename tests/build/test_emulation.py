@@ -4,6 +4,7 @@ These run again where files have changed, see `if_changed`: each compiles the em
 """
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -35,6 +36,25 @@ op.OP.backends["cuda"] = replace(op.cuda_backend(), why_not=always)
 native.load = lambda: (emulated_cuda.Native(library), "")
 Case(batch=1, queries=9, hidden=(20, 12)).decode(torch.float16, "cuda")
 print("decoded")
+"""
+
+
+# Attends with a build of the sources in sys.argv[2], to copies before guard pages.
+GUARDED_CALL = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+import emulated_cuda, pytest, torch
+from neighborhood_attention_cases import Case
+from inr_kernels._core import native
+from inr_kernels._core.dispatch import always
+from inr_kernels.neighborhood_attention import op
+library = emulated_cuda.build(sys.argv[1], Path(sys.argv[2]))
+op.OP.backends["cuda"] = replace(op.cuda_backend(), why_not=always)
+native.load = lambda: (emulated_cuda.Native(library), "")
+emulated_cuda.guard_memory(pytest.MonkeyPatch())
+Case(batch=1, size=(9, 11), dim=32).run(torch.float16, "cuda")
+print("attended")
 """
 
 
@@ -75,3 +95,19 @@ def test_what_sanitizers_detect(if_changed, tmp_path):
         assert done.returncode != 0 and "heap-buffer-overflow" in done.stderr and "pack_weights" in done.stderr
 
     if_changed(run, {op: PARTS[op] for op in ["local_implicit"]})
+
+
+@pytest.mark.parametrize("fault", [True, False])
+def test_what_guard_pages_detect(fault, if_changed, tmp_path):
+    """Keys beyond the last column of the map: masked, so that without guard pages all results are right."""
+
+    def run(_):
+        new = "column + c < end + 8 ?" if fault else "column + c < end ?"
+        emulated_cuda.copy_with_fault(tmp_path, "neighborhood_attention.cuh", "column + c < end ?", new)
+        environment = os.environ | {"PYTHONPATH": str(ROOT / "tests/support")}
+        command = [sys.executable, "-c", GUARDED_CALL, str(tmp_path), str(tmp_path / "csrc")]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == (-signal.SIGSEGV if fault else 0), done.stderr
+        assert ("attended" in done.stdout) != fault
+
+    if_changed(run, {"neighborhood_attention": PARTS["neighborhood_attention"]})

@@ -48,6 +48,7 @@ def on_host(library, monkeypatch):
         monkeypatch.setitem(op.OP.backends, "cuda", replace(op.cuda_backend(), why_not=always))
         monkeypatch.setattr(native, "load", lambda: (emulated_cuda.Native(library), ""))
 
+    emulated_cuda.guard_memory(monkeypatch)
     use()
     return use
 

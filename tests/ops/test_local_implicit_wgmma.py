@@ -36,6 +36,7 @@ def on_host(library, monkeypatch):
         monkeypatch.setattr(native, "load", lambda: (emulated_cuda.Native(library), ""))
         library.set_shared_limit(227 << 10)
 
+    emulated_cuda.guard_memory(monkeypatch)
     use()
     return use
 

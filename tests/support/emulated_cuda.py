@@ -2,14 +2,18 @@
 
 The sources are compiled by g++ with the headers of tests/support/cuda_on_host, whose machine.h describes what the
 emulation reproduces and which errors it detects. The environment variable INR_EMULATION_SANITIZE builds it with
-sanitizers, and INR_EMULATION_ORDER runs warps and blocks in random orders of that seed.
+sanitizers, and INR_EMULATION_ORDER runs warps and blocks in random orders of that seed. Without sanitizers a kernel
+gets copies of its tensors, each before a page that cannot be accessed, see `guard_memory`.
 """
 
 import ctypes
+import mmap
 import os
 import shutil
 import subprocess
 from pathlib import Path
+
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 HOST = ROOT / "tests" / "support" / "cuda_on_host"
@@ -187,8 +191,52 @@ class Native:
         return ElementwiseFilter(self.library, **arguments)
 
 
+_guarded = []  # (tensor, its copy) of what the next kernel gets
+
+
+def guard_memory(monkeypatch):
+    """Makes `data_ptr` return the address of a copy before a page that cannot be accessed, until the next kernel ends.
+
+    An access beyond the end, but for less than 16 bytes that keep the alignment, ends the process. Not under
+    sanitizers, which watch the tensors' own memory.
+    """
+    if os.environ.get("INR_EMULATION_SANITIZE"):
+        return
+    real = torch.Tensor.data_ptr
+
+    def data_ptr(tensor):
+        address, tensor = real(tensor), tensor.data
+        if tensor.device.type != "cpu" or not tensor.numel():
+            return address
+        for axis, stride in enumerate(tensor.stride()):
+            tensor = tensor.narrow(axis, 0, 1) if stride == 0 else tensor
+        _guarded.append((tensor, _before_a_guard_page(tensor, address % 16)))
+        return real(_guarded[-1][1])
+
+    monkeypatch.setattr(torch.Tensor, "data_ptr", data_ptr)
+
+
+def _before_a_guard_page(tensor, alignment):
+    """A copy of the tensor with the same strides, at an address that is `alignment` modulo 16."""
+    count = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    size = -(-(count * tensor.itemsize + 15) // mmap.PAGESIZE) * mmap.PAGESIZE
+    pages = mmap.mmap(-1, size + mmap.PAGESIZE)
+    begin = ctypes.addressof(ctypes.c_char.from_buffer(pages))
+    assert ctypes.CDLL(None).mprotect(Address(begin + size), ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
+    offset = size - count * tensor.itemsize
+    offset -= (offset - alignment) % 16
+    memory = torch.frombuffer(pages, dtype=tensor.dtype, count=count, offset=offset)
+    return memory.as_strided(tensor.shape, tensor.stride()).copy_(tensor)
+
+
 def check(failure):
-    """Raises the error of an entry point, if there is one."""
+    """Copies back what a kernel wrote (`guard_memory`), and raises its error, if there is one."""
+    copies = [*_guarded]
+    _guarded.clear()
+    for tensor, copy in copies:
+        whole = [t.clone(memory_format=torch.contiguous_format).view(-1, 1) for t in (tensor, copy)]
+        if not torch.equal(*(t.view(torch.uint8) for t in whole)):
+            tensor.copy_(copy)
     if failure:
         raise RuntimeError(failure.decode())
 
