@@ -16,7 +16,7 @@ import torch.nn.functional as F
 import inr_kernels
 
 from .conftest import DEVICE, random_leaf
-from .launches import Launch
+from .launches import Launch, Native
 
 
 class Shape(NamedTuple):
@@ -140,7 +140,10 @@ def first_calls(small):
 
 
 def launches():
-    """Yields DEAR's filter on the latents of sixteen images of 256²; bytes in planes of the image's size."""
+    """Yields DEAR's filter on the latents of sixteen images of 256²; bytes in planes of the image's size.
+
+    The instructions of the kernel in CUDA C++ include its path for unaligned rows, which does not run here.
+    """
     from inr_kernels.elementwise_filter.triton_kernels import smallest_cover
 
     tile = smallest_cover((64, 64), (0, 0), (1, 1), (1, 4), 1024)
@@ -150,6 +153,8 @@ def launches():
         common |= {"case": f"16 x 256 x 64², {dtype}", "programs": programs}
         plane = values * size
         yield Launch(kernel="filter_pixels", bytes=11 * plane, **common)
+        cuda = common | {"programs": 16 * 256 * 64 * 16 // 128, "native": Native("filter_3x3, CUDA C++", 4, 0)}
+        yield Launch(kernel=f"filter_3x3ILNS_4TypeE{0 if size == 4 else 2}E", bytes=11 * plane, **cuda)
         common |= {"case": f"16 x 256 x 64², {dtype}, backward", "programs": 16 * 256 * math.prod(tile.counts)}
         yield Launch(kernel="gradients", bytes=21 * plane, **common)
     # PASA's low-pass filter of the same maps, with stride 2: one softmax over the taps of two groups.

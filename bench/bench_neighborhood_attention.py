@@ -23,7 +23,7 @@ import torch.nn.functional as F
 import inr_kernels
 
 from .conftest import DEVICE, random_leaf
-from .launches import Launch
+from .launches import Launch, Native
 
 
 class Shape(NamedTuple):
@@ -290,10 +290,19 @@ def first_calls(small):
     yield functools.partial(inr_kernels.neighborhood_attention_2d, *leaves, 3, mean_heads=True), leaves
 
 
+def cuda_launches(kernel, trips, common, moved, flops, more=0):
+    """Yields the launch of a kernel in CUDA C++. more: bytes of shared memory besides the stage of 14 rows."""
+    native = Native(f"{kernel}, mma.sync", warps=4, shared=2 * 14 * 16 * 64 + more, loop="inner")
+    given = common | {"programs": common["programs"] // 2, "bytes": moved, "flops": flops, "native": native}
+    yield Launch(kernel=f"{kernel}ILNS_4TypeE2ELi32E", trips=trips, **given)
+
+
 def launches():
     """Yields IN²'s attention: sixteen maps of 64², 8 heads x 32, K 7.
 
-    A tile of 4 x 8 queries reads 10 rows of 14 columns: one block of 16 columns per row.
+    A tile of 4 x 8 queries reads 10 rows of 14 columns: one block of 16 columns per row. In CUDA C++ a warp of 2 x 8
+    queries reads 8 rows, in the forward two at a time, in the backward twice; the loops that copy the 14 rows of the
+    block are counted once, and the first pass of the backward like the second.
     """
     batch, pixels, heads, dim, kernel = 16, 64 * 64, 8, 32, 7
     pairs, plane = batch * pixels * heads * kernel**2, 2 * batch * pixels * heads * dim
@@ -302,11 +311,16 @@ def launches():
     common |= {"programs": batch * pixels // 32 * heads}
     product = 2 * pairs * dim
     yield Launch(kernel="attend", trips=10, bytes=4 * plane + numbers, flops=2 * product, **common)
+    yield from cuda_launches("attend", 4, common, 4 * plane + numbers, 2 * product)
     common["case"] += ", backward"
     shares = 4 * common["programs"] * (2 * kernel - 1) ** 2  # of the bias gradient, read once more by their sum
     moved = 5 * plane + 3 * numbers + shares
     yield Launch(kernel="query_backward", trips=20, bytes=moved, flops=3 * product, **common)
     yield Launch(kernel="key_value_backward", trips=10, bytes=6 * plane + 2 * numbers, flops=4 * product, **common)
+    moved -= shares // 2  # twice as many queries in a tile
+    sums = 4 * 4 * ((2 * kernel - 1) ** 2 + 16 * 18)
+    yield from cuda_launches("query_backward", 16, common, moved, 3 * product, sums)
+    yield from cuda_launches("key_value_backward", 8, common, 6 * plane + 2 * numbers, 4 * product, 16 * 16 * 8)
     cross = common | {"mode": "AnyUp", "case": "16 x 16² to 64², 4 x 32, 384 channels, K 9", "programs": 16 * 256 * 3}
     queries, keys = 16 * 64 * 64, 16 * 16 * 16
     tokens = 2 * (384 + 4 * 32) * (queries + keys) + 4 * 4 * queries

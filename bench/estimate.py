@@ -60,7 +60,7 @@ CHANGES = """## What changes of the kernels did
 
 By the same estimate, with Triton 3.7.1; the sums of all launches of a backward.
 
-| backward | kernels | bytes | instructions | A100 | L4 | RTX 4090 | H200 |
+| what | kernels | bytes | instructions | A100 | L4 | RTX 4090 | H200 |
 | --- | --- | --- | --- | --- | --- | --- | --- |
 | `elementwise_filter`, float32 | before: four, and a product in PyTorch that is not counted | 3.76 GB | 1.6 G | 2.77 ms | 12.5 ms | 3.72 ms | 1.53 ms |
 |  | after: `gradients` | 1.41 GB | 202 M | 0.691 ms | 4.7 ms | 1.4 ms | 0.294 ms |
@@ -68,6 +68,14 @@ By the same estimate, with Triton 3.7.1; the sums of all launches of a backward.
 |  | after: `gradients` | 705 MB | 223 M | 0.357 ms | 2.35 ms | 0.699 ms | 0.213 ms |
 | `neighborhood_attention`'s queries and bias | before: `query_backward`, `bias_backward` | 312 MB | 4.54 G | 7.28 ms | 9.34 ms | 3.42 ms | 4.35 ms |
 |  | after: `query_backward`, and the sum of its shares in PyTorch that is not counted | 185 MB | 511 M | 0.82 ms | 1.06 ms | 0.387 ms | 0.489 ms |
+| `neighborhood_attention`'s forward, bfloat16 | Triton: `attend` | 136 MB | 321 M | 0.518 ms | 0.667 ms | 0.245 ms | 0.307 ms |
+|  | CUDA C++: `attend, mma.sync` | 136 MB | 88.7 M | 0.146 ms | 0.454 ms | 0.135 ms | 84.8 µs |
+| its backward with the bias | Triton: `query_backward`, `key_value_backward` | 391 MB | 868 M | 1.4 ms | 1.81 ms | 0.661 ms | 0.831 ms |
+|  | CUDA C++: the same, mma.sync | 386 MB | 307 M | 0.51 ms | 1.28 ms | 0.382 ms | 0.294 ms |
+| `elementwise_filter`'s forward, float32 | Triton: `filter_pixels` | 738 MB | 331 M | 0.544 ms | 2.46 ms | 0.732 ms | 0.317 ms |
+|  | CUDA C++: `filter_3x3` | 738 MB | 216 M | 0.362 ms | 2.46 ms | 0.732 ms | 0.207 ms |
+| `elementwise_filter`'s forward, bfloat16 | Triton: `filter_pixels` | 369 MB | 344 M | 0.565 ms | 1.23 ms | 0.366 ms | 0.329 ms |
+|  | CUDA C++: `filter_3x3` | 369 MB | 233 M | 0.362 ms | 1.23 ms | 0.366 ms | 0.223 ms |
 """  # noqa: E501
 
 
@@ -173,7 +181,8 @@ CHIPS = [
 
 def issued(launch, row, key):
     """Returns a count of `row` over all warps of a launch, with the main loop's part times its trips."""
-    warp = row[key] + row[f"loop_{key}"] * (launch.trips - 1 if row["loop_instructions"] else 0)
+    loop = launch.native.loop if launch.native else "loop"
+    warp = row[key] + row[f"{loop}_{key}"] * (launch.trips - 1 if row[f"{loop}_instructions"] else 0)
     return launch.programs * row["warps"] * warp
 
 

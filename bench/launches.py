@@ -17,11 +17,13 @@ class Native:
         label: the name to display.
         warps: warps of a block.
         shared: bytes of dynamic shared memory of a block.
+        loop: which loop `Launch.trips` counts: "loop", the longest, or "inner", that of the products alone.
     """
 
     label: str
     warps: int
     shared: int
+    loop: str = "loop"
 
 
 @dataclass(frozen=True)

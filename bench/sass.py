@@ -39,25 +39,42 @@ def listing(text):
     return instructions, labels
 
 
-def main_loop(instructions, labels):
-    """Returns (begin, end) of the longest range that a backward branch repeats; (0, 0) without any."""
-    loops = [(0, 0)]
+def loops(instructions, labels):
+    """Returns the ranges (begin, end) that backward branches repeat, and (0, 0)."""
+    found = [(0, 0)]
     for place, (opcode, operands) in enumerate(instructions):
         if opcode.startswith("BRA") and (target := re.search(r"\((\.L_\w+)\)", operands)):
             begin = labels.get(target[1], place + 1)
             if begin < place:  # not a branch to itself, which pads the end
-                loops.append((begin, place + 1))
-    return max(loops, key=lambda loop: loop[1] - loop[0])
+                found.append((begin, place + 1))
+    return found
+
+
+def main_loop(instructions, labels):
+    """Returns (begin, end) of the longest loop; (0, 0) without any."""
+    return max(loops(instructions, labels), key=lambda loop: loop[1] - loop[0])
+
+
+def inner_loop(instructions, labels):
+    """Returns (begin, end) of the shortest of the loops with the most products on tensor cores; (0, 0) without any."""
+
+    def products(loop):
+        return sum(flops(opcode) for opcode, _ in instructions[slice(*loop)])
+
+    return max(loops(instructions, labels), key=lambda loop: (products(loop), loop[0] - loop[1]))
 
 
 def count(text):
     """Counts one warp that runs every instruction once: {"instructions", "mma_flops", "fp32", "mufu"}, and "loop_..."
-    of the main loop. fp32: additions, multiplications and fused multiply-adds; mufu: exponentials and the like.
+    of the main loop, "inner_..." of the inner loop. fp32: additions, multiplications and fused multiply-adds; mufu:
+    exponentials and the like.
     """
     instructions, labels = listing(text)
-    begin, end = main_loop(instructions, labels)
+    parts = {"": instructions}
+    parts |= {"loop_": instructions[slice(*main_loop(instructions, labels))]}
+    parts |= {"inner_": instructions[slice(*inner_loop(instructions, labels))]}
     found = {}
-    for prefix, part in (("", instructions), ("loop_", instructions[begin:end])):
+    for prefix, part in parts.items():
         found[f"{prefix}instructions"] = len(part)
         found[f"{prefix}mma_flops"] = sum(flops(opcode) for opcode, _ in part)
         found[f"{prefix}fp32"] = sum(opcode.split(".")[0] in FP32 for opcode, _ in part)

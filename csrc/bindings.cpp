@@ -52,6 +52,11 @@ inr::Plane to_plane(const Strided<3>& p) { return {p.first, p.second[0], p.secon
 inr::Tokens to_tokens(const Strided<5>& t) {
   return {t.first, {t.second[0], t.second[1], t.second[2], t.second[3], t.second[4]}};
 }
+// (query, key, value, bias)
+using AttentionGradientsTuple = std::tuple<Strided<5>, Strided<5>, Strided<5>, Address>;
+inr::NeighborhoodAttentionGradients to_attention_gradients(const AttentionGradientsTuple& g) {
+  return {to_tokens(std::get<0>(g)), to_tokens(std::get<1>(g)), to_tokens(std::get<2>(g)), std::get<3>(g)};
+}
 // (queries, length, kernel, dilation, stride, causal)
 inr::Axis to_axis(const AxisTuple& a) {
   return std::apply([](auto... fields) { return inr::Axis{fields...}; }, a);
@@ -85,6 +90,9 @@ template <>
 struct type_caster<inr::Plane> : converter<inr::Plane, Strided<3>, to_plane> {};
 template <>
 struct type_caster<inr::Tokens> : converter<inr::Tokens, Strided<5>, to_tokens> {};
+template <>
+struct type_caster<inr::NeighborhoodAttentionGradients>
+    : converter<inr::NeighborhoodAttentionGradients, AttentionGradientsTuple, to_attention_gradients> {};
 template <>
 struct type_caster<inr::Axis> : converter<inr::Axis, AxisTuple, to_axis> {};
 
@@ -171,6 +179,14 @@ struct OpClass : py::class_<Self> {
         },
         names...);
   }
+  // Such an entry point on a GPU.
+  template <class Problem, class... Parameters, class... Names>
+  OpClass& entry(const char* name, inr::Status (*entry)(inr::Type, const Problem&, Parameters...), Names... names) {
+    const auto run = [entry](const Self& self, FromPython<Parameters>... arguments) {
+      call(entry, self.type, self.problem, arguments...);
+    };
+    return method(name, run, names...);
+  }
 };
 
 std::vector<void*> pointers(const std::vector<Address>& addresses) { return {addresses.begin(), addresses.end()}; }
@@ -248,7 +264,11 @@ void bind_elementwise_filter(py::module_& m) {
           "type", "size", "groups", "out_size", "kernel_size", "dilations", "stride", "upscale", "padding", "normalize",
           "coefficients", "x", "kernel", "log_window", "threads")
       .entry("forward", &inr::CpuEntries::elementwise_filter_forward, "out")
-      .entry("backward", &inr::CpuEntries::elementwise_filter_backward, "grad_out", "x", "kernel");
+      .entry("backward", &inr::CpuEntries::elementwise_filter_backward, "grad_out", "x", "kernel")
+#ifdef INR_HAVE_CUDA
+      .entry("forward_cuda", inr::elementwise_filter_forward_cuda, "log_window", "out", "stream")
+#endif
+      ;
 }
 
 void bind_unmask_attention(py::module_& m) {
@@ -277,15 +297,15 @@ void bind_neighborhood_attention(py::module_& m) {
           "type", "batch", "heads", "dims", "z", "y", "x", "scale", "mean_heads", "query", "key", "value", "bias",
           "threads")
       .entry("forward", &inr::CpuEntries::neighborhood_attention_forward, "out", "lse")
-      .method(
-          "backward",
-          [](const NeighborhoodAttention& self, Address lse, inr::Tokens grad_out, Address grad_lse, inr::Tokens query,
-             inr::Tokens key, inr::Tokens value, Address bias) {
-            const inr::NeighborhoodAttentionGradients gradients{query, key, value, bias};
-            call(inr::cpu().neighborhood_attention_backward, self.type, self.problem, lse, grad_out, grad_lse,
-                 gradients);
-          },
-          "lse", "grad_out", "grad_lse", "query", "key", "value", "bias");
+      .entry("backward", &inr::CpuEntries::neighborhood_attention_backward, "lse", "grad_out", "grad_lse", "gradients")
+#ifdef INR_HAVE_CUDA
+      .entry("forward_cuda", inr::neighborhood_attention_forward_cuda, "out", "lse", "stream")
+      .method("tiles_cuda",
+              [](const NeighborhoodAttention& self) { return inr::neighborhood_attention_tiles_cuda(self.problem); })
+      .entry("backward_cuda", inr::neighborhood_attention_backward_cuda, "lse", "grad_out", "grad_lse", "gradients",
+             "delta", "stream")
+#endif
+      ;
 }
 
 // A function of the module with keyword-only arguments.

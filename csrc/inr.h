@@ -109,6 +109,11 @@ Status elementwise_filter_forward(Type, const ElementwiseFilter&, void* out);
 Status elementwise_filter_backward(Type, const ElementwiseFilter&, const void* grad_out, void* grad_x,
                                    void* grad_kernel);
 
+// The forward on a GPU, in float32, bfloat16 or float16, not with Normalize::all. All pointers but `dilations` are device
+// pointers. log_window: [taps()] float32 or nullptr, in place of the problem's. stream: a cudaStream_t.
+Status elementwise_filter_forward_cuda(Type, const ElementwiseFilter&, const float* log_window, void* out,
+                                       void* stream);
+
 // ---- unmask_attention: every token attends to all tokens of its image; a token of weight 0 gets their mean.
 struct UnmaskAttention {
   std::int64_t batch, channels, tokens;
@@ -164,6 +169,18 @@ Status neighborhood_attention_forward(Type, const NeighborhoodAttention&, const 
 // lse: of the forward; grad_out: like out; grad_lse: like lse, or nullptr for zeros. Deterministic.
 Status neighborhood_attention_backward(Type, const NeighborhoodAttention&, const void* lse, const Tokens& grad_out,
                                        const void* grad_lse, const NeighborhoodAttentionGradients&);
+
+// The forward on a GPU, in bfloat16 or float16, in two dimensions: z of one position, queries of the keys' size, equal
+// heads, dim = value_dim <= 128, no mean_heads. All pointers are device pointers. stream: a cudaStream_t.
+Status neighborhood_attention_forward_cuda(Type, const NeighborhoodAttention&, const Tokens& out, void* lse,
+                                           void* stream);
+// The backward of the same calls; gradients of key and value are computed together or not at all. lse: of the forward.
+// delta: [batch, height, width, heads] float32, written and read. gradients.bias: [tiles, heads, 2 y.kernel - 1,
+// 2 x.kernel - 1], to be summed over the tiles, of which neighborhood_attention_tiles_cuda is the number. Deterministic.
+std::int64_t neighborhood_attention_tiles_cuda(const NeighborhoodAttention&);
+Status neighborhood_attention_backward_cuda(Type, const NeighborhoodAttention&, const void* lse, const Tokens& grad_out,
+                                            const void* grad_lse, const NeighborhoodAttentionGradients&, void* delta,
+                                            void* stream);
 
 // ---- fourier_unit
 

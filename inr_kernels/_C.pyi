@@ -77,6 +77,8 @@ class ElementwiseFilter:
     ) -> None: ...
     def forward(self, out: int) -> None: ...
     def backward(self, *, grad_out: int, x: int, kernel: int) -> None: ...
+    # Only if cuda_archs is not empty, as those below of this name.
+    def forward_cuda(self, *, log_window: int, out: int, stream: int) -> None: ...
 
 class UnmaskAttention:
     def __init__(
@@ -122,10 +124,19 @@ class NeighborhoodAttention:
         lse: int,
         grad_out: _Tokens,
         grad_lse: int,
-        query: _Tokens,
-        key: _Tokens,
-        value: _Tokens,
-        bias: int,
+        gradients: tuple[_Tokens, _Tokens, _Tokens, int],  # of query, key, value and bias
+    ) -> None: ...
+    def forward_cuda(self, *, out: _Tokens, lse: int, stream: int) -> None: ...
+    def tiles_cuda(self) -> int: ...
+    def backward_cuda(
+        self,
+        *,
+        lse: int,
+        grad_out: _Tokens,
+        grad_lse: int,
+        gradients: tuple[_Tokens, _Tokens, _Tokens, int],  # of query, key, value and bias
+        delta: int,
+        stream: int,
     ) -> None: ...
 
 def spectrum_product(

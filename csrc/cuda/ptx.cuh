@@ -64,6 +64,20 @@ __device__ __forceinline__ void mma(float (&d)[4], const unsigned (&a)[4], unsig
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// Loads four matrices of 8 x 8 16-bit values from shared memory, transposed, over a warp. Lanes 8 i ... 8 i + 7 give the
+// rows of matrix i, 16 bytes each; lane 4 g + t gets the values of column g of rows 2 t and 2 t + 1 of matrix i in d[i].
+__device__ __forceinline__ void load_transposed(unsigned (&d)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+               : "r"(unsigned(__cvta_generic_to_shared(row))) : "memory");
+}
+
+// 2^x with a relative error of 2^-22; subnormal results are zero.
+__device__ __forceinline__ float exp2_fast(float x) {
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(x) : "f"(x));
+  return x;
+}
+
 // Copies 16 bytes from global to shared memory, bypassing registers and the L1 cache.
 __device__ __forceinline__ void copy_async(void* shared, const void* global) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"

@@ -26,8 +26,8 @@ def why_not_cpu(facts: Facts) -> str:
     return native.load()[1]
 
 
-def why_not_cuda(facts: Facts) -> str:
-    """Why the CUDA C++ kernels cannot run: they take half precision on a GPU whose machine code was compiled.
+def why_not_cuda(facts: Facts, dtypes: Sequence[torch.dtype] = (torch.bfloat16, torch.float16)) -> str:
+    """Why the CUDA C++ kernels cannot run: they take some dtypes on a GPU whose machine code was compiled.
 
     Code of a CUDA version runs with drivers of the same major version or a later one.
     """
@@ -38,8 +38,9 @@ def why_not_cuda(facts: Facts) -> str:
         return reason
     if not library.cuda_archs:
         return "inr_kernels._C was built without CUDA: there was no nvcc on PATH, or INR_KERNELS_CUDA=0"
-    if facts.dtype not in (torch.bfloat16, torch.float16):
-        return f"it takes bfloat16 and float16; got {str(facts.dtype).removeprefix('torch.')}"
+    if facts.dtype not in dtypes:
+        *names, last, given = (str(dtype).removeprefix("torch.") for dtype in (*dtypes, facts.dtype))
+        return f"it takes {', '.join(names)} and {last}; got {given}"
     built, supported = library.cuda_version, devices.cuda_of_driver()
     if supported and int(built.split(".")[0]) > supported[0]:
         driver = ".".join(map(str, supported))
@@ -119,6 +120,11 @@ class NativeProblem:
     def backward(self, **kwargs: Any) -> None:
         """Runs the native backward."""
         self.problem.backward(**kwargs)
+
+    def launch(self, entry: str, device: torch.device, **kwargs: Any) -> None:
+        """Calls an entry point in CUDA C++, "forward_cuda" or "backward_cuda", on the device's current stream."""
+        with on(device):
+            getattr(self.problem, entry)(**kwargs, stream=stream(device))
 
 
 def address(tensor: torch.Tensor | None) -> int:

@@ -18,7 +18,7 @@ from inr_kernels._core.registration import (
 )
 
 from . import reference
-from .arguments import NORMALIZATIONS, Arguments
+from .arguments import NORMALIZATIONS, Arguments, Facts
 
 _ARGUMENTS = (
     "Tensor x, Tensor kernel, int[] kernel_size, SymInt groups, int[] dilation, int stride, int upscale,"
@@ -70,6 +70,21 @@ def _cpu_backward(grad, a, *, needs_x, needs_kernel):
     return d_x, d_kernel
 
 
+def why_not_cuda(facts: Facts) -> str:
+    """Why the CUDA C++ kernels cannot run: they take three dtypes, and each group has its own softmax."""
+    reason = backends.why_not_cuda(facts, (torch.float32, torch.bfloat16, torch.float16))
+    return reason or ("it takes normalize 'none' and 'taps'; got 'all'" if facts.normalize == "all" else "")
+
+
+def _cuda_forward(a):
+    out = _output(a)
+    if out.numel():
+        window = None if a.log_window is None else a.log_window.float().contiguous()
+        problem = _native(a._replace(log_window=None))
+        problem.launch("forward_cuda", out.device, log_window=backends.address(window), out=out.data_ptr())
+    return out
+
+
 def _reference_forward(a):
     return reference.elementwise_filter(*a)
 
@@ -81,6 +96,14 @@ def _reference_backward(grad, a, *, needs_x, needs_kernel):
     return only_needed(backends.vjp(run, grad, a.x, a.kernel), (needs_x, needs_kernel))
 
 
+_TRITON = backends.triton_backend(f"{__package__}.triton_kernels")
+
+
+def cuda_backend() -> Backend:
+    """The CUDA C++ kernels; their backward is Triton's."""
+    return Backend(why_not_cuda, _cuda_forward, _TRITON.backward)
+
+
 OP = Op(
     "elementwise_filter",
     Arguments,
@@ -88,7 +111,8 @@ OP = Op(
         "cpu": Backend(backends.why_not_cpu, _cpu_forward, _cpu_backward),
         "reference": Backend(always, _reference_forward, _reference_backward),
         # After the reference, so opt-in where no verdict decides.
-        "triton": backends.triton_backend(f"{__package__}.triton_kernels"),
+        "triton": _TRITON,
+        "cuda": cuda_backend(),
     },
 )
 

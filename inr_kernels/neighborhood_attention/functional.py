@@ -100,8 +100,9 @@ def neighborhood_attention_2d(
         additional_keys, additional_values: [B, L, heads_k, dim] and [B, L, heads_v, dim_v], or None: keys and values
             that every query attends to, besides its window, without a bias. Not with mean_heads.
         return_lse: whether to return lse too.
-        backend: "reference", "cpu", "triton"; "natten" runs NATTEN's kernels, where installed, for comparisons (no
-            rpb, no gradient through lse); None: the first in the table that can run (see `inr_kernels.explain`).
+        backend: "reference", "cpu", "triton", "cuda" (C++, half precision); "natten" runs NATTEN's kernels,
+            where installed, for comparisons (no rpb, no gradient through lse); None: the first in the table that can
+            run (see `inr_kernels.explain`).
 
     Returns:
         out [B, H, W, heads, dim_v], with mean_heads [B, H, W, dim_v], in query's dtype (autocast's, under autocast);

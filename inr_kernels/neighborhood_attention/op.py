@@ -23,12 +23,14 @@ from inr_kernels._core.registration import (
 )
 
 from . import reference
-from .arguments import Arguments, exact, unpack
+from .arguments import Arguments, Facts, exact, unpack
 
 _ARGUMENTS = (
     "Tensor[] qkv, Tensor? rpb, int[] kernel_size, int[] dilation, int[] stride, int[] is_causal, float scale,"
     " bool mean_heads, str backend"
 )
+_MAX_CUDA_DIM, _MAX_CUDA_BACKWARD_DIM = 128, 64
+_MAX_CUDA_BIAS = 16  # keys per axis
 
 
 def _native(a):
@@ -87,19 +89,62 @@ def _cpu_backward(grad, grad_lse, lse, a, *, needs):
     grads = [t.new_empty(t.shape) if needed else None for t, needed in zip(a.qkv, needs_qkv, strict=True)]
     d_rpb = a.rpb.new_empty(a.rpb.shape) if needs_rpb else None
     if grad.numel():
-        query, key, value = map(_tokens, unpack(grads))
         _native(a).backward(
             lse=lse.data_ptr(),
             grad_out=_tokens(grad),
             grad_lse=grad_lse.data_ptr(),
-            query=query,
-            key=key,
-            value=value,
-            bias=backends.address(d_rpb),
+            gradients=(*map(_tokens, unpack(grads)), backends.address(d_rpb)),
         )
     elif d_rpb is not None:
         d_rpb.zero_()
     return grads, d_rpb
+
+
+def why_not_cuda(facts: Facts) -> str:
+    """Why the CUDA C++ kernels cannot run: they take half precision and the plain form in two dimensions."""
+    if reason := backends.why_not_cuda(facts):
+        return reason
+    if facts.rank != 2:
+        return f"it takes two dimensions; got {facts.rank}"
+    if facts.is_cross_scale or facts.mean_heads or len(set(facts.heads)) > 1:
+        return "it takes keys and values of the queries' size and heads, without a mean of the heads"
+    if facts.value_dim not in (None, facts.dim):
+        return f"it takes values of the queries' {facts.dim} channels; got {facts.value_dim}"
+    return f"it takes at most {_MAX_CUDA_DIM} channels; got {facts.dim}" if facts.dim > _MAX_CUDA_DIM else ""
+
+
+def _cuda_forward(a):
+    out, lse = _outputs(a)
+    if out.numel():
+        _native(a).launch("forward_cuda", out.device, out=_tokens(out), lse=lse.data_ptr())
+    return out, lse
+
+
+def _cuda_backward(grad, grad_lse, lse, a, *, needs):
+    """By Triton for wide heads, and for the bias gradient of wide windows, which a warp sums in shared memory."""
+    *needs_qkv, needs_rpb = needs
+    query, key, value = a.unpack()
+    is_wide = query.shape[-1] > _MAX_CUDA_BACKWARD_DIM or (needs_rpb and max(a.kernel_size) > _MAX_CUDA_BIAS)
+    if is_wide or not grad.numel():
+        return _TRITON.backward(grad, grad_lse, lse, a, needs=needs)
+    grad = grad if grad.stride(-1) == 1 else grad.contiguous()
+    grad_lse, lse = grad_lse.contiguous(), lse.contiguous()
+    grads = [t.new_empty(t.shape) if needed else None for t, needed in zip(a.qkv, needs_qkv, strict=True)]
+    d_query, d_key, d_value = unpack(grads)
+    if (d_key is None) != (d_value is None):  # the kernel writes both
+        d_key, d_value = (t.new_empty(t.shape) if d is None else d for d, t in ((d_key, key), (d_value, value)))
+    problem, delta = _native(a), torch.empty_like(lse)
+    shares = lse.new_empty(problem.problem.tiles_cuda(), *a.rpb.shape) if needs_rpb else None
+    problem.launch(
+        "backward_cuda",
+        grad.device,
+        lse=lse.data_ptr(),
+        grad_out=_tokens(grad),
+        grad_lse=grad_lse.data_ptr(),
+        gradients=(*map(_tokens, (d_query, d_key, d_value)), backends.address(shares)),
+        delta=delta.data_ptr(),
+    )
+    return grads, None if shares is None else shares.sum(0)
 
 
 def run_reference(a: Arguments) -> tuple[torch.Tensor, torch.Tensor]:
@@ -154,6 +199,14 @@ def _natten_backward(*args, **needs):
     raise RuntimeError("NATTEN has its own gradient: pass backend='natten' to the function, not to a compiled graph")
 
 
+_TRITON = backends.triton_backend(f"{__package__}.triton_kernels")
+
+
+def cuda_backend() -> Backend:
+    """The CUDA C++ kernels; the backward of some calls is Triton's (`_cuda_backward`)."""
+    return Backend(why_not_cuda, _cuda_forward, _cuda_backward)
+
+
 OP = Op(
     "neighborhood_attention",
     Arguments,
@@ -161,7 +214,8 @@ OP = Op(
         "cpu": Backend(backends.why_not_cpu, _cpu_forward, _cpu_backward),
         "reference": Backend(always, run_reference, _reference_backward),
         # After the reference, so opt-in where no verdict decides.
-        "triton": backends.triton_backend(f"{__package__}.triton_kernels"),
+        "triton": _TRITON,
+        "cuda": cuda_backend(),
         "natten": Backend(_why_not_natten, run_natten, _natten_backward, is_proven=False),
     },
 )

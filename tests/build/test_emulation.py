@@ -4,6 +4,7 @@ These run again where files have changed, see `if_changed`: each compiles the em
 """
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -12,11 +13,13 @@ import pytest
 from tree import ROOT
 
 pytestmark = pytest.mark.slow
-TESTS = [f"tests/ops/test_local_implicit_{name}.py" for name in ("cuda", "wgmma")]
 # Every kernel and border: odd widths, several tiles, strided and misaligned inputs, one query.
-COVERING = "strided or launches or (one and query and float16) or (wide and odd and last and float16)"
-
-PARTS = {"local_implicit": [*emulated_cuda.FILES, "tests/build/test_emulation.py"]}
+COVERING = {
+    "local_implicit": "strided or launches or (one and query and float16) or (wide and odd and last and float16)",
+    "elementwise_filter": "shapes and bfloat16",
+    "neighborhood_attention": "misaligned or (accurate and float16 and (primes or stages or dim or causal or K))",
+}
+PARTS = {op: [*emulated_cuda.files(op), "tests/build/test_emulation.py"] for op in COVERING}
 
 # Decodes once with a build of the sources in sys.argv[2].
 ONE_CALL = """
@@ -36,6 +39,25 @@ print("decoded")
 """
 
 
+# Attends with a build of the sources in sys.argv[2], to copies before guard pages.
+GUARDED_CALL = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+import emulated_cuda, pytest, torch
+from neighborhood_attention_cases import Case
+from inr_kernels._core import native
+from inr_kernels._core.dispatch import always
+from inr_kernels.neighborhood_attention import op
+library = emulated_cuda.build(sys.argv[1], Path(sys.argv[2]))
+op.OP.backends["cuda"] = replace(op.cuda_backend(), why_not=always)
+native.load = lambda: (emulated_cuda.Native(library), "")
+emulated_cuda.guard_memory(pytest.MonkeyPatch())
+Case(batch=1, size=(9, 11), dim=32).run(torch.float16, "cuda")
+print("attended")
+"""
+
+
 def sanitized(*command, order=7):
     """Runs a command of Python with an emulation under ASan and UBSan, in random orders of a seed."""
     libraries = [
@@ -52,11 +74,12 @@ def sanitized(*command, order=7):
 
 def test_under_sanitizers_in_random_orders(if_changed):
     """Each tensor is an allocation of its own, so that ASan detects an access beyond its last byte."""
-    options = ["-q", "-x", "-p", "no:cacheprovider", "-m", "not gpu", "-k", f"({COVERING}) and not detects"]
 
-    def run(_):
-        done = sanitized("-m", "pytest", *options, *TESTS)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
+    def run(changed):
+        for op in changed:
+            options = ["-q", "-x", "-p", "no:cacheprovider", "-m", "not gpu", "-k", f"({COVERING[op]}) and not detects"]
+            done = sanitized("-m", "pytest", *options, *emulated_cuda.TESTS[op])
+            assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
 
     if_changed(run, PARTS)
 
@@ -71,4 +94,20 @@ def test_what_sanitizers_detect(if_changed, tmp_path):
         done = sanitized("-c", ONE_CALL, str(tmp_path), str(tmp_path / "csrc"))
         assert done.returncode != 0 and "heap-buffer-overflow" in done.stderr and "pack_weights" in done.stderr
 
-    if_changed(run, PARTS)
+    if_changed(run, {op: PARTS[op] for op in ["local_implicit"]})
+
+
+@pytest.mark.parametrize("fault", [True, False])
+def test_what_guard_pages_detect(fault, if_changed, tmp_path):
+    """Keys beyond the last column of the map: masked, so that without guard pages all results are right."""
+
+    def run(_):
+        new = "column + c < end + 8 ?" if fault else "column + c < end ?"
+        emulated_cuda.copy_with_fault(tmp_path, "neighborhood_attention.cuh", "column + c < end ?", new)
+        environment = os.environ | {"PYTHONPATH": str(ROOT / "tests/support")}
+        command = [sys.executable, "-c", GUARDED_CALL, str(tmp_path), str(tmp_path / "csrc")]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == (-signal.SIGSEGV if fault else 0), done.stderr
+        assert ("attended" in done.stdout) != fault
+
+    if_changed(run, {"neighborhood_attention": PARTS["neighborhood_attention"]})

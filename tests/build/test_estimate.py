@@ -75,9 +75,24 @@ def test_counts_a_disassembly():
     wgmma, mma, tf32 = 2 * 64 * 128 * 16 // 4, 2 * 16 * 8 * 16, 2 * 16 * 8 * 8
     expected = {"instructions": 11, "mma_flops": wgmma + mma + tf32, "fp32": 1, "mufu": 2}
     expected |= {"loop_instructions": 4, "loop_mma_flops": wgmma, "loop_fp32": 1, "loop_mufu": 1}
+    expected |= {f"inner_{key}": expected[f"loop_{key}"] for key in ("instructions", "mma_flops", "fp32", "mufu")}
     assert sass.count(code) == expected
     assert sass.count(other)["instructions"] == 1
-    assert sass.count(other)["loop_instructions"] == 0
+    assert sass.count(other)["loop_instructions"] == sass.count(other)["inner_instructions"] == 0
+
+
+def test_counts_the_loop_of_the_products():
+    """Of a loop that contains a loop of copies and one of products."""
+    lines = [
+        *(".L_x_0:", "MOV R0, R1", ".L_x_1:", "LDG R2, R3", "IADD3 R2, R2, R3", "BRA `(.L_x_1)"),
+        *(".L_x_2:", "HMMA.16816.F32.BF16 R4, R8, R10, R4", "BRA `(.L_x_2)", "BRA `(.L_x_0)", "EXIT"),
+    ]
+    found = sass.count("\n".join(line if line.endswith(":") else f"/*0000*/  {line} ;" for line in lines))
+    assert (found["instructions"], found["loop_instructions"], found["inner_instructions"]) == (8, 7, 2)
+    assert found["inner_mma_flops"] == found["mma_flops"]
+    row = found | {"warps": 4}
+    copied = Launch("", "", "", "", "", 1, 3, 0, 0, native=Native("products", 4, 0, loop="inner"))
+    assert estimate.issued(copied, row, "instructions") == 4 * (8 + 2 * 2)
 
 
 def test_cuda_kernels_of_a_library(monkeypatch):

@@ -48,6 +48,7 @@ def on_host(library, monkeypatch):
         monkeypatch.setitem(op.OP.backends, "cuda", replace(op.cuda_backend(), why_not=always))
         monkeypatch.setattr(native, "load", lambda: (emulated_cuda.Native(library), ""))
 
+    emulated_cuda.guard_memory(monkeypatch)
     use()
     return use
 
@@ -228,7 +229,7 @@ def test_the_emulation_detects(fault, on_host, tmp_path, built_once, if_changed)
             with pytest.raises(AssertionError):
                 assert_forward_as_accurate(case, torch.bfloat16)
 
-    if_changed(run, {"emulation": emulated_cuda.FILES})
+    if_changed(run, {"emulation": emulated_cuda.files("local_implicit")})
 
 
 GPU = op.Facts(torch.device("cuda"), torch.bfloat16, (256, 256, 3))

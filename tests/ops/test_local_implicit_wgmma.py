@@ -36,6 +36,7 @@ def on_host(library, monkeypatch):
         monkeypatch.setattr(native, "load", lambda: (emulated_cuda.Native(library), ""))
         library.set_shared_limit(227 << 10)
 
+    emulated_cuda.guard_memory(monkeypatch)
     use()
     return use
 
@@ -138,7 +139,7 @@ def test_the_emulation_detects(fault, on_host, tmp_path, built_once, if_changed)
             with pytest.raises(AssertionError):
                 assert_forward_as_accurate(case, torch.bfloat16)
 
-    if_changed(run, {"emulation": emulated_cuda.FILES})
+    if_changed(run, {"emulation": emulated_cuda.files("local_implicit")})
 
 
 CHOICES = [

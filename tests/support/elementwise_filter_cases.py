@@ -106,15 +106,22 @@ class Case:
             return kernel.repeat_interleave(2, 3)[..., ::2]
         return kernel
 
-    def run(self, dtype, backend, rounded=torch.float64):
-        """The output and the gradients of (output * a fixed random tensor).sum() with respect to x and kernel.
+    def forward(self, dtype, backend, rounded=torch.float64):
+        """The output, and the inputs x and kernel.
 
         rounded: the dtype to round the inputs to first, so that float64 starts from the values under test.
         """
         x, kernel = (t.to(rounded).to(dtype) for t in self.tensors[:2])
         x = x.contiguous(memory_format=torch.channels_last) if self.layout == "channels_last" else x
         leaves = x.requires_grad_(), self.laid_out(kernel).requires_grad_()
-        out = elementwise_filter(*leaves, **self.options(rounded), backend=backend)
+        return elementwise_filter(*leaves, **self.options(rounded), backend=backend), leaves
+
+    def run(self, dtype, backend, rounded=torch.float64):
+        """The output and the gradients of (output * a fixed random tensor).sum() with respect to x and kernel.
+
+        rounded: see `forward`.
+        """
+        out, leaves = self.forward(dtype, backend, rounded)
         generator = torch.Generator(out.device).manual_seed(1)
         grad = torch.randn(out.shape, dtype=torch.float64, device=out.device, generator=generator).to(rounded).to(dtype)
         grads = torch.autograd.grad(out, leaves, grad, allow_unused=True, materialize_grads=True)
@@ -128,8 +135,20 @@ def assert_kernel_as_accurate(case, dtype, backend):
     its summands (about one): where all taps read the same pixel, the logits' gradient is exactly zero by cancellation.
     """
     truth = case.run(torch.float64, "reference", rounded=dtype)
-    eager = case.run(dtype, "reference")
-    for i, (result, other, exact) in enumerate(zip(case.run(dtype, backend), eager, truth, strict=True)):
+    assert_as_accurate(case.run(dtype, backend), case.run(dtype, "reference"), truth, dtype)
+
+
+def assert_forward_as_accurate(case, dtype, backend):
+    """`assert_kernel_as_accurate` of the output alone."""
+    with torch.no_grad():
+        truth, _ = case.forward(torch.float64, "reference", rounded=dtype)
+        (kernel, _), (eager, _) = (case.forward(dtype, name) for name in (backend, "reference"))
+    assert_as_accurate([kernel], [eager], [truth], dtype)
+
+
+def assert_as_accurate(results, eager, truth, dtype):
+    """`assert_kernel_as_accurate` of results in the dtype: the output, then gradients."""
+    for i, (result, other, exact) in enumerate(zip(results, eager, truth, strict=True)):
         assert result.shape == exact.shape
         assert result.dtype == other.dtype == dtype
         few = 1e-6 if i == 0 else 4e-6

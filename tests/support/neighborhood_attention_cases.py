@@ -120,11 +120,10 @@ class Case:
             return tensor.movedim(-1, 1).contiguous().movedim(1, -1)
         return tensor.contiguous()
 
-    def run(self, dtype, backend, rounded=torch.float64):
-        """out, lse and the gradients of (out * g).sum() + (lse * h).sum(), with fixed random g, h.
+    def forward(self, dtype, backend, rounded=torch.float64):
+        """out, lse, and the inputs: query, key and value, or the packed tensor; and, if there is one, rpb.
 
-        With respect to query, key, value and, if there is one, rpb. rounded: the dtype to round the inputs to first,
-        so that float64 starts from the values under test.
+        rounded: the dtype to round the inputs to first, so that float64 starts from the values under test.
         """
         qkv, rpb = self.tensors
         leaves = [self.laid_out(t.to(rounded).to(dtype)).requires_grad_() for t in self.separate()]
@@ -135,12 +134,19 @@ class Case:
         attend = neighborhood_attention_2d if len(self.size) == 2 else neighborhood_attention_3d
         attend = neighborhood_attention_2d_packed if self.layout == "packed" else attend
         out, lse = attend(*leaves, self.kernel_size, rpb=rpb, **self.options(), return_lse=True, backend=backend)
+        return out, lse, leaves if rpb is None else [*leaves, rpb]
+
+    def run(self, dtype, backend, rounded=torch.float64):
+        """out, lse and the gradients of (out * g).sum() + (lse * h).sum(), with fixed random g, h.
+
+        With respect to query, key, value and, if there is one, rpb. rounded: see `forward`.
+        """
+        out, lse, inputs = self.forward(dtype, backend, rounded)
         generator = torch.Generator(out.device).manual_seed(1)
         grads = [
             torch.randn(t.shape, dtype=torch.float64, device=t.device, generator=generator).to(rounded)
             for t in (out, lse)
         ]
-        inputs = leaves if rpb is None else [*leaves, rpb]
         results = torch.autograd.grad(
             (out, lse), inputs, [g.to(t.dtype) for g, t in zip(grads, (out, lse), strict=True)]
         )
@@ -156,8 +162,20 @@ def assert_kernel_as_accurate(case, dtype, backend):
     of its summands: the gradient of a query whose window is one pixel is exactly zero by cancellation.
     """
     truth = case.run(torch.float64, "reference", rounded=dtype)
-    eager = case.run(dtype, "reference")
-    for i, (result, other, exact) in enumerate(zip(case.run(dtype, backend), eager, truth, strict=True)):
+    assert_as_accurate(case.run(dtype, backend), case.run(dtype, "reference"), truth, dtype)
+
+
+def assert_forward_as_accurate(case, dtype, backend):
+    """`assert_kernel_as_accurate` of out and lse alone."""
+    with torch.no_grad():
+        truth = case.forward(torch.float64, "reference", rounded=dtype)[:2]
+        kernel, eager = (case.forward(dtype, name)[:2] for name in (backend, "reference"))
+    assert_as_accurate(kernel, eager, truth, dtype)
+
+
+def assert_as_accurate(results, eager, truth, dtype):
+    """`assert_kernel_as_accurate` of results in the dtype: out, lse, then gradients."""
+    for i, (result, other, exact) in enumerate(zip(results, eager, truth, strict=True)):
         assert result.shape == exact.shape
         assert result.dtype == other.dtype
         few = 1e-6 if i < 2 else 4e-6

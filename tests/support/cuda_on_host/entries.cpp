@@ -42,3 +42,31 @@ extern "C" const char* local_implicit_forward(int type, const inr::LocalImplicit
     return inr::local_implicit_forward_cuda(static_cast<inr::Type>(type), *p, wgmma, out, workspace, stream);
   });
 }
+
+extern "C" const char* neighborhood_attention_forward(int type, const inr::NeighborhoodAttention* p,
+                                                      const inr::Tokens* out, void* lse, void* stream) {
+  return attempt([&] {
+    return inr::neighborhood_attention_forward_cuda(static_cast<inr::Type>(type), *p, *out, lse, stream);
+  });
+}
+
+extern "C" std::int64_t neighborhood_attention_tiles(const inr::NeighborhoodAttention* p) {
+  return inr::neighborhood_attention_tiles_cuda(*p);
+}
+
+extern "C" const char* neighborhood_attention_backward(int type, const inr::NeighborhoodAttention* p, const void* lse,
+                                                       const inr::Tokens* grad_out, const void* grad_lse,
+                                                       const inr::NeighborhoodAttentionGradients* gradients, void* delta,
+                                                       void* stream) {
+  return attempt([&] {
+    return inr::neighborhood_attention_backward_cuda(static_cast<inr::Type>(type), *p, lse, *grad_out, grad_lse,
+                                                     *gradients, delta, stream);
+  });
+}
+
+extern "C" const char* elementwise_filter_forward(int type, const inr::ElementwiseFilter* p, const float* log_window,
+                                                  void* out, void* stream) {
+  return attempt([&] {
+    return inr::elementwise_filter_forward_cuda(static_cast<inr::Type>(type), *p, log_window, out, stream);
+  });
+}

@@ -93,6 +93,36 @@ void mma(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
   machine::warp_synchronize("mma", &m, Mma::work<type>);
 }
 
+// ldmatrix.m8n8.x4.trans: lanes 8 i ... 8 i + 7 have the rows of matrix i; lane 4 g + t gets rows 2 t, 2 t + 1 of column g.
+struct LoadMatrices {
+  unsigned* d;
+  const void* row;
+
+  static void work(machine::Lanes& lanes) {
+    const auto element = [&](int matrix, int row, int column) {
+      const void* from = static_cast<LoadMatrices*>(lanes[8 * matrix + row])->row;
+      return unsigned(static_cast<const std::uint16_t*>(from)[column]);
+    };
+    for (int lane = 0; lane < 32; ++lane)
+      for (int i = 0; i < 4; ++i) {
+        const int g = lane / 4, t = lane % 4;
+        static_cast<LoadMatrices*>(lanes[lane])->d[i] = element(i, 2 * t, g) | element(i, 2 * t + 1, g) << 16;
+      }
+  }
+};
+
+inline void load_transposed(unsigned (&d)[4], const void* row) {
+  machine::check_shared(row, 16);
+  if (reinterpret_cast<std::uintptr_t>(row) % 16) machine::fail("a misaligned row of a matrix");
+  LoadMatrices m{d, row};
+  machine::warp_synchronize("ldmatrix", &m, LoadMatrices::work);
+}
+
+inline float exp2_fast(float x) {
+  x = std::exp2(x);
+  return x < 1.17549435e-38f ? 0 : x;
+}
+
 inline void copy_async(void* shared, const void* global) { machine::copy_async(shared, global, 16); }
 inline void commit_copies() { machine::commit_copies(); }
 template <int groups>
