@@ -129,8 +129,8 @@ def attention(
     shared = min(query.shape[1], key.shape[1])
     if not is_causal or query.shape[1] == shared == key.shape[1]:
         return ops.neighborhood_attention_1d(query, key, value, key.shape[1], is_causal=is_causal, **options)
-    first: Any = (t[:, :shared] for t in (query, key, value))
-    first = ops.neighborhood_attention_1d(*first, shared, is_causal=True, **options)
+    seen = query[:, :shared], key[:, :shared], value[:, :shared]
+    first: Any = ops.neighborhood_attention_1d(*seen, shared, is_causal=True, **options)
     if query.shape[1] == shared:
         return first
     rest: Any = ops.neighborhood_attention_1d(query[:, shared:], key, value, shared, **options)  # they see every key
