@@ -1,4 +1,4 @@
-"""neighborhood_attention against dense attention on the same tokens, its best forms in PyTorch, and NATTEN.
+"""neighborhood_attention of one to three axes against dense attention, its best forms in PyTorch, and NATTEN.
 
 Eager is `scaled_dot_product_attention` of every pixel with every pixel: the cost of these tokens without neighborhoods.
 "unfold" attends to windows that are views of the keys.
@@ -14,6 +14,7 @@ backward: these, the gradients of all four, the log-sum-exp and the like.
 
 import functools
 import importlib.util
+import math
 from typing import NamedTuple
 
 import pytest
@@ -27,24 +28,30 @@ from .launches import Launch, Native
 
 
 class Shape(NamedTuple):
-    """Shape of the tokens [B, H, W, heads, dim], and the neighborhood."""
+    """Shape of the tokens [B, ..., heads, dim] of one to three axes, and the neighborhood."""
 
     batch: int
-    size: tuple[int, int]
+    size: tuple[int, ...]
     heads: int
     dim: int
     kernel_size: int
     dilation: int
 
     def __str__(self):
-        height, width = self.size
-        return f"{self.batch} x {height} x {width}, {self.heads} heads x {self.dim}, K {self.kernel_size}"
+        size = " x ".join(map(str, (self.batch, *self.size)))
+        return f"{size}, {self.heads} heads x {self.dim}, K {self.kernel_size}"
 
 
-SMOKE = Shape(1, (6, 7), 2, 4, 3, 2)
+SMOKE_SIZE = 7, 6, 9  # as many of them as the shape has axes
 SHAPES = {
-    "cpu": [Shape(1, (64, 64), 8, 32, 7, 1), Shape(1, (64, 64), 8, 32, 7, 9), Shape(4, (28, 28), 4, 32, 7, 1)],
-    "cuda": [Shape(1, (64, 64), 8, 32, 7, 1), Shape(16, (64, 64), 8, 32, 7, 1), Shape(16, (64, 64), 8, 32, 7, 9)],
+    "cpu": [
+        *(Shape(1, (64, 64), 8, 32, 7, 1), Shape(1, (64, 64), 8, 32, 7, 9), Shape(4, (28, 28), 4, 32, 7, 1)),
+        *(Shape(1, (4096,), 8, 32, 31, 1), Shape(1, (8, 16, 16), 4, 32, 5, 1)),
+    ],
+    "cuda": [
+        *(Shape(1, (64, 64), 8, 32, 7, 1), Shape(16, (64, 64), 8, 32, 7, 1), Shape(16, (64, 64), 8, 32, 7, 9)),
+        *(Shape(4, (16384,), 8, 32, 63, 1), Shape(4, (16, 32, 32), 8, 32, 5, 1)),
+    ],
 }[DEVICE]
 IMPLEMENTATIONS = ["eager", "unfold, compile", "flex_attention", "ours"]
 IMPLEMENTATIONS += ["eager bf16", "unfold, compile bf16", "ours bf16"]
@@ -52,25 +59,34 @@ IMPLEMENTATIONS += ["compile", "compile bf16"] if DEVICE == "cuda" else []
 IMPLEMENTATIONS += ["natten", "natten bf16"] if importlib.util.find_spec("natten") else []
 
 
+def unpacked(qkv):
+    """query, key, value [B, heads, tokens, dim] of qkv [B, ..., 3, heads, dim]."""
+    return (t.flatten(1, -3).transpose(1, 2) for t in qkv.unbind(-3))
+
+
+def packed_like(out, qkv):
+    """out [B, heads, tokens, dim] as [B, ..., heads, dim]."""
+    return out.transpose(1, 2).reshape(qkv.shape[:-3] + qkv.shape[-2:])
+
+
 def dense(qkv, kernel_size, dilation):
     """Attends from every pixel to every pixel."""
-    query, key, value = (t.flatten(1, 2).transpose(1, 2) for t in qkv.unbind(3))
-    out = F.scaled_dot_product_attention(query, key, value)
-    return out.transpose(1, 2).reshape(qkv.shape[:3] + qkv.shape[4:])
+    return packed_like(F.scaled_dot_product_attention(*unpacked(qkv)), qkv)
 
 
 def unfold(qkv, kernel_size, dilation):
     """Attends to windows that are views of the keys and the values, by `Tensor.unfold`."""
-    query, key, value = qkv.unbind(3)
-    at = [_starts(n, kernel_size, dilation).to(qkv.device) for n in qkv.shape[1:3]]
-    reach = (kernel_size - 1) * dilation + 1
-    key, value = (
-        t.unfold(1, reach, 1).unfold(2, reach, 1)[..., ::dilation, ::dilation][:, at[0][:, None], at[1]]
-        for t in (key, value)
-    )  # [B, H, W, heads, dim, K, K]
-    scores = torch.einsum("byxhd,byxhdij->byxhij", query * query.shape[4] ** -0.5, key)
-    weights = scores.flatten(4).softmax(-1).view(scores.shape)
-    return torch.einsum("byxhij,byxhdij->byxhd", weights, value)
+    query, key, value = qkv.unbind(-3)
+    rank = query.dim() - 3
+    at = [_starts(n, kernel_size, dilation).to(qkv.device) for n in query.shape[1:-2]]
+    at = [t.view(-1, *[1] * (rank - 1 - axis)) for axis, t in enumerate(at)]
+    for axis in range(1, rank + 1):
+        reach = (kernel_size - 1) * dilation + 1
+        key, value = (t.unfold(axis, reach, 1)[..., ::dilation] for t in (key, value))
+    key, value = (t[(slice(None), *at)] for t in (key, value))  # [B, ..., heads, dim, K, ...]
+    near = key.flatten(rank + 3)
+    scores = torch.einsum("...d,...dk->...k", query * query.shape[-1] ** -0.5, near)
+    return torch.einsum("...k,...dk->...d", scores.softmax(-1), value.flatten(rank + 3))
 
 
 def _starts(length, kernel_size, dilation):
@@ -86,26 +102,29 @@ def compiled_unfold():
 
 
 @functools.cache
-def compiled_flex(size, kernel_size, dilation):
-    """Attends by flex_attention with the neighborhood as its block mask."""
+def compiled_flex(size, kernel_size, dilation=1, ratio=1):
+    """flex_attention of [B, heads, tokens, dim] with the neighborhood as its block mask; size: of the keys."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    (height, width), starts = size, [_starts(n, kernel_size, dilation).to(DEVICE) for n in size]
-
     def near(batch, head, query, key):
-        rows, columns = key // width - starts[0][query // width], key % width - starts[1][query % width]
-        seen = [(at >= 0) & (at < kernel_size * dilation) & (at % dilation == 0) for at in (rows, columns)]
-        return seen[0] & seen[1]
+        seen = query >= 0
+        for n in reversed(size):
+            at = query % (n * ratio) // ratio  # and by formula: on a CPU, a mask cannot read a tensor of starts
+            last = (n - at % dilation + dilation - 1) // dilation - kernel_size
+            start = torch.minimum((at // dilation - kernel_size // 2).clamp(min=0), last)
+            step = key % n - at % dilation - start * dilation
+            seen = seen & (step >= 0) & (step < kernel_size * dilation) & (step % dilation == 0)
+            query, key = query // (n * ratio), key // n
+        return seen
 
-    mask = create_block_mask(near, None, None, height * width, height * width, device=DEVICE)
-    attend = torch.compile(flex_attention)
+    keys = math.prod(size)
+    mask = create_block_mask(near, None, None, keys * ratio ** len(size), keys, device=DEVICE)
+    return functools.partial(torch.compile(flex_attention, dynamic=False), block_mask=mask)
 
-    def run(qkv):
-        query, key, value = (t.flatten(1, 2).transpose(1, 2) for t in qkv.unbind(3))
-        out = attend(query, key, value, block_mask=mask)
-        return out.transpose(1, 2).reshape(qkv.shape[:3] + qkv.shape[4:])
 
-    return run
+def flex(qkv, *window):
+    """Attends by flex_attention."""
+    return packed_like(compiled_flex(qkv.shape[1:-3], *window)(*unpacked(qkv)), qkv)
 
 
 @functools.cache
@@ -118,32 +137,40 @@ def compiled(qkv, kernel_size, dilation):
 
 
 def ours(qkv, kernel_size, dilation):
-    return inr_kernels.neighborhood_attention_2d_packed(qkv, kernel_size, dilation=dilation)
+    if qkv.dim() == 6:
+        return inr_kernels.neighborhood_attention_2d_packed(qkv, kernel_size, dilation=dilation)
+    attend = inr_kernels.neighborhood_attention_1d if qkv.dim() == 5 else inr_kernels.neighborhood_attention_3d
+    return attend(*qkv.unbind(-3), kernel_size, dilation=dilation)
 
 
 def natten(qkv, kernel_size, dilation):
     """Attends with NATTEN, which selects one of its backends."""
-    from natten import na2d
+    from natten import na1d, na2d, na3d
 
-    return na2d(*qkv.unbind(3), kernel_size=kernel_size, dilation=dilation)
+    attend = (na1d, na2d, na3d)[qkv.dim() - 5]
+    return attend(*qkv.unbind(-3), kernel_size=kernel_size, dilation=dilation)
 
 
 RUNS = {
     "eager": dense,
     "compile": compiled,
     "unfold, compile": lambda qkv, *window: compiled_unfold()(qkv, *window),
-    "flex_attention": lambda qkv, *window: compiled_flex(qkv.shape[1:3], *window)(qkv),
+    "flex_attention": flex,
     "ours": ours,
     "natten": natten,
 }
 
 
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")  # in the smoke test
+without_warning = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")  # in smoke tests
+
+
+@without_warning
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("gradients", [False, True], ids=["forward", "forward+backward"])
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape}, dilation {shape.dilation}")
 def bench_attention(measure, smoke, shape, gradients, implementation):
-    shape = SMOKE if smoke else shape
+    if smoke:
+        shape = Shape(1, SMOKE_SIZE[: len(shape.size)], 2, 4, 3, 2)
     if gradients and implementation == "flex_attention" and DEVICE == "cpu":
         pytest.skip("flex_attention has no backward on a CPU")
     batch, size, heads, dim, kernel_size, dilation = shape
@@ -171,7 +198,7 @@ def bench_attention(measure, smoke, shape, gradients, implementation):
 @pytest.mark.parametrize("implementation", [name for name in IMPLEMENTATIONS if name.split()[0] in ("ours", "natten")])
 def bench_module(measure, smoke, implementation):
     """Measures module against module, with both projections, on the first shape."""
-    shape = SMOKE if smoke else SHAPES[0]
+    shape = Shape(1, SMOKE_SIZE[:2], 2, 4, 3, 2) if smoke else SHAPES[0]
     dtype = torch.bfloat16 if implementation.endswith("bf16") else torch.float32
     if implementation.startswith("natten"):
         from natten import NeighborhoodAttention2D
@@ -215,8 +242,11 @@ class CrossScale(NamedTuple):
         return [torch.randn(1, *shape, device=DEVICE) for shape in shapes]
 
 
-CROSS_SCALES = [CrossScale("NAF", 64, 16, 4, 4, 64, 96, 9), CrossScale("AnyUp", 128, 16, 4, 1, 32, 384, 3)]
-SMOKE_CROSS_SCALES = [CrossScale("NAF", 8, 4, 2, 2, 4, 6, 3), CrossScale("AnyUp", 8, 4, 2, 1, 4, 6, 3)]
+CROSS_SCALES = [
+    *(CrossScale("NAF", 64, 32, 4, 4, 64, 96, 9), CrossScale("NAF", 64, 16, 4, 4, 64, 96, 9)),
+    CrossScale("AnyUp", 128, 16, 4, 1, 32, 384, 3),
+]
+SMOKE_CROSS_SCALES = [CrossScale("NAF", 8, 4, 2, 2, 4, 6, 3)] * 2 + [CrossScale("AnyUp", 8, 4, 2, 1, 4, 6, 3)]
 
 
 def cross_scale(query, key, value, kernel_size):
@@ -253,18 +283,39 @@ def unfolded(query, key, value, kernel_size):
     return torch.einsum("yxhk,yxkhd->yxhd", weights, near_values)[None]
 
 
-CROSS_SCALE_RUNS = {"eager": unfolded, "residues": residues, "ours": cross_scale}
+@functools.cache
+def compiled_unfolded():
+    return torch.compile(unfolded)
 
 
+def cross_scale_flex(query, key, value, kernel_size):
+    """Attends by flex_attention, whose mask finds a query's position among the keys."""
+    size, heads = key.shape[1:3], query.shape[3]
+    attend = compiled_flex(tuple(size), kernel_size, ratio=query.shape[1] // size[0])
+    query, key, value = (t.flatten(1, 2).transpose(1, 2) for t in (query, key, value))
+    out = attend(query, key, value.expand(-1, heads, -1, -1))
+    return out.transpose(1, 2)
+
+
+CROSS_SCALE_RUNS = {
+    "eager": unfolded,
+    "unfold, compile": lambda *inputs: compiled_unfolded()(*inputs),
+    "flex_attention": cross_scale_flex,
+    "residues": residues,
+    "ours": cross_scale,
+}
+
+
+@without_warning
 @pytest.mark.parametrize("implementation", CROSS_SCALE_RUNS)
-@pytest.mark.parametrize("number", range(len(CROSS_SCALES)), ids=[shape.name for shape in CROSS_SCALES])
+@pytest.mark.parametrize("number", range(len(CROSS_SCALES)), ids=map(str, CROSS_SCALES))
 def bench_cross_scale(measure, smoke, number, implementation):
     shape = (SMOKE_CROSS_SCALES if smoke else CROSS_SCALES)[number]
     tensors, run = shape.tensors(), CROSS_SCALE_RUNS[implementation]
 
     def step():
         out = run(*tensors, shape.kernel_size)
-        return out.mean(3) if out.dim() == 5 and shape.value_heads < shape.heads else out
+        return out.mean(-2) if out.shape[-2] == shape.heads > shape.value_heads else out
 
     written = step().numel()
     with torch.no_grad():

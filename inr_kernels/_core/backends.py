@@ -170,6 +170,44 @@ def is_capturing(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
+class TensorCache:
+    """The last results of a function whose last argument is a device, for use in CUDA graphs too.
+
+    What a capture computes is not kept, as its memory holds no values before a replay. What a capture finds is kept for
+    ever, as replays read it by its address.
+
+    Args:
+        compute: returns tensors; its arguments are hashable.
+        size: how many results are kept besides those that graphs read.
+    """
+
+    def __init__(self, compute: Callable[..., Any], size: int):
+        self.compute, self.size = compute, size
+        self._results: dict[tuple[Any, ...], Any] = {}  # the last one was used last
+        self._in_graphs: set[tuple[Any, ...]] = set()
+
+    def __call__(self, *arguments: Any) -> Any:
+        """compute(*arguments), or its earlier result."""
+        capturing = is_capturing(arguments[-1])
+        if capturing and arguments in self._results:
+            self._in_graphs.add(arguments)
+        result = self._results.pop(arguments, None) or self.compute(*arguments)
+        if not capturing or arguments in self._in_graphs:
+            self._results[arguments] = result
+        for old in [old for old in self._results if old not in self._in_graphs][: -self.size]:
+            self._results.pop(old, None)  # another thread may have removed it
+        return result
+
+    def __len__(self) -> int:
+        """How many results are kept."""
+        return len(self._results)
+
+    def clear(self) -> None:
+        """Forgets the results; no CUDA graph may be replayed after it."""
+        self._results.clear()
+        self._in_graphs.clear()
+
+
 def precision() -> str:
     """`input_precision` of `tl.dot` for float32: follows torch.get_float32_matmul_precision()."""
     return devices.float32_precision()

@@ -12,7 +12,7 @@ from op_backends import backends_of
 
 import inr_kernels
 from inr_kernels import LocalImplicitDecoder, explain, local_implicit_decode
-from inr_kernels._core import devices, dispatch, native
+from inr_kernels._core import backends, devices, dispatch, native
 from inr_kernels.local_implicit import op, reference
 
 
@@ -126,3 +126,24 @@ def test_precision_set_by_either_function_of_torch(monkeypatch):
     for precision in ("tf32", "ieee"):
         monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(fp32_precision=precision))
         assert devices.float32_precision() == precision
+
+
+def test_tensors_are_cached_except_during_a_graph_capture(monkeypatch):
+    capturing, made, gpu = [], [], torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: bool(capturing))
+    cache = backends.TensorCache(lambda *key: made.append(key) or len(made), 32)
+    capturing.append(True)
+    assert [cache(3, 5, gpu) for _ in range(2)] == [1, 2]
+    capturing.clear()
+    assert [cache(3, 5, gpu) for _ in range(2)] == [3, 3]
+    assert [cache(3, 6, gpu) for _ in range(2)] == [4, 4]
+    capturing.append(True)
+    assert cache(3, 5, gpu) == 3
+    capturing.clear()
+    for height in range(100):
+        cache(height, 7, gpu)
+    assert len(cache) == 33
+    assert cache(3, 5, gpu) == 3, "a graph reads them"
+    assert cache(3, 6, gpu) > 4
+    cache.clear()
+    assert len(cache) == 0

@@ -10,7 +10,6 @@ from op_backends import backends_of
 import inr_kernels
 from inr_kernels import FourierUnit, explain, fourier_unit
 from inr_kernels.fourier_unit import conv3x3
-from inr_kernels.fourier_unit.op import dft_matmul
 
 BACKENDS = backends_of("fourier_unit")
 RANDOM = torch.Generator().manual_seed(0)  # finite differences across a ReLU's kink are wrong
@@ -342,27 +341,6 @@ def test_requested_backend_in_a_compiled_graph():
     torch.testing.assert_close(compiled(X), conv3x3(X, KERNEL + 1, backend="cpu"))
     with pytest.raises(Exception, match=r"backend must be one of .* for conv3x3; got 'cup'"):
         torch.compile(lambda x: conv3x3(x, KERNEL, backend="cup"), fullgraph=True)(X)
-
-
-def test_factors_are_cached_except_during_a_graph_capture(monkeypatch):
-    capturing, made, gpu = [], [], torch.device("cuda")
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: bool(capturing))
-    monkeypatch.setattr(dft_matmul, "_computed", lambda *key: made.append(key) or len(made))
-    monkeypatch.setattr(dft_matmul, "_CACHE", {})
-    monkeypatch.setattr(dft_matmul, "_IN_GRAPHS", set())
-    capturing.append(True)
-    assert [dft_matmul._factors(3, 5, gpu) for _ in range(2)] == [1, 2]
-    capturing.clear()
-    assert [dft_matmul._factors(3, 5, gpu) for _ in range(2)] == [3, 3]
-    assert [dft_matmul._factors(3, 6, gpu) for _ in range(2)] == [4, 4]
-    capturing.append(True)
-    assert dft_matmul._factors(3, 5, gpu) == 3
-    capturing.clear()
-    for height in range(100):
-        dft_matmul._factors(height, 7, gpu)
-    assert len(dft_matmul._CACHE) == dft_matmul.CACHE_SIZE + 1
-    assert dft_matmul._factors(3, 5, gpu) == 3, "a graph reads them"
-    assert dft_matmul._factors(3, 6, gpu) > 4
 
 
 @pytest.mark.parametrize("op", [fourier_unit, conv3x3])

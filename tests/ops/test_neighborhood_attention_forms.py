@@ -58,6 +58,21 @@ def test_additional_keys(backend):
     torch.testing.assert_close(*grads)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("size", [(1, 1), (1, 150), (7, 7), (12, 21)])
+def test_windows_of_all_keys(size, backend):
+    """They have kernels of their own: every query sees the same keys."""
+    q, k, v = leaves = random((2, *size, 4, 3), (2, *size, 2, 3), (2, *size, 4, 7))
+    n, stride = size[0] * size[1], (1, min(size[1], 5))
+    results = neighborhood_attention_2d(q, k, v, size, stride=stride, return_lse=True, backend=backend)
+    results = [t.flatten(1, 2) for t in results]
+    seen = torch.ones(2, n, n, dtype=torch.bool)
+    expected = dense(*(t.flatten(1, 2) for t in (q, k, v)), seen, 3**-0.5)
+    torch.testing.assert_close(results, list(expected))
+    grads = [torch.autograd.grad(a.square().sum() + b.sin().sum(), leaves) for a, b in (results, expected)]
+    torch.testing.assert_close(*grads)
+
+
 def test_merged_parts_equal_the_whole():
     q, k, v = random((2, 9, 3, 4), (2, 12, 3, 4), (2, 12, 3, 5))
     all_keys = torch.ones(2, 9, 12, dtype=torch.bool)

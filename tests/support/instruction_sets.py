@@ -28,6 +28,8 @@ PROBLEMS = [
     *((unmask_attention_cases, (*EXACT, *HALF), {"shape": (2, 21, 9, 31), "hole": hole}) for hole in HOLES),
     (neighborhood_attention_cases, (*EXACT, *HALF), {"size": (7, 35), "kernel_size": 5}),
     (neighborhood_attention_cases, EXACT, {"size": (5, 9), "kernel_size": 3, "dim": 19, "bias": True}),
+    (neighborhood_attention_cases, EXACT, {"size": (7, 35), "kernel_size": (7, 35)}),
+    (neighborhood_attention_cases, EXACT, {"size": (10, 70), "key_size": (5, 35), "kernel_size": 5, "dim_v": 115}),
     (fourier_unit_cases, EXACT, {"channels": 7, "outputs": 13, "size": (9, 50)}),
 ]
 

@@ -7,11 +7,10 @@
 // queries of a task have one depth, so that all see the same planes of keys: each is one more row of keys per row.
 #pragma once
 
-#include <type_traits>
-
 #include "../common/tasks.h"
 #include "../common/transpose.h"
 #include "../entries.h"
+#include "blocks.h"
 #include "window.h"
 
 namespace inr {
@@ -92,17 +91,6 @@ struct NeighborhoodPlan {
   std::int64_t band_rows, bands;  // positions of a task, tasks of a residue class
   int threads;
 };
-
-// Calls f with n, 1 ... Max, as a compile-time constant.
-template <int Max, class F>
-INR_INLINE void with_constant(std::int64_t n, F&& f) {
-  if constexpr (Max > 0) {
-    if (n == Max)
-      f(std::integral_constant<int, Max>{});
-    else
-      with_constant<Max - 1>(n, f);
-  }
-}
 
 // Scores of R rows of queries at C offsets, for a vector of columns: to[r][c] = sum_d a[r][d] b[d][c].
 // a: [R] pointers to [dim][row]; b: [dim][row], C vectors b_step apart; to: [R] pointers to C vectors to_step apart
@@ -257,16 +245,12 @@ class NeighborhoodRows {
         to[r] = scores[first + r] + ((t - windows[first + r].begin) * plane_count() + plane) * layout.key;
       }
       const R* b = ring[t] + plane * dim * plan.row_length + (v + 1) * lanes<T> + neighbours.first * p.x.dilation;
-      std::int64_t blocks = (neighbours.count + max_wide - 1) / max_wide;
-      for (std::int64_t o = 0, wide; o < neighbours.count; o += wide, --blocks) {
-        wide = (neighbours.count - o + blocks - 1) / blocks;
+      in_blocks<max_wide>(neighbours.count, [&](std::int64_t o, auto C) {
         with_constant<max_rows>(rows, [&](auto RowCount) {
-          with_constant<max_wide>(wide, [&](auto C) {
-            multiply<RowCount, C>(a, b + o * p.x.dilation, p.x.dilation, dim, plan.row_length, to, layout.offset);
-          });
+          multiply<RowCount, C>(a, b + o * p.x.dilation, p.x.dilation, dim, plan.row_length, to, layout.offset);
         });
-        for (int r = 0; r < rows; ++r) to[r] += wide * layout.offset;
-      }
+        for (int r = 0; r < rows; ++r) to[r] += C * layout.offset;
+      });
     });
   }
 

@@ -39,13 +39,16 @@ class TileGradients : public TileRows<T> {
   using TileRows<T>::p;
 
   explicit TileGradients(const BandPlan<T>& plan)
-      : TileRows<T>(plan), bands(plan), grad(plan.columns * plan.value_dim), grad_columns(plan.value_dim * plan.columns),
+      : TileRows<T>(plan), bands(plan), query(plan.columns * plan.dim), key(plan.keys * plan.dim),
+        value(plan.keys * plan.value_dim),
+        grad(plan.columns * plan.value_dim), grad_columns(plan.value_dim * plan.columns),
         products(plan.keys * plan.columns), mean(p.mean_heads ? plan.keys * plan.columns : 0),
         key_heads(plan.heads * p.key_heads / p.heads), value_heads(plan.heads * p.value_heads / p.heads),
         key_sums(plan.rows * p.x.length * key_heads * plan.dim),
         value_sums(plan.rows * p.x.length * value_heads * plan.value_dim) {}
   explicit operator bool() const {
-    return TileRows<T>::operator bool() && grad && grad_columns && products && mean && key_sums && value_sums;
+    return TileRows<T>::operator bool() && query && key && value && grad && grad_columns && products && mean &&
+           key_sums && value_sums;
   }
 
   // lse, grad_lse: [batch, height, width, heads]; bias_rows: [batch, tiles of y, heads, 2 y.kernel - 1, 2 x.kernel - 1]
@@ -82,16 +85,17 @@ class TileGradients : public TileRows<T> {
   void add_tile(const R* lse, const Tokens& grad_out, const R* grad_lse, const NeighborhoodAttentionGradients& to,
                 bool owned, R* bias_sums) {
     const std::int64_t size = this->keys * this->columns;
+    const std::int64_t key_pitch = this->across * bands.dim, value_pitch = this->across * bands.value_dim;
     for (std::int64_t h = first_head; h < first_head + bands.heads; ++h) {
       if (h == first_head || !p.mean_heads) {
-        this->stage_keys(p.value, h * p.value_heads / p.heads, p.value_dim, this->value);
-        this->stage_queries(grad_out, p.mean_heads ? 0 : h, p.value_dim, R(1) / R(p.mean_heads ? p.heads : 1), grad,
-                            grad_columns);
-        this->multiply(this->value, p.value_dim, grad_columns, products);
+        this->stage_keys(p.value, h * p.value_heads / p.heads, p.value_dim, this->x.keys, value, value_pitch);
+        this->stage_queries(grad_out, p.mean_heads ? 0 : h, p.value_dim, R(1) / R(p.mean_heads ? p.heads : 1),
+                            grad_columns, grad);
+        this->multiply(value, value_pitch, p.value_dim, grad_columns, products);
       }
-      this->stage_keys(p.key, h * p.key_heads / p.heads, p.dim, this->key);
-      this->stage_queries(p.query, h, p.dim, R(p.scale), this->query, this->query_columns);
-      this->multiply(this->key, p.dim, this->query_columns, this->weights);
+      this->stage_keys(p.key, h * p.key_heads / p.heads, p.dim, this->x.keys, key, key_pitch);
+      this->stage_queries(p.query, h, p.dim, R(p.scale), this->query_columns, query);
+      this->multiply(key, key_pitch, p.dim, this->query_columns, this->weights);
       for (std::int64_t m = 0; m < this->columns; m += lanes<T>) weigh(h, m, lse);
       if (to.value.data && !p.mean_heads)
         add(this->weights, grad, p.value_dim, value_sums, value_heads, (h - first_head) * p.value_heads / p.heads);
@@ -100,7 +104,7 @@ class TileGradients : public TileRows<T> {
       if (!(to.key.data || to.query.data || bias_sums)) continue;
       for (std::int64_t m = 0; m < this->columns; m += lanes<T>) differentiate(h, m, grad_lse);
       if (to.key.data)
-        add(this->weights, this->query, p.dim, key_sums, key_heads, (h - first_head) * p.key_heads / p.heads);
+        add(this->weights, query, p.dim, key_sums, key_heads, (h - first_head) * p.key_heads / p.heads);
       if (to.query.data && owned) write_queries(to.query, h);
       if (bias_sums) add_bias(h, bias_sums);
     }
@@ -146,12 +150,10 @@ class TileGradients : public TileRows<T> {
 
   // The gradients of the queries of one head.
   INR_NOINLINE void write_queries(const Tokens& to, std::int64_t head) const {
-    const std::int64_t size = round_up(p.dim, lanes<T>);
-    product<R>(this->queries, size, this->keys, this->weights, 1, this->columns, this->key, size,
-               [&](std::int64_t m, std::int64_t d, Vec<T> sum) {
-                 if (m < this->queries)
-                   store_up_to<T>(sum * R(p.scale), p.dim - d, this->query_of(to, head, m) + d);
-               });
+    this->combine(this->weights, key, this->across * bands.dim, p.dim,
+                  [&](std::int64_t m, std::int64_t d, const R* sums, std::int64_t n) {
+                    this->write_channels(sums, n, R(p.scale), this->query_of(to, head, m), d, p.dim);
+                  });
   }
 
   // sums: [heads, 2 y.kernel - 1, 2 x.kernel - 1]
@@ -177,7 +179,8 @@ class TileGradients : public TileRows<T> {
   }
 
   const BandPlan<T>& bands;
-  Buffer<R> grad, grad_columns;  // staged
+  Buffer<R> query, key, value;   // staged: [columns][dim], [keys][dim]
+  Buffer<R> grad, grad_columns;  // staged: [columns][dim], [dim][columns]
   Buffer<R> products, mean;      // [keys][columns]: P', the sum of all heads' P
   std::int64_t key_heads, value_heads;    // of a task
   Buffer<R> key_sums, value_sums;         // [rows][columns of the map][heads][dim]

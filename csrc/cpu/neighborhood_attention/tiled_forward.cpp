@@ -14,20 +14,53 @@ class TileAttention : public TileRows<T> {
   using TileRows<T>::plan;
 
   explicit TileAttention(const TilePlan<T>& plan)
-      : TileRows<T>(plan), factors(plan.columns), mean(p.mean_heads ? plan.keys * plan.columns : 0) {}
-  explicit operator bool() const { return TileRows<T>::operator bool() && factors && mean; }
+      : TileRows<T>(plan), heads(plan.p.mean_heads ? plan.p.heads : 1), staged_columns(columns_to_stage(plan)),
+        key_pitch(staged_columns * plan.dim), value_pitch(staged_columns * plan.value_dim),
+        staged_keys(heads * plan.y.max_keys() * key_pitch), staged_values(plan.y.max_keys() * value_pitch),
+        factors(plan.columns), mean(p.mean_heads ? plan.keys * plan.columns : 0) {}
+  explicit operator bool() const {
+    return TileRows<T>::operator bool() && staged_keys && staged_values && factors && mean;
+  }
 
-  // The output of one head, or the mean of all. lse: [batch, height, width, heads] or nullptr
-  void attend(std::int64_t head, const Tokens& out, R* lse) {
-    this->stage_keys(p.value, head * p.value_heads / p.heads, p.value_dim, this->value);
+  // Computes a row of tiles: the output of one head, or the mean of all. lse: [batch, height, width, heads] or nullptr
+  void attend(std::int64_t image, const Side& row, std::int64_t head, const Tokens& out, R* lse) {
+    staged = {0, 0};
+    for (std::int64_t i = 0; i < plan.x.count; ++i) {
+      this->begin(image, row, plan.x.tiles[i]);
+      stage(head);
+      attend_tile(head, out, lse);
+    }
+  }
+
+ private:
+  // Columns of keys that are staged at once, for several tiles: those of a tile, or as many as fit the L2 cache.
+  static std::int64_t columns_to_stage(const TilePlan<T>& plan) {
+    const std::int64_t channels = (plan.p.mean_heads ? plan.p.heads : 1) * plan.dim + plan.value_dim;
+    const std::int64_t most = (256 << 10) / (plan.y.max_keys() * channels * std::int64_t(sizeof(R)));
+    return clamp(most, plan.x.max_keys(), class_size(plan.p.x, 0));
+  }
+
+  // Stages the keys and values of the tile, and of columns after it, unless they are.
+  void stage(std::int64_t head) {
+    if (this->x.residue == residue && this->x.keys.begin >= staged.begin && this->x.keys.end <= staged.end) return;
+    residue = this->x.residue;
+    staged.begin = this->x.keys.begin;
+    staged.end = clamp(staged.begin + staged_columns, 0, class_size(p.x, residue));
+    for (std::int64_t h = 0; h < heads; ++h)
+      this->stage_keys(p.key, (head + h) * p.key_heads / p.heads, p.dim, staged, keys_of(h), key_pitch);
+    this->stage_keys(p.value, head * p.value_heads / p.heads, p.value_dim, staged, staged_values, value_pitch);
+  }
+  R* keys_of(std::int64_t h) const { return staged_keys + h * plan.y.max_keys() * key_pitch; }
+
+  void attend_tile(std::int64_t head, const Tokens& out, R* lse) {
     if (!p.mean_heads) {
-      weigh(head, lse);
+      weigh(head, 0, lse);
       combine(this->weights, out, head);
       return;
     }
     const std::int64_t size = this->keys * this->columns;
     for (std::int64_t h = 0; h < p.heads; ++h) {
-      weigh(h, lse);
+      weigh(h, h, lse);
       for (std::int64_t m = 0; m < this->columns; m += lanes<T>) {
         const Vec<T> factor = load(factors + m) / R(p.heads);
         for (std::int64_t i = m; i < size; i += this->columns)
@@ -38,12 +71,11 @@ class TileAttention : public TileRows<T> {
     combine(mean, out, 0);
   }
 
- private:
-  // Computes the weights of a head before their division by the sum, and its inverse as factors.
-  void weigh(std::int64_t head, R* lse) {
-    this->stage_keys(p.key, head * p.key_heads / p.heads, p.dim, this->key);
-    this->stage_queries(p.query, head, p.dim, R(p.scale), this->query, this->query_columns);
-    this->multiply(this->key, p.dim, this->query_columns, this->weights);
+  // Computes the weights of a head before their division by the sum, and its inverse as factors. h: of the staged ones
+  void weigh(std::int64_t head, std::int64_t h, R* lse) {
+    this->stage_queries(p.query, head, p.dim, R(p.scale), this->query_columns);
+    const R* from = keys_of(h) + (this->x.keys.begin - staged.begin) * plan.dim;
+    this->multiply(from, key_pitch, p.dim, this->query_columns, this->weights);
     for (std::int64_t m = 0; m < this->columns; m += lanes<T>) softmax(head, m, lse);
   }
 
@@ -70,16 +102,22 @@ class TileAttention : public TileRows<T> {
   }
 
   // out[m] = factors[m] sum_n from[n][m] value[n]
-  INR_NOINLINE void combine(const R* from, const Tokens& out, std::int64_t head) const {
-    product<R>(this->queries, plan.value_dim, this->keys, from, 1, this->columns, this->value, plan.value_dim,
-               [&](std::int64_t m, std::int64_t d, Vec<T> sum) {
-                 if (m < this->queries)
-                   store_up_to<T>(sum * factors[m], p.value_dim - d, this->query_of(out, head, m) + d);
-               });
+  void combine(const R* from, const Tokens& out, std::int64_t head) const {
+    const R* rows = staged_values + (this->x.keys.begin - staged.begin) * plan.value_dim;
+    TileRows<T>::combine(from, rows, value_pitch, p.value_dim,
+                         [&](std::int64_t m, std::int64_t d, const R* sums, std::int64_t n) {
+                           this->write_channels(sums, n, factors[m], this->query_of(out, head, m), d, p.value_dim);
+                         });
   }
 
-  Buffer<R> factors;  // [columns]
-  Buffer<R> mean;     // [keys][columns]
+  std::int64_t heads;                    // whose keys are staged
+  std::int64_t staged_columns;           // of keys, at most
+  std::int64_t key_pitch, value_pitch;   // elements of a staged row
+  std::int64_t residue = 0;              // of the staged columns
+  Window staged{0, 0};                   // their positions
+  Buffer<R> staged_keys, staged_values;  // [heads][rows][columns][dim], [rows][columns][value_dim]
+  Buffer<R> factors;                     // [columns]
+  Buffer<R> mean;                        // [keys][columns]
 };
 
 template <class T>
@@ -92,10 +130,7 @@ Status forward(const NeighborhoodAttention& p, const Tokens& out, void* lse) {
       plan.threads, p.batch * plan.y.count * heads, [&] { return TileAttention<T>(plan); },
       [&](TileAttention<T>& tile, std::int64_t i) {
         const std::int64_t row = i / heads % plan.y.count, image = i / heads / plan.y.count;
-        for (std::int64_t column = 0; column < plan.x.count; ++column) {
-          tile.begin(image, plan.y.tiles[row], plan.x.tiles[column]);
-          tile.attend(i % heads, out, static_cast<Real<T>*>(lse));
-        }
+        tile.attend(image, plan.y.tiles[row], i % heads, out, static_cast<Real<T>*>(lse));
         return Status::ok;
       });
 }

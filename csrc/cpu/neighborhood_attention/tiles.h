@@ -5,12 +5,14 @@
 // position of the keys see the same window, and those of adjacent positions nearly the same, so that a tile is a small
 // dense attention: its keys and values are staged as rows, its queries also transposed, so that a vector holds queries,
 // and the products of scores, outputs and gradients are matrix products. Only in a tile of several windows are lanes
-// masked. Within a class, the query with index c belongs to position c / ratio.
+// masked; its queries are in groups of one window, and the sums over keys are those of a group's window. Within a
+// class, the query with index c belongs to position c / ratio.
 #pragma once
 
 #include "../common/tasks.h"
 #include "../common/transpose.h"
 #include "../entries.h"
+#include "products.h"
 #include "window.h"
 
 namespace inr {
@@ -20,54 +22,22 @@ Status tiled_forward(Type type, const NeighborhoodAttention& p, const Tokens& ou
 Status tiled_backward(Type type, const NeighborhoodAttention& p, const void* lse, const Tokens& grad_out,
                       const void* grad_lse, const NeighborhoodAttentionGradients& to);
 
-// Whether the kernels for tiles have to run: the others need queries at the keys' positions, and every head's output.
+// Whether the kernels for tiles run: the others need queries at the keys' positions, and every head's output. Where
+// every query sees every key, a tile has one window, of any queries, and no lane is masked: that is faster, too.
 INR_INLINE bool needs_tiles(const NeighborhoodAttention& p) {
-  return p.mean_heads || p.y.queries != p.y.length || p.x.queries != p.x.length;
+  const bool all_y = p.y.kernel == p.y.length && !p.y.causal, all_x = p.x.kernel == p.x.length && !p.x.causal;
+  const bool all = p.z.length == 1 && all_y && all_x && !p.bias;
+  return all || p.mean_heads || p.y.queries != p.y.length || p.x.queries != p.x.length;
 }
 
 namespace {
-
-constexpr int product_rows = vector_bytes == 64 ? 8 : 4;  // x 2 vectors of sums in registers
-
-// One block of `product`, from row i and column j on.
-template <int V, class T, class Emit>
-INR_INLINE void product_block(std::int64_t i, std::int64_t j, std::int64_t steps, const T* a, std::int64_t a_row,
-                              std::int64_t a_step, const T* b, std::int64_t b_step, Emit emit) {
-  Vec<T> sum[product_rows][V]{};
-  a += i * a_row, b += j;
-  for (std::int64_t k = 0; k < steps; ++k, a += a_step, b += b_step) {
-    Vec<T> right[V];
-#pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) right[v] = load(b + v * lanes<T>);
-#pragma GCC unroll 8
-    for (int r = 0; r < product_rows; ++r)
-#pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) sum[r][v] += a[r * a_row] * right[v];
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < product_rows; ++r)
-#pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) emit(i + r, j + v * lanes<T>, sum[r][v]);
-}
-
-// Calls emit(i, j, sums) for i < round_up(rows, product_rows) and every vector j ... j + lanes of `columns`, a multiple
-// of lanes: sums = sum_k a[i][k] b[k][j], k < steps. a: element i, k at i a_row + k a_step; b: rows b_step apart
-template <class T, class Emit>
-INR_INLINE void product(std::int64_t rows, std::int64_t columns, std::int64_t steps, const T* a, std::int64_t a_row,
-                        std::int64_t a_step, const T* b, std::int64_t b_step, Emit emit) {
-  for (std::int64_t i = 0; i < rows; i += product_rows)
-    for (std::int64_t j = 0; j < columns; j += 2 * lanes<T>)
-      if (columns - j > lanes<T>)
-        product_block<2>(i, j, steps, a, a_row, a_step, b, b_step, emit);
-      else
-        product_block<1>(i, j, steps, a, a_row, a_step, b, b_step, emit);
-}
 
 // The queries of a tile along one axis, and the positions of the keys that any of them sees.
 struct Side {
   std::int64_t residue, first, count;
   Window keys;
-  bool uniform;  // whether all see the same
+  bool uniform;          // whether all see the same
+  std::int64_t pattern;  // tiles of one pattern have as many queries, whose windows lie alike in `keys`
 };
 
 // One axis, divided into tiles.
@@ -98,7 +68,10 @@ class TiledAxis {
         const std::int64_t all = size_of_class(residue) * ratio, n = a.dilation > 1 ? all : clamp(a.queries, 0, all);
         for (std::int64_t c = 0, end; c < n; c = end) {
           end = clamp(c + step, 0, cells > 1 ? n : clamp((c / ratio + 1) * ratio, 0, n));
-          if (pass) tiles[count] = tile(residue, c, end - c);
+          if (pass) {
+            tiles[count] = tile(residue, c, end - c);
+            tiles[count].pattern = count && alike(tiles[count - 1], tiles[count]) ? tiles[count - 1].pattern : count;
+          }
           ++count;
         }
       }
@@ -118,7 +91,15 @@ class TiledAxis {
  private:
   Side tile(std::int64_t residue, std::int64_t first, std::int64_t queries) const {
     const Window low = window_of(residue, first), high = window_of(residue, first + queries - 1);
-    return {residue, first, queries, {low.begin, high.end}, low.begin == high.begin && low.end == high.end};
+    return {residue, first, queries, {low.begin, high.end}, low.begin == high.begin && low.end == high.end, 0};
+  }
+  bool alike(const Side& s, const Side& t) const {
+    bool result = s.count == t.count && s.keys.end - s.keys.begin == t.keys.end - t.keys.begin;
+    for (std::int64_t i = 0; result && i < s.count; i += ratio) {
+      const Window v = window_of(s.residue, s.first + i), w = window_of(t.residue, t.first + i);
+      result = v.begin - s.keys.begin == w.begin - t.keys.begin && v.end - s.keys.begin == w.end - t.keys.begin;
+    }
+    return result;
   }
   template <class F>
   std::int64_t largest(F size) const {
@@ -190,68 +171,100 @@ class TileRows {
   using R = Real<T>;
 
   explicit TileRows(const TilePlan<T>& plan)
-      : plan(plan), p(plan.p), query(plan.columns * plan.dim), query_columns(plan.dim * plan.columns),
-        key(plan.keys * plan.dim), value(plan.keys * plan.value_dim), weights(plan.keys * plan.columns),
-        row_masks(plan.y.max_keys() * plan.columns / lanes<T>), column_masks(plan.x.max_keys() * plan.columns / lanes<T>) {}
+      : plan(plan), p(plan.p), query_columns(plan.dim * plan.columns), weights(plan.keys * plan.columns),
+        index_y(plan.columns), index_x(plan.columns), steps_y(plan.columns), steps_x(plan.columns),
+        windows_y(plan.y.max_queries()), windows_x(plan.x.max_queries()),
+        row_masks(plan.y.max_keys() * plan.columns / lanes<T>),
+        column_masks(plan.x.max_keys() * plan.columns / lanes<T>) {}
   explicit operator bool() const {
-    return query && query_columns && key && value && weights && row_masks && column_masks;
+    return query_columns && weights && index_y && index_x && steps_y && steps_x && windows_y && windows_x &&
+           row_masks && column_masks;
   }
 
   // Chooses a tile of an image.
   void begin(std::int64_t image_, const Side& y_, const Side& x_) {
+    const bool arranged = y.count && y.pattern == y_.pattern && x.pattern == x_.pattern;
     image = image_, y = y_, x = x_;
-    queries = y.count * x.count;
-    columns = round_up(queries, lanes<T> > product_rows ? lanes<T> : product_rows);
-    across = x.keys.end - x.keys.begin;
-    keys = (y.keys.end - y.keys.begin) * across;
-    uniform = y.uniform && x.uniform;
-    if (uniform) return;
-    fill_masks(plan.y, y, row_masks, [&](std::int64_t m) { return m / x.count; });
-    fill_masks(plan.x, x, column_masks, [&](std::int64_t m) { return m % x.count; });
+    first_y = plan.y.query_at(y.residue, y.first), first_x = plan.x.query_at(x.residue, x.first);
+    if (!arranged) arrange();
   }
 
   // The coordinates of query m, and its number among the pixels of all images.
-  std::int64_t row(std::int64_t m) const { return plan.y.query_at(y.residue, y.first + m / x.count); }
-  std::int64_t column(std::int64_t m) const { return plan.x.query_at(x.residue, x.first + m % x.count); }
+  std::int64_t row(std::int64_t m) const { return first_y + steps_y[m]; }
+  std::int64_t column(std::int64_t m) const { return first_x + steps_x[m]; }
   std::int64_t pixel(std::int64_t m) const { return (image * p.y.queries + row(m)) * p.x.queries + column(m); }
 
-  // The channels of query m, and of key n, in a head of some tokens.
+  // The channels of query m in a head of some tokens.
   T* query_of(const Tokens& t, std::int64_t head, std::int64_t m) const { return at(t, head, row(m), column(m)); }
-  T* key_of(const Tokens& t, std::int64_t head, std::int64_t n) const {
-    return at(t, head, plan.y.key_at(y.residue, y.keys.begin + n / across),
-              plan.x.key_at(x.residue, x.keys.begin + n % across));
-  }
 
-  // Stages the queries of a tile, as rows and transposed. rows: [columns][round_up(dim)]; transposed: [dim][columns]
-  INR_NOINLINE void stage_queries(const Tokens& t, std::int64_t head, std::int64_t dim, R scale, R* rows,
-                                  R* transposed) const {
+  // Stages the queries of a tile transposed, and as rows unless that is nullptr. transposed: [dim][columns];
+  // rows: [columns][round_up(dim)]
+  INR_NOINLINE void stage_queries(const Tokens& t, std::int64_t head, std::int64_t dim, R scale, R* transposed,
+                                  R* rows = nullptr) const {
     const std::int64_t size = round_up(dim, lanes<T>);
-    for (std::int64_t m = 0; m < columns; ++m)
-      if (m < queries)
-        stage_row(query_of(t, head, m), dim, scale, rows + m * size);
-      else
-        std::memset(static_cast<void*>(rows + m * size), 0, std::size_t(size) * sizeof(R));
-    for (std::int64_t m = 0; m < columns; m += lanes<T>)
+    for (std::int64_t m = 0; m < columns; m += lanes<T>) {
+      const T* from[lanes<T>];
+      const std::int64_t count = clamp(queries - m, 0, lanes<T>);
+      for (std::int64_t k = 0; k < count; ++k) from[k] = query_of(t, head, m + k);
       for (std::int64_t d = 0; d < dim; d += lanes<T>) {
-        Vec<T> tile[lanes<T>];
-        for (int k = 0; k < lanes<T>; ++k) tile[k] = load(rows + (m + k) * size + d);
+        Vec<T> tile[lanes<T>]{};
+        for (std::int64_t k = 0; k < count; ++k) tile[k] = load_up_to<T>(from[k] + d, dim - d) * scale;
+        for (std::int64_t k = 0; rows && k < lanes<T>; ++k) store(rows + (m + k) * size + d, tile[k]);
         transpose<T>(tile);
-        for (std::int64_t k = 0; k < clamp(dim - d, 0, lanes<T>); ++k) store(transposed + (d + k) * columns + m, tile[k]);
+        for (std::int64_t k = 0; k < clamp(dim - d, 0, lanes<T>); ++k)
+          store(transposed + (d + k) * columns + m, tile[k]);
       }
+    }
   }
 
-  // Stages keys or values. rows: [keys][round_up(dim)]
-  INR_NOINLINE void stage_keys(const Tokens& t, std::int64_t head, std::int64_t dim, R* rows) const {
+  // Stages keys or values: the tile's rows of keys, of each the columns at the positions `across`. to: rows of `pitch`
+  INR_NOINLINE void stage_keys(const Tokens& t, std::int64_t head, std::int64_t dim, Window across, R* to,
+                               std::int64_t pitch) const {
     const std::int64_t size = round_up(dim, lanes<T>);
-    for (std::int64_t n = 0; n < keys; ++n) stage_row(key_of(t, head, n), dim, R(1), rows + n * size);
+    for (std::int64_t i = y.keys.begin; i < y.keys.end; ++i, to += pitch)
+      for (std::int64_t j = across.begin; j < across.end; ++j)
+        stage_row(at(t, head, plan.y.key_at(y.residue, i), plan.x.key_at(x.residue, j)), dim, R(1),
+                  to + (j - across.begin) * size);
   }
 
-  // to[n][m] = sum_d rows[n][d] transposed[d][m]
-  INR_NOINLINE void multiply(const R* rows, std::int64_t dim, const R* transposed, R* to) const {
-    product<R>(keys, columns, dim, rows, round_up(dim, lanes<T>), 1, transposed, columns,
-               [&](std::int64_t n, std::int64_t m, Vec<T> sum) {
-                 if (n < keys) store(to + n * columns + m, sum);
-               });
+  // to[n][m] = sum_d rows[n][d] transposed[d][m]. rows: of the tile's keys, rows of `pitch`, each key round_up(dim)
+  INR_NOINLINE void multiply(const R* rows, std::int64_t pitch, std::int64_t dim, const R* transposed, R* to) const {
+    const std::int64_t size = round_up(dim, lanes<T>);
+    for (std::int64_t n = 0; n < keys; n += across, rows += pitch)
+      in_blocks<block_rows>(across, [&](std::int64_t c, auto Keys) {
+        const R* from = rows + c * size;
+        R* scores = to + (n + c) * columns;
+        for (std::int64_t m = 0; m < columns; m += 2 * lanes<T>)
+          if (columns - m > lanes<T>)
+            multiply_block<Keys, 2>(from, size, transposed + m, columns, dim, scores + m);
+          else
+            multiply_block<Keys, 1>(from, size, transposed + m, columns, dim, scores + m);
+      });
+  }
+
+  // Calls emit(m, d, sums, n) for every query m and some n channels d ...: sums = sum_n from[n][m] rows[n][d] over the
+  // keys of m's window. rows: as in multiply
+  template <class Emit>
+  INR_NOINLINE void combine(const R* from, const R* rows, std::int64_t pitch, std::int64_t dim, Emit emit) const {
+    const std::int64_t size = round_up(dim, lanes<T>), groups_x = x.count / group_x, group = group_y * group_x;
+    R sums[max_queries * max_channels * lanes<T>];
+    for (std::int64_t first = 0; first < queries; first += group) {
+      const Window t = windows_y[first / group / groups_x], c = windows_x[first / group % groups_x];
+      const R* weight = from + (t.begin * across + c.begin) * columns + first;
+      in_blocks<max_channels>(size / lanes<T>, [&](std::int64_t v, auto V) {
+        const Rectangle<R> values{rows + t.begin * pitch + c.begin * size + v * lanes<T>, pitch, size};
+        in_blocks<max_queries>(group, [&](std::int64_t m, auto Queries) {
+          const Rectangle<R> of_queries{weight + m, across * columns, columns};
+          combine_block<Queries, V>(t.end - t.begin, c.end - c.begin, of_queries, values, sums);
+          for (int q = 0; q < Queries; ++q) emit(first + m + q, v * lanes<T>, sums + q * V * lanes<T>, V * lanes<T>);
+        });
+      });
+    }
+  }
+
+  // Writes the channels d ... d + n, but not those past the last, of one query. sums: [n]; to: [dim]
+  static void write_channels(const R* sums, std::int64_t n, R factor, T* to, std::int64_t d, std::int64_t dim) {
+    for (std::int64_t i = 0; i < n; i += lanes<T>) store_up_to<T>(load(sums + i) * factor, dim - d - i, to + d + i);
   }
 
   // Calls f(n, address of the lanes in [keys][columns], mask) for the lanes m ... of all keys; mask: which of them see it.
@@ -272,8 +285,8 @@ class TileRows {
     return values;
   }
   std::int64_t bias_at(std::int64_t head, std::int64_t n, std::int64_t m) const {
-    const std::int64_t step_y = y.keys.begin + n / across - plan.y.position(y.first + m / x.count);
-    const std::int64_t step_x = x.keys.begin + n % across - plan.x.position(x.first + m % x.count);
+    const std::int64_t step_y = y.keys.begin + n / across - plan.y.position(y.first + index_y[m]);
+    const std::int64_t step_x = x.keys.begin + n % across - plan.x.position(x.first + index_x[m]);
     return (head * (2 * p.y.kernel - 1) + step_y + p.y.kernel - 1) * (2 * p.x.kernel - 1) + step_x + p.x.kernel - 1;
   }
 
@@ -282,8 +295,8 @@ class TileRows {
   std::int64_t image = 0, queries = 0, columns = 0, across = 0, keys = 0;  // columns: queries, rounded up
   Side y{}, x{};
   bool uniform = true;
-  Buffer<R> query, query_columns, key, value;  // staged
-  Buffer<R> weights;                           // [keys][columns]
+  Buffer<R> query_columns;  // staged: [dim][columns]
+  Buffer<R> weights;        // [keys][columns]
 
  private:
   T* at(const Tokens& t, std::int64_t head, std::int64_t row, std::int64_t column) const {
@@ -293,16 +306,49 @@ class TileRows {
   static void stage_row(const T* from, std::int64_t dim, R scale, R* to) {
     for (std::int64_t d = 0; d < dim; d += lanes<T>) store(to + d, load_up_to<T>(from + d, dim - d) * scale);
   }
-  // masks: [keys of the side][columns]: the queries, of which index(m) says the place along the side, that see a key
-  template <class F>
-  void fill_masks(const TiledAxis& axis, const Side& side, Mask<T>* masks, F index) const {
+  // Orders the queries of a pattern by groups of one window.
+  INR_NOINLINE void arrange() {
+    queries = y.count * x.count;
+    columns = round_up(queries, lanes<T> > product_rows ? lanes<T> : product_rows);
+    across = x.keys.end - x.keys.begin;
+    keys = (y.keys.end - y.keys.begin) * across;
+    uniform = y.uniform && x.uniform;
+    group_y = find_windows(plan.y, y, windows_y), group_x = find_windows(plan.x, x, windows_x);
+    const std::int64_t groups_x = x.count / group_x, group = group_y * group_x;
+    for (std::int64_t m = 0; m < queries; ++m) {
+      index_y[m] = m / group / groups_x * group_y + m % group / group_x;
+      index_x[m] = m / group % groups_x * group_x + m % group_x;
+      steps_y[m] = plan.y.query_at(y.residue, y.first + index_y[m]) - first_y;
+      steps_x[m] = plan.x.query_at(x.residue, x.first + index_x[m]) - first_x;
+    }
+    if (uniform) return;
+    fill_masks(plan.y, y, index_y, row_masks);
+    fill_masks(plan.x, x, index_x, column_masks);
+  }
+  // Finds the windows of a side's groups, relative to the side's keys, and returns the queries of a group.
+  std::int64_t find_windows(const TiledAxis& axis, const Side& side, Window* windows) const {
+    const std::int64_t group = side.uniform || side.count % axis.ratio ? side.count : axis.ratio;
+    for (std::int64_t i = 0; i < side.count; i += group) {
+      const std::int64_t begin = axis.window_of(side.residue, side.first + i).begin;
+      const std::int64_t end = axis.window_of(side.residue, side.first + i + group - 1).end;
+      windows[i / group] = {begin - side.keys.begin, end - side.keys.begin};
+    }
+    return group;
+  }
+  // masks: [keys of the side][columns]: which queries see a key. index: of the queries along the side
+  void fill_masks(const TiledAxis& axis, const Side& side, const std::int64_t* index, Mask<T>* masks) const {
     for (std::int64_t m = 0; m < columns; ++m) {
-      const Window w = axis.window_of(side.residue, side.first + (m < queries ? index(m) : 0));
+      const Window w = axis.window_of(side.residue, side.first + (m < queries ? index[m] : 0));
       for (std::int64_t t = side.keys.begin; t < side.keys.end; ++t)
         masks[((t - side.keys.begin) * columns + m) / lanes<T>][m % lanes<T>] = t >= w.begin && t < w.end ? -1 : 0;
     }
   }
 
+  std::int64_t first_y = 0, first_x = 0;    // the coordinates of the first query
+  std::int64_t group_y = 1, group_x = 1;    // queries of a group of one window
+  Buffer<std::int64_t> index_y, index_x;    // [columns]: the places of the queries along the sides
+  Buffer<std::int64_t> steps_y, steps_x;    // [columns]: their coordinates, relative to the first query
+  Buffer<Window> windows_y, windows_x;      // of the groups, relative to the keys of the tile
   Buffer<Mask<T>> row_masks, column_masks;  // [rows or columns of the keys][columns / lanes]
 };
 

@@ -14,23 +14,6 @@ from inr_kernels._core import backends
 from .. import reference
 
 LONGEST = 64  # sides up to which the transform is a product; not measured
-CACHE_SIZE = 32
-_CACHE: dict[tuple, tuple[torch.Tensor, ...]] = {}  # the factors of the last sizes
-_IN_GRAPHS: set[tuple] = set()  # the sizes that CUDA graphs read, which stay cached
-
-
-def _factors(height, width, device):
-    """`_computed`, cached, except in the capture of a CUDA graph: its memory holds no values before a replay."""
-    key = height, width, device
-    capturing = backends.is_capturing(device)
-    if capturing and key in _CACHE:
-        _IN_GRAPHS.add(key)
-    factors = _CACHE.pop(key, None) or _computed(*key)
-    if not capturing or key in _IN_GRAPHS:
-        _CACHE[key] = factors
-    for old in [old for old in _CACHE if old not in _IN_GRAPHS][:-CACHE_SIZE]:
-        _CACHE.pop(old, None)  # another thread may have removed it
-    return factors
 
 
 def _computed(height, width, device):
@@ -46,6 +29,9 @@ def _computed(height, width, device):
     cos, sin = reference.dft_factors(height, height, like)
     columns = torch.stack((torch.stack((cos, sin), 2), torch.stack((-sin, cos), 2)), 1).flatten(2).flatten(0, 1)
     return tuple(t.float().contiguous() for t in (rows, rows_back, columns, columns.T))
+
+
+_factors = backends.TensorCache(_computed, 32)
 
 
 def transform(product: Callable[..., torch.Tensor], x: torch.Tensor, norm: str) -> torch.Tensor:

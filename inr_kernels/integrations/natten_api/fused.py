@@ -115,20 +115,28 @@ def attention(
     return_lse: bool = False,
     **tuning: Any,
 ) -> Result:
-    """Computes the attention of query [B, L, heads, dim] to all keys, or to those up to its own position.
+    """Computes the attention of query [B, L, heads, dim] to all keys, or with is_causal to those up to its position.
 
     Sequences of different lengths in one tensor (`seqlens_Q`, `cumulative_seqlen_Q`, ...) are not supported.
 
     Raises:
         TypeError: a keyword that NATTEN does not have, or of such sequences.
-        ValueError: causal attention to another number of keys; see `neighborhood_attention_1d`.
+        ValueError: see `neighborhood_attention_1d`.
     """
     check_tuning("attention", tuning)
-    if is_causal:
-        require(query.shape[1] == key.shape[1], "key", f"have query's length {query.shape[1]}", list(key.shape))
-    kernel_size, backend = key.shape[1], None if backend in BACKENDS else backend
-    options: dict[str, Any] = {"is_causal": is_causal, "scale": scale or None, "return_lse": return_lse}
-    return ops.neighborhood_attention_1d(query, key, value, kernel_size, **options, backend=backend)
+    backend = None if backend in BACKENDS else backend
+    options: dict[str, Any] = {"scale": scale or None, "return_lse": return_lse, "backend": backend}
+    shared = min(query.shape[1], key.shape[1])
+    if not is_causal or query.shape[1] == shared == key.shape[1]:
+        return ops.neighborhood_attention_1d(query, key, value, key.shape[1], is_causal=is_causal, **options)
+    seen = query[:, :shared], key[:, :shared], value[:, :shared]
+    first: Any = ops.neighborhood_attention_1d(*seen, shared, is_causal=True, **options)
+    if query.shape[1] == shared:
+        return first
+    rest: Any = ops.neighborhood_attention_1d(query[:, shared:], key, value, shared, **options)  # they see every key
+    if return_lse:
+        return torch.cat([first[0], rest[0]], 1), torch.cat([first[1], rest[1]], 1)
+    return torch.cat([first, rest], 1)
 
 
 def merge_attentions(

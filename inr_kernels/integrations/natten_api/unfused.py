@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from inr_kernels._core.backends import TensorCache
 from inr_kernels._core.checks import require, require_tensor, shape
 from inr_kernels.neighborhood_attention.arguments import check_axes, check_causal, window
 
@@ -122,7 +123,7 @@ def _found_windows(size, kernel_size, dilation, causal, device):
     return keys, steps, seen
 
 
-_cached_windows = functools.lru_cache(maxsize=16)(_found_windows)
+_cached_windows = TensorCache(_found_windows, 16)
 
 
 def _exact(a, b):
