@@ -81,7 +81,7 @@ def product(z: torch.Tensor, weight: torch.Tensor, shift: torch.Tensor | None, r
 def dft_factors(n: int, columns: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """[n, columns]: cos and sin of 2 pi j k / n for j < n, k < columns; j k is reduced modulo n before rounding."""
     j, k = (torch.arange(m, dtype=torch.long, device=like.device) for m in (n, columns))
-    count = torch.full((), n, dtype=torch.long, device=like.device)  # a tensor: n may be open in an exported graph
+    count = torch.full((1,), n, dtype=torch.long, device=like.device)  # a tensor: n may be open in an exported graph
     angle = (j[:, None] * k % count).double() * (2 * math.pi / count.double())
     return angle.cos().to(like.dtype), angle.sin().to(like.dtype)
 
