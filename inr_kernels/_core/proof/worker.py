@@ -145,13 +145,17 @@ class Call:
     def run(self, backend: str) -> list[torch.Tensor]:
         """The outputs, and the gradients of their sums weighted by fixed random numbers."""
         outputs = self.forward(backend)
-        if not self.given:  # once: `times` runs this many times
+        return [*(t.detach() for t in outputs), *self.gradients(outputs)]
+
+    def gradients(self, outputs: list[torch.Tensor], retain_graph: bool = False) -> tuple[torch.Tensor, ...]:
+        """The gradients of the sums of `forward`'s outputs weighted by fixed random numbers."""
+        if not self.given:
             generator = torch.Generator(outputs[0].device).manual_seed(1)
             for t in outputs:
                 drawn = torch.randn(t.shape, dtype=torch.float64, device=t.device, generator=generator)
                 self.given.append(drawn.to(self.rounded).to(t.dtype))
-        grads = torch.autograd.grad(outputs, self.leaves, self.given, allow_unused=True, materialize_grads=True)
-        return [*(t.detach() for t in outputs), *grads]
+        options = {"retain_graph": retain_graph, "allow_unused": True, "materialize_grads": True}
+        return torch.autograd.grad(outputs, self.leaves, self.given, **options)
 
 
 def why_wrong(inputs: Inputs, job: Job, device: devices.Device) -> str:
@@ -199,7 +203,7 @@ def _few_roundings(dtype, name, is_output, is_exact):
 
 
 def times(call: Call, backends: Sequence[str], device: devices.Device, budget: float) -> list[tuple[float, float]]:
-    """For each backend the seconds of the forward, and of the backward: what it adds to the forward.
+    """For each backend the seconds of the forward, and of the backward.
 
     The smaller of two medians: what else runs on the machine should disturb one of them only.
     """
@@ -208,11 +212,13 @@ def times(call: Call, backends: Sequence[str], device: devices.Device, budget: f
         with torch.no_grad():
             call.forward(backend)
 
-    runs = [functools.partial(run, name) for run in (forward, call.run) for name in backends]
+    def backward(backend):
+        return functools.partial(call.gradients, call.forward(backend), retain_graph=True)
+
+    runs = [*(functools.partial(forward, name) for name in backends), *map(backward, backends)]
     rounds = [[device.seconds(run, budget / 2) for run in runs] for _ in range(2)]
     best = [min(medians) for medians in zip(*rounds, strict=True)]
-    count = len(backends)
-    return [(ours, max(both - ours, 1e-9)) for ours, both in zip(best[:count], best[count:], strict=True)]
+    return list(zip(best[: len(backends)], best[len(backends) :], strict=True))
 
 
 if __name__ == "__main__":
