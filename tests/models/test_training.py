@@ -188,7 +188,7 @@ def test_the_papers_values():
     assert (in2.batch, dear.batch, liif.batch) == (3, 16, 16) and in2.masks == "strokes:20-30"
     assert dataclasses.asdict(in2.loss) == {
         **{"l1": 0, "missing": 0, "l2": 0, "adversarial": 1, "feature_matching": 0.1, "r1": 10, "perceptual": 10},
-        "vgg": "",
+        **{"vgg": "", "hint": 0, "teacher": ""},
     }
     assert in2.model == dear.model == liif.model == {}  # the networks' defaults are the papers' structures
 
