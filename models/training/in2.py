@@ -105,8 +105,8 @@ class Objective(filling.Objective):
 def hint_loss(mapped: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Returns the weighted mean [] of the squared differences from the target less its mean.
 
-    Mean and variance are those of a channel in the batch; a channel that hardly varies counts in units of a tenth of
-    the mean variance.
+    Mean and variance are those of a channel in the batch, of each process its own; a channel that hardly varies counts
+    in units of a tenth of the mean variance.
 
     mapped [B, C, H', W'], target [B, C, H, W], mask [B, 1, H, W]; only the rows and columns that both have count.
     """

@@ -210,7 +210,11 @@ def test_a_term_of_weight_0_is_not_computed(tmp_path):
     torch.save(vgg19_state(), tmp_path / "vgg19.pth")
     model, tensors = None, None
     names = {}
-    for changes in ("", ADVERSARIAL, f"loss.l1=0 loss.l2=0 loss.perceptual=10 loss.vgg={tmp_path / 'vgg19.pth'}"):
+    for changes in (
+        "",
+        ADVERSARIAL,
+        f"loss.l1=0 loss.l2=0 loss.hint=0 loss.perceptual=10 loss.vgg={tmp_path / 'vgg19.pth'}",
+    ):
         options = load("in2", "data=", *changes.split())
         module = config.recipe("in2")
         if model is None:
@@ -222,8 +226,8 @@ def test_a_term_of_weight_0_is_not_computed(tmp_path):
         sum(terms.values()).backward()
         assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
     assert list(names.values()) == [
-        {"l1", "l2"},
-        {"l1", "l2", "adversarial", "feature_matching", "discriminator", "r1"},
+        {"l1", "l2", "hint"},
+        {"l1", "l2", "hint", "adversarial", "feature_matching", "discriminator", "r1"},
         {"perceptual"},
     ]
 
