@@ -45,15 +45,15 @@ Networks, --model:
           in the paper: twice the pixels take four times as long. For large images, --hd-strategy crop computes the
           surroundings of the holes only; with --tile 32 pixels attend to their surroundings only.
   in2     several times faster: it sees the whole image at once, in time proportional to the number of pixels.
-          Sides of at least 9 pixels. It fills at the input's size only.
+          Sides of at least 3 pixels. It fills at the input's size only.
   PATH    a checkpoint of DEAR, IN2, ImplicitAutoencoder or LaMa: a .safetensors file of this package, or a file of
           LaMa as others publish it, such as big-lama.pt or a .ckpt. The last two fill at the input's size only.
 
 With --refine, large holes in large images get the structure that the network finds at a small size. It takes about 30
 times as long, at the input's size only, and is meant for LaMa.
 
-Both networks that ship are small and were trained on a few photographs, in2 so briefly that its fills stay visible:
-use them for scratches and strokes, not for whole objects."""
+Both networks that ship are small and were trained on a few photographs: use them for scratches and strokes, not for
+whole objects."""
 
 APP = """\
 Show a web page on which to paint over what is to be filled, and to enlarge pictures.

@@ -12,4 +12,5 @@ A recipe is a module of this folder with the network's name. It defines
     validate(model, photos, options)    metrics by name
     show(model, batch)              pictures for TensorBoard
     begin(model, start)             optional: takes over the parameters of the checkpoint `start`
+    groups(model, options)          optional: the optimizer's groups; `factor` multiplies a group's learning rate
 """

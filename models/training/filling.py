@@ -147,10 +147,8 @@ class Objective:
             autocast: the network runs in this context.
         """
         (image, mask), weights = batch, self.weights
-        with autocast():
-            out = model.predict(image, mask)
+        out, terms = self._predict(model, image, mask, autocast)
         out = out.to(image.dtype)
-        terms: Terms = {}
         if weights.l1:
             terms["l1"] = weights.l1 * losses.l1_loss(out, image, mask, weights.missing)
         if weights.l2:
@@ -161,6 +159,13 @@ class Objective:
         if discriminator := self.parts.get("discriminator"):
             terms |= self._adversarial(discriminator, image, whole)
         return terms
+
+    def _predict(
+        self, model: Any, image: torch.Tensor, mask: torch.Tensor, autocast: Callable[[], AbstractContextManager]
+    ) -> tuple[torch.Tensor, Terms]:
+        """The prediction, and terms of the network's features."""
+        with autocast():
+            return model.predict(image, mask), {}
 
     def _adversarial(self, discriminator: nn.Module, image: torch.Tensor, whole: torch.Tensor) -> Terms:
         """The terms of the network, which leave no gradients in the discriminator, and the discriminator's."""

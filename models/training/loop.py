@@ -151,6 +151,8 @@ class Run:
         self.parts: dict[str, nn.Module] = {"network": self.model, **self.objective.parts}
         settings = {"lr": options.lr, "betas": tuple(options.betas), "eps": options.eps}
         self.optimizers = {name: torch.optim.Adam(part.parameters(), **settings) for name, part in self.parts.items()}
+        if (groups := getattr(self.recipe, "groups", None)) is not None:
+            self.optimizers["network"] = torch.optim.Adam(groups(self.model, options), **settings)
         self.average: AveragedModel | None = None
         if options.ema:
             self.average = AveragedModel(self.model, multi_avg_fn=moving_average(options.ema), use_buffers=True)
@@ -210,7 +212,7 @@ class Run:
         for optimizer in self.optimizers.values():
             optimizer.zero_grad()
             for group in optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group.get("factor", 1)
         float32 = step >= (1 - options.float32_end) * self.steps
         totals: dict[str, torch.Tensor] = {}
         for batch in batches:

@@ -43,7 +43,7 @@ def test_the_checkpoint_is_not_overwritten(command, tmp_path, monkeypatch, capsy
         (("--model", "lama"), "must be liif, dear, in2 or the path of a checkpoint; got lama (the weights"),
         (("-o", "missing/out.onnx"), "missing/out.onnx: the folder of the output does not exist"),
         (("-o", "-"), "argument -o/--output: must be the name of a file; got -"),
-        (("--model", "in2", "--size", "8x40"), "size must have sides of at least 9; got (40, 8)"),
+        (("--model", "in2", "--size", "2x40"), "size must have sides of at least 3; got (40, 2)"),
     ],
 )
 def test_errors(arguments, error, tmp_path, monkeypatch, capsys):

@@ -1,6 +1,7 @@
 """IN²'s training: crops, steps, losses, and the quality of the shipped checkpoint."""
 
 import dataclasses
+import itertools
 import math
 from contextlib import nullcontext
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from training_cases import batch
 
-from inr_kernels.models import IN2, IN2Config
+from inr_kernels.models import DEAR, IN2, IN2Config
 from inr_kernels.models.common.smooth import smooth_fill
 from inr_kernels.models.data.crops import shape_of
 from inr_kernels.models.data.photographs import HELD_OUT, TRAINED_ON, photographs
@@ -26,7 +27,7 @@ def generator(seed=0):
 
 def loss(model, batch):
     """L1 alone, with the missing pixels at five times the weight."""
-    options = config.load("in2_small", ["loss.l1=1", "loss.missing=5", "loss.l2=0"])
+    options = config.load("in2_small", ["loss.l1=1", "loss.missing=5", "loss.l2=0", "loss.hint=0"])
     terms = in2.Objective(options)(model, batch, nullcontext)
     return sum(terms.values())
 
@@ -99,6 +100,52 @@ def test_missing_pixels_have_a_higher_weight():
     missing, known = (loss(Off(where), (image, mask)).item() for where in (mask, 1 - mask))
     assert missing == pytest.approx(0.1 * (share + 5), rel=1e-4)
     assert known == pytest.approx(0.1 * (1 - share), rel=1e-4)
+
+
+def test_hint_is_the_weighted_error_of_each_channel_in_units_of_its_variance():
+    torch.manual_seed(0)
+    mapped, target = (
+        torch.randn(2, 3, 6, 8).double(),
+        torch.randn(2, 3, 5, 8).double() * torch.tensor([1, 2, 0.01])[:, None, None],
+    )
+    mask = (torch.rand(2, 1, 5, 8) < 0.3).double()
+    variances, means = ([f(target[:, c]).item() for c in range(3)] for f in (torch.var, torch.mean))
+    expected = 0.0
+    for i, c, y, x in itertools.product(range(2), range(3), range(5), range(8)):
+        weight = 1 + 2 * mask[i, 0, y, x] / mask.mean()
+        unit = max(variances[c], 0.1 * sum(variances) / 3)
+        expected += weight * (mapped[i, c, y, x] - target[i, c, y, x] + means[c]) ** 2 / unit / (2 * 3 * 5 * 8)
+    torch.testing.assert_close(in2.hint_loss(mapped, target, mask), expected, rtol=1e-12, atol=0)
+
+
+def test_features_learn_those_of_the_teacher(tmp_path):
+    """A file of a teacher is the same as the teacher that ships; the teacher is no part of what is trained."""
+    DEAR.pretrained().save(tmp_path / "teacher.safetensors")
+    fields = ["model={channels: [16], groups: 1, blocks: 1, heads: 2, hidden: [16], fill: smooth}", "loss.hint=1"]
+    model, crops = IN2(dataclasses.replace(TINY, channels=(16,), hidden=(16,), fill="smooth", norm="batch")), None
+    found = []
+    for changes in ([], [f"loss.teacher={tmp_path / 'teacher.safetensors'}"]):
+        torch.manual_seed(0)
+        options = config.load("in2_small", [*fields, *changes])
+        objective = in2.Objective(options)
+        crops = batch("in2", 0, "area=1000")
+        found.append(objective(model, crops, nullcontext)["hint"].item())
+    assert found[0] == found[1] > 0
+    conv = objective.parts["hint"]
+    optimizer = torch.optim.Adam([*model.parameters(), *conv.parameters()], 3e-3)
+    for _ in range(40):
+        terms = objective(model, crops, nullcontext)
+        optimizer.zero_grad()
+        terms["hint"].backward()
+        optimizer.step()
+    assert terms["hint"].item() < 0.6 * found[0]
+    assert list(objective.parts) == ["hint"] and all(p.grad is None for p in objective.teacher.parameters())
+
+
+def test_the_teacher_is_checked_before_the_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no\.safetensors"):
+        in2.check(config.load("in2_small", ["loss.hint=1", f"loss.teacher={tmp_path / 'no.safetensors'}"]))
+    in2.check(config.load("in2_small", ["loss.hint=0", "loss.teacher=no.safetensors"]))
 
 
 def test_pretrained_fills_holes_of_any_size():

@@ -188,7 +188,7 @@ def test_the_papers_values():
     assert (in2.batch, dear.batch, liif.batch) == (3, 16, 16) and in2.masks == "strokes:20-30"
     assert dataclasses.asdict(in2.loss) == {
         **{"l1": 0, "missing": 0, "l2": 0, "adversarial": 1, "feature_matching": 0.1, "r1": 10, "perceptual": 10},
-        "vgg": "",
+        **{"vgg": "", "hint": 0, "teacher": ""},
     }
     assert in2.model == dear.model == liif.model == {}  # the networks' defaults are the papers' structures
 
@@ -210,7 +210,11 @@ def test_a_term_of_weight_0_is_not_computed(tmp_path):
     torch.save(vgg19_state(), tmp_path / "vgg19.pth")
     model, tensors = None, None
     names = {}
-    for changes in ("", ADVERSARIAL, f"loss.l1=0 loss.l2=0 loss.perceptual=10 loss.vgg={tmp_path / 'vgg19.pth'}"):
+    for changes in (
+        "",
+        ADVERSARIAL,
+        f"loss.l1=0 loss.l2=0 loss.hint=0 loss.perceptual=10 loss.vgg={tmp_path / 'vgg19.pth'}",
+    ):
         options = load("in2", "data=", *changes.split())
         module = config.recipe("in2")
         if model is None:
@@ -222,8 +226,8 @@ def test_a_term_of_weight_0_is_not_computed(tmp_path):
         sum(terms.values()).backward()
         assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
     assert list(names.values()) == [
-        {"l1", "l2"},
-        {"l1", "l2", "adversarial", "feature_matching", "discriminator", "r1"},
+        {"l1", "l2", "hint"},
+        {"l1", "l2", "hint", "adversarial", "feature_matching", "discriminator", "r1"},
         {"perceptual"},
     ]
 

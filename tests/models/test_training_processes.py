@@ -12,8 +12,8 @@ from inr_kernels.models import from_checkpoint
 
 COMMAND = [sys.executable, "-m", "inr_kernels"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "inr_kernels"]
-# Without batch norm, whose statistics are each process's.
-NORMS = "model.norm=none model.encoder=strided"
+# Without batch norm and hint, whose statistics are each process's.
+NORMS = "model.norm=none model.encoder=strided loss.hint=0 precision=32-true"
 
 
 @pytest.fixture(scope="module")

@@ -201,39 +201,28 @@ class _Problem:
             if layer or not (self.first or self.texture):  # the blend and a texture have no ReLU
                 run.gradients[layer].masked_fill_(run.states[layer] <= 0, 0)
         if self.first:
-            kernels.blend_backward[(triton.cdiv(end - begin, 64),)](
-                run.sample_gradients,
-                run.sample_extras,
-                run.pixels,
-                run.gradients[0],
-                self.hoisted,
-                self.position,
-                self.queries(begin, end),
-                N1=self.channels,
-                W=self.W,
-                C=min(32, self.config.chunk),
-                M=64,
-                LATE_CELL=self.late_cell,
-                ENSEMBLE=self.ensemble,
-                num_warps=4,
-                enable_fp_fusion=False,
-            )
+            outputs = run.sample_gradients, run.sample_extras, run.pixels
+            self._first_layer_backward(kernels.blend_backward, run, begin, end, *outputs, LATE_CELL=self.late_cell)
         if self.texture:
-            kernels.texture_backward[(triton.cdiv((end - begin) * self.per_query, 64),)](
-                run.sample_gradients,
-                run.phase_gradients,
-                run.gradients[0],
-                self.hoisted,
-                self.position,
-                self.queries(begin, end),
-                N1=self.channels,
-                W=self.W,
-                C=min(32, self.config.chunk),
-                M=64,
-                ENSEMBLE=self.ensemble,
-                num_warps=4,
-                enable_fp_fusion=False,
-            )
+            outputs = run.sample_gradients, run.phase_gradients
+            self._first_layer_backward(kernels.texture_backward, run, begin, end, *outputs)
+
+    def _first_layer_backward(self, kernel, run, begin, end, *outputs, **forms):
+        kernel[(triton.cdiv((end - begin) * self.per_query, 64),)](
+            *outputs,
+            run.gradients[0],
+            self.hoisted,
+            self.position,
+            self.queries(begin, end),
+            N1=self.channels,
+            W=self.W,
+            C=min(32, self.config.chunk),
+            M=64,
+            **forms,
+            ENSEMBLE=self.ensemble,
+            num_warps=4,
+            enable_fp_fusion=False,
+        )
 
 
 class _Run:
