@@ -56,7 +56,7 @@ def check_conv2d(dtype):
     problems += [(17, outputs, (47, 71)) for outputs in (12, 33)]  # with stride 2 by Winograd's algorithm
     for channels, outputs, size in problems:
         for form in (half, half | {"transposed": True}, {"padding": 3, "padding_mode": "reflect"}):
-            x = torch.randn(2, channels, *size, dtype=dtype)
+            x = torch.randn(2, channels, *size, dtype=dtype) / channels**0.5
             pair = (channels, outputs) if "transposed" in form else (outputs, channels)
             weight, bias = torch.randn(*pair, 3, 3, dtype=dtype), torch.randn(outputs, dtype=dtype)
             ours, theirs = (conv2d(x, weight, bias, backend=b, **form) for b in ("cpu", "reference"))

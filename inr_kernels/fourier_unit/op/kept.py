@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from inr_kernels._core import native
+from inr_kernels._core import dispatch, native
 
 # weight -> {name of what was made: (state of the values that it was made of, it)}
 _KEPT: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -19,11 +19,12 @@ _CONSTANT = "constant"
 
 
 def can_keep(*tensors: torch.Tensor | None) -> bool:
-    """Whether something that is made of these tensors may be used again: plain tensors, outside of tracers."""
+    """Whether something that is made of these tensors may be used again: plain ones, outside of tracers."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
-    plain = (torch.Tensor, torch.nn.Parameter)
-    return all(t is None or (type(t) in plain and t.device.type == "cpu" and t.is_floating_point()) for t in tensors)
+    given = [t for t in tensors if t is not None]
+    plain = all(type(t) in (torch.Tensor, torch.nn.Parameter) and t.device.type == "cpu" for t in given)
+    return plain and not dispatch.is_transformed(*given)
 
 
 def keep(weight: torch.Tensor, constant: bool = False) -> torch.Tensor:
