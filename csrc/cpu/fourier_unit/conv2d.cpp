@@ -349,7 +349,6 @@ class DirectConvolution {
 // out: [batch, outputs, out_height, out_width]
 template <class T>
 Status convolve(const Conv2d& p, T* out) {
-  if (is_strided_winograd<T>(p)) return convolve_strided(p, out);
   DirectConvolution<T> convolution(p);
   const std::int64_t pixels = p.transposed ? p.height * p.width : p.out_height * p.out_width;
   const double flops = 2.0 * double(p.channels * p.outputs * p.kernel[0] * p.kernel[1]) * double(p.batch * pixels);
@@ -380,22 +379,15 @@ Status convolve(const Conv2d& p, T* out) {
 }  // namespace
 
 Status conv2d(Type type, const Conv2d& p, void* out) {
-  switch (type) {
-    case Type::float32: return convolve(p, static_cast<float*>(out));
-    case Type::float64: return convolve(p, static_cast<double*>(out));
-    default: return Status::unsupported_type;
-  }
+  if (type != Type::float32 && type != Type::float64) return Status::unsupported_type;
+  if (is_strided_winograd(type, p)) return convolve_strided(type, p, out);
+  return type == Type::float32 ? convolve(p, static_cast<float*>(out)) : convolve(p, static_cast<double*>(out));
 }
 
 Status prepare_conv2d(Type type, const Conv2d& p, void* prepared, std::int64_t* size) {
   *size = 0;
-  switch (type) {
-    case Type::float32:
-      return is_strided_winograd<float>(p) ? prepare_strided(p, static_cast<float*>(prepared), size) : Status::ok;
-    case Type::float64:
-      return is_strided_winograd<double>(p) ? prepare_strided(p, static_cast<double*>(prepared), size) : Status::ok;
-    default: return Status::unsupported_type;
-  }
+  if (type != Type::float32 && type != Type::float64) return Status::unsupported_type;
+  return is_strided_winograd(type, p) ? prepare_strided(type, p, prepared, size) : Status::ok;
 }
 
 }  // namespace INR_ISA

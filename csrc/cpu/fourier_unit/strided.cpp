@@ -31,8 +31,7 @@ namespace INR_ISA {
 namespace {
 
 constexpr int side = 3, axis_points = 7, points = axis_points * axis_points, matrices = 25;
-// Channels that are computed at a time, as long as a sum of the micro-kernel: the inputs take 0.4 MB.
-constexpr std::int64_t max_channels = 64;
+constexpr std::int64_t max_channels = 64;  // that are computed at a time: their inputs take 0.4 MB
 
 // Points 4 to 6 of an axis have the same weight.
 constexpr int matrix_of(int point) {
@@ -62,9 +61,8 @@ class Strided {
 
  public:
   explicit Strided(const Conv2d& p) : p_(p) {
-    const std::int64_t scale = transposed ? 2 : 1;
-    grid_[0] = divide_up(p.out_height, scale), grid_[1] = divide_up(p.out_width, scale);
-    tile_rows_ = divide_up(grid_[0], side), tile_columns_ = divide_up(grid_[1], side);
+    constexpr std::int64_t outputs = transposed ? 2 * side : side;  // of a tile, along an axis
+    tile_rows_ = divide_up(p.out_height, outputs), tile_columns_ = divide_up(p.out_width, outputs);
     maps_ = divide_up(tile_rows_ * tile_columns_, panel<T>);
     const std::int64_t blocks = divide_up(p.outputs, block_rows), tasks = p.batch * maps_;
     groups_ = tasks < 2 * p.threads ? smaller(blocks, divide_up(2 * p.threads, tasks)) : 1;
@@ -73,6 +71,7 @@ class Strided {
     chunk_ = smaller(p.channels, max_channels);
   }
 
+  static T* elements(void* data) { return static_cast<T*>(data); }
   // Multiplications for each pair of channel and output.
   double multiplications() const { return double(points) * double(maps_ * panel<T>); }
   std::int64_t weight_size() const { return matrices * weight_stride(); }
@@ -169,14 +168,13 @@ class Strided {
   std::int64_t weight_stride() const { return RowPanels<T>::size(p_.outputs, p_.channels) + lanes<T>; }
   std::int64_t inputs_stride() const { return point_stride<T>(chunk_ * row()); }
   std::int64_t products_stride() const { return point_stride<T>(group_outputs_ * row()); }
-  // A padded row of the image, and the tiles' numbers of one phase of it.
-  static constexpr std::int64_t line_size() { return 6 * panel<T> + 8 * lanes<T>; }
-  static constexpr std::int64_t phase_size() { return panel<T> + 2 * lanes<T>; }
+  static constexpr std::int64_t line_size() { return 6 * panel<T> + 8 * lanes<T>; }  // of a padded row of the image
+  static constexpr std::int64_t phase_size() { return panel<T> + 2 * lanes<T>; }     // one phase of it
 
   // a, b: the pair; s: the single tap; to: the 5 distinct weights of an axis
   INR_INLINE void transform_kernel(const Rows<T>& a, const Rows<T>& b, const Rows<T>& s, Rows<T> (&to)[5]) {
     for (int r = 0; r < block_rows; r += lanes<T>) {
-      const Vec<T> va = load(a + r) , vb = load(b + r);
+      const Vec<T> va = load(a + r), vb = load(b + r);
       store(to[0] + r, va);
       store(to[1] + r, (va + vb) * T(0.5));
       store(to[2] + r, (va - vb) * T(0.5));
@@ -193,8 +191,7 @@ class Strided {
     const T* from = plane + row * p_.width;
     const std::int64_t left = step * side * s.column - (step - 1), used = step * side * s.count + 1;
     const std::int64_t begin = left < 0, end = clamp(p_.width - left, begin, used);
-    // The next channel's row, which the processor does not foresee.
-    for (std::int64_t j = begin; j < end; j += 64 / std::int64_t(sizeof(T)))
+    for (std::int64_t j = begin; j < end; j += 64 / std::int64_t(sizeof(T)))  // the next channel's row
       __builtin_prefetch(from + p_.height * p_.width + left + j);
     std::memcpy(line + begin, from + left + begin, std::size_t(end - begin) * sizeof(T));
     const auto pad = [&](std::int64_t j) {
@@ -225,11 +222,11 @@ class Strided {
   void load_inputs(std::int64_t image, const Segment& s, std::int64_t first, std::int64_t count, T* stage,
                    T* inputs) const {
     const std::int64_t top = step * side * s.row - (step - 1);
-    T *line = stage, *rows = stage + line_size();
+    T* const rows = stage + line_size();
     for (std::int64_t c = 0; c < count; ++c) {
       const T* plane = static_cast<const T*>(p_.x) + (image * p_.channels + first + c) * p_.height * p_.width;
       for (int i = 0; i < (transposed ? 4 : axis_points); ++i)
-        load_row(plane, top + i, s, line, rows + i * 6 * phase_size());
+        load_row(plane, top + i, s, stage, rows + i * 6 * phase_size());
       for (std::int64_t t = 0; t < s.count; t += lanes<T>) transform(rows + t, inputs + c * row() + s.index + t);
     }
   }
@@ -263,15 +260,14 @@ class Strided {
     to[0] = m0 + sum, to[1] = m1 - m2, to[2] = sum - m3;
   }
 
-  // The outputs of an axis from those of its points: of the convolution [3], or of both kinds of the transposed one [6].
+  // The outputs of an axis from those of its points, 3, or 6 of the transposed convolution.
   void transform_axis(const Vec<T> (&m)[axis_points], Vec<T> (&to)[6]) const {
     Vec<T> pair[3];
     transform_products(m[0], m[1], m[2], m[3], pair);
-    for (int k = 0; k < 3; ++k)
-      if (transposed)
-        to[2 * k] = m[4 + k], to[2 * k + 1] = pair[k];
-      else
-        to[k] = pair[k] + m[4 + k];
+    for (int k = 0; k < 3; ++k) {
+      if (transposed) to[2 * k] = m[4 + k];
+      to[transposed ? 2 * k + 1 : k] = transposed ? pair[k] : pair[k] + m[4 + k];
+    }
   }
 
   // Stores the outputs of a vector of tiles from the tile t of a segment on, of output o.
@@ -294,27 +290,23 @@ class Strided {
       Vec<T> v[6];
       transform_axis(rows[i], v);
       const std::int64_t at = ((image * p_.outputs + o) * p_.out_height + y + i) * p_.out_width + x;
-      if (!transposed) {
-        store_in_turn(v[0], v[1], v[2], o, at, width, out);
+      if constexpr (!transposed) {
+        const Vec<T> whole[3] = {in_turn<0>(v[0], v[1], v[2], All{}), in_turn<1>(v[0], v[1], v[2], All{}),
+                                 in_turn<2>(v[0], v[1], v[2], All{})};
+        for (int k = 0; k < 3; ++k) finish(whole[k], o, at + k * lanes<T>, width - k * lanes<T>, out);
       } else {
         const Vec<T> even[3] = {in_turn<0>(v[0], v[2], v[4], All{}), in_turn<1>(v[0], v[2], v[4], All{}),
                                 in_turn<2>(v[0], v[2], v[4], All{})};
         const Vec<T> odd[3] = {in_turn<0>(v[1], v[3], v[5], All{}), in_turn<1>(v[1], v[3], v[5], All{}),
                                in_turn<2>(v[1], v[3], v[5], All{})};
         for (int k = 0; k < 3; ++k) {
-          Vec<T> low, high;
-          interleave(even[k], odd[k], low, high, All{});
-          finish(low, o, at + 2 * k * lanes<T>, width - 2 * k * lanes<T>, out);
-          finish(high, o, at + (2 * k + 1) * lanes<T>, width - (2 * k + 1) * lanes<T>, out);
+          Vec<T> pair[2];
+          interleave(even[k], odd[k], pair[0], pair[1], All{});
+          finish(pair[0], o, at + 2 * k * lanes<T>, width - 2 * k * lanes<T>, out);
+          finish(pair[1], o, at + (2 * k + 1) * lanes<T>, width - (2 * k + 1) * lanes<T>, out);
         }
       }
     }
-  }
-  void store_in_turn(Vec<T> a, Vec<T> b, Vec<T> c, std::int64_t o, std::int64_t at, std::int64_t n,
-                                T* out) const {
-    finish(in_turn<0>(a, b, c, All{}), o, at, n, out);
-    finish(in_turn<1>(a, b, c, All{}), o, at + lanes<T>, n - lanes<T>, out);
-    finish(in_turn<2>(a, b, c, All{}), o, at + 2 * lanes<T>, n - 2 * lanes<T>, out);
   }
 
   // Scales the first min(n, lanes) sums of output o, adds bias and `add`, applies the ReLU and stores them from out[at].
@@ -327,11 +319,19 @@ class Strided {
   }
 
   const Conv2d& p_;
-  std::int64_t grid_[2], tile_rows_, tile_columns_;  // of an image
+  std::int64_t tile_rows_, tile_columns_;       // of an image
   std::int64_t maps_, groups_, group_outputs_;       // tasks of an image; groups of outputs that split each
   std::int64_t chunk_;
   RowPanels<T> weight_[matrices];  // [outputs, channels]
 };
+
+// Calls work(algorithm) with the algorithm of the problem, of float32 or float64.
+template <class F>
+auto with_algorithm(Type type, const Conv2d& p, F&& work) {
+  const auto run = [&](auto algorithm) { return work(algorithm); };
+  if (type == Type::float64) return p.transposed ? run(Strided<double, true>(p)) : run(Strided<double, false>(p));
+  return p.transposed ? run(Strided<float, true>(p)) : run(Strided<float, false>(p));
+}
 
 template <class Algorithm>
 int threads_of(const Algorithm& strided, const Conv2d& p) {
@@ -349,30 +349,19 @@ Status transform_weights(Algorithm& strided, const Conv2d& p, T* transformed) {
       });
 }
 
-// Calls work(algorithm) with the algorithm of the problem.
-template <class T, class F>
-auto with_algorithm(const Conv2d& p, F&& work) {
-  if (p.transposed) {
-    Strided<T, true> strided(p);
-    return work(strided);
-  }
-  Strided<T, false> strided(p);
-  return work(strided);
-}
-
 // out: [batch, outputs, out_height, out_width]
-template <class Algorithm, class T>
-Status convolve(Algorithm& strided, const Conv2d& p, T* out) {
+template <class T, bool transposed>
+Status convolve(Strided<T, transposed>& strided, const Conv2d& p, T* out) {
   Buffer<T> transformed;
   if (p.prepared) {
     strided.use_weights(static_cast<T*>(const_cast<void*>(p.prepared)));
   } else {
     if (!transformed.resize(strided.weight_size())) return Status::out_of_memory;
-    const Status status = transform_weights<Algorithm, T>(strided, p, transformed);
+    const Status status = transform_weights(strided, p, static_cast<T*>(transformed));
     if (status != Status::ok) return status;
   }
   struct Worker {
-    explicit Worker(const Algorithm& s)
+    explicit Worker(const Strided<T, transposed>& s)
         : stage(s.stage_size()), inputs(s.inputs_size()), products(s.products_size()) {}
     explicit operator bool() const { return stage && inputs && products; }
     Buffer<T> stage, inputs, products;
@@ -388,35 +377,24 @@ Status convolve(Algorithm& strided, const Conv2d& p, T* out) {
 
 }  // namespace
 
-template <class T>
-bool is_strided_winograd(const Conv2d& p) {
+bool is_strided_winograd(Type type, const Conv2d& p) {
   const bool fits = p.kernel[0] == 3 && p.kernel[1] == 3 && p.stride[0] == 2 && p.stride[1] == 2 && p.pad[0] == 1 &&
                     p.pad[1] == 1 && p.channels >= 16 && p.outputs >= block_rows;
   if (!fits) return false;
   const std::int64_t pixels = p.transposed ? p.height * p.width : p.out_height * p.out_width;
-  const double needed = with_algorithm<T>(p, [](const auto& strided) { return strided.multiplications(); });
-  return needed < 0.75 * 9 * double(pixels);
+  return with_algorithm(type, p, [](auto& strided) { return strided.multiplications(); }) < 0.75 * 9 * double(pixels);
 }
 
-template <class T>
-Status convolve_strided(const Conv2d& p, T* out) {
-  return with_algorithm<T>(p, [&](auto& strided) { return convolve(strided, p, out); });
+Status convolve_strided(Type type, const Conv2d& p, void* out) {
+  return with_algorithm(type, p, [&](auto& strided) { return convolve(strided, p, strided.elements(out)); });
 }
 
-template <class T>
-Status prepare_strided(const Conv2d& p, T* prepared, std::int64_t* size) {
-  return with_algorithm<T>(p, [&](auto& strided) {
+Status prepare_strided(Type type, const Conv2d& p, void* prepared, std::int64_t* size) {
+  return with_algorithm(type, p, [&](auto& strided) {
     *size = strided.weight_size();
-    return prepared ? transform_weights(strided, p, prepared) : Status::ok;
+    return prepared ? transform_weights(strided, p, strided.elements(prepared)) : Status::ok;
   });
 }
-
-template bool is_strided_winograd<float>(const Conv2d&);
-template bool is_strided_winograd<double>(const Conv2d&);
-template Status convolve_strided(const Conv2d&, float*);
-template Status convolve_strided(const Conv2d&, double*);
-template Status prepare_strided(const Conv2d&, float*, std::int64_t*);
-template Status prepare_strided(const Conv2d&, double*, std::int64_t*);
 
 }  // namespace INR_ISA
 }  // namespace inr

@@ -1,4 +1,4 @@
-// 3 x 3 convolutions with stride 2 by Winograd's algorithm, for conv2d (strided.cpp).
+// 3 x 3 convolutions with stride 2 by Winograd's algorithm, for conv2d (strided.cpp); float32 and float64.
 #pragma once
 
 #include "../../inr.h"
@@ -9,22 +9,10 @@ namespace inr {
 namespace INR_ISA {
 
 // Whether convolve_strided computes the convolution, in clearly fewer multiplications than the sum.
-template <class T>
-bool is_strided_winograd(const Conv2d& p);
-extern template bool is_strided_winograd<float>(const Conv2d&);
-extern template bool is_strided_winograd<double>(const Conv2d&);
-
-// out: [batch, outputs, out_height, out_width]
-template <class T>
-Status convolve_strided(const Conv2d& p, T* out);
-extern template Status convolve_strided(const Conv2d&, float*);
-extern template Status convolve_strided(const Conv2d&, double*);
-
-// As prepare_conv2d.
-template <class T>
-Status prepare_strided(const Conv2d& p, T* prepared, std::int64_t* size);
-extern template Status prepare_strided(const Conv2d&, float*, std::int64_t*);
-extern template Status prepare_strided(const Conv2d&, double*, std::int64_t*);
+bool is_strided_winograd(Type type, const Conv2d& p);
+// As conv2d and prepare_conv2d (inr.h), if is_strided_winograd.
+Status convolve_strided(Type type, const Conv2d& p, void* out);
+Status prepare_strided(Type type, const Conv2d& p, void* prepared, std::int64_t* size);
 
 }  // namespace INR_ISA
 }  // namespace inr
