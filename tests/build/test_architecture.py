@@ -181,7 +181,9 @@ def test_public_names():
 @pytest.mark.parametrize("file", files("csrc"))
 def test_csrc_includes_neither_torch_nor_python(file):
     included = re.findall(r'#\s*include\s*[<"]([^>"]+)', (ROOT / file).read_text())
-    forbidden = r"(torch|ATen|c10)/" + ("" if file in ("csrc/bindings.cpp", "csrc/bindings.h") else r"|pybind11/|Python\.h")
+    forbidden = r"(torch|ATen|c10)/" + (
+        "" if file in ("csrc/bindings.cpp", "csrc/bindings.h") else r"|pybind11/|Python\.h"
+    )
     assert not [header for header in included if re.match(forbidden, header)]
 
 
