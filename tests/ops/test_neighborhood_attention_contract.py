@@ -86,7 +86,7 @@ BAD = {
     "rpb of other heads": ({"rpb": RPB[:1]}, ValueError, r"rpb must have shape \[2, 5, 5\], .* got \[1, 5, 5\]"),
     "rpb of another K": ({"rpb": RPB[..., 1:]}, ValueError, r"rpb must have shape \[2, 5, 5\]"),
     "scale a tensor": ({"scale": torch.ones(1)}, ValueError, "scale must be a number or None"),
-    "no such backend": ({"backend": "fast"}, ValueError, "backend must be one of cpu, reference, triton, natten"),
+    "no such backend": ({"backend": "fast"}, ValueError, "backend must be one of cpu, reference, triton, cuda, natten"),
 }
 
 
