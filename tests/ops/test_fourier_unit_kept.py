@@ -108,3 +108,18 @@ def test_gradients_of_the_input_after_inference_mode():
     out = flat(model(tuple(leaves)))
     torch.testing.assert_close(out.detach(), expected)
     assert all(grad.isfinite().all() for grad in torch.autograd.grad(out.sum(), leaves))
+
+
+def test_what_a_hook_has_seen_is_not_changed():
+    model, x = block()
+    seen = []
+    model.conv2.act_g.register_forward_hook(lambda module, inputs, out: seen.append((out, out.clone())))
+    with torch.no_grad():
+        model(x)
+    assert torch.equal(*seen[0])
+
+
+def test_autocast_keeps_the_dtype_of_the_sum():
+    model, x = block()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert {part.dtype for part in model(x)} == {torch.float32}

@@ -112,11 +112,7 @@ class FFCResnetBlock(nn.Module):
             assert isinstance(x, torch.Tensor)
             x = x.split((x.shape[1] - channels, channels), 1)
         identity = as_parts(x)
-        out = self.conv2(self.conv1(identity))
-        if not torch.is_grad_enabled() and computes(self.conv2, FFC_BN_ACT) and all(map(is_present, (*identity, *out))):
-            out = tuple(b.add_(a) for a, b in zip(identity, out, strict=True))  # nobody else has seen conv2's output
-        else:
-            out = tuple(a + b for a, b in zip(identity, out, strict=True))
+        out = tuple(a + b for a, b in zip(identity, self.conv2(self.conv1(identity)), strict=True))
         return torch.cat(out, 1) if self.inline else out
 
 

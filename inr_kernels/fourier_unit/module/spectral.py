@@ -10,7 +10,7 @@ from inr_kernels._core.checks import require, require_input
 from inr_kernels._core.hooks import is_untouched
 
 from ..functional import conv2d, fourier_unit, through_spectrum
-from .folding import affine, computes, folded, folds, is_pointwise, scaled
+from .folding import affine, folded, folds, is_pointwise, scaled
 from .fused import is_constant, is_dense, prefers_conv2d
 
 
@@ -141,9 +141,7 @@ def _momentum(bn):
 def spectral(transform: Any, x: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
     """Computes a SpectralTransform, its output multiplied by scale [O], which is folded into the last convolution."""
     x = _first_layers(transform.conv1, transform.downsample(x))
-    out = transform.fu(x)
-    # A tensor of the unit's own that nobody else has seen takes the sum.
-    out = out.add_(x) if not torch.is_grad_enabled() and computes(transform.fu, FourierUnit) else x + out
+    out = x + transform.fu(x)
     if transform.enable_lfu:
         out = out + _quarters(transform.lfu, x)
     last = transform.conv2
