@@ -117,7 +117,9 @@ class _Page:
         quick: Any = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         shown = [self.picture, self.editor, self.status]
         results = [self.slider, self.download, self.mask, self.resume, self.result]
-        loading: Any = {"show_progress_on": self.editor, "api_visibility": "private"}
+        # Not on the editor: Gradio reads its drawing before each change of its progress, which takes longer for an old
+        # picture than for a new one, so that "processing" may be shown after the end.
+        loading: Any = {"show_progress_on": self.status, "api_visibility": "private"}
         self.load.upload(self.on_load, [self.load, self.picture], [*shown, *results], **loading)
         self.resume.click(self.on_load, [self.result, self.picture], [*shown, *results], **loading)
         self.editor.clear(lambda picture: _editable(picture), self.picture, self.editor, **quick)

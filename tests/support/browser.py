@@ -93,7 +93,7 @@ class Page:
         copy = Path(shutil.copy(file, file.with_stem(f"{file.stem}{Page.shown}")))
         self.load(copy)
         self.wait_for(copy.name)
-        self.wait(lambda: "processing" not in self.all("#editor")[0].text, "the editor")
+        self.wait(lambda: "processing" not in self.all("#status")[0].text, "the end of loading")
         return copy
 
     def paint(self, *moves):
