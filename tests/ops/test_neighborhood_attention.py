@@ -120,6 +120,26 @@ def test_as_accurate_as_eager(dtype, name):
     assert_kernel_as_accurate(Case(**SHAPES[name], bias=True), dtype, "cpu")
 
 
+# Long rows, which the C++ divides into segments of at least 16 vectors: whole and short last ones, windows and
+# dilations that reach over several, axes before the row.
+LONG_ROWS = [
+    {"size": (1, 1031), "kernel_size": (1, 7)},
+    {"size": (1, 1024), "kernel_size": (1, 9), "heads": 4, "shared": (2, 1), "dim": 5, "dim_v": 19},
+    {"size": (1, 1025), "kernel_size": (1, 6), "dilation": (1, 5), "stride": (1, 4)},
+    {"size": (1, 1023), "kernel_size": (1, 4), "dilation": (1, 64), "is_causal": (False, True)},
+    {"size": (1, 770), "kernel_size": (1, 25), "dilation": (1, 30), "dim": 3},
+    {"size": (1, 1100), "kernel_size": (1, 401), "heads": 1, "dim": 3},
+    {"size": (3, 777), "kernel_size": (2, 5), "heads": 1, "dilation": (1, 2)},
+    {"size": (2, 3, 601), "kernel_size": (2, 2, 3), "heads": 1, "dim": 3, "stride": (1, 1, 2)},
+]
+
+
+@pytest.mark.parametrize("options", LONG_ROWS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_as_accurate_as_eager_on_long_rows(dtype, options):
+    assert_kernel_as_accurate(Case(batch=1, bias=True, **options), dtype, "cpu")
+
+
 @st.composite
 def cases(draw, largest=40):
     axes, rank = [], draw(st.sampled_from([2, 2, 3]))
@@ -224,8 +244,38 @@ def test_nan_and_infinity_stay_in_their_neighbourhood(which, backend):
             assert grad[:, :, :8].isfinite().all()
 
 
-def test_deterministic_for_any_number_of_threads():
-    case = Case(batch=1, heads=1, size=(90, 70), dim=6, kernel_size=(7, 5), dilation=(2, 1), bias=True)
+@pytest.mark.parametrize("which", range(3))
+@pytest.mark.parametrize("position", [0, 63, 64, 511, 512, 999])
+def test_nan_and_infinity_stay_in_their_neighbourhood_of_a_long_row(position, which):
+    """The kernel uses its memory again for every segment of a row, so that some of it holds the other segments'."""
+    for bad in (math.nan, math.inf):
+        tensors = [torch.randn(1, 1, 1000, 1, 3) for _ in range(3)]
+        tensors[which][0, 0, position, 0, 1] = bad
+        for t in tensors:
+            t.requires_grad_()
+        out = neighborhood_attention_2d(*tensors, (1, 5), dilation=(1, 3), backend="cpu")
+        windows = list(seen(1000, 5, 3, 1, False))
+        near = [query for query, keys in enumerate(windows) if (query == position if which == 0 else position in keys)]
+        wrong = ~out.isfinite().all(-1).flatten()
+        assert wrong.any()
+        assert set(wrong.nonzero().flatten().tolist()) <= set(near)
+        grads = torch.autograd.grad(out[0, 0, near].nansum(), tensors)
+        far = torch.ones(1000, dtype=torch.bool)
+        far[sorted(set().union(near, *(windows[query] for query in near)))] = False
+        for grad in grads:
+            assert grad[0, 0, far].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"size": (90, 70), "kernel_size": (7, 5), "dilation": (2, 1)},
+        {"size": (1, 3000), "kernel_size": (1, 9), "dilation": (1, 2)},
+    ],
+    ids=str,
+)
+def test_deterministic_for_any_number_of_threads(options):
+    case = Case(batch=1, heads=1, dim=6, bias=True, **options)
     before, runs = torch.get_num_threads(), []
     for threads in (1, 2, 5, 5):
         torch.set_num_threads(threads)

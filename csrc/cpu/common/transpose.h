@@ -19,6 +19,7 @@ INR_INLINE V exchange(V a, V b, std::index_sequence<L...>) {
 template <class T, int Half = lanes<T> / 2>
 INR_INLINE void transpose(Vec<T>* tile) {
   constexpr auto all = std::make_index_sequence<std::size_t(lanes<T>)>{};
+#pragma GCC unroll 16
   for (int i = 0; i < lanes<T>; ++i) {
     if (i & Half) continue;
     const Vec<T> low = exchange<Half, 0>(tile[i], tile[i + Half], all);
@@ -42,6 +43,27 @@ INR_INLINE void store_up_to(Vec<T> v, std::int64_t n, T* to) {
   Real<T> values[lanes<T>];
   store(values, v);
   for (int i = 0; i < n; ++i) from_real(values[i], to + i);
+}
+
+// Transposes the first min(rows, lanes) rows of min(n, lanes) elements, each times its lane of `scale`, to rows of
+// min(width, lanes) elements; those beyond `rows` are zero.
+template <class T, class From, class To>
+INR_INLINE void transpose_tile(const From* from, std::int64_t from_step, std::int64_t rows, std::int64_t n,
+                               Vec<T> scale, To* to, std::int64_t to_step, std::int64_t width) {
+  constexpr int most = lanes<T>;
+  Vec<T> tile[most]{};
+  if (rows >= most && n >= most && width >= most) {
+#pragma GCC unroll 16
+    for (int k = 0; k < most; ++k) tile[k] = load(from + k * from_step) * scale;
+    transpose<T>(tile);
+#pragma GCC unroll 16
+    for (int k = 0; k < most; ++k) store(to + k * to_step, tile[k]);
+    return;
+  }
+  Vec<T> part[most]{};  // not `tile`: indexed by variables, it is not in registers
+  for (std::int64_t k = 0; k < clamp(rows, 0, most); ++k) part[k] = load_up_to(from + k * from_step, n) * scale;
+  transpose<T>(part);
+  for (std::int64_t k = 0; k < clamp(n, 0, most); ++k) store_up_to(part[k], width, to + k * to_step);
 }
 
 }  // namespace INR_ISA

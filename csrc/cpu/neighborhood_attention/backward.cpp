@@ -3,10 +3,10 @@
 //   P' = grad_i . value_t,  S' = P (P' - sum_t P P' + grad_lse_i),  query' = scale sum_t S' key_t,
 //   key'_t = scale sum_i S' query_i,  value'_t = sum_i P grad_i  over the queries i whose windows contain key t.
 //
-// A task owns rows of keys, and the same rows of queries. It visits every query row whose window contains one of its
-// key rows, in order, and keeps the rows of P and S' that are still needed; then it sums over the queries of each key.
-// Query rows at the border of two bands are therefore computed twice, no thread waits for another one, and the sums do
-// not depend on how the rows are divided into bands.
+// A task owns rows of keys, of long rows a segment, and the queries at the same positions. It visits every query row
+// whose window contains one of its key rows, in order, and keeps the rows of P and S' that are still needed; then it
+// sums over the queries of each key. Queries at the border of two bands or segments are therefore computed twice, no
+// thread waits for another one, and the sums do not depend on how the rows are divided.
 //
 // In three dimensions, a key plane would need all key planes of its query planes. So there are two passes: one over the
 // queries, which also stores sum_t P P' - grad_lse_i, and one over the keys, in which each query plane is visited with
@@ -31,7 +31,8 @@ class GradientRows : public NeighborhoodRows<T> {
   // max_planes: of the keys. needs_history: whether keys gather from the rows of queries.
   GradientRows(const NeighborhoodPlan<T>& plan, std::int64_t max_planes, bool needs_history)
       : NeighborhoodRows<T>(plan, max_planes), layout{plan.offsets * plan.row_length, plan.row_length},
-        slots((needs_history ? plan.max_span(queries_of_key) : 0) + max_rows), score_rows(p.y.kernel * max_planes),
+        slots(clamp((needs_history ? plan.max_span(queries_of_key) : 0) + max_rows, 0, class_size(p.y, 0))),
+        score_rows(p.y.kernel * max_planes),
         queries(slots, p.dim * plan.row_length), grads(slots, p.value_dim * plan.row_length),
         weights(slots, score_rows * layout.key), score_gradients(slots, score_rows * layout.key), windows_of(slots),
         bias_sums(max_rows * score_rows * plan.offsets),
@@ -43,25 +44,27 @@ class GradientRows : public NeighborhoodRows<T> {
 
   // Computes P and S' of the query rows [i, i + count), and the gradients of the queries that the task owns.
   // lse, grad_lse, means: [batch, depth, height, width, heads], means are sum_t P P' - grad_lse, stored or, if
-  // `has_means`, read; bias_rows: [batch, heads, depth, height, y.kernel, z.kernel, offsets]; nullptr for none
+  // `has_means`, read; bias_rows: [batch, heads, depth, height, parts, y.kernel, z.kernel, offsets]; nullptr for none
   void add_query_rows(std::int64_t i, int count, const void* lse, const Tokens& grad_out, const void* grad_lse,
                      const Tokens& grad_query, R* means, bool has_means, R* bias_rows) {
     Window windows[max_rows];
     const R *query[max_rows], *grad[max_rows];
     for (int r = 0; r < count; ++r) {
       windows_of[(i + r) % slots] = windows[r] = window(p.y, i + r, this->n);
-      this->stage(this->of_query(p.query), this->depth, i + r, R(p.scale), queries[i + r]);
-      this->stage(this->of_out(grad_out), this->depth, i + r, R(1), grads[i + r]);
+      const Window columns = task.columns.queries;
+      this->stage(this->of_query(p.query), this->depth, i + r, columns, R(p.scale), queries[i + r]);
+      this->stage(this->of_out(grad_out), this->depth, i + r, columns, R(1), grads[i + r]);
       query[r] = queries[i + r];
       grad[r] = grads[i + r];
     }
     this->stage_keys(windows[count - 1].end);
     if (bias_rows) clear(static_cast<Vec<T>*>(bias_sums), max_rows * score_rows * plan.offsets);
-    for (std::int64_t v = 0; v < plan.vectors; ++v) {
+    for (std::int64_t v = task.columns.queries.begin; v < task.columns.queries.end; ++v) {
+      const bool own = v >= task.columns.own.begin && v < task.columns.own.end;
       const Neighbours<R>& neighbours = plan.key_neighbours[v];
       R *weight[max_rows], *score_gradient[max_rows];
       for (int r = 0; r < count; ++r) {
-        const std::int64_t at = (neighbours.first + p.x.kernel - 1) * plan.row_length + (v + 1) * lanes<T>;
+        const std::int64_t at = (neighbours.first + p.x.kernel - 1) * plan.row_length + this->column(v);
         weight[r] = weights[i + r] + at;
         score_gradient[r] = score_gradients[i + r] + at;
       }
@@ -69,8 +72,9 @@ class GradientRows : public NeighborhoodRows<T> {
       this->multiply_windows(count, windows, grad, this->values, p.value_dim, neighbours, v, score_gradient, layout);
       for (int r = 0; r < count; ++r)
         softmax_backward(i + r, windows[r], weight[r], score_gradient[r], neighbours, v, static_cast<const R*>(lse),
-                              static_cast<const R*>(grad_lse), means, has_means, bias_rows ? bias_sum(r) : nullptr);
-      if (!grad_query.data) continue;
+                         static_cast<const R*>(grad_lse), means, has_means,
+                         bias_rows && own ? bias_sum(r) : nullptr);
+      if (!grad_query.data || !own) continue;
       this->clear_sums();
       this->combine_windows(count, windows, score_gradient, layout, this->keys, p.dim, neighbours, v);
       for (int r = 0; r < count; ++r)
@@ -87,11 +91,13 @@ class GradientRows : public NeighborhoodRows<T> {
   void add_key_rows(std::int64_t t, int count, const ColumnNeighbours<R>& query_neighbours, const Ring<R>& scores,
                     const Ring<R>& ring, const Head& to, std::int64_t position, std::int64_t parts, R* shared) {
     const std::int64_t last = queries_of_key(p.y, t + count - 1, this->n).end, size = to.dim * lanes<T>;
-    for (std::int64_t v = 0; v < plan.vectors; ++v) {
+    for (std::int64_t v = task.columns.own.begin; v < task.columns.own.end; ++v) {
       const Neighbours<R>& neighbours = query_neighbours[v];
       // A query from which the key has offset o lies o steps before the key.
-      const std::int64_t back = (v + 1) * lanes<T> - neighbours.first * p.x.dilation;
-      const auto shared_sum = [&](int r) { return shared + ((t - task.begin + r) * plan.vectors + v) * size; };
+      const std::int64_t back = this->column(v) - neighbours.first * p.x.dilation;
+      const auto shared_sum = [&](int r) {
+        return shared + ((t - task.begin + r) * plan.vectors + v - task.columns.own.begin) * size;
+      };
       this->clear_sums();
       for (int r = 0; position && r < count; ++r)
         std::memcpy(this->sum(r), shared_sum(r), std::size_t(size) * sizeof(R));
@@ -168,7 +174,7 @@ class GradientRows : public NeighborhoodRows<T> {
   // The offset in bias_rows of the contribution of query row i to the bias's gradient.
   std::int64_t row_of_bias(std::int64_t i) const {
     const std::int64_t plane = (task.image * p.heads + task.head) * p.z.length + task.depth;
-    return (plane * p.y.length + this->y(i)) * score_rows * plan.offsets;
+    return ((plane * p.y.length + this->y(i)) * plan.parts + task.part) * score_rows * plan.offsets;
   }
 
   // Of the sums of a task's keys, which its heads and planes of queries share; none if there is one of each.
@@ -188,10 +194,10 @@ class GradientRows : public NeighborhoodRows<T> {
 };
 
 // Sums the contributions of all rows in a fixed order.
-// rows: [batch, heads, depth, height, y.kernel, planes, offsets]
+// rows: [batch, heads, depth, height, parts, y.kernel, planes, offsets]
 // bias: [heads, 2 z.kernel - 1, 2 y.kernel - 1, offsets]
 template <class R>
-void sum_bias(const NeighborhoodAttention& p, const R* rows, R* bias) {
+void sum_bias(const NeighborhoodAttention& p, std::int64_t parts, const R* rows, R* bias) {
   const std::int64_t depth = 2 * p.z.kernel - 1, height = 2 * p.y.kernel - 1, width = 2 * p.x.kernel - 1;
   clear(bias, p.heads * depth * height * width);
   for (std::int64_t line = 0; line < p.batch * p.heads * p.z.length * p.y.length; ++line) {
@@ -199,12 +205,14 @@ void sum_bias(const NeighborhoodAttention& p, const R* rows, R* bias) {
     const std::int64_t head = line / p.y.length / p.z.length % p.heads, plane = z / p.z.dilation;
     const Window w = window(p.y, i, class_size(p.y, y % p.y.dilation));
     const Window planes = window(p.z, plane, class_size(p.z, z % p.z.dilation));
-    const R* from = rows + line * p.y.kernel * p.z.kernel * width;
-    for (std::int64_t t = w.begin; t < w.end; ++t)
-      for (std::int64_t s = planes.begin; s < planes.end; ++s, from += width) {
-        const std::int64_t at = (head * depth + s - plane + p.z.kernel - 1) * height + t - i + p.y.kernel - 1;
-        for (std::int64_t k = 0; k < width; ++k) bias[at * width + k] += from[k];
-      }
+    for (std::int64_t part = line * parts; part < (line + 1) * parts; ++part) {
+      const R* from = rows + part * p.y.kernel * p.z.kernel * width;
+      for (std::int64_t t = w.begin; t < w.end; ++t)
+        for (std::int64_t s = planes.begin; s < planes.end; ++s, from += width) {
+          const std::int64_t at = (head * depth + s - plane + p.z.kernel - 1) * height + t - i + p.y.kernel - 1;
+          for (std::int64_t k = 0; k < width; ++k) bias[at * width + k] += from[k];
+        }
+    }
   }
 }
 
@@ -215,18 +223,25 @@ Status backward(const NeighborhoodAttention& p, const void* lse, const Tokens& g
   using R = Real<T>;
   const bool needs_keys = to.key.data || to.value.data, in_passes = p.z.length > 1;
   Buffer<R> bias_rows, means;
+  std::int64_t parts = 1;  // of bias_rows
   const std::int64_t lines = p.batch * p.heads * p.z.length * p.y.length;
-  if (to.bias && !bias_rows.resize(lines * p.y.kernel * p.z.kernel * (2 * p.x.kernel - 1)))
-    return Status::out_of_memory;
   if (in_passes && !means.resize(lines * p.x.length)) return Status::out_of_memory;
   const std::int64_t key_share = p.heads / p.key_heads, value_share = p.heads / p.value_heads;
   // of_queries, of_keys: whether to compute the gradients of queries and bias, and of keys and values
   const auto pass = [&](bool of_queries, bool of_keys) {
-    // A task computes the heads that share keys or values.
-    const NeighborhoodPlan<T> plan(p, of_keys ? p.heads / std::gcd(p.key_heads, p.value_heads) : 1);
     const ColumnNeighbours<R> query_neighbours(p.x, true);
-    if (!plan.key_neighbours || !query_neighbours) return Status::out_of_memory;
-    const auto make = [&] { return GradientRows<T>(plan, of_keys ? 1 : p.z.kernel, of_keys); };
+    if (!query_neighbours) return Status::out_of_memory;
+    const std::int64_t planes = of_keys ? 1 : p.z.kernel, scores = 2 * p.y.kernel * planes * (2 * p.x.kernel - 1);
+    const std::int64_t rows_of_queries = clamp(p.y.kernel + max_rows - 1, 0, p.y.length);
+    // A task computes the heads that share keys or values.
+    const NeighborhoodPlan<T> plan(p, of_keys ? p.heads / std::gcd(p.key_heads, p.value_heads) : 1,
+                                   rows_of_queries * ((planes + 1) * (p.dim + p.value_dim) + scores),
+                                   of_keys ? &query_neighbours : nullptr);
+    if (!plan) return Status::out_of_memory;
+    if (of_queries) parts = plan.parts;
+    if (of_queries && to.bias && !bias_rows.resize(lines * parts * p.y.kernel * p.z.kernel * plan.offsets))
+      return Status::out_of_memory;
+    const auto make = [&] { return GradientRows<T>(plan, planes, of_keys); };
     // The gradients of the task's head, by the queries of one plane: of the task's own, or number `plane` of `planes`.
     const auto add_plane = [&](GradientRows<T>& rows, std::int64_t plane, std::int64_t planes) {
       const NeighborhoodTask& task = rows.task;
@@ -250,7 +265,7 @@ Status backward(const NeighborhoodAttention& p, const void* lse, const Tokens& g
     return for_each_band(plan, make, [&](GradientRows<T>& rows) {
       NeighborhoodTask task = rows.task;
       const std::int64_t residue = task.depth % p.z.dilation, at = task.depth / p.z.dilation;
-      const Window planes = queries_of_key(p.z, at, class_size(p.z, residue));
+      const Window of_key = queries_of_key(p.z, at, class_size(p.z, residue));
       for (const std::int64_t end = task.head + plan.heads; task.head < end; ++task.head) {
         rows.begin(task);
         if (of_queries) {
@@ -258,16 +273,16 @@ Status backward(const NeighborhoodAttention& p, const void* lse, const Tokens& g
           continue;
         }
         rows.planes = {at, at + 1};
-        for (std::int64_t z = planes.begin; z < planes.end; ++z) {
+        for (std::int64_t z = of_key.begin; z < of_key.end; ++z) {
           rows.depth = residue + z * p.z.dilation;
-          add_plane(rows, z - planes.begin, planes.end - planes.begin);
+          add_plane(rows, z - of_key.begin, of_key.end - of_key.begin);
         }
       }
     });
   };
   Status status = pass(true, needs_keys && !in_passes);
   if (status == Status::ok && needs_keys && in_passes) status = pass(false, true);
-  if (status == Status::ok && to.bias) sum_bias(p, static_cast<const R*>(bias_rows), static_cast<R*>(to.bias));
+  if (status == Status::ok && to.bias) sum_bias(p, parts, static_cast<const R*>(bias_rows), static_cast<R*>(to.bias));
   return status;
 }
 

@@ -1,10 +1,11 @@
 // Shared by the forward and the backward of neighborhood_attention: staged rows and two micro-kernels.
 //
-// A task is a band of rows of one residue class (rows that are a dilation apart) of one head of one image. Rows of
-// tokens are staged transposed, [dim][columns], so that a vector holds neighbouring columns. The offset of a key from
-// its query, in steps of the dilation, is the same distance in every lane. The keys of a vector of queries are
-// therefore one unaligned load per offset, and only the lanes outside their windows are masked. In three dimensions, the
-// queries of a task have one depth, so that all see the same planes of keys: each is one more row of keys per row.
+// A task is a band of rows of one residue class (rows that are a dilation apart) of one head of one image; of long rows,
+// a segment. Rows of tokens are staged transposed, [dim][columns], so that a vector holds neighbouring columns. The
+// offset of a key from its query, in steps of the dilation, is the same distance in every lane. The keys of a vector of
+// queries are therefore one unaligned load per offset, and only the lanes outside their windows are masked. In three
+// dimensions, the queries of a task have one depth, so that all see the same planes of keys: each is one more row of
+// keys per row.
 #pragma once
 
 #include "../common/tasks.h"
@@ -17,8 +18,10 @@ namespace inr {
 namespace INR_ISA {
 namespace {
 
-constexpr int max_rows = 4;                        // rows of queries that share the loaded keys
-constexpr int max_wide = registers == 32 ? 4 : 2;  // offsets, or channels, of a block in registers
+constexpr int max_rows = 4;  // rows of queries that share the loaded keys
+
+// Offsets, or channels, of a block of some rows in registers: some eight sums hide the latency of a multiply-add.
+constexpr int wide(int rows) { return registers / 2 / rows < 8 ? registers / 2 / rows : 8; }
 
 template <class T>
 INR_INLINE Vec<T> masked(Vec<T> v, Mask<T> mask) {
@@ -31,8 +34,15 @@ INR_INLINE void clear(V* values, std::int64_t n) {
   std::memset(static_cast<void*>(values), 0, std::size_t(n) * sizeof(V));
 }
 
+// Vectors of columns of a task: those whose results it writes, and those of the queries and keys that it stages.
+struct Segment {
+  Window own, queries, keys;
+};
+
 struct NeighborhoodTask {
   std::int64_t image, depth, head, residue, begin, end;  // head: the first; begin, end: positions in the class of rows
+  std::int64_t part;                                     // the number of the segment in its row
+  Segment columns;
 };
 
 // One head of some tokens.
@@ -44,29 +54,32 @@ struct Head {
 // How the problem is divided into tasks, and the sizes of staged rows.
 template <class T>
 struct NeighborhoodPlan {
-  NeighborhoodPlan(const NeighborhoodAttention& problem, std::int64_t heads_of_task)
-      : p(problem), heads(heads_of_task), key_neighbours(p.x, false) {
-    vectors = round_up(p.x.length, lanes<T>) / lanes<T>;
-    row_length = ((vectors + 2) | 1) * lanes<T>;  // odd, so that channels fall into different cache sets
-    offsets = 2 * p.x.kernel - 1;
+  // column_size: numbers that a task keeps of a column. query_neighbours: of the keys, whose gradients tasks compute;
+  // nullptr if they do not.
+  NeighborhoodPlan(const NeighborhoodAttention& problem, std::int64_t heads_of_task, std::int64_t column_size,
+                   const ColumnNeighbours<Real<T>>* query_neighbours)
+      : p(problem), heads(heads_of_task), key_neighbours(p.x, false), offsets(2 * p.x.kernel - 1) {
+    if (!key_neighbours || !divide_rows(column_size, query_neighbours)) return;
     const std::int64_t units = p.batch * p.z.length * p.heads / heads * p.y.dilation,
                        longest = class_size(p.y, 0);
     const double work = double(units * heads) * double(longest * p.x.length) *
                         (double(p.z.kernel * p.y.kernel * p.x.kernel) * double(p.dim + p.value_dim) / 2);
     threads = int(clamp(std::int64_t(work / 1e6) + 1, 1, p.threads));
-    const std::int64_t min_bands = threads > 1 ? (4 * threads + units - 1) / units : 1;
+    const std::int64_t min_bands = threads > 1 ? (4 * threads + units * parts - 1) / (units * parts) : 1;
     band_rows = clamp(round_up((longest + min_bands - 1) / min_bands, max_rows), max_rows, round_up(longest, max_rows));
     bands = (longest + band_rows - 1) / band_rows;
   }
 
-  std::int64_t tasks() const { return p.batch * p.z.length * p.y.dilation * bands * (p.heads / heads); }
+  explicit operator bool() const { return bands; }
+
+  std::int64_t tasks() const { return p.batch * p.z.length * p.y.dilation * bands * parts * (p.heads / heads); }
   // Heads are adjacent in memory, so consecutive tasks are different heads of the same rows.
   NeighborhoodTask task(std::int64_t i) const {
-    const std::int64_t groups = p.heads / heads, band = i / groups, residue = band / bands % p.y.dilation;
-    const std::int64_t begin = band % bands * band_rows, n = class_size(p.y, residue);
-    const std::int64_t plane = band / bands / p.y.dilation;
+    const std::int64_t groups = p.heads / heads, part = i / groups % parts, band = i / groups / parts;
+    const std::int64_t residue = band / bands % p.y.dilation, n = class_size(p.y, residue);
+    const std::int64_t begin = band % bands * band_rows, plane = band / bands / p.y.dilation;
     return {plane / p.z.length, plane % p.z.length, i % groups * heads, residue, clamp(begin, 0, n),
-            clamp(begin + band_rows, 0, n)};
+            clamp(begin + band_rows, 0, n), part, segments[part]};
   }
 
   // The largest number of positions that range(axis, i, n) covers for max_rows consecutive positions i.
@@ -85,11 +98,40 @@ struct NeighborhoodPlan {
   const NeighborhoodAttention& p;
   std::int64_t heads;  // of a task, adjacent
   ColumnNeighbours<Real<T>> key_neighbours;
-  std::int64_t vectors;           // of the columns of a row
-  std::int64_t row_length;        // of a staged row of one channel: a vector as margin, the columns, a margin
-  std::int64_t offsets;           // 1 - kernel ... kernel - 1
-  std::int64_t band_rows, bands;  // positions of a task, tasks of a residue class
-  int threads;
+  std::int64_t offsets;                   // 1 - kernel ... kernel - 1
+  std::int64_t parts, vectors;            // segments of a row; vectors of columns of the longest
+  std::int64_t row_length;                // of a staged row of one channel: a vector as margin, the columns, a margin
+  std::int64_t band_rows = 0, bands = 0;  // positions of a task, tasks of a residue class
+  int threads = 1;
+  Buffer<Segment> segments;  // [parts]
+
+ private:
+  // Divides rows into segments that fit the L2 cache, and into at least 64 tasks; but not into segments shorter than
+  // the columns that neighbouring tasks both stage, or than four times those for which both also compute. The number of
+  // threads does not matter, since the bias's gradient is summed by segment.
+  bool divide_rows(std::int64_t column_size, const ColumnNeighbours<Real<T>>* query_neighbours) {
+    const std::int64_t both = (p.x.kernel - 1) * p.x.dilation, least = (query_neighbours ? 4 : 1) * both;
+    const std::int64_t rows = p.batch * p.z.length * p.y.length * p.heads / heads;
+    const std::int64_t fitting = (384 << 10) / (column_size * std::int64_t(sizeof(Real<T>))) - both;
+    const std::int64_t columns = clamp(fitting, least, p.x.length), many = p.x.length * rows / 64;
+    const std::int64_t all = round_up(p.x.length, lanes<T>) / lanes<T>;
+    vectors = round_up(clamp(many, least, columns), lanes<T>) / lanes<T>;
+    vectors = clamp(vectors, 16, all);
+    parts = (all + vectors - 1) / vectors;
+    vectors = (all + parts - 1) / parts;
+    parts = (all + vectors - 1) / vectors;
+    if (!segments.resize(parts)) return false;
+    row_length = 0;
+    for (std::int64_t i = 0; i < parts; ++i) {
+      const Window own{i * vectors, clamp((i + 1) * vectors, 0, all)};
+      const Window queries = query_neighbours ? query_neighbours->reached(own, true) : own;
+      const Window keys = key_neighbours.reached(queries, false);
+      segments[i] = {own, queries, keys};
+      row_length = keys.end - keys.begin > row_length ? keys.end - keys.begin : row_length;
+    }
+    row_length = ((row_length + 2) | 1) * lanes<T>;  // odd, so that channels fall into different cache sets
+    return true;
+  }
 };
 
 // Scores of R rows of queries at C offsets, for a vector of columns: to[r][c] = sum_d a[r][d] b[d][c].
@@ -112,19 +154,22 @@ INR_NOINLINE void multiply(const T* const* a, const T* b, std::int64_t b_step, s
 
 // Weighted sums of R rows and D channels, for a vector of columns: sums[r][d] += sum_o weights[r][o] b[d][o].
 // weights: [R] pointers to [neighbours.count] vectors weight_step apart; b: [D][row], vectors b_step apart;
-// sums: [R] pointers to [D][lanes]
-template <int R, int D, class T>
+// sums: [R] pointers to [D][lanes]. Masked: whether there are lanes without a neighbour.
+template <bool Masked, int R, int D, class T>
 INR_NOINLINE void combine(const T* const* weights, std::int64_t weight_step, const T* b, std::int64_t b_step,
                       std::int64_t row, const Neighbours<T>& neighbours, T* const* sums) {
   Vec<T> sum[R][D];
   for (int r = 0; r < R; ++r)
     for (int d = 0; d < D; ++d) sum[r][d] = load(sums[r] + d * lanes<T>);
   for (std::int64_t o = 0; o < neighbours.count; ++o) {
-    const Mask<T> mask = neighbours.masks[o];
+    const auto loaded = [&](const T* from) {
+      if constexpr (Masked) return masked<T>(load(from), neighbours.masks[o]);
+      return load(from);
+    };
     Vec<T> value[D];
-    for (int d = 0; d < D; ++d) value[d] = masked<T>(load(b + d * row + o * b_step), mask);
+    for (int d = 0; d < D; ++d) value[d] = loaded(b + d * row + o * b_step);
     for (int r = 0; r < R; ++r) {
-      const Vec<T> weight = masked<T>(load(weights[r] + o * weight_step), mask);
+      const Vec<T> weight = loaded(weights[r] + o * weight_step);
       for (int d = 0; d < D; ++d) sum[r][d] += weight * value[d];
     }
   }
@@ -187,21 +232,20 @@ class NeighborhoodRows {
   Head of_key(const Tokens& tokens) const { return {tokens, task.head * p.key_heads / p.heads, p.dim}; }
   Head of_value(const Tokens& tokens) const { return {tokens, task.head * p.value_heads / p.heads, p.value_dim}; }
 
-  // Stages row i of plane z of some tokens: scales and transposes it; columns past the last are zero. to: [dim][row_length]
-  INR_NOINLINE void stage(const Head& h, std::int64_t z, std::int64_t i, R scale, R* to) const {
+  // The place of vector v of columns in a staged row.
+  std::int64_t column(std::int64_t v) const { return (v + 1 - task.columns.keys.begin) * lanes<T>; }
+
+  // Stages vectors v of row i of plane z of some tokens: scales and transposes them; columns past the last are zero.
+  // to: [dim][row_length]
+  INR_NOINLINE void stage(const Head& h, std::int64_t z, std::int64_t i, Window v, R scale, R* to) const {
     const std::int64_t* s = h.tokens.strides;
     const T* from =
         static_cast<const T*>(h.tokens.data) + task.image * s[0] + z * s[1] + y(i) * s[2] + h.head * s[4];
-    to += lanes<T>;
-    for (std::int64_t x = 0; x < p.x.length; x += lanes<T>)
-      for (std::int64_t d = 0; d < h.dim; d += lanes<T>) {
-        Vec<T> tile[lanes<T>]{};
-        for (std::int64_t k = 0; k < clamp(p.x.length - x, 0, lanes<T>); ++k)
-          tile[k] = load_up_to<T>(from + (x + k) * s[3] + d, h.dim - d) * scale;
-        transpose<T>(tile);
-        for (std::int64_t k = 0; k < clamp(h.dim - d, 0, lanes<T>); ++k)
-          store(to + (d + k) * plan.row_length + x, tile[k]);
-      }
+    to += column(v.begin);
+    for (std::int64_t x = v.begin * lanes<T>; x < v.end * lanes<T>; x += lanes<T>, to += lanes<T>)
+      for (std::int64_t d = 0; d < h.dim; d += lanes<T>)
+        transpose_tile<T>(from + x * s[3] + d, s[3], p.x.length - x, h.dim - d, Vec<T>{} + scale,
+                          to + d * plan.row_length, plan.row_length, lanes<T>);
   }
 
   // Writes sums, each lane times `scale`, to vector v of the columns of row i of plane z. from: [dim][lanes]
@@ -210,14 +254,9 @@ class NeighborhoodRows {
     const std::int64_t *s = h.tokens.strides, x = v * lanes<T>;
     T* to = static_cast<T*>(const_cast<void*>(h.tokens.data)) + task.image * s[0] + z * s[1] + y(i) * s[2] +
             h.head * s[4];
-    for (std::int64_t d = 0; d < h.dim; d += lanes<T>) {
-      Vec<T> tile[lanes<T>]{};
-      for (std::int64_t k = 0; k < clamp(h.dim - d, 0, lanes<T>); ++k)
-        tile[k] = load(from + (d + k) * lanes<T>) * scale;
-      transpose<T>(tile);
-      for (std::int64_t k = 0; k < clamp(p.x.length - x, 0, lanes<T>); ++k)
-        store_up_to<T>(tile[k], h.dim - d, to + (x + k) * s[3] + d);
-    }
+    for (std::int64_t d = 0; d < h.dim; d += lanes<T>)
+      transpose_tile<T>(from + d * lanes<T>, lanes<T>, h.dim - d, p.x.length - x, scale, to + x * s[3] + d, s[3],
+                        h.dim - d);
   }
 
   // Stages the rows of keys and values up to position `end`.
@@ -226,8 +265,9 @@ class NeighborhoodRows {
     for (; staged < end; ++staged)
       for (std::int64_t s = 0; s < plane_count(); ++s) {
         const std::int64_t z = first + s * p.z.dilation;
-        stage(of_key(p.key), z, staged, R(1), keys[staged] + s * p.dim * plan.row_length);
-        stage(of_value(p.value), z, staged, R(1), values[staged] + s * p.value_dim * plan.row_length);
+        stage(of_key(p.key), z, staged, task.columns.keys, R(1), keys[staged] + s * p.dim * plan.row_length);
+        stage(of_value(p.value), z, staged, task.columns.keys, R(1),
+              values[staged] + s * p.value_dim * plan.row_length);
       }
   }
 
@@ -241,15 +281,15 @@ class NeighborhoodRows {
       const R* a[max_rows];
       R* to[max_rows];
       for (int r = 0; r < rows; ++r) {
-        a[r] = queries[first + r] + (v + 1) * lanes<T>;
+        a[r] = queries[first + r] + column(v);
         to[r] = scores[first + r] + ((t - windows[first + r].begin) * plane_count() + plane) * layout.key;
       }
-      const R* b = ring[t] + plane * dim * plan.row_length + (v + 1) * lanes<T> + neighbours.first * p.x.dilation;
-      in_blocks<max_wide>(neighbours.count, [&](std::int64_t o, auto C) {
-        with_constant<max_rows>(rows, [&](auto RowCount) {
+      const R* b = ring[t] + plane * dim * plan.row_length + column(v) + neighbours.first * p.x.dilation;
+      with_constant<max_rows>(rows, [&](auto RowCount) {
+        in_blocks<wide(RowCount)>(neighbours.count, [&](std::int64_t o, auto C) {
           multiply<RowCount, C>(a, b + o * p.x.dilation, p.x.dilation, dim, plan.row_length, to, layout.offset);
+          for (int r = 0; r < RowCount; ++r) to[r] += C * layout.offset;
         });
-        for (int r = 0; r < rows; ++r) to[r] += C * layout.offset;
       });
     });
   }
@@ -262,7 +302,7 @@ class NeighborhoodRows {
       const R* weights[max_rows];
       for (int r = 0; r < rows; ++r)
         weights[r] = scores[first + r] + ((t - windows[first + r].begin) * plane_count() + plane) * layout.key;
-      const R* b = ring[t] + plane * dim * plan.row_length + (v + 1) * lanes<T> + neighbours.first * p.x.dilation;
+      const R* b = ring[t] + plane * dim * plan.row_length + column(v) + neighbours.first * p.x.dilation;
       combine_rows(first, rows, weights, layout.offset, b, p.x.dilation, dim, neighbours);
     });
   }
@@ -270,15 +310,14 @@ class NeighborhoodRows {
   // Adds the weighted sums of rows [first, first + rows), all channels in blocks. Arguments as in `combine`.
   INR_NOINLINE void combine_rows(int first, int rows, const R* const* weights, std::int64_t weight_step, const R* b,
                                  std::int64_t b_step, std::int64_t dim, const Neighbours<R>& neighbours) {
-    for (std::int64_t d = 0; d < dim; d += max_wide) {
-      R* to[max_rows];
-      for (int r = 0; r < rows; ++r) to[r] = sum(first + r) + d * lanes<T>;
-      with_constant<max_rows>(rows, [&](auto RowCount) {
-        with_constant<max_wide>(clamp(dim - d, 0, max_wide), [&](auto D) {
-          combine<RowCount, D>(weights, weight_step, b + d * plan.row_length, b_step, plan.row_length, neighbours, to);
-        });
+    with_constant<max_rows>(rows, [&](auto RowCount) {
+      in_blocks<wide(RowCount)>(dim, [&](std::int64_t d, auto D) {
+        R* to[max_rows];
+        for (int r = 0; r < RowCount; ++r) to[r] = sum(first + r) + d * lanes<T>;
+        const auto work = neighbours.uniform ? combine<false, RowCount, D, R> : combine<true, RowCount, D, R>;
+        work(weights, weight_step, b + d * plan.row_length, b_step, plan.row_length, neighbours, to);
       });
-    }
+    });
   }
 
   // [dim][lanes]

@@ -26,10 +26,10 @@ class QueryRows : public NeighborhoodRows<T> {
       windows[r] = window(p.y, i + r, this->n);
       score[r] = scores + r * score_rows() * layout.key;
       query[r] = queries[r];
-      this->stage(this->of_query(p.query), this->depth, i + r, R(p.scale), queries[r]);
+      this->stage(this->of_query(p.query), this->depth, i + r, this->task.columns.own, R(p.scale), queries[r]);
     }
     this->stage_keys(windows[count - 1].end);
-    for (std::int64_t v = 0; v < plan.vectors; ++v) {
+    for (std::int64_t v = this->task.columns.own.begin; v < this->task.columns.own.end; ++v) {
       const Neighbours<R>& neighbours = plan.key_neighbours[v];
       this->multiply_windows(count, windows, query, this->keys, p.dim, neighbours, v, score, layout);
       Vec<T> total[max_rows];
@@ -84,8 +84,9 @@ class QueryRows : public NeighborhoodRows<T> {
 // lse: [batch, depth, height, width, heads] or nullptr
 template <class T>
 Status forward(const NeighborhoodAttention& p, const Tokens& out, void* lse) {
-  const NeighborhoodPlan<T> plan(p, 1);
-  if (!plan.key_neighbours) return Status::out_of_memory;
+  const std::int64_t queries = clamp(p.y.length, 0, max_rows), keys = clamp(p.y.kernel + max_rows - 1, 0, p.y.length);
+  const NeighborhoodPlan<T> plan(p, 1, queries * p.dim + keys * p.z.kernel * (p.dim + p.value_dim), nullptr);
+  if (!plan) return Status::out_of_memory;
   return for_each_band(
       plan, [&] { return QueryRows<T>(plan); },
       [&](QueryRows<T>& rows) {

@@ -47,6 +47,7 @@ template <class T>
 struct Neighbours {
   std::int64_t first = 0, count = 0;
   const Mask<T>* masks = nullptr;  // [count]
+  bool uniform = false;            // whether all lanes have one at each of the offsets
 };
 
 // The neighbours of every vector of columns: the keys of queries, or for_keys the queries of keys.
@@ -63,6 +64,19 @@ class ColumnNeighbours {
   explicit operator bool() const { return neighbours_ && masks_; }
   const Neighbours<T>& operator[](std::int64_t v) const { return neighbours_[v]; }
 
+  // The vectors of the columns of the neighbours of vectors [v.begin, v.end); for_keys: as in the constructor.
+  Window reached(Window v, bool for_keys) const {
+    std::int64_t begin = v.begin * lanes<T>, end = v.end * lanes<T>;
+    for (std::int64_t i = v.begin; i < v.end; ++i) {
+      const std::int64_t low = neighbours_[i].first, high = low + neighbours_[i].count - 1;
+      const std::int64_t first = i * lanes<T> + (for_keys ? -high : low) * axis_.dilation;
+      const std::int64_t last = (i + 1) * lanes<T> + (for_keys ? -low : high) * axis_.dilation;
+      begin = first < begin ? first : begin;
+      end = last > end ? last : end;
+    }
+    return {clamp(begin, 0, axis_.length) / lanes<T>, round_up(clamp(end, 0, axis_.length), lanes<T>) / lanes<T>};
+  }
+
  private:
   void find(std::int64_t v, bool for_keys) {
     Mask<T>* masks = masks_ + v * (2 * reach_ + 1);
@@ -78,6 +92,9 @@ class ColumnNeighbours {
     neighbours_[v].first = first;
     neighbours_[v].count = last - first;
     neighbours_[v].masks = masks + first + reach_;
+    neighbours_[v].uniform = true;  // Buffer does not run constructors
+    for (std::int64_t offset = first; offset < last; ++offset)
+      for (int lane = 0; lane < lanes<T>; ++lane) neighbours_[v].uniform &= masks[offset + reach_][lane] != 0;
   }
 
   const Axis& axis_;
