@@ -1,11 +1,11 @@
 // Shared by the forward and the backward of neighborhood_attention: staged rows and two micro-kernels.
 //
-// A task is a band of rows of one residue class (rows that are a dilation apart) of one head of one image; of long rows,
-// a segment. Rows of tokens are staged transposed, [dim][columns], so that a vector holds neighbouring columns. The
-// offset of a key from its query, in steps of the dilation, is the same distance in every lane. The keys of a vector of
-// queries are therefore one unaligned load per offset, and only the lanes outside their windows are masked. In three
-// dimensions, the queries of a task have one depth, so that all see the same planes of keys: each is one more row of
-// keys per row.
+// A task is a band of rows of one residue class (rows that are a dilation apart) of one head of one image; of long
+// rows, a segment. Rows of tokens are staged transposed, [dim][columns], so that a vector holds neighbouring columns.
+// The offset of a key from its query, in steps of the dilation, is the same distance in every lane. The keys of a
+// vector of queries are therefore one unaligned load per offset, and only the lanes outside their windows are masked.
+// In three dimensions, the queries of a task have one depth, so that all see the same planes of keys: each is one more
+// row of keys per row.
 #pragma once
 
 #include "../common/tasks.h"
