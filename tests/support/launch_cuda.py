@@ -45,6 +45,7 @@ MODULES = {
 CASES = {op: importlib.import_module(f"{op}_cases").Case for op in MODULES}
 TOOLS = Path(triton.__file__).parent / "backends/nvidia"
 HALVES = [torch.bfloat16, torch.float16]
+KERNELS = ["pack_weights", "decode", "filter_3x3", "filter_taps", "attend", "query_backward", "key_value_backward"]
 REGISTERS = 64 << 10  # of a multiprocessor
 # For sm_90, the first makes every call of the runtime, and the last one opts in to shared memory in its backward.
 FAILING = {
@@ -70,7 +71,7 @@ def build(folder):
     # The lowest instruction set first, as in CMakeLists.txt.
     first = ["inr_bindings.dir", "inr_common.dir", "inr_cpu_generic.dir"]
     objects = native.glob("CMakeFiles/inr_*.dir/**/*.o")
-    objects = sorted(objects, key=lambda path: [folder not in path.parts for folder in first])
+    objects = sorted(objects, key=lambda path: [part not in path.parts for part in first])
     subprocess.run(["g++", "-shared", *objects, runtime, "-pthread", "-o", package / installed.name], check=True)
 
 
@@ -152,10 +153,7 @@ class Driver:
         try:
             launched = Launched.in_dll(self.stub, "launched")
             name = self.stub.name_of(launched.function).decode()
-            short = re.search(
-                r"(filter_3x3|filter_taps|decode|pack_weights|attend|\w{3,5}(?:_value)?_backward)I", name
-            )[1]
-            short = re.sub(r"^.*(query|key_value)", r"\1", short) + ("_sm90" if "_sm90_" in name else "")
+            short = re.search(f"({'|'.join(KERNELS)})I", name)[1] + ("_sm90" if "_sm90_" in name else "")
             self.launches[short] += 1
             self.errors += [f"{short}: {error}" for error in self.wrong(self.kernels.get(name), launched, parameters)]
             if launched.attributes != short.endswith("_sm90"):
