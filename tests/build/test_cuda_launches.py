@@ -7,12 +7,17 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
+import emulated_cuda
 import launch_cuda
 import pytest
+import torch
 from tree import ROOT
 
+from inr_kernels import _C
 from inr_kernels._core import native
+from inr_kernels._core.dispatch import always
 
 pytestmark = pytest.mark.slow
 CHIPS = [80, 86, 89, 90, 100, 120]
@@ -41,7 +46,7 @@ def launch(built_once):
     """launch(chip, *options) -> the rows that `launch_cuda.py` prints; none where nothing was compiled for the chip."""
 
     def run(chip, *options):
-        if str(chip) not in native.load()[0].cuda_archs.split(","):
+        if str(chip) not in _C.cuda_archs.split(","):
             return []
         folder = built_once("cuda_launches", launch_cuda.build)
         environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -92,6 +97,29 @@ def test_what_the_runtime_refuses(launch, if_changed):
         }
 
     if_changed(run, PARTS)
+
+
+def test_the_machine_code_has_the_parameters_of_the_launch_code(built_once, if_changed, monkeypatch):
+    """Their number and sizes, which the host's compiler decides in the emulation."""
+
+    def run(ops):
+        if "90" not in _C.cuda_archs.split(","):
+            return
+        library = emulated_cuda.load(built_once("emulated_cuda", emulated_cuda.build))
+        monkeypatch.setattr(native, "load", lambda: (emulated_cuda.Native(library), ""))
+        emulated_cuda.launches(library)
+        library.set_shared_limit(227 << 10)
+        for op in ops:
+            module = launch_cuda.MODULES[op]
+            kinds = [module.cuda_backend(), *([module.cuda_backend("wgmma")] if op == "local_implicit" else [])]
+            for backend in kinds:
+                monkeypatch.setitem(module.OP.backends, "cuda", replace(backend, why_not=always))
+                launch_cuda.CASES[op](**launch_cuda.FAILING[op]).run(torch.float16, "cuda")
+        found = {tuple(filter(None, launch.sizes)) for launch in emulated_cuda.launches(library)}
+        kernels = launch_cuda.machine_code(90).items()
+        assert found == {tuple(code.sizes) for name, code in kernels if any(op in name for op in ops)}
+
+    if_changed(run, {op: [*PARTS[op], *emulated_cuda.files(op)] for op in PARTS})
 
 
 # What is to be found in a launch that was made wrong, see `faults` of launch_cuda.py.

@@ -9,6 +9,7 @@
 
 #include <math.h>
 
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -53,6 +54,7 @@ constexpr int multiprocessors = 5;
 struct Launch {
   unsigned blocks, threads, shared, cluster;
   const void* stream;
+  std::array<unsigned, 8> sizes = {};  // of the parameters, in bytes
 };
 extern std::vector<Launch> launches;
 extern bool truncating;  // whether products are rounded as in `truncated`
