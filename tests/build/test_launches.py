@@ -3,6 +3,7 @@
 Those of an op run again where its files have changed, see `if_changed`.
 """
 
+import itertools
 import json
 import os
 import subprocess
@@ -79,18 +80,23 @@ def test_every_problem_of_the_gpu_tests_reaches_the_driver(version, launch, if_c
     if_changed(run, PARTS, OLDEST if old else triton.__version__)
 
 
-def test_every_kernel_of_every_problem_compiles(launch, if_changed, request):
-    """With `pytest --whole-launches` for every chip and version of Triton; else one operator, which is quick."""
-    if request.config.getoption("whole_launches"):
-        for folder in (None, request.getfixturevalue("oldest_triton")):
-            for arch in ARCHS:
-                assert_all_arrive(launch(arch, "--whole", triton=folder), TRITON_OPS)
+def pytest_generate_tests(metafunc):
+    """`chip` and `op`: with --whole-launches, of every version of Triton, to be selected by -k; else a quick one."""
+    if "chip" in metafunc.fixturenames:
+        every = [*itertools.product([OLDEST, "installed"], ARCHS, TRITON_OPS)]
+        whole = metafunc.config.getoption("whole_launches")
+        metafunc.parametrize(("version", "chip", "op"), every if whole else [("installed", 90, "fourier_unit")])
 
+
+def test_every_kernel_of_every_problem_compiles(version, chip, op, launch, if_changed, request):
     def run(ops):
-        rows = launch(90, "--whole", "--ops", *ops)
-        assert rows[0]["launches"]["multiply"] and not rows[0]["errors"]
+        folder = request.getfixturevalue("oldest_triton") if version == OLDEST else None
+        assert_all_arrive(launch(chip, "--whole", "--ops", *with_parts(ops), triton=folder), ops)
 
-    if_changed(run, {"fourier_unit": PARTS["fourier_unit"]}, triton.__version__)
+    if request.config.getoption("whole_launches"):
+        run([op])
+    else:
+        if_changed(run, {op: PARTS[op]}, triton.__version__)
 
 
 def test_unmask_attentions_backward_compiles_with_the_oldest_triton(launch, if_changed, request):

@@ -229,6 +229,25 @@ def test_the_emulation_detects(fault, on_host, tmp_path, built_once, if_changed)
     if_changed(run, {"emulation": emulated_cuda.files("neighborhood_attention")})
 
 
+def test_several_blocks_in_flight_detect_memory_that_they_share(on_host, tmp_path, built_once, if_changed):
+    """The sums of the bias gradient in one array: right where a block begins after another has ended."""
+
+    def run(_):
+        built = built_once("emulated_cuda", emulated_cuda.build)
+        own = "float* of_bias = reinterpret_cast<float*>(values + stage_size);"
+        shared = "static float one_array[1 << 14]; float* of_bias = one_array;"
+        library = emulated_cuda.build_with_fault(tmp_path, built, BACKWARD, own, shared)
+        on_host(library)
+        case = Case(batch=1, size=(9, 17), heads=1, dim=16, bias=True)
+        library.set_order(0)
+        assert_kernel_as_accurate(case, torch.float16, "cuda")
+        library.set_order(1)
+        with pytest.raises(AssertionError):
+            assert_kernel_as_accurate(case, torch.float16, "cuda")
+
+    if_changed(run, {"emulation": emulated_cuda.files("neighborhood_attention")})
+
+
 GPU = Facts(torch.device("cuda"), torch.bfloat16, dim=32, heads=(8, 8, 8))
 REASONS = {
     "a CPU": (replace(GPU, device=torch.device("cpu")), "it takes CUDA tensors; these are on cpu"),

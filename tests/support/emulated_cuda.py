@@ -90,7 +90,8 @@ def load(folder):
 class Launch(ctypes.Structure):
     """machine::Launch of machine.h: what a kernel was launched with."""
 
-    _fields_ = [(name, ctypes.c_uint) for name in ("blocks", "threads", "shared", "cluster")] + [("stream", Address)]
+    _fields_ = [(name, ctypes.c_uint) for name in ("blocks", "threads", "shared", "cluster")]
+    _fields_ += [("stream", Address), ("sizes", ctypes.c_uint * 8)]
 
 
 def launches(library):

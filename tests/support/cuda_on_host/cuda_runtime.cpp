@@ -40,7 +40,7 @@ cudaError_t check_launch(const cudaLaunchConfig_t& c, const void* kernel, unsign
   const auto found = allowed.find(kernel);
   const int shared = found == allowed.end() ? default_shared : found->second;
   if (c.dynamicSmemBytes > std::size_t(shared)) return invalid("shared memory without an opt-in");
-  launches.push_back({grid.x, block.x, unsigned(c.dynamicSmemBytes), cluster, c.stream});
+  launches.push_back({grid.x, block.x, unsigned(c.dynamicSmemBytes), cluster, c.stream, {}});
   return cudaSuccess;
 }
 

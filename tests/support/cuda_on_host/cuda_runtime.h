@@ -45,6 +45,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* c, void (*kernel)(Param
   unsigned cluster = 1;
   const cudaError_t error = machine::check_launch(*c, reinterpret_cast<const void*>(kernel), cluster);
   if (error != cudaSuccess) return error;
+  machine::launches.back().sizes = {unsigned(sizeof(Parameters))...};
   machine::launch(c->gridDim, c->blockDim, c->dynamicSmemBytes, [&] { kernel(arguments...); }, cluster);
   return cudaSuccess;
 }

@@ -47,15 +47,14 @@ struct Cluster {
 };
 
 Cluster& cluster() {
-  static Cluster state;
-  static unsigned long number = 0;
-  if (number != machine::cluster_number()) {
-    number = machine::cluster_number();
-    state = {};
-    state.threads.resize(machine::thread_count());
-    state.groups.resize(machine::thread_count() / 128);
+  std::shared_ptr<void>& state = machine::cluster_state();
+  if (!state) {
+    const auto made = std::make_shared<Cluster>();
+    made->threads.resize(machine::thread_count());
+    made->groups.resize(machine::thread_count() / 128);
+    state = made;
   }
-  return state;
+  return *static_cast<Cluster*>(state.get());
 }
 
 const char* check_nothing_pending() {

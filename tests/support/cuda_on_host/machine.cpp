@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <csetjmp>
 #include <deque>
+#include <list>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -54,13 +55,22 @@ struct Warp : SyncPoint {
 };
 
 constexpr std::size_t stack_bytes = 256 << 10;
+constexpr std::size_t max_in_flight = 3;  // clusters, in random orders
 
-std::vector<Thread> threads;  // of all blocks of the cluster
-std::vector<Warp> warps;
-SyncPoint cluster;
+struct Cluster {
+  unsigned long number;
+  uint3 first;                       // block
+  std::vector<Thread> threads;       // of all blocks
+  std::vector<std::unique_ptr<char[]>> stacks;
+  std::vector<Warp> warps;
+  std::vector<SyncPoint> blocks;
+  SyncPoint all;
+  std::vector<std::vector<char>> memories;  // of each block
+  std::shared_ptr<void> state;
+};
+
+Cluster* current;  // of the running thread
 unsigned long number;
-std::vector<SyncPoint> blocks;
-std::vector<std::vector<char>> memories;  // of each block
 std::size_t memory_bytes;
 const std::function<void()>* body;
 unsigned running;
@@ -69,7 +79,7 @@ jmp_buf scheduler;
 std::string failure;
 std::mt19937 generator;
 
-Thread& self() { return threads[running]; }
+Thread& self() { return current->threads[running]; }
 
 // Tells AddressSanitizer which stack runs next: a thread's, or, for nullptr, the scheduler's.
 void switch_stack(const Thread* to) {
@@ -120,7 +130,7 @@ void begin() {
 __attribute__((noinline)) void resume(unsigned i) {
   running = i;
   threadIdx = {i % blockDim.x, 0, 0};
-  blockIdx.x = unsigned(blockIdx.x / blocks.size() * blocks.size()) + cluster_rank();
+  blockIdx = {current->first.x + cluster_rank(), current->first.y, current->first.z};
   if (_setjmp(scheduler)) return switched();
   switch_stack(&self());
   if (self().started) _longjmp(self().here, 1);
@@ -136,29 +146,38 @@ std::vector<unsigned> order_of(std::size_t n) {
   return order;
 }
 
-// Runs each warp until it has to wait, repeatedly. Returns whether all threads have ended.
-bool run_cluster() {
-  for (bool moved = true; moved;) {
-    moved = false;
-    std::vector<unsigned> order = order_of(warps.size());
-    if (!order_seed && number % 2 == 0) std::reverse(order.begin(), order.end());
-    for (unsigned w : order) {
-      for (bool more = true; more;) {
-        more = false;
-        for (unsigned i = w * warp; i < (w + 1) * warp; ++i) {
-          Thread& t = threads[i];
-          if (t.done || (t.ready && !t.ready())) continue;
-          t.ready = nullptr;
-          resume(i);
-          if (!failure.empty()) return false;
-          more = moved = true;
-        }
-      }
+// Runs a warp until it has to wait. Returns whether one of its threads ran.
+bool run_warp(Cluster& c, unsigned w) {
+  current = &c;
+  bool moved = false;
+  for (bool more = true; more;) {
+    more = false;
+    for (unsigned i = w * warp; i < (w + 1) * warp; ++i) {
+      Thread& t = c.threads[i];
+      if (t.done || (t.ready && !t.ready())) continue;
+      t.ready = nullptr;
+      resume(i);
+      if (!failure.empty()) return true;
+      more = moved = true;
     }
   }
-  for (const Thread& t : threads)
-    if (!t.done) return false;
-  return true;
+  return moved;
+}
+
+// Runs each warp of the clusters once, or, in random orders, some of them. Returns whether one ran.
+bool run_warps(std::list<Cluster>& clusters) {
+  std::vector<std::pair<Cluster*, unsigned>> all;
+  for (Cluster& c : clusters)
+    for (unsigned w = 0; w < c.warps.size(); ++w) all.emplace_back(&c, w);
+  if (!order_seed && clusters.front().number % 2 == 0) std::reverse(all.begin(), all.end());
+  std::size_t left = order_seed ? 1 + generator() % all.size() : all.size();
+  bool moved = false;
+  for (unsigned i : order_of(all.size())) {
+    if (!run_warp(*all[i].first, all[i].second)) continue;
+    moved = true;
+    if (!failure.empty() || !--left) break;
+  }
+  return moved;
 }
 
 // Waits until `size` threads have arrived; returns true for the last one, which must call `release`.
@@ -186,16 +205,16 @@ void wait(const std::function<bool()>& ready) {
 }
 
 void block_barrier() {
-  SyncPoint& block = blocks[cluster_rank()];
+  SyncPoint& block = current->blocks[cluster_rank()];
   if (arrive(block, blockDim.x)) release(block);
 }
 
 void cluster_barrier() {
-  if (arrive(cluster, unsigned(threads.size()))) release(cluster);
+  if (arrive(current->all, thread_count())) release(current->all);
 }
 
 void warp_synchronize(const char* instruction, void* mine, void (*work)(Lanes&)) {
-  Warp& w = warps[running / warp];
+  Warp& w = current->warps[running / warp];
   if (w.arrived && w.instruction != instruction) fail("the lanes of a warp execute different collective instructions");
   w.instruction = instruction;
   w.lanes[running % warp] = mine;
@@ -207,19 +226,19 @@ void warp_synchronize(const char* instruction, void* mine, void (*work)(Lanes&))
 
 namespace {
 char* base(unsigned rank) {
-  char* memory = memories.at(rank).data();
+  char* memory = current->memories.at(rank).data();
   return memory + (-reinterpret_cast<std::uintptr_t>(memory) & 1023);
 }
 }  // namespace
 
-unsigned long cluster_number() { return number; }
+std::shared_ptr<void>& cluster_state() { return current->state; }
 unsigned thread() { return running; }
-unsigned thread_count() { return unsigned(threads.size()); }
+unsigned thread_count() { return unsigned(current->threads.size()); }
 unsigned cluster_rank() { return running / blockDim.x; }
 
 char* shared_memory(unsigned rank) {
   bool ended = true;
-  for (unsigned i = rank * blockDim.x; i < (rank + 1) * blockDim.x; ++i) ended = ended && threads[i].done;
+  for (unsigned i = rank * blockDim.x; i < (rank + 1) * blockDim.x; ++i) ended = ended && current->threads[i].done;
   if (ended) fail("access to the shared memory of a block that has ended");
   return base(rank);
 }
@@ -270,21 +289,33 @@ void wait_for_copies(std::size_t groups_left) {
 
 namespace {
 
-// Initialises the threads and the shared memory of a cluster.
-__attribute__((noinline)) void prepare(std::vector<std::unique_ptr<char[]>>& stacks, unsigned cluster_size) {
-  memories.assign(cluster_size, std::vector<char>(memory_bytes + 1024, char(0xff)));
-  threads = std::vector<Thread>(stacks.size());
-  warps.assign(stacks.size() / warp, {});
-  blocks.assign(cluster_size, {});
-  cluster = {};
-  ++number;
-  failure.clear();
-  for (std::size_t i = 0; i < stacks.size(); ++i) {
-    getcontext(&threads[i].start);
-    threads[i].start.uc_stack.ss_sp = stacks[i].get();
-    threads[i].start.uc_stack.ss_size = stack_bytes;
-    makecontext(&threads[i].start, begin, 0);
+// Initialises the threads and the shared memory of a cluster of `size` blocks, which begins with block `b` of the grid.
+__attribute__((noinline)) void prepare(Cluster& c, unsigned b, unsigned size) {
+  c.number = ++number;
+  c.first = {b % gridDim.x, b / gridDim.x % gridDim.y, b / gridDim.x / gridDim.y};
+  c.memories.assign(size, std::vector<char>(memory_bytes + 1024, char(0xff)));
+  c.threads = std::vector<Thread>(size * blockDim.x);
+  c.warps.assign(c.threads.size() / warp, {});
+  c.blocks.assign(size, {});
+  c.all = {};
+  c.state = nullptr;
+  c.stacks.resize(c.threads.size());
+  for (std::size_t i = 0; i < c.stacks.size(); ++i) {
+    if (!c.stacks[i]) c.stacks[i].reset(new char[stack_bytes]);
+    getcontext(&c.threads[i].start);
+    c.threads[i].start.uc_stack.ss_sp = c.stacks[i].get();
+    c.threads[i].start.uc_stack.ss_size = stack_bytes;
+    makecontext(&c.threads[i].start, begin, 0);
   }
+}
+
+// Whether all threads have ended; throws std::runtime_error if one of them left something undone.
+bool has_ended(Cluster& c) {
+  for (const Thread& t : c.threads)
+    if (!t.done) return false;
+  current = &c;
+  if (const char* wrong = final_check ? final_check() : nullptr) throw std::runtime_error(wrong);
+  return true;
 }
 
 }  // namespace
@@ -296,15 +327,21 @@ void launch(dim3 grid, dim3 size, std::size_t shared_bytes, const std::function<
   gridDim = grid, blockDim = size;
   body = &kernel;
   memory_bytes = shared_bytes;
-  std::vector<std::unique_ptr<char[]>> stacks(size.x * cluster_size);
-  for (auto& stack : stacks) stack.reset(new char[stack_bytes]);
+  failure.clear();
   generator.seed(order_seed);
-  for (unsigned c : order_of(grid.x * grid.y * grid.z / cluster_size)) {
-    const unsigned b = c * cluster_size;
-    blockIdx = {b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y};
-    prepare(stacks, cluster_size);
-    if (!run_cluster()) throw std::runtime_error(failure.empty() ? "deadlock: the block waits forever" : failure);
-    if (const char* wrong = final_check ? final_check() : nullptr) throw std::runtime_error(wrong);
+  const std::vector<unsigned> order = order_of(grid.x * grid.y * grid.z / cluster_size);
+  auto next = order.begin();
+  std::list<Cluster> clusters(std::min(order_seed ? max_in_flight : 1, order.size()));
+  for (Cluster& c : clusters) prepare(c, *next++ * cluster_size, cluster_size);
+  while (!clusters.empty()) {
+    const bool moved = run_warps(clusters);
+    if (!failure.empty()) throw std::runtime_error(failure);
+    if (!moved) throw std::runtime_error("deadlock: the block waits forever");
+    for (auto c = clusters.begin(); c != clusters.end();) {
+      if (!has_ended(*c)) ++c;
+      else if (next == order.end()) c = clusters.erase(c);
+      else prepare(*c++, *next++ * cluster_size, cluster_size);
+    }
   }
 }
 

@@ -1,17 +1,20 @@
 // A GPU emulation for tests: runs the source of a kernel, compiled by the host's compiler, block by block.
 //
 // The threads of a block or cluster are fibers. Each warp runs until it has to wait, one warp after the other, in
-// reverse order in every other cluster, or in random orders, so that missing barriers lead to wrong results. Shared memory is initialised
-// with NaN, and the destination of an asynchronous copy is NaN until the copy is waited for. A launch fails if a block
-// deadlocks or the lanes of a warp execute different collective instructions.
+// reverse order in every other cluster, so that missing barriers lead to wrong results. In random orders, the warps of
+// several clusters alternate, so that what they share by mistake does so, too. Shared memory is initialised with NaN,
+// and the destination of an asynchronous copy is NaN until the copy is waited for. A launch fails if a block deadlocks
+// or the lanes of a warp execute different collective instructions.
 #pragma once
 
 #include <math.h>
 
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <memory>
 #include <vector>
 
 #define __global__
@@ -51,6 +54,7 @@ constexpr int multiprocessors = 5;
 struct Launch {
   unsigned blocks, threads, shared, cluster;
   const void* stream;
+  std::array<unsigned, 8> sizes = {};  // of the parameters, in bytes
 };
 extern std::vector<Launch> launches;
 extern bool truncating;  // whether products are rounded as in `truncated`
@@ -58,16 +62,18 @@ extern bool truncating;  // whether products are rounded as in `truncated`
 // once, without bits that are more than 24 below the largest term, and the sum is truncated to float.
 float truncated(float sum, const float* a, const float* b, unsigned step, unsigned count);
 
-extern unsigned order_seed;  // of random orders of blocks and warps; 0: in order, reversed in every other cluster
+// Of random orders of warps, of clusters that begin in a random order; 0: cluster by cluster, in order, but for the
+// warps of every other one.
+extern unsigned order_seed;
 
 extern const char* (*final_check)();  // called after each cluster; returns an error or nullptr
 [[noreturn]] void fail(const char* reason);     // ends the current launch
 void wait(const std::function<bool()>& ready);  // runs other fibers until ready() is true
 
-unsigned long cluster_number();  // counts clusters over all launches
-unsigned thread();               // index in the cluster
-unsigned thread_count();         // of the cluster
-unsigned cluster_rank();         // of this block
+std::shared_ptr<void>& cluster_state();  // anything that belongs to the cluster; nullptr when it begins
+unsigned thread();                       // index in the cluster
+unsigned thread_count();                 // of the cluster
+unsigned cluster_rank();                 // of this block
 char* shared_memory();
 char* shared_memory(unsigned rank);  // of another block of the cluster, which must not have ended
 void check_shared(const void* address, std::size_t bytes);  // fails if not within this block's shared memory

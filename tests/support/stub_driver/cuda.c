@@ -17,8 +17,13 @@ struct {
   unsigned long long stream, function, parameters[MAX_PARAMETERS];
 } launched;
 
-// What the test sets: the limit of a block's shared memory, and the sizes of the next launch's parameters.
-int shared_limit = 99 << 10, shared_of_multiprocessor = 100 << 10, parameter_count, parameter_sizes[MAX_PARAMETERS];
+// Called after each launch, with its parameters; NULL: not called.
+void (*arrived)(void** parameters);
+
+// What the test sets: whether there are clusters, the limit of a block's shared memory, and the sizes of the next
+// launch's parameters.
+int clusters = 1, shared_limit = 99 << 10, shared_of_multiprocessor = 100 << 10;
+int parameter_count, parameter_sizes[MAX_PARAMETERS];
 
 static Function functions[1 << 14];
 static int function_count;
@@ -86,6 +91,14 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig* c, CUfunction function, void** p
   if (c->gridDimX > 2147483647u || c->gridDimY > 65535 || c->gridDimZ > 65535) return refuse("too large a grid");
   if (c->blockDimX * c->blockDimY * c->blockDimZ > 1024) return refuse("too many threads");
   if (c->sharedMemBytes > (unsigned)((Function*)function)->allowed_shared) return refuse("shared memory: no opt-in");
+  for (unsigned i = 0; i < c->numAttrs; ++i) {
+    if (c->attrs[i].id != CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION) continue;
+    const CUlaunchAttributeValue* value = &c->attrs[i].value;
+    const unsigned x = value->clusterDim.x, y = value->clusterDim.y, z = value->clusterDim.z;
+    if (!clusters) return refuse("no clusters on this GPU");
+    if (!x || !y || !z || x * y * z > 8) return refuse("a cluster of a wrong size");
+    if (c->gridDimX % x || c->gridDimY % y || c->gridDimZ % z) return refuse("the grid is not of whole clusters");
+  }
   launched.count++;
   launched.grid[0] = c->gridDimX, launched.grid[1] = c->gridDimY, launched.grid[2] = c->gridDimZ;
   launched.block[0] = c->blockDimX, launched.block[1] = c->blockDimY, launched.block[2] = c->blockDimZ;
@@ -93,5 +106,6 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig* c, CUfunction function, void** p
   launched.stream = (unsigned long long)c->hStream, launched.function = (unsigned long long)function;
   memset(launched.parameters, 0, sizeof launched.parameters);
   for (int i = 0; i < parameter_count; ++i) memcpy(&launched.parameters[i], parameters[i], parameter_sizes[i]);
+  if (arrived) arrived(parameters);
   return CUDA_SUCCESS;
 }
