@@ -142,7 +142,7 @@ def first_calls(small):
 def launches():
     """Yields DEAR's filter on the latents of sixteen images of 256²; bytes in planes of the image's size.
 
-    The instructions of the kernel in CUDA C++ include its path for unaligned rows, which does not run here.
+    The instructions of the forward in CUDA C++ include its path for unaligned rows, which does not run here.
     """
     from inr_kernels.elementwise_filter.triton_kernels import smallest_cover
 
@@ -157,6 +157,10 @@ def launches():
         yield Launch(kernel=f"filter_3x3ILNS_4TypeE{0 if size == 4 else 2}E", bytes=11 * plane, **cuda)
         common |= {"case": f"16 x 256 x 64², {dtype}, backward", "programs": 16 * 256 * math.prod(tile.counts)}
         yield Launch(kernel="gradients", bytes=21 * plane, **common)
+        # Rectangles of 13 rows, with a halo of one row and, for whole quads, four columns on each side.
+        shared = (9 + 2) * (13 + 2) * (64 + 8) * 4
+        cuda = common | {"programs": 16 * 256 * 5, "native": Native("gradients, CUDA C++", 8, shared)}
+        yield Launch(kernel=f"gradientsILNS_4TypeE{0 if size == 4 else 2}ELi3ELb1E", bytes=21 * plane, **cuda)
     # PASA's low-pass filter of the same maps, with stride 2: one softmax over the taps of two groups.
     image, out, logits, pixels = 2 * values, 2 * values // 4, 2 * 16 * 18 * 32 * 32, 4 * 16 * 32 * 32
     common = {"op": "elementwise_filter", "mode": "PASA", "dtype": "bfloat16", "flops": 0}

@@ -135,6 +135,7 @@ void bind_elementwise_filter(py::module_& m) {
       .entry("backward", &inr::CpuEntries::elementwise_filter_backward, "grad_out", "x", "kernel")
 #ifdef INR_HAVE_CUDA
       .entry("forward_cuda", inr::elementwise_filter_forward_cuda, "log_window", "out", "stream")
+      .entry("backward_cuda", inr::elementwise_filter_backward_cuda, "log_window", "grad_out", "x", "kernel", "stream")
 #endif
       ;
 }

@@ -113,6 +113,10 @@ Status elementwise_filter_backward(Type, const ElementwiseFilter&, const void* g
 // pointers. log_window: [taps()] float32 or nullptr, in place of the problem's. stream: a cudaStream_t.
 Status elementwise_filter_forward_cuda(Type, const ElementwiseFilter&, const float* log_window, void* out,
                                        void* stream);
+// The backward on a GPU, of up to 25 taps and 8 dilations, at stride and upscale 1, where a pixel and its reach fit a
+// block (a reach of 4 does); as above.
+Status elementwise_filter_backward_cuda(Type, const ElementwiseFilter&, const float* log_window, const void* grad_out,
+                                        void* grad_x, void* grad_kernel, void* stream);
 
 // ---- unmask_attention: every token attends to all tokens of its image; a token of weight 0 gets their mean.
 struct UnmaskAttention {

@@ -1,90 +1,23 @@
 // The forward of elementwise_filter in float32, bfloat16 and float16; not with one softmax over all groups.
 //
-// A thread computes four adjacent pixels of an output row, in up to eight channels of a group. Four values of a plane
-// are one load of 16 bytes (8 in half precision) where they are aligned. The nine weights of a 3 x 3 kernel are kept in
-// registers after their softmax; other kernels are read tap by tap, with an online softmax.
-#include "cuda/launch.cuh"
-#include "cuda/ptx.cuh"
+// A thread computes four adjacent pixels of an output row, in up to eight channels of a group. The nine weights of a
+// 3 x 3 kernel are kept in registers after their softmax; other kernels are read tap by tap, with an online softmax.
+#include "cuda/elementwise_filter.cuh"
 
 namespace inr {
 namespace cuda {
 namespace {
 
-constexpr int threads = 128, pixels = 4;
-constexpr float log2_e = 1.4426950408889634f;
+constexpr int threads = 128;
 
 template <Type type>
-struct Stored {
-  using Value = std::uint16_t;
-  using Four = uint2;
-  static __device__ __forceinline__ float load(const Value* from) { return unpack<type>(*from).x; }
-  static __device__ __forceinline__ void store(float v, Value* to) { *to = Value(pack<type>(v, 0)); }
-  static __device__ __forceinline__ void load(const Four* from, float (&v)[pixels]) {
-    const Four pairs = *from;
-    const float2 low = unpack<type>(pairs.x), high = unpack<type>(pairs.y);
-    v[0] = low.x, v[1] = low.y, v[2] = high.x, v[3] = high.y;
-  }
-  static __device__ __forceinline__ void store(const float (&v)[pixels], Four* to) {
-    *to = {pack<type>(v[0], v[1]), pack<type>(v[2], v[3])};
-  }
-};
-template <>
-struct Stored<Type::float32> {
-  using Value = float;
-  using Four = float4;
-  static __device__ __forceinline__ float load(const Value* from) { return *from; }
-  static __device__ __forceinline__ void store(float v, Value* to) { *to = v; }
-  static __device__ __forceinline__ void load(const Four* from, float (&v)[pixels]) {
-    const Four four = *from;
-    v[0] = four.x, v[1] = four.y, v[2] = four.z, v[3] = four.w;
-  }
-  static __device__ __forceinline__ void store(const float (&v)[pixels], Four* to) { *to = {v[0], v[1], v[2], v[3]}; }
-};
-
-// An operand whose rows can be read or written four values at a time.
-template <Type type>
-struct Plane4 {
-  typename Stored<type>::Value* data;
-  bool vectors;  // whether every fourth value of every row is aligned
-
-  // The first `count` values of `from`, with a step in elements; zeros after them.
-  __device__ __forceinline__ void load(std::int64_t from, std::int64_t step, int count, float (&v)[pixels]) const {
-    using S = Stored<type>;
-    if (vectors && count >= pixels) return S::load(reinterpret_cast<const typename S::Four*>(data + from), v);
-#pragma unroll
-    for (int i = 0; i < pixels; ++i) v[i] = i < count ? S::load(data + from + i * step) : 0;
-  }
-  __device__ __forceinline__ void store(const float (&v)[pixels], std::int64_t to, int count) const {
-    using S = Stored<type>;
-    if (vectors && count >= pixels) return S::store(v, reinterpret_cast<typename S::Four*>(data + to));
-#pragma unroll
-    for (int i = 0; i < pixels; ++i)
-      if (i < count) S::store(v[i], data + to + i);
-  }
-};
-
-template <Type type>
-struct Filter {
-  Plane4<type> x, kernel, out;    // x: [batch, channels, height, width]; kernel: by strides; out: one dilation's
-  const float* log_window;        // [kernel_height, kernel_width] or nullptr
-  std::int64_t kernel_strides[4];
-  int height, width, out_height, out_width;
-  int groups, channels, part, parts;  // channels of a group, and of a thread; threads of a pixel of a group
-  int kernel_height, kernel_width, dilation;
+struct Filter : Problem<type> {
+  using Problem<type>::Problem;
+  Plane4<type> out;  // of one dilation
+  int dilation, part, parts;  // channels of a thread; threads of a pixel of a group
   unsigned stride, upscale;
-  int origin_y, origin_x;             // the input pixel on which output (0, 0) is centred
-  Padding padding;
-  bool softmax;
-  float alpha, beta, gamma;
+  int origin_y, origin_x;     // the input pixel on which output (0, 0) is centred
 };
-
-// The index in [0, n) whose value the padding puts at index i; -1 for zero.
-__device__ __forceinline__ int padded_index(Padding padding, int i, int n) {
-  if (i >= 0 && i < n) return i;
-  if (padding == Padding::replicate) return i < 0 ? 0 : n - 1;
-  if (padding == Padding::reflect) return i < 0 ? -i : 2 * (n - 1) - i;
-  return -1;
-}
 
 // What a thread computes.
 template <Type type>
@@ -111,29 +44,18 @@ struct Quad {
     return (image * p.groups + group) * p.channels + channel;
   }
   __device__ __forceinline__ void load_logits(const Filter<type>& p, int tap, float (&v)[pixels]) const {
-    const std::int64_t* s = p.kernel_strides;
-    const std::int64_t channel = group * (p.kernel_height * p.kernel_width) + tap;
-    p.kernel.load(image * s[0] + channel * s[1] + Y * s[2] + X * s[3], s[3], count, v);
-    if (!p.log_window) return;
-#pragma unroll
-    for (int i = 0; i < pixels; ++i) v[i] += p.log_window[tap];
+    p.logits.load(p.logits.place(image, group, Y, X), tap, count, v);
   }
-  // Stores alpha centre + beta box + gamma filtered, where `filtered` is still to be multiplied by `factor`.
+  // Stores the sum of the terms, where `filtered` is still to be multiplied by `factor`.
   __device__ __forceinline__ void store(const Filter<type>& p, int channel, const float (&centre)[pixels],
                                         const float (&box)[pixels], const float (&filtered)[pixels],
                                         const float (&factor)[pixels]) const {
     float v[pixels];
 #pragma unroll
-    for (int i = 0; i < pixels; ++i) {
-      v[i] = p.gamma != 0 ? p.gamma * (filtered[i] * factor[i]) : 0;
-      if (p.beta != 0) v[i] = fmaf(p.beta, box[i], v[i]);
-      if (p.alpha != 0) v[i] = fmaf(p.alpha, centre[i], v[i]);
-    }
+    for (int i = 0; i < pixels; ++i) v[i] = p.terms.sum(centre[i], box[i], filtered[i] * factor[i]);
     p.out.store(v, (plane(p, channel) * p.out_height + Y) * p.out_width + X, count);
   }
 };
-
-__device__ __forceinline__ float exp_fast(float x) { return exp2_fast(x * log2_e); }
 
 // 3 x 3, without stride, upscaling and dilation: the weights in registers, and rows of six pixels for three taps.
 template <Type type>
@@ -144,17 +66,9 @@ __global__ void __launch_bounds__(threads) filter_3x3(const Filter<type> p) {
 #pragma unroll
   for (int t = 0; t < 9; ++t) quad.load_logits(p, t, weights[t]);
   float inverse[pixels] = {1, 1, 1, 1};  // of the softmax's sums
-  if (p.softmax) {
 #pragma unroll
-    for (int i = 0; i < pixels; ++i) {
-      float most = weights[0][i], total = 0;
-#pragma unroll
-      for (int t = 1; t < 9; ++t) most = fmaxf(most, weights[t][i]);
-#pragma unroll
-      for (int t = 0; t < 9; ++t) total += weights[t][i] = exp_fast(weights[t][i] - most);
-      inverse[i] = 1 / total;
-    }
-  }
+  for (int i = 0; i < pixels; ++i)
+    if (p.softmax) inverse[i] = exponentials(weights, i);
   const int y = quad.Y + p.origin_y, x = quad.X + p.origin_x;
   const int left = padded_index(p.padding, x - 1, p.width);
   int rows[3];
@@ -247,39 +161,22 @@ __global__ void __launch_bounds__(threads) filter_taps(const Filter<type> p) {
     if (quad.first + c < quad.last) quad.store(p, quad.first + c, centre[c], box[c], filtered[c], inverse);
 }
 
-// Whether all of these offsets, in elements, and the address are multiples of four values.
-template <Type type>
-bool all_aligned(const void* data, std::int64_t offsets) {
-  return offsets % pixels == 0 && reinterpret_cast<std::uintptr_t>(data) % (pixels * bytes_of(type)) == 0;
-}
-
 template <Type type>
 Status forward(const ElementwiseFilter& p, const float* log_window, void* out, void* stream) {
   using Value = typename Stored<type>::Value;
-  const std::int64_t* s = p.kernel_strides;
   const std::int64_t dilated = p.batch * p.channels * p.out_height * p.out_width;  // values of a dilation's output
   const bool valid = p.padding == Padding::valid, plain = p.stride == 1 && p.upscale == 1;
   for (std::int64_t i = 0; i < p.dilation_count; ++i) {
-    const int dilation = int(p.dilations[i]), channels = int(p.channels / p.groups);
+    const int dilation = int(p.dilations[i]);
     const int reach_y = int(p.kernel_height / 2) * dilation, reach_x = int(p.kernel_width / 2) * dilation;
     const bool is_3x3 = plain && p.kernel_height == 3 && p.kernel_width == 3 && dilation == 1;
     Value* to = static_cast<Value*>(out) + i * dilated;
-    Filter<type> f{};
-    f.x = {static_cast<Value*>(const_cast<void*>(p.x)), all_aligned<type>(p.x, p.width) && !valid};
-    f.kernel = {static_cast<Value*>(const_cast<void*>(p.kernel)),
-                all_aligned<type>(p.kernel, s[0] | s[1] | s[2]) && s[3] == 1};
-    f.out = {to, all_aligned<type>(to, p.out_width)};
-    f.log_window = log_window;
-    for (int axis = 0; axis < 4; ++axis) f.kernel_strides[axis] = s[axis];
-    f.height = int(p.height), f.width = int(p.width);
-    f.out_height = int(p.out_height), f.out_width = int(p.out_width);
-    f.groups = int(p.groups), f.channels = channels, f.part = is_3x3 ? 8 : channels > 1 ? 4 : 1;
-    f.parts = (channels + f.part - 1) / f.part;
-    f.kernel_height = int(p.kernel_height), f.kernel_width = int(p.kernel_width), f.dilation = dilation;
+    Filter<type> f(p, log_window);
+    f.x.vectors &= !valid;
+    f.out = plane<type>(to, p.out_width);
+    f.dilation = dilation, f.part = is_3x3 ? 8 : f.channels > 1 ? 4 : 1, f.parts = (f.channels + f.part - 1) / f.part;
     f.stride = unsigned(p.stride), f.upscale = unsigned(p.upscale);
     f.origin_y = valid ? reach_y : 0, f.origin_x = valid ? reach_x : 0;
-    f.padding = p.padding, f.softmax = p.normalize == Normalize::taps;
-    f.alpha = float(p.alpha), f.beta = float(p.beta), f.gamma = float(p.gamma);
     const std::int64_t quads = (p.out_width + pixels - 1) / pixels * p.out_height;
     const std::int64_t blocks = (quads + threads - 1) / threads * p.batch * p.groups * f.parts;
     const auto run = is_3x3 ? filter_3x3<type> : f.part == 1 ? filter_taps<type, 1> : filter_taps<type, 4>;

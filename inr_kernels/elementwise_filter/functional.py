@@ -72,8 +72,8 @@ def elementwise_filter(
         alpha, beta, gamma: coefficients of x, the box sum and the filtered x.
         log_window: [kh, kw], added to the logits before the softmax: log of a window on the weights. A constant: it
             gets no gradient.
-        backend: "reference", "cpu", "triton", "cuda" (C++; its backward is Triton's); None: the first in the table that
-            can run (see `inr_kernels.explain`).
+        backend: "reference", "cpu", "triton", "cuda" (C++; the backward of some calls is Triton's); None: the first in
+            the table that can run (see `inr_kernels.explain`).
 
     Returns:
         [B, C, Ho, Wo], or [len(dilation), B, C, Ho, Wo] for a tuple of dilations, in x's dtype (autocast's, under

@@ -4,6 +4,8 @@ x [B, C, H, W], kernel [B, groups K², Ho, Wo] with any strides, log_window [kh,
 ->  [len(dilation), B, C, Ho, Wo]
 """
 
+import math
+
 import torch
 
 from inr_kernels._core import backends, native
@@ -18,7 +20,7 @@ from inr_kernels._core.registration import (
 )
 
 from . import reference
-from .arguments import NORMALIZATIONS, Arguments, Facts
+from .arguments import NORMALIZATIONS, Arguments, Facts, reach
 
 _ARGUMENTS = (
     "Tensor x, Tensor kernel, int[] kernel_size, SymInt groups, int[] dilation, int stride, int upscale,"
@@ -76,13 +78,29 @@ def why_not_cuda(facts: Facts) -> str:
     return reason or ("it takes normalize 'none' and 'taps'; got 'all'" if facts.normalize == "all" else "")
 
 
+def _launch(name, a, **tensors):
+    """Launches a CUDA kernel, which takes the window in float32."""
+    window = None if a.log_window is None else a.log_window.float().contiguous()
+    addresses = {key: backends.address(tensor) for key, tensor in tensors.items()}
+    _native(a._replace(log_window=None)).launch(name, a.x.device, log_window=backends.address(window), **addresses)
+
+
 def _cuda_forward(a):
     out = _output(a)
     if out.numel():
-        window = None if a.log_window is None else a.log_window.float().contiguous()
-        problem = _native(a._replace(log_window=None))
-        problem.launch("forward_cuda", out.device, log_window=backends.address(window), out=out.data_ptr())
+        _launch("forward_cuda", a, out=out)
     return out
+
+
+def _cuda_backward(grad, a, *, needs_x, needs_kernel):
+    """By Triton for many taps, or far ones, whose halo would be most of a block's pixels; and on another grid."""
+    is_large = math.prod(a.kernel_size) > 25 or len(a.dilation) > 8 or max(reach(a.kernel_size, max(a.dilation))) > 4
+    if is_large or (a.stride, a.upscale) != (1, 1) or not grad.numel():
+        return _TRITON.backward(grad, a, needs_x=needs_x, needs_kernel=needs_kernel)
+    d_x = a.x.new_empty(a.x.shape) if needs_x else None
+    d_kernel = a.kernel.new_empty(a.kernel.shape) if needs_kernel else None
+    _launch("backward_cuda", a, grad_out=grad.contiguous(), x=d_x, kernel=d_kernel)
+    return d_x, d_kernel
 
 
 def _reference_forward(a):
@@ -100,8 +118,8 @@ _TRITON = backends.triton_backend(f"{__package__}.triton_kernels")
 
 
 def cuda_backend() -> Backend:
-    """The CUDA C++ kernels; their backward is Triton's."""
-    return Backend(why_not_cuda, _cuda_forward, _TRITON.backward)
+    """The CUDA C++ kernels; the backward of some calls is Triton's (`_cuda_backward`)."""
+    return Backend(why_not_cuda, _cuda_forward, _cuda_backward)
 
 
 OP = Op(

@@ -22,6 +22,7 @@ def elementwise_filter(large: bool) -> Iterator[Problem]:
                 return _problem(name, shape, groups, kernel_size, options | {"normalize": normalize})
 
             yield problem("DEAR's", (2, channels, *size), channels, **_HIGH_PASS)
+            yield problem("reflected", (1, 2, *size), 1, padding="reflect", **_ALL_TERMS)
             yield problem("reflected, dilated", (1, 6, 17, 23), 3, padding="reflect", dilation=2, **_ALL_TERMS)
             yield problem("replicated, with stride", (2, 6, 11, 40), 1, padding="replicate", stride=2, **_ALL_TERMS)
             yield problem("without padding", (1, 5, 21, 19), 5, padding="valid", **_ALL_TERMS)

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 # Every kernel and border: odd widths, several tiles, strided and misaligned inputs, one query.
 COVERING = {
     "local_implicit": "strided or launches or (one and query and float16) or (wide and odd and last and float16)",
-    "elementwise_filter": "shapes and bfloat16",
+    "elementwise_filter": "(shapes and bfloat16) or (rectangles and reflect and bfloat16) or fold",
     "neighborhood_attention": "misaligned or (accurate and float16 and (primes or stages or dim or causal or K))",
 }
 PARTS = {op: [*emulated_cuda.files(op), "tests/build/test_emulation.py"] for op in COVERING}

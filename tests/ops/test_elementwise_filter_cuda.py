@@ -1,12 +1,13 @@
 """Tests elementwise_filter's CUDA kernels in an emulation on the host; tests that need a GPU are marked."""
 
+import os
 from dataclasses import replace
 from types import SimpleNamespace
 
 import emulated_cuda
 import pytest
 import torch
-from elementwise_filter_cases import DELTA, SHAPES, Case, assert_forward_as_accurate
+from elementwise_filter_cases import DELTA, SHAPES, Case, assert_forward_as_accurate, assert_kernel_as_accurate
 
 from inr_kernels import elementwise_filter
 from inr_kernels._core import backends, native
@@ -25,6 +26,10 @@ def library(built_once):
     return emulated_cuda.load(built_once("emulated_cuda", emulated_cuda.build))
 
 
+def no_triton(*args, **needs):
+    raise RuntimeError("Triton's backward was called")
+
+
 @pytest.fixture
 def on_host(library, monkeypatch):
     """Makes backend="cuda" run on CPU tensors in the emulation; on_host(library) uses another build of it."""
@@ -33,6 +38,7 @@ def on_host(library, monkeypatch):
         monkeypatch.setitem(op.OP.backends, "cuda", replace(op.cuda_backend(), why_not=always))
         monkeypatch.setattr(native, "load", lambda: (emulated_cuda.Native(library), ""))
 
+    monkeypatch.setattr(op, "_TRITON", replace(op._TRITON, backward=no_triton))
     emulated_cuda.guard_memory(monkeypatch)
     use()
     return use
@@ -44,7 +50,15 @@ def test_shapes(name, dtype, on_host):
     padding = "zeros" if isinstance(SHAPES[name].get("dilation"), tuple) else "reflect"
     softmax = len(name) % 3 > 0
     case = Case(**SHAPES[name], padding=padding, normalize="taps" if softmax else "none", coefficients=ALL_TERMS)
-    assert_forward_as_accurate(case, dtype, "cuda")
+    assert_as_accurate_as_eager(case, dtype)
+
+
+def assert_as_accurate_as_eager(case, dtype):
+    """The output, and the gradients where they are not Triton's."""
+    height, width = case.kernel_size
+    longest = max(case.dilation) if isinstance(case.dilation, tuple) else case.dilation
+    is_tritons = height * width > 25 or max(height, width) // 2 * longest > 4 or case.stride * case.upscale > 1
+    (assert_forward_as_accurate if is_tritons else assert_kernel_as_accurate)(case, dtype, "cuda")
 
 
 @DTYPES
@@ -55,14 +69,71 @@ def test_borders(width, kernel_size, padding, dtype, on_host):
     """Whole and partial groups of four pixels, with and without vector loads, in both kernels."""
     options = {"size": (5, width), "padding": padding, "normalize": "taps", "window": True, "groups": 3}
     case = Case(batch=1, kernel_size=kernel_size, coefficients=ALL_TERMS, **options)
-    assert_forward_as_accurate(case, dtype, "cuda")
+    assert_kernel_as_accurate(case, dtype, "cuda")
+
+
+@DTYPES
+@pytest.mark.parametrize("padding", backends.PADDINGS)
+@pytest.mark.parametrize("kernel_size", [(3, 3), (5, 5), (3, 5)])
+def test_rectangles_and_halos(kernel_size, padding, dtype, on_host):
+    """Maps of several rectangles along both axes, of whole quads and of others, with far taps."""
+    for size, dilation in (((40, 148), 1), ((50, 75), 2)):
+        options = {"size": size, "padding": padding, "dilation": dilation, "normalize": "taps", "window": True}
+        case = Case(batch=1, channels=1, groups=1, kernel_size=kernel_size, coefficients=ALL_TERMS, **options)
+        assert_kernel_as_accurate(case, dtype, "cuda")
+
+
+@pytest.mark.parametrize("padding", ["replicate", "reflect"])
+def test_borders_that_fold_onto_all_pixels(padding, on_host):
+    """Sides about as long as the reach, where taps beyond both borders read a pixel."""
+    for size in ((5, 6), (9, 5), (1, 3), (2, 2)):
+        options = {"size": size, "padding": padding, "normalize": "taps", "coefficients": ALL_TERMS}
+        for kernel_size, dilation in (((5, 5), 2), ((3, 3), 4), ((5, 3), (1, 2)), ((3, 3), 1)):
+            case = Case(batch=1, channels=2, groups=1, kernel_size=kernel_size, dilation=dilation, **options)
+            assert_kernel_as_accurate(case, torch.float32, "cuda")
+
+
+@pytest.mark.parametrize("needed", [0, 1])
+@pytest.mark.parametrize("kernel_size", [(3, 3), (1, 5)])
+def test_each_needed_gradient_alone(kernel_size, needed, on_host):
+    """The same bits as with the other one."""
+    case = Case(channels=4, groups=2, kernel_size=kernel_size, padding="reflect", normalize="taps", coefficients=DELTA)
+    out, leaves = case.forward(torch.float32, "cuda")
+    both = torch.autograd.grad(out, leaves, torch.ones_like(out))
+    leaves = [t.detach().requires_grad_(i == needed) for i, t in enumerate(leaves)]
+    out = elementwise_filter(*leaves, **case.options(torch.float32), backend="cuda")
+    (alone,) = torch.autograd.grad(out, [leaves[needed]], torch.ones_like(out))
+    assert torch.equal(alone, both[needed])
+
+
+TRITONS = {
+    "many taps": {"kernel_size": (3, 9)},
+    "far taps": {"dilation": 5},
+    "many dilations": {"dilation": (1,) * 9},
+    "a stride": {"stride": 2},
+    "upscaling": {"upscale": 2},
+}
+
+
+@pytest.mark.parametrize("name", TRITONS)
+def test_the_backward_of_some_calls_is_tritons(name, on_host):
+    case = Case(batch=1, channels=1, groups=1, **TRITONS[name])
+    with pytest.raises(RuntimeError, match="Triton's backward"):
+        case.run(torch.float32, "cuda")
+
+
+def test_a_gradient_of_no_output(on_host):
+    """Triton's backward returns its zeros, without a launch."""
+    x, kernel = torch.empty(0, 4, 5, 6, requires_grad=True), torch.empty(0, 36, 5, 6)
+    with pytest.raises(RuntimeError, match="Triton's backward"):
+        elementwise_filter(x, kernel, kernel_size=3, backend="cuda").sum().backward()
 
 
 @DTYPES
 def test_many_channels_share_their_logits(dtype, on_host):
     for kernel_size in ((3, 3), (1, 7)):
         case = Case(batch=1, channels=22, groups=2, kernel_size=kernel_size, normalize="taps", coefficients=DELTA)
-        assert_forward_as_accurate(case, dtype, "cuda")
+        assert_kernel_as_accurate(case, dtype, "cuda")
 
 
 def test_vectors_and_single_values_are_the_same(on_host):
@@ -70,10 +141,14 @@ def test_vectors_and_single_values_are_the_same(on_host):
     case = Case(size=(6, 12), normalize="taps")
     x, kernel = (t.float() for t in case.tensors[:2])
     options = case.options(torch.float32)
-    aligned = elementwise_filter(x, kernel, **options, backend="cuda")
     views = [torch.cat([torch.zeros(1), t.flatten()])[1:].view(t.shape) for t in (x, kernel)]
     assert all(t.data_ptr() % 16 == 4 for t in views)
-    assert torch.equal(elementwise_filter(*views, **options, backend="cuda"), aligned)
+    runs = []
+    for leaves in ((x, kernel), views):
+        leaves = [t.detach().requires_grad_() for t in leaves]
+        out = elementwise_filter(*leaves, **options, backend="cuda")
+        runs.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
+    assert all(map(torch.equal, *runs))
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
@@ -116,12 +191,46 @@ def test_launches(on_host, library, monkeypatch):
     assert (one.blocks, three.blocks) == (blocks * 2, blocks * 3)
 
 
-# Faults that the emulation must detect by wrong results: the text to replace, and its replacement.
+def test_launches_of_the_backward(on_host, library, monkeypatch):
+    """One launch for all dilations; the shared memory of weights and two tiles with a halo."""
+    monkeypatch.setattr(backends, "stream", lambda device: 0x5EED)
+    x, kernel = torch.zeros(2, 20, 30, 35, requires_grad=True), torch.zeros(2, 2 * 9, 30, 35)
+    found = {}
+    for dilation in ((1,), (1, 3)):
+        out = elementwise_filter(x, kernel, kernel_size=3, groups=2, dilation=dilation, backend="cuda")
+        emulated_cuda.launches(library)
+        out.sum().backward()
+        (launch,) = emulated_cuda.launches(library)
+        assert launch.stream == 0x5EED
+        found[dilation] = launch.blocks, launch.threads, launch.shared
+    # Two rectangles of 15 rows and 36 columns, with halos of one or three rows, and of four columns; nine quads a row.
+    assert found[1,] == (2 * 2 * 2, 160, (9 + 2) * 4 * (15 + 2) * 44)
+    assert found[1, 3] == (2 * 2 * 2, 192, (9 + 2) * 4 * (15 + 6) * 44)
+
+
+def test_the_same_bits_in_any_order(on_host, library):
+    case = Case(batch=1, channels=1, groups=1, size=(40, 70), padding="reflect", normalize="taps")
+    runs = [case.run(torch.float32, "cuda")]
+    for seed in (1, 2):
+        library.set_order(seed)
+        runs.append(case.run(torch.float32, "cuda"))
+    library.set_order(int(os.environ.get("INR_EMULATION_ORDER", 0)))
+    assert all(map(torch.equal, *runs[:2])) and all(map(torch.equal, *runs[1:]))
+
+
+# Faults that the emulation must detect by wrong results: a file, the text to replace, and its replacement.
+FORWARD, BACKWARD = "elementwise_filter.cu", "elementwise_filter_backward.cu"
 FAULTS = {
-    "reflected edge": ("2 * (n - 1) - i", "2 * n - 1 - i"),
-    "rescaling": ("filtered[c][i] *= rescale", "filtered[c][i] *= 1"),
-    "last pixels": ("min(pixels, p.out_width - X)", "min(pixels - 1, p.out_width - X)"),
-    "taps": ("3 * i + j", "3 * j + i"),
+    "reflected edge": (FORWARD, "padded_index(p.padding, x - 1,", "padded_index(p.padding, x - 2,"),
+    "rescaling": (FORWARD, "filtered[c][i] *= rescale", "filtered[c][i] *= 1"),
+    "last pixels": (FORWARD, "min(pixels, p.out_width - X)", "min(pixels - 1, p.out_width - X)"),
+    "taps": (FORWARD, "3 * i + j", "3 * j + i"),
+    "halo": (BACKWARD, "r.halo[axis] = divide_up(reach[axis], unit) * unit", "r.halo[axis] = 0"),
+    "no barrier of the copies": (BACKWARD, "__syncthreads();  // all threads have read", "// all threads have read"),
+    "no barrier of the weights": (BACKWARD, "__syncthreads();  // the copies and", "// the copies and"),
+    "folded taps": (BACKWARD, "size - 1 + n - reach", "size + n - reach"),
+    "zero weights": (BACKWARD, "copy({0, 0, 0, 0}, weights", "copy({NAN, 0, 0, 0}, weights"),
+    "the mean": (BACKWARD, "v[t][i] - mean[i]", "v[t][i]"),
 }
 
 
@@ -129,11 +238,11 @@ FAULTS = {
 def test_the_emulation_detects(fault, on_host, tmp_path, built_once, if_changed):
     def run(_):
         built = built_once("emulated_cuda", emulated_cuda.build)
-        on_host(emulated_cuda.build_with_fault(tmp_path, built, "elementwise_filter.cu", *FAULTS[fault]))
-        with pytest.raises(AssertionError):
+        on_host(emulated_cuda.build_with_fault(tmp_path, built, *FAULTS[fault]))
+        with pytest.raises((AssertionError, RuntimeError)):
             for kernel_size in ((3, 3), (1, 5)):
-                options = {"size": (4, 10), "kernel_size": kernel_size, "padding": "reflect", "normalize": "taps"}
-                assert_forward_as_accurate(Case(batch=1, **options), torch.float32, "cuda")
+                options = {"size": (40, 70), "kernel_size": kernel_size, "padding": "reflect", "normalize": "taps"}
+                assert_kernel_as_accurate(Case(batch=1, channels=2, groups=1, **options), torch.float32, "cuda")
 
     if_changed(run, {"emulation": emulated_cuda.files("elementwise_filter")})
 
@@ -179,6 +288,8 @@ def test_a_launch_without_a_gpu_raises():
     arguments = op.Arguments(x, kernel, (3, 3), 2, (1,), 1, 1, "zeros", "taps", 0.0, 0.0, 1.0, None)
     with pytest.raises(RuntimeError, match="CUDA: "):
         op.cuda_backend().forward(arguments)
+    with pytest.raises(RuntimeError, match="CUDA: "):
+        op.cuda_backend().backward(x[None], arguments, needs_x=True, needs_kernel=True)
 
 
 @pytest.mark.gpu
@@ -190,4 +301,15 @@ def test_on_a_gpu(name, padding, dtype):
         return  # no such call
     case = Case(**SHAPES[name], padding=padding, normalize="taps", window=True, coefficients=ALL_TERMS)
     case.tensors = tuple(t.cuda() for t in case.tensors)
-    assert_forward_as_accurate(case, dtype, "cuda")
+    assert_kernel_as_accurate(case, dtype, "cuda")
+
+
+@pytest.mark.gpu
+@DTYPES
+@pytest.mark.parametrize("kernel_size", [(3, 3), (5, 5)])
+def test_paper_shape_on_a_gpu(kernel_size, dtype):
+    case = Case(channels=64, groups=64, size=(64, 64), kernel_size=kernel_size, normalize="taps", coefficients=DELTA)
+    case.tensors = tuple(None if t is None else t.cuda() for t in case.tensors)
+    assert_kernel_as_accurate(case, dtype, "cuda")
+    first, second = (case.run(dtype, "cuda") for _ in range(2))
+    assert all(map(torch.equal, first, second))

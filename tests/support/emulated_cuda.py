@@ -18,7 +18,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 HOST = ROOT / "tests" / "support" / "cuda_on_host"
 SOURCES = ["launch.cu", "local_implicit.cu", "local_implicit_sm90.cu", "local_implicit_weights.cu"]
-SOURCES += ["elementwise_filter.cu", "neighborhood_attention.cu", "neighborhood_attention_backward.cu"]
+SOURCES += [f"{op}{part}.cu" for op in ("elementwise_filter", "neighborhood_attention") for part in ("", "_backward")]
 LIBRARY = "cuda_on_host.so"
 # The tests of each op in the emulation.
 TESTS = {op: [f"tests/ops/test_{op}_cuda.py"] for op in ("elementwise_filter", "neighborhood_attention")}
@@ -82,6 +82,7 @@ def load(folder):
     loaded.neighborhood_attention_backward.restype = ctypes.c_char_p
     loaded.neighborhood_attention_tiles.restype = Integer
     loaded.elementwise_filter_forward.restype = ctypes.c_char_p
+    loaded.elementwise_filter_backward.restype = ctypes.c_char_p
     loaded.launch.restype = ctypes.POINTER(Launch)
     loaded.set_order(int(os.environ.get("INR_EMULATION_ORDER", 0)))
     return loaded
@@ -323,3 +324,7 @@ class ElementwiseFilter:
     def forward_cuda(self, *, log_window, out, stream):
         given = ctypes.byref(self.problem), *map(Address, (log_window, out, stream))
         check(self.library.elementwise_filter_forward(self.type, *given))
+
+    def backward_cuda(self, *, log_window, grad_out, x, kernel, stream):
+        given = ctypes.byref(self.problem), *map(Address, (log_window, grad_out, x, kernel, stream))
+        check(self.library.elementwise_filter_backward(self.type, *given))

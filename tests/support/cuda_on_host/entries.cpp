@@ -70,3 +70,12 @@ extern "C" const char* elementwise_filter_forward(int type, const inr::Elementwi
     return inr::elementwise_filter_forward_cuda(static_cast<inr::Type>(type), *p, log_window, out, stream);
   });
 }
+
+extern "C" const char* elementwise_filter_backward(int type, const inr::ElementwiseFilter* p, const float* log_window,
+                                                   const void* grad_out, void* grad_x, void* grad_kernel,
+                                                   void* stream) {
+  return attempt([&] {
+    return inr::elementwise_filter_backward_cuda(static_cast<inr::Type>(type), *p, log_window, grad_out, grad_x,
+                                                 grad_kernel, stream);
+  });
+}
