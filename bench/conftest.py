@@ -102,7 +102,8 @@ class Run:
     def _save(self):
         """Replaces the rows of the same cases in this machine's file, atomically."""
         about = machine()
-        slug = re.sub(r"[^a-z0-9]+", "-", about["name"].lower()).strip("-")
+        # Processors of one name may differ in their instruction sets.
+        slug = re.sub(r"[^a-z0-9]+", "-", f"{about['name']} {about['instruction set']}".lower()).strip("-")
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{slug}.json"
         stamp = {"commit": commit(), "command": "pytest " + " ".join(sys.argv[1:]), "date": time.strftime("%Y-%m-%d")}

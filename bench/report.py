@@ -188,7 +188,10 @@ def render(page):
 
     def tables(match):
         op = match[2]
-        found = [table(r, op) if op else summary(r) for r in results() if not op or cases(r, op)]
+        if op:
+            found = [table(result, op) for result in results() if cases(result, op)]
+        else:
+            found = [summary(max(results(), key=lambda result: len(result["rows"])))]  # of the most complete one
         return f"<!-- {match[1]} -->\n" + "\n\n".join(found) + "\n<!-- end -->"
 
     return re.sub(r"<!-- (bench(?::(\w+))?) -->\n.*?<!-- end -->", tables, page, flags=re.DOTALL)
@@ -207,7 +210,8 @@ def plot(op, path):
         for case, rows in cases(result, op).items():
             bars = [(row["implementation"], speed_up(row, rows)) for row in rows]
             if len(bars := [bar for bar in bars if bar[1]]) > 1:
-                panels.append((f"{case}\n{result['machine']['name']}", bars))
+                about = result["machine"]
+                panels.append((f"{case}\n{about['name']}, {about['instruction set']}", bars))
     if not panels:
         return
     heights = [len(bars) + 1.5 for _, bars in panels]
