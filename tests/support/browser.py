@@ -88,7 +88,10 @@ class Page:
         self.all("#load input[type=file]")[0].send_keys(str(file))
 
     def show(self, file):
-        """Chooses a picture, by a name that is new to the page, and waits until it is shown; returns that file."""
+        """Chooses a picture, by a name that is new to the page, and waits until it is loaded; returns that file.
+
+        The editor may show it a moment later, see `fill`.
+        """
         Page.shown += 1
         copy = Path(shutil.copy(file, file.with_stem(f"{file.stem}{Page.shown}")))
         self.load(copy)

@@ -46,7 +46,7 @@ INR_INLINE void store_up_to(Vec<T> v, std::int64_t n, T* to) {
 }
 
 // Transposes the first min(rows, lanes) rows of min(n, lanes) elements, each times its lane of `scale`, to rows of
-// min(width, lanes) elements; those beyond `rows` are zero.
+// min(width, lanes) elements; those beyond `rows` are zero. from: [rows], rows from_step apart; to: [n], to_step apart
 template <class T, class From, class To>
 INR_INLINE void transpose_tile(const From* from, std::int64_t from_step, std::int64_t rows, std::int64_t n,
                                Vec<T> scale, To* to, std::int64_t to_step, std::int64_t width) {

@@ -6,7 +6,8 @@
 // A task owns rows of keys, of long rows a segment, and the queries at the same positions. It visits every query row
 // whose window contains one of its key rows, in order, and keeps the rows of P and S' that are still needed; then it
 // sums over the queries of each key. Queries at the border of two bands or segments are therefore computed twice, no
-// thread waits for another one, and the sums do not depend on how the rows are divided.
+// thread waits for another one, and the sums of keys and values do not depend on the division; that of the bias depends
+// on the segments, but not on the number of threads.
 //
 // In three dimensions, a key plane would need all key planes of its query planes. So there are two passes: one over the
 // queries, which also stores sum_t P P' - grad_lse_i, and one over the keys, in which each query plane is visited with

@@ -20,7 +20,8 @@ namespace {
 
 constexpr int max_rows = 4;  // rows of queries that share the loaded keys
 
-// Offsets, or channels, of a block of some rows in registers: some eight sums hide the latency of a multiply-add.
+// The number of offsets, or of channels, that are summed at once for each of `rows` rows: at most 8, which hide the
+// latency of a multiply-add, and all sums in half of the registers.
 constexpr int wide(int rows) { return registers / 2 / rows < 8 ? registers / 2 / rows : 8; }
 
 template <class T>
@@ -106,18 +107,19 @@ struct NeighborhoodPlan {
   Buffer<Segment> segments;  // [parts]
 
  private:
-  // Divides rows into segments that fit the L2 cache, and into at least 64 tasks; but not into segments shorter than
-  // the columns that neighbouring tasks both stage, or than four times those for which both also compute. The number of
-  // threads does not matter, since the bias's gradient is summed by segment.
+  // Divides rows into segments that fit the L2 cache, and into at least min_tasks tasks; but not into segments shorter
+  // than min_vectors, than the columns that neighbouring tasks both stage, or than four times those for which both also
+  // compute. The division does not depend on the number of threads: the bias gradient is summed by segment and must
+  // have the same bits for any number of threads.
   bool divide_rows(std::int64_t column_size, const ColumnNeighbours<Real<T>>* query_neighbours) {
-    const std::int64_t both = (p.x.kernel - 1) * p.x.dilation, least = (query_neighbours ? 4 : 1) * both;
+    constexpr std::int64_t cache_bytes = 384 << 10, min_tasks = 64, min_vectors = 16;
+    const auto vectors_of = [](std::int64_t columns) { return round_up(columns, lanes<T>) / lanes<T>; };
+    const std::int64_t both = (p.x.kernel - 1) * p.x.dilation, all = vectors_of(p.x.length);
+    const std::int64_t least = clamp(vectors_of((query_neighbours ? 4 : 1) * both), min_vectors, all);
     const std::int64_t rows = p.batch * p.z.length * p.y.length * p.heads / heads;
-    const std::int64_t fitting = (384 << 10) / (column_size * std::int64_t(sizeof(Real<T>))) - both;
-    const std::int64_t columns = clamp(fitting, least, p.x.length), many = p.x.length * rows / 64;
-    const std::int64_t all = round_up(p.x.length, lanes<T>) / lanes<T>;
-    vectors = round_up(clamp(many, least, columns), lanes<T>) / lanes<T>;
-    vectors = clamp(vectors, 16, all);
-    parts = (all + vectors - 1) / vectors;
+    const std::int64_t fitting = cache_bytes / (column_size * std::int64_t(sizeof(Real<T>))) - both;
+    const std::int64_t wanted = vectors_of(clamp(p.x.length * rows / min_tasks, 1, clamp(fitting, 1, p.x.length)));
+    parts = clamp((all + wanted - 1) / wanted, 1, all / (least ? least : 1));
     vectors = (all + parts - 1) / parts;
     parts = (all + vectors - 1) / vectors;
     if (!segments.resize(parts)) return false;
