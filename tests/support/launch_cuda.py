@@ -3,12 +3,13 @@
     python tests/support/launch_cuda.py ARCH FOLDER [--ops ... | --failures | --faults]
 
 FOLDER is what `build` made: the package, in which `_C` is linked again from the objects of the installed one, with
-libcudart.so of tests/support/stub_driver in place of the CUDA runtime; PYTHONPATH must begin with it. Real are Python,
-the bindings, and the host code as nvcc compiled it, up to its calls of the runtime. NVIDIA's runtime is not: it runs
-over NVIDIA's driver only. The stand-in checks grid, threads, shared memory and clusters as the driver does. Compared
+libcudart.so of tests/support/stub_driver in place of the CUDA runtime; PYTHONPATH must begin with it. Python, the
+bindings and the host code are the real ones, up to their calls of the runtime. NVIDIA's runtime cannot be used, because
+it needs NVIDIA's driver. The stand-in checks grid, threads, shared memory and clusters as the driver does. Compared
 here are the stream, the attributes, the pointers in the parameters, and what the machine code for ARCH says of each
 kernel: the sizes of its parameters, its threads and its registers. Tensors have addresses outside of this process, so
-that launch code that reads one ends it.
+that launch code that reads a tensor crashes. Addresses of the host are found, but for those with a lowest byte of 0 or
+1: these may be a bool before padding.
 
 One line of JSON for each op. --failures: what calls of the runtime return as errors, as Python raises it. --faults:
 what is found in launches that are wrong.
@@ -45,12 +46,16 @@ MODULES = {
 CASES = {op: importlib.import_module(f"{op}_cases").Case for op in MODULES}
 TOOLS = Path(triton.__file__).parent / "backends/nvidia"
 HALVES = [torch.bfloat16, torch.float16]
-KERNELS = ["pack_weights", "decode", "filter_3x3", "filter_taps", "attend", "query_backward", "key_value_backward"]
+KERNELS = {
+    "local_implicit": ["pack_weights", "decode"],
+    "elementwise_filter": ["filter_3x3", "filter_taps", "gradients"],
+    "neighborhood_attention": ["attend", "query_backward", "key_value_backward"],
+}
 REGISTERS = 64 << 10  # of a multiprocessor
-# For sm_90, the first makes every call of the runtime, and the last one opts in to shared memory in its backward.
+# For sm_90, the first makes every call of the runtime, and the others opt in to shared memory in their backward.
 FAILING = {
     "local_implicit": {"batch": 1, "hidden": (256, 256)},
-    "elementwise_filter": {},
+    "elementwise_filter": {"size": (32, 32), "kernel_size": (5, 5)},
     "neighborhood_attention": {"size": (16, 16), "kernel_size": 16, "dim": 32, "bias": True},
 }
 
@@ -58,8 +63,9 @@ FAILING = {
 def build(folder):
     """Compiles the stand-in, and links the objects of the installed `_C` to it, in a copy of the package."""
     native, installed, package = ROOT / "build" / "native", Path(_C.__file__), Path(folder) / "inr_kernels"
-    same = (native / installed.name).read_bytes() == installed.read_bytes()
-    assert same, f"{installed} is not the library in {native}: run `pip install -e .`"
+    built = native / installed.name
+    if not built.is_file() or built.read_bytes() != installed.read_bytes():
+        raise RuntimeError(f"{installed} is not the library in {native}: run `pip install -e .`")
     sources = [ROOT / "tests/support/stub_driver" / name for name in ("cuda.c", "cudart.c")]
     runtime = Path(folder) / "libcudart.so"
     command = ["gcc", "-O1", "-shared", "-fPIC", "-Wall", f"-I{TOOLS / 'include'}", *sources, "-o", runtime]
@@ -145,15 +151,21 @@ class Driver:
         name = ctypes.c_char_p.in_dll(self.stub, "failing")
         self.set(failure=error)
         name.value = call.encode()
-        yield
-        name.value = b""
+        try:
+            yield
+        finally:
+            name.value = b""
 
     def check(self, parameters):
         """Called at each launch. Errors are collected, as nothing catches an exception here."""
         try:
             launched = Launched.in_dll(self.stub, "launched")
             name = self.stub.name_of(launched.function).decode()
-            short = re.search(f"({'|'.join(KERNELS)})I", name)[1] + ("_sm90" if "_sm90_" in name else "")
+            found = re.search(f"({'|'.join(itertools.chain(*KERNELS.values()))})I", name)
+            if not found:
+                self.errors.append(f"unknown kernel {name}")
+                return
+            short = found[1] + ("_sm90" if "_sm90_" in name else "")
             self.launches[short] += 1
             self.errors += [f"{short}: {error}" for error in self.wrong(self.kernels.get(name), launched, parameters)]
             if launched.attributes != short.endswith("_sm90"):
@@ -268,10 +280,12 @@ def faults(driver):
     """What is found in launches that are made wrong."""
     memory, stub = driver.memory, {"shared_limit": SHARED[90], "clusters": 1}
     beyond = lambda tensor: memory.data_ptr(tensor) + tensor.untyped_storage().nbytes()  # noqa: E731
+    # Storages are aligned to 64 bytes, so that these have no lowest byte of 0.
+    host = lambda tensor: Memory.real(tensor) + 16  # noqa: E731
     wrong = {
         "stream": mock.patch.object(backends, "stream", lambda device: 0),
         "beyond": mock.patch.object(torch.Tensor, "data_ptr", beyond),
-        "host": mock.patch.object(torch.Tensor, "data_ptr", Memory.real),
+        "host": mock.patch.object(torch.Tensor, "data_ptr", host),
         "no machine code": mock.patch.object(driver, "kernels", {}),
         "registers": mock.patch.object(sys.modules[__name__], "REGISTERS", 1 << 10),
         "shared_limit": contextlib.nullcontext(),

@@ -70,7 +70,7 @@ struct Cluster {
 };
 
 Cluster* current;  // of the running thread
-unsigned long number;
+unsigned long clusters_begun;
 std::size_t memory_bytes;
 const std::function<void()>* body;
 unsigned running;
@@ -291,7 +291,7 @@ namespace {
 
 // Initialises the threads and the shared memory of a cluster of `size` blocks, which begins with block `b` of the grid.
 __attribute__((noinline)) void prepare(Cluster& c, unsigned b, unsigned size) {
-  c.number = ++number;
+  c.number = ++clusters_begun;
   c.first = {b % gridDim.x, b / gridDim.x % gridDim.y, b / gridDim.x / gridDim.y};
   c.memories.assign(size, std::vector<char>(memory_bytes + 1024, char(0xff)));
   c.threads = std::vector<Thread>(size * blockDim.x);
@@ -309,13 +309,14 @@ __attribute__((noinline)) void prepare(Cluster& c, unsigned b, unsigned size) {
   }
 }
 
-// Whether all threads have ended; throws std::runtime_error if one of them left something undone.
-bool has_ended(Cluster& c) {
-  for (const Thread& t : c.threads)
-    if (!t.done) return false;
+bool has_ended(const Cluster& c) {
+  return std::all_of(c.threads.begin(), c.threads.end(), [](const Thread& t) { return t.done; });
+}
+
+// Throws std::runtime_error if a cluster that has ended left something undone.
+void check_ended(Cluster& c) {
   current = &c;
   if (const char* wrong = final_check ? final_check() : nullptr) throw std::runtime_error(wrong);
-  return true;
 }
 
 }  // namespace
@@ -338,8 +339,12 @@ void launch(dim3 grid, dim3 size, std::size_t shared_bytes, const std::function<
     if (!failure.empty()) throw std::runtime_error(failure);
     if (!moved) throw std::runtime_error("deadlock: the block waits forever");
     for (auto c = clusters.begin(); c != clusters.end();) {
-      if (!has_ended(*c)) ++c;
-      else if (next == order.end()) c = clusters.erase(c);
+      if (!has_ended(*c)) {
+        ++c;
+        continue;
+      }
+      check_ended(*c);
+      if (next == order.end()) c = clusters.erase(c);
       else prepare(*c++, *next++ * cluster_size, cluster_size);
     }
   }

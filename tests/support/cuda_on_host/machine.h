@@ -1,10 +1,10 @@
 // A GPU emulation for tests: runs the source of a kernel, compiled by the host's compiler, block by block.
 //
 // The threads of a block or cluster are fibers. Each warp runs until it has to wait, one warp after the other, in
-// reverse order in every other cluster, so that missing barriers lead to wrong results. In random orders, the warps of
-// several clusters alternate, so that what they share by mistake does so, too. Shared memory is initialised with NaN,
-// and the destination of an asynchronous copy is NaN until the copy is waited for. A launch fails if a block deadlocks
-// or the lanes of a warp execute different collective instructions.
+// reverse order in every other cluster, so that missing barriers lead to wrong results. In random orders, warps of up
+// to three clusters alternate, which detects memory that blocks share by mistake. Shared memory is initialised with
+// NaN, and the destination of an asynchronous copy is NaN until the copy is waited for. A launch fails if a block
+// deadlocks or the lanes of a warp execute different collective instructions.
 #pragma once
 
 #include <math.h>
@@ -62,8 +62,8 @@ extern bool truncating;  // whether products are rounded as in `truncated`
 // once, without bits that are more than 24 below the largest term, and the sum is truncated to float.
 float truncated(float sum, const float* a, const float* b, unsigned step, unsigned count);
 
-// Of random orders of warps, of clusters that begin in a random order; 0: cluster by cluster, in order, but for the
-// warps of every other one.
+// The seed of random orders of clusters and of their warps; 0: one cluster after the other, in order, the warps of
+// every other one in reverse.
 extern unsigned order_seed;
 
 extern const char* (*final_check)();  // called after each cluster; returns an error or nullptr
