@@ -105,7 +105,8 @@ def origin(result, rows):
         run = result["runs"][name]
         ops = ", ".join(f"`{op}`" for op in dict.fromkeys(row["op"] for row in rows if row["run"] == name))
         label, peaks = ("", run["peak_flops"]) if "peak_flops" in run else ("GEMM ", run["gemm_flops"])
-        rates = [label + ", ".join(f"{flops / 1e9:,.0f} GFLOP/s {dtype}" for dtype, flops in peaks.items())] * bool(peaks)
+        rates = [f"{flops / 1e9:,.0f} GFLOP/s {dtype}" for dtype, flops in peaks.items()]
+        rates = [label + ", ".join(rates)] if rates else []
         rates += [f"copy {copied / 1e9:.1f} GB/s"] if (copied := run["copy_bytes"]) else []
         ceilings = "; ".join(rates)
         lines.append(f"{ops}: `{run['command']}` at {run['commit']} ({run['date']}), measured ceilings {ceilings}.")

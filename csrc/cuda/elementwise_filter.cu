@@ -180,7 +180,7 @@ Status forward(const ElementwiseFilter& p, const float* log_window, void* out, v
     const std::int64_t quads = (p.out_width + pixels - 1) / pixels * p.out_height;
     const std::int64_t blocks = (quads + threads - 1) / threads * p.batch * p.groups * f.parts;
     const auto run = is_3x3 ? filter_3x3<type> : f.part == 1 ? filter_taps<type, 1> : filter_taps<type, 4>;
-    const Status launched = launch(run, dim3(unsigned(blocks)), threads, 0, stream, f);
+    const Status launched = launch(run, row_of(blocks), threads, 0, stream, f);
     if (launched != Status::ok) return launched;
   }
   return Status::ok;

@@ -1,7 +1,9 @@
-// What the kernels of elementwise_filter share: four adjacent pixels of a thread, logits, paddings, the sum of the terms.
+// Shared by the kernels of elementwise_filter: loads and stores of four pixels, logits, paddings, the sum of the terms.
 //
 // Four values of a plane are one load of 16 bytes (8 in half precision) where they are aligned.
 #pragma once
+
+#include <algorithm>
 
 #include "cuda/launch.cuh"
 #include "cuda/ptx.cuh"
@@ -118,7 +120,7 @@ struct Logits {
   __device__ __forceinline__ std::int64_t place(std::int64_t image, std::int64_t group, int y, int x) const {
     return image * strides[0] + group * taps * strides[1] + y * strides[2] + x * strides[3];
   }
-  // Of a tap, for `count` pixels from a place on; zeros after them, without a window.
+  // Of a tap, for `count` pixels from a place on; after them zeros, to which the window is added, too.
   template <bool whole = false>
   __device__ __forceinline__ void load(std::int64_t place, int tap, int count, float (&v)[pixels]) const {
     values.template load<whole>(place + tap * strides[1], strides[3], count, v);
@@ -159,6 +161,9 @@ struct Problem {
         channels(int(p.channels / p.groups)), kernel_height(int(p.kernel_height)), kernel_width(int(p.kernel_width)),
         padding(p.padding), softmax(p.normalize == Normalize::taps) {}
 };
+
+// A grid of a row of blocks. CUDA refuses one of 2^31 blocks; more would lose their high bits.
+inline dim3 row_of(std::int64_t blocks) { return dim3(unsigned(std::min(blocks, std::int64_t(1) << 31))); }
 
 }  // namespace cuda
 }  // namespace inr

@@ -10,7 +10,8 @@ namespace inr {
 namespace cuda {
 namespace {
 
-constexpr int max_threads = 256, max_taps = 25, max_dilations = 8;
+constexpr int max_threads = 256;
+constexpr int max_taps = 25, max_dilations = 8;  // the same in inr_kernels/elementwise_filter/op.py
 
 // How the pixels that get a gradient are divided: (y, x), in output pixels.
 struct Rectangles {
@@ -28,9 +29,11 @@ struct Rectangles {
 template <Type type>
 struct Backward : Problem<type> {
   using Problem<type>::Problem;
-  Plane4<type> grad, grad_x, grad_kernel;  // data == nullptr: not computed
+  Plane4<type> grad;         // [dilations, batch, channels, out_height, out_width], of the output
+  Plane4<type> grad_x;       // [batch, channels, height, width]; data == nullptr: not computed, like the next
+  Plane4<type> grad_kernel;  // [batch, groups, taps, out_height, out_width]
   Rectangles rectangles;
-  std::int64_t step;  // from the gradient of one dilation's output to the next
+  std::int64_t step;  // from the gradient of one dilation's output to the next, in elements
   int dilations[max_dilations], dilation_count;
   int origin[2];      // the input pixel on which output (0, 0) is centred
 };
@@ -89,7 +92,7 @@ __device__ __forceinline__ int read_index(const Backward<type>& p, int i, int n,
   return i >= -reach && i < n + reach ? padded_index(p.padding, i, n) : -1;
 }
 
-// Copies a dilation's gradient of the output, and the input with its padding, to shared memory.
+// Copies a dilation's gradient of the output, and the input with its padding, to shared memory: [rows, pitch] each.
 template <bool whole, Type type>
 __device__ __forceinline__ void fill(const Backward<type>& p, const Place<type>& place, int c, int dilation, float* grad,
                                      float* x) {
@@ -117,6 +120,7 @@ __device__ __forceinline__ void fill(const Backward<type>& p, const Place<type>&
 }
 
 // The sums over the taps that read a pixel (y, x) through the padding: weighted, and of the gradient alone.
+// weights: [taps, rows, pitch]; grad: [rows, pitch].
 template <Type type>
 __device__ __forceinline__ float2 sum_folded(const Backward<type>& p, const Place<type>& place, int y, int x,
                                              int dilation, const float* weights, const float* grad) {
@@ -166,7 +170,7 @@ __global__ void __launch_bounds__(max_threads, K == 3 ? 2 : 1) gradients(const B
     for (int t = 0; t < T; ++t)
       if (t < taps) p.logits.template load<whole>(from, t, place.outputs, v[t]);
   }
-  // Where there is no output pixel, weights are zero.
+  // Quads without output pixels have zero weights; in the others the gradient is zero.
   for (int i = threadIdx.x; i < taps * plane / pixels; i += blockDim.x) copy({0, 0, 0, 0}, weights + i * pixels);
   __syncthreads();
 
@@ -265,7 +269,8 @@ __global__ void __launch_bounds__(max_threads, K == 3 ? 2 : 1) gradients(const B
     for (int i = 0; i < pixels; ++i) mean[i] = fmaf(weight[i], v[t][i], mean[i]);
   }
   const std::int64_t size = std::int64_t(p.out_height) * p.out_width;
-  std::int64_t to = (place.image * p.groups + place.group) * taps * size + place.y * p.out_width + place.x;
+  std::int64_t to = (place.image * p.groups + place.group) * taps * size +
+                    std::int64_t(place.y) * p.out_width + place.x;
 #pragma unroll
   for (int t = 0; t < T; ++t) {
     if (t >= taps) break;
@@ -336,7 +341,7 @@ Status backward(const ElementwiseFilter& p, const float* log_window, const void*
                    : side == 5 ? (whole ? gradients<type, 5, true> : gradients<type, 5, false>)
                                : gradients<type, 0, false>;
   const std::int64_t blocks = std::int64_t(rectangles.counts[0]) * rectangles.counts[1] * p.batch * p.groups;
-  return launch(run, dim3(unsigned(blocks)), unsigned(rectangles.threads), rectangles.shared(int(p.taps())), stream, b);
+  return launch(run, row_of(blocks), unsigned(rectangles.threads), rectangles.shared(int(p.taps())), stream, b);
 }
 
 }  // namespace

@@ -117,8 +117,8 @@ class _Page:
         quick: Any = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         shown = [self.picture, self.editor, self.status]
         results = [self.slider, self.download, self.mask, self.resume, self.result]
-        # Not on the editor: Gradio reads the editor's drawing before each change of the progress shown there. That takes
-        # longer for a large old drawing, so that "pending" can arrive after "complete", and "processing" stays.
+        # Not on the editor: Gradio reads the editor's drawing before each change of the progress shown there. That
+        # takes longer for a large old drawing, so that "pending" can arrive after "complete", and "processing" stays.
         loading: Any = {"show_progress_on": self.status, "api_visibility": "private"}
         self.load.upload(self.on_load, [self.load, self.picture], [*shown, *results], **loading)
         self.resume.click(self.on_load, [self.result, self.picture], [*shown, *results], **loading)

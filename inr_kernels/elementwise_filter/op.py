@@ -5,6 +5,7 @@ x [B, C, H, W], kernel [B, groups K², Ho, Wo] with any strides, log_window [kh,
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -26,6 +27,10 @@ _ARGUMENTS = (
     "Tensor x, Tensor kernel, int[] kernel_size, SymInt groups, int[] dilation, int stride, int upscale,"
     " str padding, str normalize, float alpha, float beta, float gamma, Tensor? log_window, str backend"
 )
+
+# Limits of the CUDA backward: max_taps and max_dilations in csrc/cuda/elementwise_filter_backward.cu, and pixels from
+# the centre to a tap, beyond which the halo would be most of a block's pixels.
+_MAX_TAPS, _MAX_DILATIONS, _MAX_REACH = 25, 8, 4
 
 
 def _native(a):
@@ -78,6 +83,12 @@ def why_not_cuda(facts: Facts) -> str:
     return reason or ("it takes normalize 'none' and 'taps'; got 'all'" if facts.normalize == "all" else "")
 
 
+def has_cuda_backward(kernel_size: Sequence[int], dilations: Sequence[int], stride: int, upscale: int) -> bool:
+    """Whether a CUDA C++ kernel computes the gradients of a call."""
+    is_small = math.prod(kernel_size) <= _MAX_TAPS and len(dilations) <= _MAX_DILATIONS
+    return is_small and max(reach(kernel_size, max(dilations))) <= _MAX_REACH and stride == upscale == 1
+
+
 def _launch(name, a, **tensors):
     """Launches a CUDA kernel, which takes the window in float32."""
     window = None if a.log_window is None else a.log_window.float().contiguous()
@@ -93,9 +104,12 @@ def _cuda_forward(a):
 
 
 def _cuda_backward(grad, a, *, needs_x, needs_kernel):
-    """By Triton for many taps, or far ones, whose halo would be most of a block's pixels; and on another grid."""
-    is_large = math.prod(a.kernel_size) > 25 or len(a.dilation) > 8 or max(reach(a.kernel_size, max(a.dilation))) > 4
-    if is_large or (a.stride, a.upscale) != (1, 1) or not grad.numel():
+    """The gradients of x and of the kernel, or None.
+
+    Calls that the CUDA kernel does not take (more than 25 taps or 8 dilations, taps more than 4 pixels from the centre,
+    a stride or upscaling) are computed by Triton.
+    """
+    if not has_cuda_backward(a.kernel_size, a.dilation, a.stride, a.upscale) or not grad.numel():
         return _TRITON.backward(grad, a, needs_x=needs_x, needs_kernel=needs_kernel)
     d_x = a.x.new_empty(a.x.shape) if needs_x else None
     d_kernel = a.kernel.new_empty(a.kernel.shape) if needs_kernel else None

@@ -26,6 +26,7 @@ def elementwise_filter(large: bool) -> Iterator[Problem]:
             yield problem("reflected, dilated", (1, 6, 17, 23), 3, padding="reflect", dilation=2, **_ALL_TERMS)
             yield problem("replicated, with stride", (2, 6, 11, 40), 1, padding="replicate", stride=2, **_ALL_TERMS)
             yield problem("without padding", (1, 5, 21, 19), 5, padding="valid", **_ALL_TERMS)
+            yield problem("two dilations", (1, 4, 33, 40), 2, dilation=(1, 2), **_ALL_TERMS)
             yield problem("upscaled, two dilations", (1, 4, 5, 21), 2, upscale=2, dilation=(1, 2))
             yield problem("one pixel", (3, 2, 1, 1), 2)
             yield problem("one row of taps", (1, 3, 9, 67), 3, kernel_size=(1, sides * sides))

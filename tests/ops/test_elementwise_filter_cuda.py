@@ -55,10 +55,9 @@ def test_shapes(name, dtype, on_host):
 
 def assert_as_accurate_as_eager(case, dtype):
     """The output, and the gradients where they are not Triton's."""
-    height, width = case.kernel_size
-    longest = max(case.dilation) if isinstance(case.dilation, tuple) else case.dilation
-    is_tritons = height * width > 25 or max(height, width) // 2 * longest > 4 or case.stride * case.upscale > 1
-    (assert_forward_as_accurate if is_tritons else assert_kernel_as_accurate)(case, dtype, "cuda")
+    dilations = case.dilation if isinstance(case.dilation, tuple) else (case.dilation,)
+    has_backward = op.has_cuda_backward(case.kernel_size, dilations, case.stride, case.upscale)
+    (assert_kernel_as_accurate if has_backward else assert_forward_as_accurate)(case, dtype, "cuda")
 
 
 @DTYPES
@@ -81,6 +80,12 @@ def test_rectangles_and_halos(kernel_size, padding, dtype, on_host):
         options = {"size": size, "padding": padding, "dilation": dilation, "normalize": "taps", "window": True}
         case = Case(batch=1, channels=1, groups=1, kernel_size=kernel_size, coefficients=ALL_TERMS, **options)
         assert_kernel_as_accurate(case, dtype, "cuda")
+
+
+@DTYPES
+def test_rectangles_of_several_images_groups_and_dilations(dtype, on_host):
+    options = {"size": (50, 75), "dilation": (1, 2), "normalize": "taps", "coefficients": ALL_TERMS}
+    assert_kernel_as_accurate(Case(batch=2, channels=4, groups=2, **options), dtype, "cuda")
 
 
 @pytest.mark.parametrize("padding", ["replicate", "reflect"])
@@ -159,19 +164,36 @@ def test_logits_that_are_not_finite(kernel_size, value, on_host):
     x, kernel = (t.float() for t in case.tensors[:2])
     kernel[0, 3, 1, 2] = value
     kernel[0, :, 2, 4] = value
-    kernel_out, eager = (
-        elementwise_filter(x, kernel, **case.options(torch.float32), backend=name) for name in ("cuda", "reference")
-    )
-    assert torch.equal(kernel_out.isnan(), eager.isnan())
-    finite = eager.isfinite()
-    assert (kernel_out - eager)[finite].abs().max() <= 1e-6 * eager[finite].abs().max()
+    assert_nan_as_in_eager(x, kernel, torch.randn_like(x), case.options(torch.float32))
 
 
-def test_nan_stays_in_its_pixels(on_host):
-    x, kernel = torch.randn(1, 2, 9, 10), torch.randn(1, 18, 9, 10)
-    x[0, 0, 4, 5] = float("nan")
-    out = elementwise_filter(x, kernel, kernel_size=3, backend="cuda")
-    assert out.isnan().sum() == out[0, 0, 3:6, 4:7].isnan().sum() == 9
+def assert_nan_as_in_eager(x, kernel, grad, options):
+    """The output and the gradients are NaN where eager's are, and elsewhere about the same; returns them."""
+    results = []
+    for backend in ("cuda", "reference"):
+        leaves = [t.detach().requires_grad_() for t in (x, kernel)]
+        out = elementwise_filter(*leaves, **options, backend=backend)
+        results.append([out.detach(), *torch.autograd.grad(out, leaves, grad)])
+    for ours, eager in zip(*results, strict=True):
+        assert torch.equal(ours.isnan(), eager.isnan())
+        finite = eager.isfinite()
+        assert (ours - eager)[finite].abs().max() <= 1e-6 * eager[finite].abs().max()
+    return results[0]
+
+
+@pytest.mark.parametrize("normalize", ["none", "taps"])
+@pytest.mark.parametrize("kernel_size", [(3, 3), (1, 5)])
+@pytest.mark.parametrize("name", ["x", "kernel", "grad"])
+def test_nan_stays_in_its_pixels(name, kernel_size, normalize, on_host):
+    case = Case(batch=1, channels=2, groups=2, size=(9, 10), kernel_size=kernel_size, normalize=normalize)
+    tensors = {"x": case.tensors[0].float(), "kernel": case.tensors[1].float(), "grad": torch.randn(1, 2, 9, 10)}
+    tensors[name][0, 0, 4, 5] = float("nan")
+    results = assert_nan_as_in_eager(**tensors, options=case.options(torch.float32))
+    height, width = kernel_size
+    rows, columns = slice(4 - height // 2, 5 + height // 2), slice(5 - width // 2, 6 + width // 2)
+    for t in results:  # none in other pixels, and none in the other group
+        t[:, : t.shape[1] // 2, rows, columns] = 0
+        assert t.isfinite().all()
 
 
 def test_an_empty_output(on_host):
@@ -191,6 +213,20 @@ def test_launches(on_host, library, monkeypatch):
     assert (one.blocks, three.blocks) == (blocks * 2, blocks * 3)
 
 
+@pytest.mark.parametrize("backward", [False, True])
+def test_too_many_blocks_are_refused(backward, on_host):
+    """2^32 blocks, of which a grid's 32 bits would be 0, and one more image's."""
+    given = {"groups": 2**12, "padding": 0, "normalize": 1, "stride": 1, "upscale": 1, "x": None, "log_window": None}
+    given |= {"out_size": (1, 1), "kernel_size": (3, 3), "dilations": [1], "coefficients": (0.0, 0.0, 1.0)}
+    size = 2**20 + 1, 2**12, 1, 1
+    problem = native.load()[0].ElementwiseFilter(type=0, size=size, kernel=(None, (0,) * 4), threads=1, **given)
+    with pytest.raises(RuntimeError, match="too large a grid"):
+        if backward:
+            problem.backward_cuda(log_window=None, grad_out=None, x=None, kernel=None, stream=None)
+        else:
+            problem.forward_cuda(log_window=None, out=None, stream=None)
+
+
 def test_launches_of_the_backward(on_host, library, monkeypatch):
     """One launch for all dilations; the shared memory of weights and two tiles with a halo."""
     monkeypatch.setattr(backends, "stream", lambda device: 0x5EED)
@@ -208,29 +244,37 @@ def test_launches_of_the_backward(on_host, library, monkeypatch):
     assert found[1, 3] == (2 * 2 * 2, 192, (9 + 2) * 4 * (15 + 6) * 44)
 
 
-def test_the_same_bits_in_any_order(on_host, library):
-    case = Case(batch=1, channels=1, groups=1, size=(40, 70), padding="reflect", normalize="taps")
-    runs = [case.run(torch.float32, "cuda")]
-    for seed in (1, 2):
-        library.set_order(seed)
-        runs.append(case.run(torch.float32, "cuda"))
+@pytest.fixture
+def set_order(library):
+    """Sets the order of warps and blocks, for one test."""
+    yield library.set_order
     library.set_order(int(os.environ.get("INR_EMULATION_ORDER", 0)))
+
+
+def test_the_same_bits_in_any_order(on_host, set_order):
+    case = Case(batch=1, channels=1, groups=1, size=(40, 70), padding="reflect", normalize="taps")
+    runs = []
+    for seed in (0, 1, 2):
+        set_order(seed)
+        runs.append(case.run(torch.float32, "cuda"))
     assert all(map(torch.equal, *runs[:2])) and all(map(torch.equal, *runs[1:]))
 
 
-# Faults that the emulation must detect by wrong results: a file, the text to replace, and its replacement.
+# Faults that the emulation must detect by wrong results: a file, the text to replace, its replacement, and the message:
+# the first tensor that is wrong, of the output and the gradients of x and of the kernel.
 FORWARD, BACKWARD = "elementwise_filter.cu", "elementwise_filter_backward.cu"
+OUTPUT, OF_X, OF_KERNEL = (f"tensor {i}, max: error" for i in range(3))
 FAULTS = {
-    "reflected edge": (FORWARD, "padded_index(p.padding, x - 1,", "padded_index(p.padding, x - 2,"),
-    "rescaling": (FORWARD, "filtered[c][i] *= rescale", "filtered[c][i] *= 1"),
-    "last pixels": (FORWARD, "min(pixels, p.out_width - X)", "min(pixels - 1, p.out_width - X)"),
-    "taps": (FORWARD, "3 * i + j", "3 * j + i"),
-    "halo": (BACKWARD, "r.halo[axis] = divide_up(reach[axis], unit) * unit", "r.halo[axis] = 0"),
-    "no barrier of the copies": (BACKWARD, "__syncthreads();  // all threads have read", "// all threads have read"),
-    "no barrier of the weights": (BACKWARD, "__syncthreads();  // the copies and", "// the copies and"),
-    "folded taps": (BACKWARD, "size - 1 + n - reach", "size + n - reach"),
-    "zero weights": (BACKWARD, "copy({0, 0, 0, 0}, weights", "copy({NAN, 0, 0, 0}, weights"),
-    "the mean": (BACKWARD, "v[t][i] - mean[i]", "v[t][i]"),
+    "reflected edge": (FORWARD, "padded_index(p.padding, x - 1,", "padded_index(p.padding, x - 2,", OUTPUT),
+    "rescaling": (FORWARD, "filtered[c][i] *= rescale", "filtered[c][i] *= 1", OUTPUT),
+    "last pixels": (FORWARD, "min(pixels, p.out_width - X)", "min(pixels - 1, p.out_width - X)", OUTPUT),
+    "taps": (FORWARD, "3 * i + j", "3 * j + i", OUTPUT),
+    "halo": (BACKWARD, "r.halo[axis] = divide_up(reach[axis], unit) * unit", "r.halo[axis] = 0", OF_X),
+    "no barrier of the copies": (BACKWARD, "__syncthreads();  // all threads", "// all threads", OF_X),
+    "no barrier of the weights": (BACKWARD, "__syncthreads();  // the copies and", "// the copies and", OF_X),
+    "folded taps": (BACKWARD, "size - 1 + n - reach", "size + n - reach", OF_X),
+    "zero weights": (BACKWARD, "copy({0, 0, 0, 0}, weights", "copy({NAN, 0, 0, 0}, weights", OF_X),
+    "the mean": (BACKWARD, "v[t][i] - mean[i]", "v[t][i]", OF_KERNEL),
 }
 
 
@@ -238,8 +282,9 @@ FAULTS = {
 def test_the_emulation_detects(fault, on_host, tmp_path, built_once, if_changed):
     def run(_):
         built = built_once("emulated_cuda", emulated_cuda.build)
-        on_host(emulated_cuda.build_with_fault(tmp_path, built, *FAULTS[fault]))
-        with pytest.raises((AssertionError, RuntimeError)):
+        *change, message = FAULTS[fault]
+        on_host(emulated_cuda.build_with_fault(tmp_path, built, *change))
+        with pytest.raises(AssertionError, match=message):
             for kernel_size in ((3, 3), (1, 5)):
                 options = {"size": (40, 70), "kernel_size": kernel_size, "padding": "reflect", "normalize": "taps"}
                 assert_kernel_as_accurate(Case(batch=1, channels=2, groups=1, **options), torch.float32, "cuda")
