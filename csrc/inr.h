@@ -113,8 +113,8 @@ Status elementwise_filter_backward(Type, const ElementwiseFilter&, const void* g
 // pointers. log_window: [taps()] float32 or nullptr, in place of the problem's. stream: a cudaStream_t.
 Status elementwise_filter_forward_cuda(Type, const ElementwiseFilter&, const float* log_window, void* out,
                                        void* stream);
-// The backward on a GPU, of up to 25 taps and 8 dilations, at stride and upscale 1, where a pixel and its reach fit a
-// block (a reach of 4 does); as above.
+// The backward on a GPU: at stride and upscale 1, at most 25 taps and 8 dilations, and taps at most 4 pixels from the
+// centre (others may not fit shared memory). Other arguments: as in the forward on a GPU and the backward on a CPU.
 Status elementwise_filter_backward_cuda(Type, const ElementwiseFilter&, const float* log_window, const void* grad_out,
                                         void* grad_x, void* grad_kernel, void* stream);
 
