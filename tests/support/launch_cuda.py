@@ -8,8 +8,8 @@ bindings and the host code are the real ones, up to their calls of the runtime. 
 it needs NVIDIA's driver. The stand-in checks grid, threads, shared memory and clusters as the driver does. Compared
 here are the stream, the attributes, the pointers in the parameters, and what the machine code for ARCH says of each
 kernel: the sizes of its parameters, its threads and its registers. Tensors have addresses outside of this process, so
-that launch code that reads a tensor crashes. Addresses of the host are found, but for those with a lowest byte of 0 or
-1: these may be a bool before padding.
+that launch code that reads a tensor crashes. Addresses of the host are found, but for those that may be a bool or a
+small integer before padding.
 
 One line of JSON for each op. --failures: what calls of the runtime return as errors, as Python raises it. --faults:
 what is found in launches that are wrong.
@@ -192,10 +192,15 @@ class Driver:
                     tensors += 1
                 elif Memory.BEGIN <= word < Memory.BEGIN + (1 << 40):
                     yield f"parameter {i}, byte {at}: an address beyond the tensors"
-                elif word % 256 > 1 and any(begin <= word < end for begin, end in ours):  # not a bool before padding
+                elif is_address(word) and any(begin <= word < end for begin, end in ours):
                     yield f"parameter {i}, byte {at}: {word:#x} is an address of the host"
         if tensors < 2:
             yield f"{tensors} tensors among the parameters"
+
+
+def is_address(word):
+    """Whether 8 bytes can be an address, and not a bool or a small integer before padding, whose bytes are any."""
+    return word % 256 > 1 and word % 2**32 >= 2**16
 
 
 class NotCuda(Exception):
