@@ -119,7 +119,8 @@ struct NeighborhoodPlan {
     const std::int64_t rows = p.batch * p.z.length * p.y.length * p.heads / heads;
     const std::int64_t fitting = cache_bytes / (column_size * std::int64_t(sizeof(Real<T>))) - both;
     const std::int64_t wanted = vectors_of(clamp(p.x.length * rows / min_tasks, 1, clamp(fitting, 1, p.x.length)));
-    parts = clamp((all + wanted - 1) / wanted, 1, all / (least ? least : 1));
+    const std::int64_t most = all < 2 * least ? 1 : all / least;
+    parts = clamp((all + wanted - 1) / wanted, 1, most);
     vectors = (all + parts - 1) / parts;
     parts = (all + vectors - 1) / vectors;
     if (!segments.resize(parts)) return false;
