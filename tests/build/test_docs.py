@@ -199,7 +199,8 @@ def test_edits_for_a_new_op():
     listed = {str(path.relative_to(ROOT)) for name in code + prose for path in ROOT.glob(name)}
     texts = {name: without_underscores(ROOT / name) for name in listed | {*tree.texts()}}
     for op in ("localimplicit", "elementwisefilter", "unmaskattention"):
-        assert not [name for name in listed if op not in texts[name]]
+        # A machine's results may be those of one op.
+        assert not [name for name in listed if op not in texts[name] and not name.startswith("bench/results/")]
     naming = {name for name, text in texts.items() if "unmaskattention" in text and "unmask_attention" not in name}
     unlisted = {name for name in naming - listed if not any(Path(name).is_relative_to(user) for user in USERS)}
     assert not unlisted, "list them in CONTRIBUTING.md, or here if they only use the op"
