@@ -246,7 +246,7 @@ def run_python():
 @pytest.fixture(scope="session")
 def expected_isa(run_python):
     """expected_isa("avx2") -> the instruction set that INR_KERNELS_ISA=avx2 selects here: generic if unsupported."""
-    widths = ["generic", "avx2", "avx512", "avx512bf16"]
+    widths = ["generic", "avx2", "avx512", "avx512bf16", "amx"]
     widest = run_python("from inr_kernels import _C; print(_C.isa())", INR_KERNELS_ISA="").strip()
     return lambda isa: isa if widths.index(isa) <= widths.index(widest) else "generic"
 

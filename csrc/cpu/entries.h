@@ -30,11 +30,12 @@ namespace generic { INR_CPU_ENTRIES(INR_DECLARE) }
 namespace avx2 { INR_CPU_ENTRIES(INR_DECLARE) }
 namespace avx512 { INR_CPU_ENTRIES(INR_DECLARE) }
 namespace avx512bf16 { INR_CPU_ENTRIES(INR_DECLARE) }
+namespace amx { INR_CPU_ENTRIES(INR_DECLARE) }
 #undef INR_DECLARE
 
 // The entry points of one instruction set.
 struct CpuEntries {
-  const char* isa;  // generic, avx2, avx512 or avx512bf16
+  const char* isa;  // generic, avx2, avx512, avx512bf16 or amx
   bool supported;   // by this processor
 #define INR_POINTER(entry) decltype(&inr::entry) entry;
   INR_CPU_ENTRIES(INR_POINTER)

@@ -60,7 +60,7 @@ def why_not_cuda(facts: Facts) -> str:
 def cpu_has_bfloat16() -> bool:
     """Whether the C++ kernels multiply bfloat16 natively on this processor."""
     library = native.load()[0]
-    return library is not None and library.isa() == "avx512bf16"
+    return library is not None and library.isa() in ("avx512bf16", "amx")
 
 
 def centres(n: int, device: torch.device) -> torch.Tensor:

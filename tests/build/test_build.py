@@ -20,7 +20,10 @@ PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 OFFLINE = ["--no-build-isolation", "--no-deps"]
 # The lowest instruction set alone, neither optimized nor with debug information: most of the time goes into what the
 # installed build has.
-OPTIONS = [*(f"-DINR_COMPILES_{isa}=OFF" for isa in ("avx2", "avx512", "avx512bf16")), "-DCMAKE_BUILD_TYPE=Debug"]
+OPTIONS = [
+    *(f"-DINR_COMPILES_{isa}=OFF" for isa in ("avx2", "avx512", "avx512bf16", "amx")),
+    "-DCMAKE_BUILD_TYPE=Debug",
+]
 OPTIONS += [f"-DCMAKE_{language}_FLAGS_DEBUG=" for language in ("CXX", "CUDA")]
 QUICK = {"CUDAARCHS": "89", "CMAKE_ARGS": " ".join(OPTIONS)}
 

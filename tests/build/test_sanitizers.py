@@ -21,7 +21,7 @@ def sanitized(built_once):
     """sanitized() -> the package, installed with sanitizers into a folder; and the environment to run it in."""
 
     def build(folder):
-        others = " ".join(f"-DINR_COMPILES_{isa}=OFF" for isa in ("avx2", "avx512bf16"))
+        others = " ".join(f"-DINR_COMPILES_{isa}=OFF" for isa in ("avx2", "avx512bf16", "amx"))
         environment = {"INR_KERNELS_SANITIZE": "address,undefined", "INR_KERNELS_CUDA": "0", "CMAKE_ARGS": others}
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         install = [sys.executable, "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps", "--target"]

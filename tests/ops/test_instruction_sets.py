@@ -5,7 +5,7 @@ import native_tests
 import pytest
 
 
-@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512", "avx512bf16"])
+@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512", "avx512bf16", "amx"])
 def test_every_op(isa, run_python, expected_isa):
     code = "import instruction_sets; instruction_sets.main()"
     assert run_python(code, INR_KERNELS_ISA=isa, OMP_NUM_THREADS="1").strip() == expected_isa(isa)

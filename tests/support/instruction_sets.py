@@ -20,6 +20,7 @@ PROBLEMS = [
     (local_implicit_cases, (*EXACT, torch.bfloat16), {}),
     (local_implicit_cases, (*EXACT, torch.bfloat16), {"ensemble_after": "first"}),
     (local_implicit_cases, (*EXACT, torch.bfloat16), {"hidden": (65, 31), "out": 19}),
+    (local_implicit_cases, (*EXACT, torch.bfloat16), {"hidden": (1057, 40), "queries": 9}),
     (local_texture_cases, EXACT, {"frequencies": 21}),
     (local_texture_cases, HALF[:1], {"frequencies": 21, "relu_margin": True}),
     (elementwise_filter_cases, (*EXACT, *HALF), {"size": (5, 37), "normalize": "taps"}),

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "buffer.h"
+#include "tile_product.h"
 
 namespace inr {
 namespace INR_ISA {
@@ -94,9 +95,9 @@ INR_INLINE void gemm(std::int64_t rows, std::int64_t cols, std::int64_t steps, c
   }
 }
 
-// A weight matrix in panels of columns, [inner / per_step][panel][per_step] each, zero-padded.
+// A matrix in panels of columns, [inner / per_step][panel][per_step] each, zero-padded.
 template <class T>
-class PackedMatrix {
+class PanelMatrix {
  public:
   // source: B [inner, outer] with strides inner_stride, outer_stride.
   bool pack(const T* source, std::int64_t outer, std::int64_t inner, std::int64_t outer_stride,
@@ -120,7 +121,7 @@ class PackedMatrix {
   }
   // Calls emit(i, j, vector) for a w. a: [round_up(rows, block_rows), inner] with row stride a_row
   template <class Emit>
-  INR_INLINE void multiply(const PackedMatrix& w, const T* a, std::int64_t rows, std::int64_t a_row, Emit emit) {
+  INR_INLINE void multiply(const PanelMatrix& w, const T* a, std::int64_t rows, std::int64_t a_row, Emit emit) {
     constexpr int per = Element<T>::per_step;
     gemm<T>(rows, w.outer_, w.steps_, a, a_row, per, w.data_, panel<T> * per, w.panel_size(), emit);
   }
@@ -130,6 +131,63 @@ class PackedMatrix {
   Buffer<T> data_;
   std::int64_t outer_ = 0, steps_ = 0;
 };
+
+#if defined(__AMX_BF16__)
+// A matrix of float32 for the tile unit, and for the multiply-add units where a number is not the sum of its parts.
+class TileOrPanelMatrix {
+ public:
+  bool pack(const float* source, std::int64_t outer, std::int64_t inner, std::int64_t outer_stride,
+            std::int64_t inner_stride) {
+    inner_ = inner, has_parts_ = true;
+    for (std::int64_t n = 0; n < outer; ++n)
+      for (std::int64_t k = 0; k < inner; ++k)
+        has_parts_ &= (bits_of(source[n * outer_stride + k * inner_stride]) & magnitude) < limit;
+    return panels_.pack(source, outer, inner, outer_stride, inner_stride) &&
+           tiles_.pack(source, outer, inner, outer_stride, inner_stride);
+  }
+  template <class Emit>
+  INR_INLINE void multiply(const TileOrPanelMatrix& w, const float* a, std::int64_t rows, std::int64_t a_row,
+                           Emit emit) {
+    if (w.has_parts_ && have_parts(a, rows, w.inner_, a_row))
+      TileMatrix<float>::multiply(w.tiles_, a, rows, a_row, emit);
+    else
+      PanelMatrix<float>::multiply(w.panels_, a, rows, a_row, emit);
+  }
+
+ private:
+  // Numbers from 2^127 on, infinity and NaN may be infinite as bfloat16.
+  static constexpr std::uint32_t magnitude = 0x7fffffff, limit = 0x7f000000;
+  // a: [rows, inner] with row stride a_row
+  static bool have_parts(const float* a, std::int64_t rows, std::int64_t inner, std::int64_t a_row) {
+    Words large{};
+    for (std::int64_t r = 0; r < rows; ++r, a += a_row)
+      for (std::int64_t k = 0; k < inner; k += lanes<float>) {
+        const Vec<float> v = inner - k >= lanes<float> ? load(a + k) : load_part(a + k, inner - k);
+        large |= (Words)(((Words)v & magnitude) >= limit);
+      }
+    return !_mm512_test_epi32_mask((__m512i)large, (__m512i)large);
+  }
+
+  PanelMatrix<float> panels_;
+  TileMatrix<float> tiles_;
+  std::int64_t inner_ = 0;
+  bool has_parts_ = false;
+};
+#endif
+
+// A matrix that is packed for each product, and weights: packed once for many, for the units that multiply it fastest.
+// All have pack and multiply of PanelMatrix.
+#if defined(__AMX_BF16__)
+template <class T>
+using PackedMatrix = std::conditional_t<std::is_same<T, bf16>::value, TileMatrix<bf16>, PanelMatrix<T>>;
+template <class T>
+using WeightMatrix = std::conditional_t<std::is_same<T, float>::value, TileOrPanelMatrix, PackedMatrix<T>>;
+#else
+template <class T>
+using PackedMatrix = PanelMatrix<T>;
+template <class T>
+using WeightMatrix = PanelMatrix<T>;
+#endif
 
 }  // namespace INR_ISA
 }  // namespace inr

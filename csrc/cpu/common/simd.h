@@ -133,10 +133,18 @@ typedef std::uint16_t Halves __attribute__((vector_size(vector_bytes / 2)));
 INR_INLINE Words load_halves(const void* p) {
   Halves halves;
   std::memcpy(&halves, p, sizeof halves);
+#if defined(__AVX512F__)
+  return (Words)_mm512_maskz_cvtepu16_epi32(0xffff, (__m256i)halves);  // GCC 12 makes two vectors and joins them
+#else
   return __builtin_convertvector(halves, Words);
+#endif
 }
 INR_INLINE void store_halves(void* p, Words words) {
+#if defined(__AVX512F__)
+  const Halves halves = (Halves)_mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)words);
+#else
   const Halves halves = __builtin_convertvector(words, Halves);
+#endif
   std::memcpy(p, &halves, sizeof halves);
 }
 

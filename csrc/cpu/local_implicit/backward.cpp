@@ -73,9 +73,9 @@ void add_weight_gradient(GradientWorker<T>& worker, const LocalImplicit& p, std:
 // to = grad W, set to zero where the ReLU output `activation` is not positive (nullptr: no ReLU).
 // grad, activation, to: [rows][stride]
 template <class T>
-void input_gradient(const PackedMatrix<T>& transposed, const T* grad, std::int64_t rows, std::int64_t stride,
+void input_gradient(const WeightMatrix<T>& transposed, const T* grad, std::int64_t rows, std::int64_t stride,
                     const T* activation, T* to) {
-  PackedMatrix<T>::multiply(transposed, grad, rows, stride, [&](std::int64_t r, std::int64_t n, Vec<T> v) {
+  WeightMatrix<T>::multiply(transposed, grad, rows, stride, [&](std::int64_t r, std::int64_t n, Vec<T> v) {
     if (activation) v = load(activation + r * stride + n) > 0 ? v : Vec<T>{};
     store(to + r * stride + n, v);
   });
@@ -144,7 +144,7 @@ void first_layer_gradient(GradientWorker<T>& worker, const LocalImplicit& p, con
 // query: [count] indices of queries; grad_out: [queries, widths[depth]]; transposed: [depth]
 template <class T>
 Status backward_tile(GradientWorker<T>& worker, const LocalImplicit& p, const PackedWeights<T>& w,
-                     const PackedMatrix<T>* transposed, const std::int64_t* query, std::int64_t count,
+                     const WeightMatrix<T>* transposed, const std::int64_t* query, std::int64_t count,
                      const T* grad_out, std::int64_t stride, bool weights) {
   Neighbours q[tile_rows];
   const int per_query = rows_per_query(p);
@@ -254,7 +254,7 @@ void sum_workers(const LocalImplicit& p, GradientWorker<T>* workers, int n, cons
 template <class T>
 Status backward(const LocalImplicit& p, const T* grad_out, const LocalImplicitGradients& grads) {
   PackedWeights<T> w;
-  PackedMatrix<T> transposed[max_depth];
+  WeightMatrix<T> transposed[max_depth];
   if (!w.prepare(p)) return Status::out_of_memory;
   for (std::int64_t i = 0; i < p.depth; ++i)
     if (!transposed[i].pack(static_cast<const T*>(p.weights[i]), p.inputs(i), p.widths[i + 1], 1, p.inputs(i)))

@@ -35,7 +35,7 @@ INR_INLINE std::int64_t tile_stride(const LocalImplicit& p) {
 // The weights as the kernels read them: matrices packed in panels, vectors zero-padded to whole SIMD vectors.
 template <class T>
 struct PackedWeights {
-  PackedMatrix<T> forward[max_depth];
+  WeightMatrix<T> forward[max_depth];
   Buffer<Real<T>> bias[max_depth];  // [round_up(outputs, panel)]
   Buffer<Real<T>> position;         // [4][stride]
   std::int64_t stride;              // widths[0] in whole vectors
@@ -154,7 +154,7 @@ INR_INLINE void ensemble(const LocalImplicit& p, const Neighbours& q, const T* h
 template <class T>
 INR_INLINE void hidden_layer(const PackedWeights<T>& w, std::int64_t i, const T* from, std::int64_t rows,
                              std::int64_t stride, T* to) {
-  PackedMatrix<T>::multiply(w.forward[i], from, rows, stride, [&](std::int64_t r, std::int64_t n, Vec<T> v) {
+  WeightMatrix<T>::multiply(w.forward[i], from, rows, stride, [&](std::int64_t r, std::int64_t n, Vec<T> v) {
     store(to + r * stride + n, relu(v + load(w.bias[i] + n)));
   });
 }

@@ -28,7 +28,7 @@ Status decode_tile(const LocalImplicit& p, const PackedWeights<T>& w, std::int64
     a = b;
   }
   const std::int64_t last = p.depth - 1, channels = p.widths[p.depth];
-  PackedMatrix<T>::multiply(w.forward[last], a, count, stride, [&](std::int64_t r, std::int64_t n, Vec<T> v) {
+  WeightMatrix<T>::multiply(w.forward[last], a, count, stride, [&](std::int64_t r, std::int64_t n, Vec<T> v) {
     store(result + r * stride + n, v + load(w.bias[last] + n));
   });
   for (std::int64_t k = 0; k < count; ++k)
