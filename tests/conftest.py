@@ -178,6 +178,16 @@ def no_verdicts(tmp_path_factory):
 
 
 @pytest.fixture(scope="session", autouse=True)
+def no_map_is_small():
+    """LaMa's layers use the kernels on the tests' maps too, which are so small that they would call torch's layers."""
+    from inr_kernels.fourier_unit.module import fused
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused, "MIN_POSITIONS", 0)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def interpreter():
     """Makes the interpreter faster.
 

@@ -5,7 +5,9 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from inr_kernels.fourier_unit import FFC, FFC_BN_ACT, FourierUnit, SpectralTransform
+from inr_kernels import backend
+from inr_kernels.fourier_unit import FFC, FFC_BN_ACT, FourierUnit, FusedSequential, SpectralTransform
+from inr_kernels.fourier_unit.module import fused
 
 X = torch.randn(2, 4, 10, 12), torch.randn(2, 12, 10, 12)
 
@@ -182,3 +184,50 @@ def test_global_hooks_are_called():
         hook.remove()
     assert seen == set(ours.modules()) - {ours.ffc.gate}
     torch.testing.assert_close(ours(X), out, rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture
+def small_maps(monkeypatch):
+    """The rule on small maps, as users have it."""
+    monkeypatch.setattr(fused, "MIN_POSITIONS", 1024)
+
+
+def ops_of(layer, x):
+    """The names of the ops that a layer calls."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        layer(x)
+    return {event.key for event in profile.key_averages()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("grad", [False, True])
+def test_layers_on_small_maps_are_called(dtype, grad, small_maps, monkeypatch):
+    layer = norms(FFC_BN_ACT(16, 16, 3, 0.75, 0.75, padding=1, activation_layer=nn.ReLU, enable_lfu=False)).to(dtype)
+    up = FusedSequential(nn.ConvTranspose2d(4, 8, 3, 2, 1, 1), norms(nn.BatchNorm2d(8)), nn.ReLU()).to(dtype)
+    parts = tuple(part.to(dtype) for part in X)
+    for module, x in ((layer.eval().requires_grad_(grad), parts), (up.eval().requires_grad_(grad), parts[0])):
+        ours = {name for name in ops_of(module, x) if name.startswith("inr_kernels::")}
+        assert ours <= ({"inr_kernels::fourier_unit"} if dtype == torch.bfloat16 else set())
+        small = module(x)
+        with monkeypatch.context() as patch:
+            patch.setattr(fused, "MIN_POSITIONS", 0)
+            large = module(x)
+        tolerance = {"rtol": 0.05, "atol": 0.05} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-5}
+        torch.testing.assert_close(small, large, **tolerance)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (1, 40), (0, 8)])
+def test_other_maps_are_not_small(size, small_maps):
+    assert not fused.is_small(torch.empty(1, 3, *size))
+    assert not fused.is_small(torch.empty(2, 3, 64, 32), (2, 2))
+    assert fused.is_small(torch.empty(1, 3, 62, 62), (2, 2))
+    with backend("cpu"):
+        assert not fused.is_small(torch.empty(1, 3, 8, 8))
+
+
+def test_errors_on_small_maps(small_maps):
+    layer = FFC_BN_ACT(16, 16, 3, 0.75, 0.75, padding=1, enable_lfu=False)
+    with pytest.raises(ValueError, match="x's local part must have 4 channels"):
+        layer((X[1], X[1]))
+    with pytest.raises(ValueError, match="x must have 5 channels"):
+        FourierUnit(5, 5)(X[0])

@@ -10,7 +10,7 @@ from inr_kernels._core import dispatch
 from inr_kernels._core.checks import has_autocast
 
 from .. import op
-from .ffc import FFC, Parts, as_parts, check_parts, convolve, is_plain, is_present
+from .ffc import FFC, Parts, are_small, as_parts, check_parts, convolve, is_plain, is_present
 from .folded_layer import FoldedLayer, is_supported
 from .folding import affine, computes, folds
 
@@ -64,7 +64,8 @@ class FFC_BN_ACT(nn.Module):
             check_parts(self.ffc, *x)
             return FoldedLayer(self, bits=False)(x)
         parts = (self.bn_l, self.act_l), (self.bn_g, self.act_g)
-        if all(folds(*part) for part in parts) and computes(self.ffc, FFC) and is_plain(self.ffc):
+        foldable = not are_small(*as_parts(x)) and all(folds(*part) for part in parts)
+        if foldable and computes(self.ffc, FFC) and is_plain(self.ffc):
             return convolve(self.ffc, x, [(affine(norm), type(act) is nn.ReLU) for norm, act in parts])
         x_l, x_g = self.ffc(x)
         return self.act_l(self.bn_l(x_l)), self.act_g(self.bn_g(x_g))

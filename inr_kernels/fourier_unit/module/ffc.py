@@ -12,8 +12,8 @@ from inr_kernels._core.hooks import is_untouched
 
 from ..functional import conv2d, conv3x3
 from ..op import kept
-from .folding import computes, folded, folded_bias, scaled
-from .fused import is_constant, prefers_conv2d
+from .folding import computes, folded_bias
+from .fused import folded_weight, is_constant, is_small, prefers_conv2d
 from .spectral import SpectralTransform, spectral
 
 Part = torch.Tensor | int  # [B, C, H, W]; 0 where a part has no channels
@@ -106,6 +106,8 @@ def convolve(ffc: Any, x: Any, after: Sequence[tuple[Any, bool]] = ((None, False
     if not is_plain(ffc):
         return _call_modules(ffc, x_l, x_g)
     check_parts(ffc, x_l, x_g)
+    if are_small(x_l, x_g) and all(step == (None, False) for step in after):
+        return _call_modules(ffc, x_l, x_g)
     (affine_l, relu_l), (affine_g, relu_g) = after
     across: Part = 0
     if type(ffc.convg2g) is not nn.Identity and is_present(x_g):
@@ -115,6 +117,11 @@ def convolve(ffc: Any, x: Any, after: Sequence[tuple[Any, bool]] = ((None, False
         _fused_convolution([(ffc.convl2l, x_l), (ffc.convg2l, x_g)], 0, affine_l, relu_l),
         _fused_convolution([(ffc.convl2g, x_l)], across, affine_g, relu_g),
     )
+
+
+def are_small(*parts: Any) -> bool:
+    """Whether the convolutions of the parts are called one by one, because of the parts' size."""
+    return any(is_present(part) and part.dim() == 4 and is_small(part) for part in parts)
 
 
 def check_parts(ffc: Any, x_l: Any, x_g: Any) -> None:
@@ -143,42 +150,24 @@ def _fused_convolution(pairs, add, affine, relu):
     add = add if is_present(add) else None
     geometry, known = (conv.kernel_size, conv.stride, conv.dilation), conv.padding_mode in ("zeros", "reflect")
     if (*geometry, conv.padding) == ((3, 3), (1, 1), (1, 1), (1, 1)) and known:
-        weight, bias = _folded_weight(convs, inputs[0], affine), folded_bias(bias, affine, conv.weight.dtype)
+        weight = folded_weight(convs, inputs[0], affine and affine[0])
+        bias = folded_bias(bias, affine, conv.weight.dtype)
         other = inputs[1] if len(inputs) > 1 else None
         return conv3x3(inputs[0], weight, bias, other=other, add=add, relu=relu, padding=conv.padding_mode)
-    weight = conv.weight if len(convs) == 1 else torch.cat([conv.weight for conv in convs], 1)
     x, padding = inputs[0] if len(inputs) == 1 else torch.cat(inputs, 1), conv.padding
     by_number = known and conv.dilation == (1, 1) and not isinstance(padding, str)
     if by_number and is_constant(*convs) and prefers_conv2d(x):
-        kept.keep(conv.weight)
+        weight = kept.keep(conv.weight) if len(convs) == 1 else torch.cat([conv.weight for conv in convs], 1)
         scale, shift = affine or (None, bias)
         bias = shift if affine is None or bias is None else shift + bias * scale
         options = {"stride": conv.stride, "padding": padding, "padding_mode": conv.padding_mode}
         return conv2d(x, weight, bias, scale=scale, add=add, relu=relu, **options)
-    weight, bias = folded(weight, bias, affine)
+    weight, bias = folded_weight(convs, x, affine and affine[0]), folded_bias(bias, affine, conv.weight.dtype)
     if conv.padding_mode != "zeros":
         x, padding = F.pad(x, conv._reversed_padding_repeated_twice, mode=conv.padding_mode), 0
     out = F.conv2d(x, weight, bias, conv.stride, padding, conv.dilation)
     out = out if add is None else out + add
     return out.relu_() if relu else out
-
-
-def _folded_weight(convs, x, affine):
-    """The weights of all inputs' channels, scaled; kept between calls where no gradients of them are needed."""
-    weights, scale = [conv.weight for conv in convs], affine and affine[0]
-
-    def make():
-        weight = weights[0] if len(weights) == 1 else torch.cat(weights, 1)
-        return weight if scale is None else scaled(weight, scale)
-
-    constant = is_constant(*convs) and not (torch.is_grad_enabled() and scale is not None and scale.requires_grad)
-    if not (constant and kept.can_keep(x, scale, *weights) and prefers_conv2d(x)):
-        return make()
-    kept.keep(weights[0])
-    if scale is None and len(weights) == 1:
-        return weights[0]
-    sources = *weights, *(() if scale is None else (scale,))
-    return kept.once(weights[0], "folded", sources, lambda: kept.keep(make(), constant=True))
 
 
 def _call_modules(ffc, x_l, x_g):

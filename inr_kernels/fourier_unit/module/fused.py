@@ -1,25 +1,36 @@
-"""Sequences of plain layers, computed by conv2d in evaluation; whether conv2d computes a convolution here."""
+"""Sequences of plain layers, fused in evaluation; by which convolution, and with which weights.
 
+On a CPU, convolutions in float32 and float64 are computed by conv2d and conv3x3. Torch's own convolution, with a norm
+folded into its weights, is faster for 1 x 1 kernels, and in half precision, there with channels last. Layers on small
+maps are called: most of the time goes into reading weights, and what the C++ kernels make of them is larger.
+"""
+
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from inr_kernels._core import dispatch
 from inr_kernels._core.checks import has_autocast
 from inr_kernels._core.hooks import is_untouched
 
-from .. import op
+from .. import op, reference
 from ..functional import conv2d
 from ..op import kept
-from .folding import affine, folds
+from .folding import affine, folded_bias, folds, scaled
+
+MIN_POSITIONS = 1024  # of a kernel in all images; with fewer, a map is small
 
 
 class FusedSequential(nn.Sequential):
     """An `nn.Sequential`; in evaluation on a CPU it fuses a convolution with the layers around it.
 
     A ReflectionPad2d before, and a BatchNorm2d and a ReLU after a Conv2d or ConvTranspose2d are computed by one
-    `conv2d`, as long as no gradients of weights are needed. All other layers, and those with hooks, are called.
+    `conv2d`, or in half precision by one of torch's with channels last, as long as no gradients of weights are needed.
+    All other layers, and those with hooks, are called.
 
     Example:
         >>> up = FusedSequential(nn.ConvTranspose2d(4, 2, 3, 2, 1, 1), nn.BatchNorm2d(2), nn.ReLU()).eval()
@@ -35,8 +46,9 @@ class FusedSequential(nn.Sequential):
 def sequence(layers: list[nn.Module], x: Any) -> Any:
     """Computes the layers one after the other, with convolutions fused where possible."""
     while layers:
-        group = _group(layers) if isinstance(x, torch.Tensor) and prefers_conv2d(x) else []
-        if group and is_constant(*group):
+        fuses = isinstance(x, torch.Tensor) and (prefers_conv2d(x) or prefers_channels_last(x))
+        group = _group(layers) if fuses else []
+        if group and is_constant(*group) and not is_small(x, _stride(group)):
             x = _convolve(group, x)
         else:
             group = layers[:1]
@@ -47,9 +59,33 @@ def sequence(layers: list[nn.Module], x: Any) -> Any:
 
 def prefers_conv2d(x: torch.Tensor) -> bool:
     """Whether conv2d's C++ kernel would compute a convolution of x, and is not avoided by a request or a tracer."""
+    return op.is_for_native(x) and _may_fuse(x)
+
+
+def prefers_channels_last(x: torch.Tensor) -> bool:
+    """Whether torch computes a convolution of x, fastest with channels last: in half precision on a CPU."""
+    half = x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16)
+    return half and kept.can_keep(x) and _may_fuse(x)
+
+
+def is_small(x: torch.Tensor, stride: tuple[int, ...] = (1, 1)) -> bool:
+    """Whether a layer on x is called because of x's size, unless a backend is requested.
+
+    stride: of its convolution. While a graph is recorded, which may run at other sizes, and for sizes that a layer may
+    refuse: False.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
+        return False
+    if len(x) * x.shape[2] * x.shape[3] >= MIN_POSITIONS * math.prod(stride) or not x.numel() or min(x.shape[2:]) < 2:
+        return False
+    return x.device.type == "cpu" and dispatch.requested_backend(None) == ""
+
+
+def _may_fuse(x):
+    """Whether no request and no tracer needs the layers to be called."""
     if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or has_autocast(x):
         return False
-    return x.dim() == 4 and op.is_for_native(x) and dispatch.requested_backend(None) in ("", "cpu")
+    return x.dim() == 4 and dispatch.requested_backend(None) in ("", "cpu")
 
 
 def is_dense(conv: Any) -> bool:
@@ -84,13 +120,29 @@ def is_constant(*layers: nn.Module) -> bool:
     return not (torch.is_grad_enabled() and any(p.requires_grad for layer in layers for p in layer.parameters()))
 
 
+def _stride(group):
+    """Of the group's convolution, in pixels of its input; a transposed one has a kernel at every pixel."""
+    return next((layer.stride for layer in group if type(layer) is nn.Conv2d), (1, 1))
+
+
 def _convolve(group, x):
     """Computes a group of layers by one conv2d."""
     parts: dict[type, Any] = {type(layer): layer for layer in group}
     transposed = nn.ConvTranspose2d in parts
     conv = parts[nn.ConvTranspose2d if transposed else nn.Conv2d]
     reflected = parts.get(nn.ReflectionPad2d)
-    scale, bias = affine(parts.get(nn.BatchNorm2d, nn.Identity())) or (None, None)
+    coefficients = affine(parts.get(nn.BatchNorm2d, nn.Identity()))
+    scale, bias = coefficients or (None, None)
+    if prefers_channels_last(x):
+        weight, bias = folded_weight([conv], x, scale), folded_bias(conv.bias, coefficients, x.dtype)
+        x, padding = x.contiguous(memory_format=torch.channels_last), conv.padding
+        if reflected:
+            x = F.pad(x, reference.sides((reflected.padding[2], reflected.padding[0])), mode="reflect")
+        if transposed:
+            x = F.conv_transpose2d(x, weight, bias, conv.stride, padding, conv.output_padding)
+        else:
+            x = F.conv2d(x, weight, bias, conv.stride, padding)
+        return x.relu_() if nn.ReLU in parts else x
     if conv.bias is not None:
         bias = conv.bias if scale is None else torch.addcmul(bias, conv.bias, scale)
     return conv2d(
@@ -105,3 +157,28 @@ def _convolve(group, x):
         transposed=transposed,
         output_padding=conv.output_padding if transposed else 0,
     )
+
+
+def folded_weight(convs: Sequence[Any], x: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+    """The convolutions' weights of all inputs' channels [O, C, k, k], multiplied by scale [O].
+
+    They are kept between calls where no gradients of them are needed.
+    """
+    weights, last = [conv.weight for conv in convs], prefers_channels_last(x)
+    transposed = isinstance(convs[0], nn.ConvTranspose2d)
+
+    def make():
+        weight = weights[0] if len(weights) == 1 else torch.cat(weights, 1)
+        if scale is not None:
+            weight = scaled(weight.transpose(0, 1) if transposed else weight, scale)
+            weight = weight.transpose(0, 1) if transposed else weight
+        return weight.contiguous(memory_format=torch.channels_last) if last else weight
+
+    constant = is_constant(*convs) and not (torch.is_grad_enabled() and scale is not None and scale.requires_grad)
+    if not (constant and kept.can_keep(x, scale, *weights) and (last or prefers_conv2d(x))):
+        return make()
+    kept.keep(weights[0])
+    if scale is None and len(weights) == 1 and not last:
+        return weights[0]
+    sources = *weights, *(() if scale is None else (scale,))
+    return kept.once(weights[0], "folded", sources, lambda: kept.keep(make(), constant=True))

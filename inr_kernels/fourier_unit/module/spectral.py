@@ -9,9 +9,9 @@ from torch import nn
 from inr_kernels._core.checks import require, require_input
 from inr_kernels._core.hooks import is_untouched
 
-from ..functional import conv2d, fourier_unit, through_spectrum
-from .folding import affine, folded, folds, is_pointwise, scaled
-from .fused import is_constant, is_dense, prefers_conv2d
+from ..functional import fourier_unit, through_spectrum
+from .folding import affine, folded_bias, folds, is_pointwise
+from .fused import folded_weight, is_small
 
 
 class FourierUnit(nn.Module):
@@ -107,9 +107,11 @@ class SpectralTransform(nn.Module):
 def _unit(unit, x):
     """Computes a FourierUnit without resizing."""
     conv, bn = unit.conv_layer, unit.bn
-    if not (is_pointwise(conv) and type(bn) is nn.BatchNorm2d and bn.affine and is_untouched(bn)):
+    fits = is_pointwise(conv) and type(bn) is nn.BatchNorm2d and bn.affine and is_untouched(bn)
+    if fits:
+        require_input(x, "x", conv.in_channels // 2, conv.weight, any_dtype=True)
+    if not fits or (is_small(x) and conv.weight.dtype.itemsize > 2):  # half precision is computed in float32
         return through_spectrum(x, lambda z: bn(conv(z.to(getattr(conv, "weight", z).dtype))).relu(), unit.fft_norm)
-    require_input(x, "x", conv.in_channels // 2, conv.weight, any_dtype=True)
     training = bn.training or bn.running_mean is None
     return fourier_unit(
         x,
@@ -148,9 +150,7 @@ def spectral(transform: Any, x: torch.Tensor, scale: torch.Tensor | None = None)
     if scale is None or not is_pointwise(last):
         out = last(out)
         return out if scale is None else out * scale.to(out.dtype).view(-1, 1, 1)
-    if is_dense(last) and is_constant(last) and prefers_conv2d(out):
-        return conv2d(out, last.weight, scale=scale.to(out.dtype))
-    return F.conv2d(out, scaled(last.weight, scale), groups=last.groups)
+    return F.conv2d(out, folded_weight([last], out, scale), groups=last.groups)
 
 
 def _first_layers(layers, x):
@@ -158,14 +158,12 @@ def _first_layers(layers, x):
     parts = tuple(layers) if type(layers) is nn.Sequential and is_untouched(layers) else ()
     if [type(part) for part in parts] != [nn.Conv2d, nn.BatchNorm2d, nn.ReLU]:
         return layers(x)
-    if not (is_pointwise(parts[0]) and folds(*parts[1:])):
+    if is_small(x) or not (is_pointwise(parts[0]) and folds(*parts[1:])):
         return layers(x)
     conv, norm, _ = parts
-    if is_dense(conv) and is_constant(conv, norm) and prefers_conv2d(x):
-        scale, shift = affine(norm)
-        return conv2d(x, conv.weight, shift, scale=scale, relu=True)
-    weight, bias = folded(conv.weight, None, affine(norm))
-    return F.conv2d(x, weight, bias, groups=conv.groups).relu_()
+    coefficients = affine(norm)
+    weight = folded_weight([conv], x, coefficients and coefficients[0])
+    return F.conv2d(x, weight, folded_bias(None, coefficients, weight.dtype), groups=conv.groups).relu_()
 
 
 def _quarters(lfu, x):

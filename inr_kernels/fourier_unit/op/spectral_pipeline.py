@@ -47,7 +47,7 @@ def _forward(steps, x, weight, scale, shift, training, eps, groups, norm):
     mean = var = weight.new_empty(0)
     if not x.numel():
         return x.new_empty(len(x), len(weight) // 2, *x.shape[2:]), mean, weight.new_empty(0)
-    z = steps.transform(x.to(weight.dtype), norm)
+    z = steps.transform(x.to(weight.dtype, memory_format=torch.contiguous_format), norm)
     if training:
         z = steps.product(z, weight, None, False, groups)
         var, mean = (t.flatten() for t in torch.var_mean(torch.view_as_real(z), (0, 2, 3), correction=0))
