@@ -110,7 +110,7 @@ def bench_dear_large(measure, smoke, side, implementation):
 
 @pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation for complex")
 @pytest.mark.parametrize("implementation", LAMA)
-@pytest.mark.parametrize(("blocks", "side"), [(9, 256), (9, 512), (18, 512)])
+@pytest.mark.parametrize(("blocks", "side"), [(9, 64), (9, 256), (9, 512), (18, 512)])
 def bench_lama(measure, smoke, blocks, side, implementation):
     """Measures LaMa, of 9 blocks, and Big-LaMa, of 18."""
     if smoke and (blocks, side) != (9, 256):

@@ -30,7 +30,7 @@ class FusedSequential(nn.Sequential):
 
     A ReflectionPad2d before, and a BatchNorm2d and a ReLU after a Conv2d or ConvTranspose2d are computed by one
     `conv2d`, or in half precision by one of torch's with channels last, as long as no gradients of weights are needed.
-    All other layers, and those with hooks, are called.
+    All other layers, those with hooks, and those on fewer than 32 x 32 pixels are called.
 
     Example:
         >>> up = FusedSequential(nn.ConvTranspose2d(4, 2, 3, 2, 1, 1), nn.BatchNorm2d(2), nn.ReLU()).eval()
