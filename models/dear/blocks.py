@@ -17,7 +17,10 @@ class InstanceNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, C, H, W] -> [B, C, H, W]."""
-        return torch.group_norm(x, x.shape[1])
+        # torch reads an image with channels last once for every channel.
+        out = torch.group_norm(x.contiguous(), x.shape[1])
+        last = x.is_contiguous(memory_format=torch.channels_last)
+        return out.contiguous(memory_format=torch.channels_last) if last else out
 
 
 class ResBlock(nn.Module):
