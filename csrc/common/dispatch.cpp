@@ -23,6 +23,8 @@ namespace inr {
 // Whether the processor has a tile unit, and Linux lets this process use it.
 static bool may_use_tiles() {
 #ifdef __linux__
+  const char* requested = std::getenv("INR_KERNELS_ISA");
+  if (requested && *requested && std::strcmp(requested, "amx")) return false;  // the permission cannot be given back
   unsigned a, b, c, d;
   const bool has = __get_cpuid_count(7, 0, &a, &b, &c, &d) && d >> 22 & d >> 24 & 1;  // AMX-BF16 and AMX-TILE
   constexpr long request_permission = 0x1023, tile_data = 18;

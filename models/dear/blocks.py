@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from inr_kernels._core import dispatch
+
 STRIDE = 4  # pixels of the image per pixel of the latent
 REACH = 2  # padding of the dilated convolution; reflection needs a latent with longer sides
 
@@ -17,6 +19,8 @@ class InstanceNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, C, H, W] -> [B, C, H, W]."""
+        if dispatch.is_transformed(x):  # torch.func has no memory formats
+            return torch.group_norm(x, x.shape[1])
         # torch reads an image with channels last once for every channel.
         out = torch.group_norm(x.contiguous(), x.shape[1])
         last = x.is_contiguous(memory_format=torch.channels_last)

@@ -64,8 +64,8 @@ def test_a_changed_norm_is_noticed():
 def made_of(model):
     """What is kept of the model's weight: the tensors, by name."""
     entry = dict(kept._KEPT.get(weight_of(model), {}))
-    if "folded" in entry:
-        entry |= kept._KEPT[entry["folded"][1]]
+    if folded := entry.get("folded, False, False"):
+        entry |= kept._KEPT[folded[1]]
     return {name: value[1] for name, value in entry.items() if name != "constant"}
 
 

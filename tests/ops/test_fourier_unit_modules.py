@@ -199,21 +199,50 @@ def ops_of(layer, x):
     return {event.key for event in profile.key_averages()}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def results(module, x, grad):
+    """The outputs of a module, and with grad the gradients of its parameters."""
+    outs = module(x)
+    if not grad:
+        return outs
+    return (*outs, *torch.autograd.grad(sum((out * out).sum() for out in outs), list(module.parameters())))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("grad", [False, True])
 def test_layers_on_small_maps_are_called(dtype, grad, small_maps, monkeypatch):
     layer = norms(FFC_BN_ACT(16, 16, 3, 0.75, 0.75, padding=1, activation_layer=nn.ReLU, enable_lfu=False)).to(dtype)
-    up = FusedSequential(nn.ConvTranspose2d(4, 8, 3, 2, 1, 1), norms(nn.BatchNorm2d(8)), nn.ReLU()).to(dtype)
     parts = tuple(part.to(dtype) for part in X)
-    for module, x in ((layer.eval().requires_grad_(grad), parts), (up.eval().requires_grad_(grad), parts[0])):
-        ours = {name for name in ops_of(module, x) if name.startswith("inr_kernels::")}
-        assert ours <= ({"inr_kernels::fourier_unit"} if dtype == torch.bfloat16 else set())
-        small = module(x)
-        with monkeypatch.context() as patch:
-            patch.setattr(fused, "MIN_POSITIONS", 0)
-            large = module(x)
-        tolerance = {"rtol": 0.05, "atol": 0.05} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-5}
-        torch.testing.assert_close(small, large, **tolerance)
+    layer.eval().requires_grad_(grad)
+    called = ops_of(layer, parts)
+    assert "aten::batch_norm" in called
+    assert not [name for name in called if name.startswith("inr_kernels::")]
+    small = results(layer, parts, grad)
+    monkeypatch.setattr(fused, "MIN_POSITIONS", 0)
+    assert "inr_kernels::conv3x3" in ops_of(layer, parts)
+    torch.testing.assert_close(small, results(layer, parts, grad), rtol=1e-3, atol=1e-4)
+
+
+def test_a_sequence_on_small_maps_is_called(small_maps, monkeypatch):
+    up = FusedSequential(nn.ConvTranspose2d(4, 8, 3, 2, 1, 1), norms(nn.BatchNorm2d(8)), nn.ReLU())
+    up.eval().requires_grad_(False)
+    assert "aten::batch_norm" in ops_of(up, X[0])
+    small = up(X[0])
+    monkeypatch.setattr(fused, "MIN_POSITIONS", 0)
+    assert "aten::batch_norm" not in ops_of(up, X[0])
+    torch.testing.assert_close(small, up(X[0]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [(8, 8, 3, 0.5, 0.5), (8, 4, 3, 0, 0.2), (8, 8, 3, 0, 0.5), (8, 8, 3, 0, 0)])
+def test_absent_parts_of_small_maps(options, small_maps, monkeypatch):
+    """A part that is missing, or of no channels, is skipped for any size."""
+    ffc = FFC(*options, padding=1, enable_lfu=False).eval().requires_grad_(False)
+    x = torch.randn(1, 8 - ffc.global_in_num, 6, 7)
+    small = ffc(x)
+    monkeypatch.setattr(fused, "MIN_POSITIONS", 0)
+    for ours, theirs in zip(small, ffc(x), strict=True):
+        assert type(ours) is type(theirs)
+        if isinstance(ours, torch.Tensor):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (1, 40), (0, 8)])
@@ -231,3 +260,39 @@ def test_errors_on_small_maps(small_maps):
         layer((X[1], X[1]))
     with pytest.raises(ValueError, match="x must have 5 channels"):
         FourierUnit(5, 5)(X[0])
+
+
+HALF_GROUPS = {
+    "stride 2": lambda: [nn.ReflectionPad2d(1), nn.Conv2d(6, 10, 3, 2), norms(nn.BatchNorm2d(10)), nn.ReLU()],
+    "transposed": lambda: [nn.ConvTranspose2d(6, 10, 3, 2, 1, 1), norms(nn.BatchNorm2d(10)), nn.ReLU()],
+    "1 x 1": lambda: [nn.Conv2d(6, 10, 1, bias=False), norms(nn.BatchNorm2d(10)), nn.ReLU()],
+    "no norm": lambda: [nn.Conv2d(6, 10, 3, padding=1)],
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", HALF_GROUPS)
+def test_half_precision_is_fused_with_channels_last(name, dtype):
+    layers = nn.Sequential(*HALF_GROUPS[name]()).to(dtype).eval().requires_grad_(False)
+    x = torch.randn(2, 6, 12, 14).to(dtype)
+    ours = FusedSequential(*layers)
+    assert "aten::batch_norm" not in ops_of(ours, x)
+    out, eager, exact = ours(x), layers(x), layers.double()(x.double())
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    assert (out - exact).abs().max() <= 2 * (eager - exact).abs().max()
+
+
+@pytest.mark.parametrize("name", HALF_GROUPS)
+def test_half_precision_follows_changes_of_weights(name):
+    """Also where the weight itself has channels last, and after calls in training, which have no norm to fold."""
+    ours = FusedSequential(*HALF_GROUPS[name]()).bfloat16().requires_grad_(False)
+    x = torch.randn(2, 6, 12, 14).bfloat16()
+    for change in (nn.Module.train, nn.Module.eval):
+        for _ in range(2):
+            change(ours)(x)
+    conv = next(layer for layer in ours if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d))
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        ours.to(memory_format=memory_format)
+        for _ in range(2):
+            conv.weight.data *= -1
+            torch.testing.assert_close(ours(x), nn.Sequential(*ours)(x), rtol=0.05, atol=0.1)

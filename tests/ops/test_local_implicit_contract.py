@@ -173,6 +173,18 @@ def test_non_finite_values_do_not_spread(where, bad):
     torch.testing.assert_close(ours[finite], theirs[finite], rtol=1e-4, atol=1e-5)
 
 
+def test_large_products_are_as_large_as_the_references():
+    """Sums of parts would overflow where the product does not."""
+    args = arguments()
+    args["weights"][1].mul_(1e12)
+    args["feat"].mul_(1e24)
+    ours, theirs = (local_implicit_decode(**args, backend=name) for name in ("cpu", "reference"))
+    assert torch.equal(ours.isnan(), theirs.isnan()) and torch.equal(ours.isinf(), theirs.isinf())
+    finite = theirs.isfinite()
+    assert (theirs[finite].abs() > 1e34).any()
+    torch.testing.assert_close(ours[finite] / 1e36, theirs[finite] / 1e36, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("backend", [name for name in backends_of("local_implicit") if name != "triton"])
 @pytest.mark.parametrize(
     ("unfold", "cell", "after"), [(True, True, "last"), (False, False, "last"), (True, True, "first")]

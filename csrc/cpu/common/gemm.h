@@ -133,7 +133,8 @@ class PanelMatrix {
 };
 
 #if defined(__AMX_BF16__)
-// A matrix of float32 for the tile unit, and for the multiply-add units where a number is not the sum of its parts.
+// Weights of float32, twice: split into parts for the tile unit, and as panels for products with large numbers, for
+// which the products of parts might overflow where float32's do not, and with infinity and NaN.
 class TileOrPanelMatrix {
  public:
   bool pack(const float* source, std::int64_t outer, std::int64_t inner, std::int64_t outer_stride,
@@ -155,8 +156,8 @@ class TileOrPanelMatrix {
   }
 
  private:
-  // Numbers from 2^127 on, infinity and NaN may be infinite as bfloat16.
-  static constexpr std::uint32_t magnitude = 0x7fffffff, limit = 0x7f000000;
+  // Numbers below 2^60 are split: their products are far from the largest number.
+  static constexpr std::uint32_t magnitude = 0x7fffffff, limit = 0x5d800000;
   // a: [rows, inner] with row stride a_row
   static bool have_parts(const float* a, std::int64_t rows, std::int64_t inner, std::int64_t a_row) {
     Words large{};
@@ -176,7 +177,7 @@ class TileOrPanelMatrix {
 #endif
 
 // A matrix that is packed for each product, and weights: packed once for many, for the units that multiply it fastest.
-// All have pack and multiply of PanelMatrix.
+// All have pack and multiply of PanelMatrix, but may not emit the rows after the last.
 #if defined(__AMX_BF16__)
 template <class T>
 using PackedMatrix = std::conditional_t<std::is_same<T, bf16>::value, TileMatrix<bf16>, PanelMatrix<T>>;

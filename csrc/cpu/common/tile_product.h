@@ -1,7 +1,8 @@
 // Matrix products on the tile unit of x86 (AMX), which adds 16 x 16 sums of 32 products of bfloat16 in 16 cycles.
 //
-// float32 numbers are split into three bfloat16 numbers. Six of the nine products of these parts are added, in a third
-// of the time of multiply-adds; the other three are below float32's accuracy. The tile unit adds in float32.
+// float32 numbers are split into three bfloat16 numbers. Six of the nine products of these parts are added; the other
+// three are below float32's accuracy. With the splitting this takes two thirds of the time of multiply-adds. The tile
+// unit adds in float32.
 #pragma once
 
 #include "buffer.h"
@@ -132,7 +133,7 @@ class TileMatrix {
   }
 
   // Calls emit(i, j, vector) for the elements C[i][j ... j + 16) of C = a w, for i < rows and j < round_up(outer, 16).
-  // a: [rows, inner, rounded up to pairs] with row stride a_row
+  // a: [rows, inner] with row stride a_row
   template <class Emit>
   INR_INLINE void multiply(const TileMatrix& w, const T* a, std::int64_t rows, std::int64_t a_row, Emit emit) {
     alignas(64) bf16 stage[max_blocks * parts<T> * rows_part];
@@ -168,7 +169,7 @@ class TileMatrix {
   }
 
  private:
-  static constexpr std::int64_t max_blocks = parts<T> == 1 ? 1 : 32;
+  static constexpr std::int64_t max_blocks = parts<T> == 1 ? 1 : 10;  // 60 KB of the stack
 
   // Splits `width` elements of a row into parts, zero-padded to whole blocks. to: [blocks][parts][32] with the strides
   // parts rows_part, rows_part

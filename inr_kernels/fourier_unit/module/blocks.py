@@ -64,8 +64,8 @@ class FFC_BN_ACT(nn.Module):
             check_parts(self.ffc, *x)
             return FoldedLayer(self, bits=False)(x)
         parts = (self.bn_l, self.act_l), (self.bn_g, self.act_g)
-        foldable = not are_small(*as_parts(x)) and all(folds(*part) for part in parts)
-        if foldable and computes(self.ffc, FFC) and is_plain(self.ffc):
+        foldable = computes(self.ffc, FFC) and is_plain(self.ffc) and all(folds(*part) for part in parts)
+        if foldable and not are_small(self.ffc, *as_parts(x)):
             return convolve(self.ffc, x, [(affine(norm), type(act) is nn.ReLU) for norm, act in parts])
         x_l, x_g = self.ffc(x)
         return self.act_l(self.bn_l(x_l)), self.act_g(self.bn_g(x_g))

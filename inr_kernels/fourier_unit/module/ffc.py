@@ -106,7 +106,7 @@ def convolve(ffc: Any, x: Any, after: Sequence[tuple[Any, bool]] = ((None, False
     if not is_plain(ffc):
         return _call_modules(ffc, x_l, x_g)
     check_parts(ffc, x_l, x_g)
-    if are_small(x_l, x_g) and all(step == (None, False) for step in after):
+    if are_small(ffc, x_l, x_g) and all(step == (None, False) for step in after):
         return _call_modules(ffc, x_l, x_g)
     (affine_l, relu_l), (affine_g, relu_g) = after
     across: Part = 0
@@ -119,9 +119,15 @@ def convolve(ffc: Any, x: Any, after: Sequence[tuple[Any, bool]] = ((None, False
     )
 
 
-def are_small(*parts: Any) -> bool:
-    """Whether the convolutions of the parts are called one by one, because of the parts' size."""
-    return any(is_present(part) and part.dim() == 4 and is_small(part) for part in parts)
+def are_small(ffc: Any, x_l: Any, x_g: Any) -> bool:
+    """Whether the convolutions are called one by one, because of the parts' size; all that are called have a part."""
+    outputs = ffc.ratio_gout != 1, ffc.ratio_gout != 0
+    for part, convs in ((x_l, (ffc.convl2l, ffc.convl2g)), (x_g, (ffc.convg2l, ffc.convg2g))):
+        needed = [is_present(part) and output for output in outputs]
+        if needed != [type(conv) is not nn.Identity for conv in convs]:
+            return False
+    strides = [conv.stride for conv in (ffc.convl2l, ffc.convl2g, ffc.convg2l) if type(conv) is nn.Conv2d]
+    return bool(strides) and is_small(x_l if is_present(x_l) else x_g, strides[0])
 
 
 def check_parts(ffc: Any, x_l: Any, x_g: Any) -> None:

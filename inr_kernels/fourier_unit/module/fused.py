@@ -1,8 +1,9 @@
-"""Sequences of plain layers, fused in evaluation; by which convolution, and with which weights.
+"""Fuses sequences of plain layers in evaluation, and chooses the convolution that computes them.
 
 On a CPU, convolutions in float32 and float64 are computed by conv2d and conv3x3. Torch's own convolution, with a norm
-folded into its weights, is faster for 1 x 1 kernels, and in half precision, there with channels last. Layers on small
-maps are called: most of the time goes into reading weights, and what the C++ kernels make of them is larger.
+folded into its weights, is faster for 1 x 1 kernels, and in half precision, there with channels last. The C++ kernels
+read transformed weights, which are up to 25/9 as large: on small maps, where reading them takes most of the time, the
+plain layers are called.
 """
 
 import math
@@ -22,7 +23,7 @@ from ..functional import conv2d
 from ..op import kept
 from .folding import affine, folded_bias, folds, scaled
 
-MIN_POSITIONS = 1024  # of a kernel in all images; with fewer, a map is small
+MIN_POSITIONS = 1024  # of a convolution's kernel in all images; with fewer, a map is small
 
 
 class FusedSequential(nn.Sequential):
@@ -30,7 +31,8 @@ class FusedSequential(nn.Sequential):
 
     A ReflectionPad2d before, and a BatchNorm2d and a ReLU after a Conv2d or ConvTranspose2d are computed by one
     `conv2d`, or in half precision by one of torch's with channels last, as long as no gradients of weights are needed.
-    All other layers, those with hooks, and those on fewer than 32 x 32 pixels are called.
+    All other layers are called: those with hooks, and, unless a backend is requested, those whose kernel has fewer than
+    1024 positions in all images.
 
     Example:
         >>> up = FusedSequential(nn.ConvTranspose2d(4, 2, 3, 2, 1, 1), nn.BatchNorm2d(2), nn.ReLU()).eval()
@@ -74,7 +76,7 @@ def is_small(x: torch.Tensor, stride: tuple[int, ...] = (1, 1)) -> bool:
     stride: of its convolution. While a graph is recorded, which may run at other sizes, and for sizes that a layer may
     refuse: False.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or x.dim() != 4:
         return False
     if len(x) * x.shape[2] * x.shape[3] >= MIN_POSITIONS * math.prod(stride) or not x.numel() or min(x.shape[2:]) < 2:
         return False
@@ -126,7 +128,7 @@ def _stride(group):
 
 
 def _convolve(group, x):
-    """Computes a group of layers by one conv2d."""
+    """Computes a group of layers by one convolution."""
     parts: dict[type, Any] = {type(layer): layer for layer in group}
     transposed = nn.ConvTranspose2d in parts
     conv = parts[nn.ConvTranspose2d if transposed else nn.Conv2d]
@@ -160,7 +162,7 @@ def _convolve(group, x):
 
 
 def folded_weight(convs: Sequence[Any], x: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
-    """The convolutions' weights of all inputs' channels [O, C, k, k], multiplied by scale [O].
+    """The convolutions' weights, concatenated along the inputs' channels, with their outputs multiplied by scale [O].
 
     They are kept between calls where no gradients of them are needed.
     """
@@ -178,7 +180,8 @@ def folded_weight(convs: Sequence[Any], x: torch.Tensor, scale: torch.Tensor | N
     if not (constant and kept.can_keep(x, scale, *weights) and (last or prefers_conv2d(x))):
         return make()
     kept.keep(weights[0])
-    if scale is None and len(weights) == 1 and not last:
+    reordered = last and not weights[0].is_contiguous(memory_format=torch.channels_last)
+    if scale is None and len(weights) == 1 and not reordered:
         return weights[0]
     sources = *weights, *(() if scale is None else (scale,))
-    return kept.once(weights[0], "folded", sources, lambda: kept.keep(make(), constant=True))
+    return kept.once(weights[0], f"folded, {transposed}, {last}", sources, lambda: kept.keep(make(), constant=True))

@@ -24,7 +24,7 @@ def can_keep(*tensors: torch.Tensor | None) -> bool:
         return False
     given = [t for t in tensors if t is not None]
     plain = all(type(t) in (torch.Tensor, torch.nn.Parameter) and t.device.type == "cpu" for t in given)
-    return plain and not dispatch.is_transformed(*given)
+    return plain and native.load()[0] is not None and not dispatch.is_transformed(*given)
 
 
 def keep(weight: torch.Tensor, constant: bool = False) -> torch.Tensor:
