@@ -393,14 +393,3 @@ def test_truncated_checkpoints(tmp_path, length):
 def test_missing_checkpoint(tmp_path):
     with pytest.raises(FileNotFoundError):
         DEAR.from_checkpoint(tmp_path / "none.safetensors")
-
-
-def test_the_norm_under_vmap_and_with_channels_last():
-    from inr_kernels.models.dear.blocks import InstanceNorm
-
-    x = torch.randn(2, 3, 4, 5, 6)
-    expected = torch.stack([torch.group_norm(image, 4) for image in x])
-    torch.testing.assert_close(torch.vmap(InstanceNorm())(x), expected)
-    last = InstanceNorm()(x[0].contiguous(memory_format=torch.channels_last))
-    assert last.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(last, expected[0])

@@ -116,3 +116,14 @@ def test_notes_of_pretrained():
     assert trained_on["scikit-image"] == TRAINED_ON and len(trained_on) == 2
     assert model.notes["held_out"][0] == f"skimage.data.{HELD_OUT}" and HELD_OUT not in TRAINED_ON
     assert model.notes["recipe"]["steps"] == model.notes["step"]
+
+
+def test_the_norm_under_vmap_and_with_channels_last():
+    from inr_kernels.models.dear.blocks import InstanceNorm
+
+    x = torch.randn(2, 3, 4, 5, 6)
+    expected = torch.stack([torch.group_norm(image, 4) for image in x])
+    torch.testing.assert_close(torch.vmap(InstanceNorm())(x), expected)
+    last = InstanceNorm()(x[0].contiguous(memory_format=torch.channels_last))
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(last, expected[0])

@@ -13,8 +13,17 @@ from PIL import Image
 from training_cases import ADVERSARIAL, CONFIGS, TINY, curve, photographs_in, same, vgg19_state, words
 
 from inr_kernels import cli
+from inr_kernels.fourier_unit.module import fused
 from inr_kernels.models import from_checkpoint
 from inr_kernels.models.training import config, loop, samples
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_maps():
+    """The rule on small maps is that of the processes that these tests start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused, "MIN_POSITIONS", 1024)
+        yield
 
 
 @pytest.fixture(scope="module")

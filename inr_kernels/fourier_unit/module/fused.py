@@ -18,7 +18,7 @@ from inr_kernels._core import dispatch
 from inr_kernels._core.checks import has_autocast
 from inr_kernels._core.hooks import is_untouched
 
-from .. import op, reference
+from .. import op
 from ..functional import conv2d
 from ..op import kept
 from .folding import affine, folded_bias, folds, scaled
@@ -139,7 +139,7 @@ def _convolve(group, x):
         weight, bias = folded_weight([conv], x, scale), folded_bias(conv.bias, coefficients, x.dtype)
         x, padding = x.contiguous(memory_format=torch.channels_last), conv.padding
         if reflected:
-            x = F.pad(x, reference.sides((reflected.padding[2], reflected.padding[0])), mode="reflect")
+            x = F.pad(x, reflected.padding, mode="reflect")
         if transposed:
             x = F.conv_transpose2d(x, weight, bias, conv.stride, padding, conv.output_padding)
         else:
