@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from inr_kernels._core import native
 from inr_kernels.fourier_unit import FFCResnetBlock, FusedSequential
 from inr_kernels.fourier_unit.op import kept
 
@@ -123,3 +124,15 @@ def test_autocast_keeps_the_dtype_of_the_sum():
     model, x = block()
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         assert {part.dtype for part in model(x)} == {torch.float32}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_without_the_library_nothing_is_kept(dtype, monkeypatch):
+    weight = torch.randn(8, 4, 1, 1, dtype=dtype)
+    assert kept.can_keep(weight)
+    monkeypatch.setattr(native, "load", lambda: (None, "not built"))
+    assert not kept.can_keep(weight)
+    layers = nn.Sequential(nn.Conv2d(4, 8, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU()).to(dtype).eval()
+    x = torch.randn(2, 4, 12, 14).to(dtype)
+    out = FusedSequential(*layers.requires_grad_(False))(x)
+    torch.testing.assert_close(out, layers(x))

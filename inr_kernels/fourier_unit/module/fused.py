@@ -169,7 +169,7 @@ def folded_weight(convs: Sequence[Any], x: torch.Tensor, scale: torch.Tensor | N
     weights, last = [conv.weight for conv in convs], prefers_channels_last(x)
     transposed = isinstance(convs[0], nn.ConvTranspose2d)
 
-    def make():
+    def make() -> torch.Tensor:
         weight = weights[0] if len(weights) == 1 else torch.cat(weights, 1)
         if scale is not None:
             weight = scaled(weight.transpose(0, 1) if transposed else weight, scale)
