@@ -149,7 +149,8 @@ def bench_unit(measure, smoke, shape, implementation):
         )
 
 
-@pytest.mark.parametrize("implementation", ["eager", "ours"])
+@pytest.mark.filterwarnings("ignore:Torchinductor does not support code generation for complex")
+@pytest.mark.parametrize("implementation", ["eager", "compile", "ours"])
 @pytest.mark.parametrize("training", [False, True], ids=["input gradient", "training"])
 def bench_backward(measure, smoke, training, implementation):
     """Measures a training step, or forward and input gradient in evaluation mode, as in feature refinement."""
@@ -157,9 +158,10 @@ def bench_backward(measure, smoke, training, implementation):
     block, x = problem(shape, torch.float32)
     block.train(training).requires_grad_(training)
     leaves = [part.requires_grad_() for part in x]
+    run = {"eager": lama_block, "compile": compiled_block(), "ours": lambda block, *parts: block(parts)}[implementation]
 
     def step():
-        out = block(tuple(leaves)) if implementation == "ours" else lama_block(block, *leaves)
+        out = run(block, *leaves)
         torch.autograd.grad(sum(part.sum() for part in out), [*leaves, *(block.parameters() if training else ())])
 
     kind = "training step" if training else "forward + gradient of the input"

@@ -221,6 +221,45 @@ def bench_texture(measure, smoke, implementation):
         )
 
 
+class MLPBlock(torch.nn.Module):
+    """x + MLP(LayerNorm(x)) of a transformer, in plain PyTorch."""
+
+    def __init__(self, channels, inner):
+        super().__init__()
+        layers = torch.nn.Linear(channels, inner), torch.nn.GELU(), torch.nn.Linear(inner, channels)
+        self.norm, self.layers = torch.nn.LayerNorm(channels), torch.nn.Sequential(*layers)
+
+    def forward(self, x):
+        return x + self.layers(self.norm(x))
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="it is torch's layers on a GPU")
+@pytest.mark.parametrize("implementation", ["eager", *peers.PEERS, "ours"])
+def bench_mlp(measure, smoke, implementation):
+    """Measures the MLP of IN2's attention blocks, on a map of 64²."""
+    from inr_kernels.local_implicit import mlp
+
+    rows, channels, inner = (33, 8, 16) if smoke else (64 * 64, 256, 1024)
+    block, x = MLPBlock(channels, inner).eval(), torch.randn(1, rows, channels)
+    weights, biases = zip(*((layer.weight, layer.bias) for layer in list(block.layers)[::2]), strict=True)
+    norm = {"norm_weight": block.norm.weight, "norm_bias": block.norm.bias}
+    with torch.no_grad():
+        if implementation == "ours":
+            run = functools.partial(mlp, x, weights, biases, add=x, **norm)
+        elif implementation == "eager":
+            run = functools.partial(block, x)
+        else:
+            run = peers.take(implementation, block, (x,))
+        measure(
+            run,
+            op="local_implicit",
+            case=f"mlp, {rows} rows, {channels} → {inner} → {channels}",
+            implementation=implementation,
+            dtype=torch.float32,
+            flops=4 * rows * channels * inner,
+        )
+
+
 def bench_hoist(measure, smoke):
     from inr_kernels.local_implicit.functional import Form, hoist_features
 

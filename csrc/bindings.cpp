@@ -248,6 +248,21 @@ void bind_fourier_unit(py::module_& m) {
       "type", "size", "out_size", "kernel", "stride", "pad", "padding", "transposed", "weight", "prepared", "threads");
 }
 
+void bind_mlp(py::module_& m) {
+  function(
+      m, "mlp",
+      [](inr::Type type, std::int64_t rows, const std::vector<std::int64_t>& widths, inr::Activation activation,
+         double eps, Address x, Address norm_weight, Address norm_bias, const std::vector<Address>& weights,
+         const std::vector<Address>& biases, Address add, Address out, int threads) {
+        const std::vector<void*> w = pointers(weights), b = pointers(biases);
+        const inr::Mlp p{rows, std::int64_t(w.size()), widths.data(), activation, eps, x, norm_weight, norm_bias,
+                         w.data(), b.data(), add, threads};
+        call(inr::cpu().mlp, type, p, out);
+      },
+      "type", "rows", "widths", "activation", "eps", "x", "norm_weight", "norm_bias", "weights", "biases", "add", "out",
+      "threads");
+}
+
 void bind_signs(py::module_& m) {
   function(
       m, "pack_signs",
@@ -305,6 +320,7 @@ PYBIND11_MODULE(_C, m) {
   bind_unmask_attention(m);
   bind_neighborhood_attention(m);
   bind_fourier_unit(m);
+  bind_mlp(m);
   bind_signs(m);
   bind_fingerprint(m);
   bind_multiply_adds(m);

@@ -83,6 +83,8 @@ struct type_caster<inr::Type> : converter<inr::Type, int, to_enum> {};
 template <>
 struct type_caster<inr::Padding> : converter<inr::Padding, int, to_enum> {};
 template <>
+struct type_caster<inr::Activation> : converter<inr::Activation, int, to_enum> {};
+template <>
 struct type_caster<inr::Normalize> : converter<inr::Normalize, int, to_enum> {};
 template <>
 struct type_caster<inr::Plane> : converter<inr::Plane, Strided<3>, to_plane> {};

@@ -249,6 +249,25 @@ Status conv2d(Type, const Conv2d&, void* out);
 // As prepare_conv3x3, for x of this size; 0 where the convolution takes the weight as it is.
 Status prepare_conv2d(Type, const Conv2d&, void* prepared, std::int64_t* size);
 
+// ---- mlp: out = W_n act(... act(W_1 norm(x) + b_1) ...) + b_n + add, on rows
+enum class Activation : int { relu = 0, gelu = 1 };
+struct Mlp {
+  std::int64_t rows, depth;     // depth: number of Linear layers, at most max_depth
+  const std::int64_t* widths;   // [depth + 1]: of x, of the hidden layers, of the output
+  Activation activation;
+  double eps;                   // of the norm
+  const void* x;                // [rows, widths[0]]
+  const void* norm_weight;      // [widths[0]], LayerNorm's; nullptr: no norm
+  const void* norm_bias;        // [widths[0]] or nullptr
+  const void* const* weights;   // depth x [widths[i + 1], widths[i]]
+  const void* const* biases;    // depth x [widths[i + 1]]
+  const void* add;              // as out, or nullptr
+  int threads;
+};
+
+// out: [rows, widths[depth]]; float32 and float64.
+Status mlp(Type, const Mlp&, void* out);
+
 // ---- the signs of a ReLU's outputs, for its backward: bit i % 8 of byte i / 8 is x[i] > 0
 struct Signs {
   std::int64_t count;

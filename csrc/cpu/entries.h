@@ -13,6 +13,7 @@
   ENTRY(unmask_attention_backward)       \
   ENTRY(neighborhood_attention_forward)  \
   ENTRY(neighborhood_attention_backward) \
+  ENTRY(mlp)                             \
   ENTRY(spectrum_product)                \
   ENTRY(conv3x3)                         \
   ENTRY(prepare_conv3x3)                 \

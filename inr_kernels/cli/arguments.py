@@ -18,6 +18,7 @@ OPERATORS = (
         "fourier_unit",
         "local_implicit",
         "local_texture",
+        "mlp",
         "neighborhood_attention",
     ),
     "unmask_attention",

@@ -1,4 +1,4 @@
-"""The arguments of the ops local_implicit and local_texture: bounds checks, and what decides on the backend."""
+"""The arguments of the ops local_implicit, local_texture and mlp: bounds checks, and what decides on the backend."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +8,8 @@ import torch
 
 from inr_kernels._core import dispatch
 from inr_kernels._core.checks import require, require_match, require_tensor, shape
+
+ACTIVATIONS = ("relu", "gelu")  # of mlp, at the index of the value of `Activation` in csrc/inr.h
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Facts(dispatch.Facts):
 
 
 class Arguments(NamedTuple):
-    """The arguments of local_implicit before `backend`, as its schema orders them (op.py)."""
+    """The arguments of local_implicit before `backend`, as its schema orders them (op)."""
 
     hoisted: torch.Tensor  # [B, rows, w, N1]
     y: torch.Tensor  # [B, R, S] float32, any strides
@@ -153,3 +155,54 @@ def check_dtypes(index: int, weight: torch.Tensor, bias: torch.Tensor, owner: st
     for value, name in ((weight, "weights"), (bias, "biases")):
         if value.dtype != dtype:
             require(False, f"{name}[{index}]", f"have {owner}'s dtype {dtype}", value.dtype)
+
+
+@dataclass(frozen=True)
+class MlpFacts(dispatch.Facts):
+    """Device, dtype and the number of layers."""
+
+    depth: int = 1
+
+
+class MlpArguments(NamedTuple):
+    """mlp's arguments before `backend`, as its schema orders them (op/mlp.py)."""
+
+    x: torch.Tensor  # [..., C]
+    weights: Sequence[torch.Tensor]  # [O_i, O_{i - 1}], O_0 = C
+    biases: Sequence[torch.Tensor]  # [O_i]
+    norm_weight: torch.Tensor | None  # [C]
+    norm_bias: torch.Tensor | None  # [C]
+    add: torch.Tensor | None  # [..., O_n]
+    activation: str
+    eps: float
+
+    def facts(self) -> MlpFacts:
+        """What decides on the backend."""
+        return MlpFacts(self.x.device, self.x.dtype, len(self.weights))
+
+    def out_shape(self) -> tuple[int, ...]:
+        """[..., O_n]."""
+        return *self.x.shape[:-1], len(self.weights[-1])
+
+    def check(self) -> None:
+        """Raises unless the options are valid and the tensors fit them, which keeps kernels in bounds."""
+        require_tensor(self.x, "x")
+        require(self.x.dim() and self.x.shape[-1], "x", "have a last dimension of at least 1", shape(self.x))
+        require(len(self.weights), "weights", "have at least one entry", "none")
+        matches = len(self.biases) == len(self.weights)
+        require(matches, "biases", f"have as many entries as weights, {len(self.weights)}", len(self.biases))
+        require(self.activation in ACTIVATIONS, "activation", f"be one of {ACTIVATIONS}", repr(self.activation))
+        like, inputs = (self.x.dtype, self.x.device), self.x.shape[-1]
+        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            require_tensor(weight, f"weights[{i}]", dims=(2,))
+            require(len(weight), f"weights[{i}]", "have at least one row", shape(weight))
+            require_match(weight, f"weights[{i}]", (len(weight), inputs), *like)
+            inputs = len(weight)
+            require_match(bias, f"biases[{i}]", (inputs,), *like)
+        for tensor, name in ((self.norm_weight, "norm_weight"), (self.norm_bias, "norm_bias")):
+            if tensor is not None:
+                require_match(tensor, name, (self.x.shape[-1],), *like)
+        alone = self.norm_weight is None and self.norm_bias is not None
+        require(not alone, "norm_bias", "be given with norm_weight", "it alone")
+        if self.add is not None:
+            require_match(self.add, "add", self.out_shape(), *like)

@@ -1,4 +1,4 @@
-"""The calls on which `inr-kernels prove` tries the kernels of local_implicit and local_texture.
+"""The calls on which `inr-kernels prove` tries the kernels of local_implicit, local_texture and mlp.
 
 Every hidden unit is far from its ReLU's corner, which rounding would cross at random.
 """
@@ -79,3 +79,26 @@ def _layers(inputs, widths, device):
         far = torch.arange(widths[i], dtype=torch.float64, device=device) % 3 > 0
         biases[i] = biases[i] + 8.0 * far - 4.0
     return weights, biases
+
+
+def mlp(large: bool) -> Iterator[Problem]:
+    """IN²'s multi-layer perceptron, and widths, activations and numbers of layers around it."""
+    rows, width = (4096, 256) if large else (300, 48)
+    yield _mlp("IN²'s", (2, rows), (width, 4 * width, width), norm=True, add=True)
+    yield _mlp("one layer", (rows,), (width, 3 * width))
+    yield _mlp("ragged, ReLU", (3, 7), (19, 41, 33, 5), activation="relu", add=True)
+    yield _mlp("one row", (), (5, 1, 3), norm=True)
+
+
+def _mlp(name, rows, widths, norm=False, add=False, **options):
+    def build(device):
+        def normal(*shape, scale=1.0):
+            return torch.randn(shape, dtype=torch.float64, device=device) * scale
+
+        pairs = list(itertools.pairwise(widths))
+        weights, biases = [normal(o, i, scale=i**-0.5) for i, o in pairs], [normal(o) + 4 for _, o in pairs]
+        given = {"norm_weight": normal(widths[0]), "norm_bias": normal(widths[0])} if norm else {}
+        given |= {"add": normal(*rows, widths[-1])} if add else {}
+        return (normal(*rows, widths[0]), weights, biases), given | options
+
+    return Problem(name, build)

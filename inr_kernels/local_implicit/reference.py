@@ -1,15 +1,17 @@
-"""LIIF's and LTE's decoders in plain PyTorch: the definitions, for any dtype, differentiable any number of times.
+"""LIIF's and LTE's decoders and mlp in plain PyTorch: the definitions, for any dtype, differentiable without limit.
 
 They follow the arithmetic of LIIF (Chen, Liu and Wang, CVPR 2021, eq. 1-5) including every float32 rounding of its
 coordinates, which determines the ensemble's weights at odd scales. LTE (Lee and Jin, CVPR 2022) has the same.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+
+ACTIVATION: dict[str, Callable[..., torch.Tensor]] = {"relu": F.relu, "gelu": F.gelu}  # of mlp
 
 
 def pixel_centres(n: int, device: torch.device | str = "cpu") -> torch.Tensor:
@@ -63,11 +65,25 @@ def relative_cell(cell: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     )  # without a tensor of `size`, which CUDA graphs do not allow
 
 
-def mlp(x: torch.Tensor, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Applies Linear layers with a ReLU between them: x [..., N0], weights[i] [N(i+1), N(i)] -> [..., Nk]."""
-    for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
-        x = F.linear(x, weight, bias).relu()
-    return F.linear(x, weights[-1], biases[-1])
+def mlp(
+    x: torch.Tensor,
+    weights: Sequence[torch.Tensor],
+    biases: Sequence[torch.Tensor],
+    norm_weight: torch.Tensor | None = None,
+    norm_bias: torch.Tensor | None = None,
+    add: torch.Tensor | None = None,
+    activation: str = "relu",
+    eps: float = 1e-5,
+) -> torch.Tensor:
+    """Applies Linear layers with an activation between them: x [..., N0], weights[i] [N(i+1), N(i)] -> [..., Nk].
+
+    The other arguments are those of the op mlp.
+    """
+    if norm_weight is not None:
+        x = F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)
+    for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        x = F.linear(ACTIVATION[activation](x) if i else x, weight, bias)
+    return x if add is None else x + add
 
 
 def local_implicit(

@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from inr_kernels import NeighborhoodAttention2D, neighborhood_attention_2d_packed
+from inr_kernels._core.hooks import is_untouched
 from inr_kernels.fourier_unit import FFC_BN_ACT, FFCResnetBlock, conv3x3
+from inr_kernels.local_implicit import mlp
 
 from . import eager as plain_pytorch
 
@@ -29,6 +31,19 @@ class Conv3x3(nn.Conv2d):
             return conv3x3(x, self.weight, self.bias, add=add, padding="zeros")
         out = super().forward(x)
         return out if add is None else out + add
+
+
+def computes_by_mlp(*layers: nn.Module) -> bool:
+    """Whether `mlp` may compute the layers from their parameters: they were not replaced, and have no hooks."""
+    return all(type(layer) in (nn.Linear, nn.LayerNorm, nn.GELU) for layer in layers) and is_untouched(*layers)
+
+
+def linear(layer: Any, x: torch.Tensor, add: torch.Tensor | None = None) -> torch.Tensor:
+    """layer(x) + add."""
+    if computes_by_mlp(layer):
+        return mlp(x, [layer.weight], [layer.bias], add=add)
+    out: torch.Tensor = layer(x)
+    return out if add is None else out + add
 
 
 class ChannelGate(nn.Module):
@@ -166,20 +181,22 @@ class ClampedAttention(NeighborhoodAttention2D):
         super().__init__(dim, num_heads, kernel_size, rel_pos_bias=rel_pos_bias)
         self.eager = eager
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[B, H, W, C] -> [B, H, W, C]."""
+    def forward(self, x: torch.Tensor, add: torch.Tensor | None = None) -> torch.Tensor:
+        """[B, H, W, C] -> [B, H, W, C], plus `add` of that shape."""
         rpb: torch.Tensor | None = self.rpb
-        qkv = self.qkv(x).unflatten(3, (3, self.num_heads, -1))
         if self.eager:
-            query, key, value = qkv.unbind(3)
-            return self.proj(plain_pytorch.neighborhood_attention(query, key, value, self.kernel_size, rpb).flatten(3))
+            query, key, value = self.qkv(x).unflatten(3, (3, self.num_heads, -1)).unbind(3)
+            out = plain_pytorch.neighborhood_attention(query, key, value, self.kernel_size, rpb)
+            mixed = self.proj(out.flatten(3))
+            return mixed if add is None else add + mixed
+        qkv = linear(self.qkv, x).unflatten(3, (3, self.num_heads, -1))
         height, width = (min(k, int(n)) for k, n in zip(self.kernel_size, x.shape[1:3], strict=True))
         kernel = (height, width)
         if rpb is not None:  # its middle: the distances in the smaller window
             y, x_ = (slice(k - n, k + n - 1) for k, n in zip(self.kernel_size, kernel, strict=True))
             rpb = rpb[:, y, x_]
-        out: Any = neighborhood_attention_2d_packed(qkv, kernel, rpb=rpb)
-        return self.proj(out.flatten(3))
+        packed: Any = neighborhood_attention_2d_packed(qkv, kernel, rpb=rpb)
+        return linear(self.proj, packed.flatten(3), add)
 
 
 class NeighborHybridAttentionBlock(nn.Module):
@@ -203,17 +220,20 @@ class NeighborHybridAttentionBlock(nn.Module):
         if config.channel_attention:
             self.channel_attention = ChannelAttentionBlock(channels, config.compress, config.squeeze, eager=eager)
         inner = int(channels * config.mlp_ratio)
-        self.mlp = nn.Sequential(nn.Linear(channels, inner), nn.GELU(), nn.Linear(inner, channels))
-        self.alpha, self.residual = config.alpha, config.attention_residual
+        self.mlp: Any = nn.Sequential(nn.Linear(channels, inner), nn.GELU(), nn.Linear(inner, channels))
+        self.alpha, self.residual, self.eager = config.alpha, config.attention_residual, eager
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, H, W, C] -> [B, H, W, C]."""
         normed = self.norm1(x)
-        mixed = self.attention(normed)
-        mixed = x + mixed if self.residual else mixed
+        mixed = self.attention(normed, add=x if self.residual else None)
         if self.channel_attention is not None:
             mixed = mixed + self.alpha * self.channel_attention(normed.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return mixed + self.mlp(self.norm2(mixed))
+        if self.eager or not computes_by_mlp(self.norm2, *self.mlp):
+            return mixed + self.mlp(self.norm2(mixed))
+        norm, (first, _, last) = self.norm2, self.mlp
+        weights, biases = [first.weight, last.weight], [first.bias, last.bias]
+        return mlp(mixed, weights, biases, norm_weight=norm.weight, norm_bias=norm.bias, eps=norm.eps, add=mixed)
 
 
 class NeighborHybridAttentionGroup(nn.Module):

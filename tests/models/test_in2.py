@@ -359,3 +359,15 @@ def test_errors(image, mask, options, error, message):
 def test_config_errors(change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(TINY, **change)
+
+
+def test_layers_with_hooks_are_called():
+    model = IN2(IN2Config(channels=(16, 16), groups=1, blocks=1, heads=2, hidden=(8, 8))).eval()
+    image, mask, called = torch.rand(1, 3, 32, 32), torch.zeros(1, 1, 32, 32), []
+    block = model.body[0].blocks[0]
+    with torch.no_grad():
+        expected = model(image, mask)
+        for layer in (block.attention.qkv, block.attention.proj, block.mlp[0], block.mlp[2]):
+            layer.register_forward_hook(lambda layer, *_: called.append(layer))
+        torch.testing.assert_close(model(image, mask), expected)
+    assert len(called) == 4

@@ -4,6 +4,7 @@ import elementwise_filter_cases
 import fourier_unit_cases
 import local_implicit_cases
 import local_texture_cases
+import mlp_cases
 import neighborhood_attention_cases
 import torch
 import unmask_attention_cases
@@ -23,6 +24,8 @@ PROBLEMS = [
     (local_implicit_cases, (*EXACT, torch.bfloat16), {"hidden": (1057, 40), "queries": 9}),
     (local_texture_cases, EXACT, {"frequencies": 21}),
     (local_texture_cases, HALF[:1], {"frequencies": 21, "relu_margin": True}),
+    (mlp_cases, EXACT, {"rows": (70,), "widths": (35, 131, 19), "norm": True, "add": True}),
+    (mlp_cases, EXACT, {"rows": (30,), "widths": (33, 1057, 40), "activation": "relu"}),
     (elementwise_filter_cases, (*EXACT, *HALF), {"size": (5, 37), "normalize": "taps"}),
     (elementwise_filter_cases, EXACT, {"size": (5, 37), "normalize": "all", "stride": 2}),
     (elementwise_filter_cases, EXACT, {"size": (4, 9), "normalize": "none", "dilation": 2}),

@@ -6,7 +6,7 @@ import re
 from tree import OPS as FOLDERS
 from tree import ROOT
 
-OPS = [*FOLDERS, "local_texture"]
+OPS = [*FOLDERS, "local_texture", "mlp"]
 # Names or parts of names of the tests in the files of each op.
 NAMES = {op: importlib.import_module(f"{op}_cases").SANITIZED for op in OPS}
 
@@ -34,7 +34,7 @@ def missing(output, ops):
 
 def files(op):
     """Patterns of the files that the op's tests depend on: its kernels, what calls them, and the tests."""
-    folder = op if op in FOLDERS else "local_implicit"  # local_texture is a part of it
+    folder = op if op in FOLDERS else "local_implicit"  # local_texture and mlp are parts of it
     patterns = ["CMakeLists.txt", "csrc/*.*", "csrc/common/*", "csrc/cpu/*.h", "csrc/cpu/common/*"]
     patterns += [f"csrc/cpu/{folder}/*", "inr_kernels/_core/*.py"]
     python = sorted(ROOT.glob(f"inr_kernels/{folder}/**/*.py"))

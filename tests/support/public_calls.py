@@ -8,6 +8,7 @@ import importlib
 from unittest import mock
 
 import local_texture_cases
+import mlp_cases
 import numpy
 import torch
 import upstream_natten
@@ -38,6 +39,7 @@ def case_of(op):
     """The class of an op's problems, whose `run(dtype, backend)` returns the outputs and the gradients."""
     folder = OPS[op].function.__module__.split(".")[1]
     others = {"conv2d": Conv2dCase, "conv3x3": ConvolutionCase, "local_texture": local_texture_cases.Case}
+    others["mlp"] = mlp_cases.Case
     return others.get(op) or importlib.import_module(f"{folder}_cases").Case
 
 

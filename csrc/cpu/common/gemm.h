@@ -68,6 +68,45 @@ INR_INLINE void micro_kernel(std::int64_t steps, const T* a, std::int64_t row, s
   }
 }
 
+// The same, in runs of steps whose sums are added, so that rounding errors do not grow with the number of steps.
+constexpr std::int64_t run_steps = 512;
+template <class T, int NV>
+INR_NOINLINE static void sum_of_runs(std::int64_t steps, const T* a, std::int64_t row, std::int64_t col, const T* b,
+                              std::int64_t b_row, Vec<T> (&sums)[block_rows][NV]) {
+  for (std::int64_t k = 0; k < steps; k += run_steps) {
+    Vec<T> acc[block_rows][NV];
+    micro_kernel<T, NV>(steps - k < run_steps ? steps - k : run_steps, a + k * col, row, col, b + k * b_row, b_row, acc);
+#pragma GCC unroll 12
+    for (int i = 0; i < block_rows; ++i)
+#pragma GCC unroll 2
+      for (int v = 0; v < NV; ++v) sums[i][v] = k ? sums[i][v] + acc[i][v] : acc[i][v];
+  }
+}
+
+// Calls emit(r, v, vector) for the rows and vectors of a block of C.
+template <int NV, class T, class Emit>
+INR_INLINE void emit_block(const Vec<T> (&acc)[block_rows][NV], Emit& emit) {
+#pragma GCC unroll 12
+  for (int r = 0; r < block_rows; ++r)
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; ++v) emit(r, v, acc[r][v]);
+}
+
+// The same for the block of a and b, which has any number of steps.
+template <class T, int NV, class Emit>
+INR_INLINE void multiply_block(std::int64_t steps, const T* a, std::int64_t row, std::int64_t col, const T* b,
+                               std::int64_t b_row, Emit emit) {
+  if (steps <= run_steps) {
+    Vec<T> acc[block_rows][NV];
+    micro_kernel<T, NV>(steps, a, row, col, b, b_row, acc);
+    emit_block<NV, T>(acc, emit);
+  } else {
+    Vec<T> sums[block_rows][NV];
+    sum_of_runs<T, NV>(steps, a, row, col, b, b_row, sums);
+    emit_block<NV, T>(sums, emit);
+  }
+}
+
 // Calls emit(i, j, vector) for the elements C[i][j ... j + lanes) of C = A B, for i < round_up(rows, block_rows) and
 // j < round_up(cols, lanes). a: [round_up(rows, block_rows), steps] with strides a_row, a_col; b: panels of columns,
 // b_panel apart, each [steps, panel] with row stride b_row.
@@ -77,20 +116,11 @@ INR_INLINE void gemm(std::int64_t rows, std::int64_t cols, std::int64_t steps, c
   for (std::int64_t i = 0; i < rows; i += block_rows) {
     for (std::int64_t j = 0; j < cols; j += panel<T>) {
       const T *a_block = a + i * a_row, *b_block = b + j / panel<T> * b_panel;
-      if (cols - j > lanes<T>) {
-        Vec<T> acc[block_rows][2];
-        micro_kernel<T, 2>(steps, a_block, a_row, a_col, b_block, b_row, acc);
-#pragma GCC unroll 12
-        for (int r = 0; r < block_rows; ++r) {
-          emit(i + r, j, acc[r][0]);
-          emit(i + r, j + lanes<T>, acc[r][1]);
-        }
-      } else {
-        Vec<T> acc[block_rows][1];
-        micro_kernel<T, 1>(steps, a_block, a_row, a_col, b_block, b_row, acc);
-#pragma GCC unroll 12
-        for (int r = 0; r < block_rows; ++r) emit(i + r, j, acc[r][0]);
-      }
+      const auto emit_at = [&](int r, int v, Vec<T> c) { emit(i + r, j + v * lanes<T>, c); };
+      if (cols - j > lanes<T>)
+        multiply_block<T, 2>(steps, a_block, a_row, a_col, b_block, b_row, emit_at);
+      else
+        multiply_block<T, 1>(steps, a_block, a_row, a_col, b_block, b_row, emit_at);
     }
   }
 }

@@ -13,10 +13,11 @@ from .. import op, reference
 from ..arguments import Facts
 from .checks import cast_parameters, check_decoder, check_queries, check_size, check_workspace
 from .hoist import Form, feature_columns, hoist_features
+from .mlp import mlp
 from .texture import as_planes, decode_texture, interpolate, local_texture_decode
 
 __all__ = ["WORKSPACE", "Form", "check_size", "check_workspace", "decode_queries", "feature_columns", "hoist_features"]
-__all__ += ["interpolate", "local_implicit_decode", "local_texture_decode", "render"]
+__all__ += ["interpolate", "local_implicit_decode", "local_texture_decode", "mlp", "render"]
 
 WORKSPACE = 256 << 20
 REPORTS, SHORTEST_BAND = 25, 16  # of `progress`: calls for an image, and the minimum rows per call

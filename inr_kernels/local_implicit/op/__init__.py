@@ -9,6 +9,8 @@ convolution and its gradient; `height` and `band_start` place a band of rows in 
 local_texture is LTE's decoder: the same but for the first layer, which multiplies coefficients by cosines and sines of
 the position. Its schema is the same, with hoisted [B, rows, w, 4 K], position_weight [K, 2] and N1 = 2 K, see
 `reference.decode_texture`.
+
+The op mlp has its own file.
 """
 
 import functools
@@ -25,8 +27,11 @@ from inr_kernels._core.registration import (
     schema_results,
 )
 
-from . import reference
-from .arguments import Arguments, Facts, TextureArguments
+from .. import reference
+from ..arguments import Arguments, Facts, TextureArguments
+from .mlp import MLP as MLP
+from .mlp import is_for_native as is_for_native
+from .mlp import mlp as mlp
 
 _ARGUMENTS = (
     "Tensor hoisted, Tensor y, Tensor x, Tensor? cell, Tensor position_weight, Tensor[] weights, Tensor[] biases,"
@@ -202,7 +207,7 @@ def _reference_backward(grad, a, *, needs_hoisted, needs_weights):
     return (d_hoisted, d_position, d_weights, d_biases) if needs_weights else (d_hoisted, None, [], [])
 
 
-_TRITON = backends.triton_backend(f"{__package__}.triton_kernels")
+_TRITON = backends.triton_backend("inr_kernels.local_implicit.triton_kernels")
 
 
 def cuda_backend(kernel: str = "") -> Backend:

@@ -1,0 +1,133 @@
+"""The op mlp in torch: schema, fake, autograd, and the table of backends.
+
+x [..., C], weights n x [O_i, O_{i - 1}], biases n x [O_i], norm [C], add [..., O_n]  ->  [..., O_n]
+
+In C++ for float32 and float64 on a CPU; elsewhere torch's layers. The backward consists of differentiable operations,
+so there are derivatives of every order.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from inr_kernels._core import backends, native
+from inr_kernels._core.dispatch import Backend, Op, always
+from inr_kernels._core.registration import define, register_autograd
+
+from .. import reference
+from ..arguments import ACTIVATIONS, MlpArguments, MlpFacts
+
+_DTYPES = torch.float32, torch.float64
+
+
+def is_for_native(x: torch.Tensor) -> bool:
+    """Whether the C++ kernel takes this tensor."""
+    return x.device.type == "cpu" and x.dtype in _DTYPES
+
+
+def why_not_native(facts: MlpFacts) -> str:
+    """Why the C++ kernel does not take a call, "" if it does."""
+    if facts.dtype not in _DTYPES:
+        return f"it takes float32 and float64; got {str(facts.dtype).removeprefix('torch.')}"
+    if reason := backends.why_not_cpu(facts):
+        return reason
+    most = native.load()[0].max_depth
+    return f"it takes at most {most} layers; got {facts.depth}" if facts.depth > most else ""
+
+
+def _output(a):
+    """The uninitialized output."""
+    return a.x.new_empty(a.out_shape())
+
+
+def _native(a):
+    out = _output(a)
+    if not out.numel():
+        return out
+    weights, biases = ([t.contiguous() for t in tensors] for tensors in (a.weights, a.biases))
+    x, norm_weight, norm_bias, add = (
+        None if t is None else t.contiguous() for t in (a.x, a.norm_weight, a.norm_bias, a.add)
+    )
+    native.load()[0].mlp(
+        type=backends.TYPES[x.dtype],
+        rows=x.numel() // x.shape[-1],
+        widths=[x.shape[-1], *map(len, weights)],
+        activation=ACTIVATIONS.index(a.activation),
+        eps=a.eps,
+        x=x.data_ptr(),
+        norm_weight=backends.address(norm_weight),
+        norm_bias=backends.address(norm_bias),
+        weights=[t.data_ptr() for t in weights],
+        biases=[t.data_ptr() for t in biases],
+        add=backends.address(add),
+        out=out.data_ptr(),
+        threads=torch.get_num_threads(),
+    )
+    return out
+
+
+def _reference(a):
+    return reference.mlp(*a)
+
+
+MLP = Op(
+    "mlp",
+    MlpArguments,
+    {
+        "cpu": Backend(why_not_native, _native),
+        "reference": Backend(always, _reference),
+        # torch's layers, so that "triton" can be requested for a whole network.
+        "triton": Backend(always, _reference),
+    },
+    warns=False,  # the reference is torch's own layers
+)
+
+
+mlp = define(
+    "mlp(Tensor x, Tensor[] weights, Tensor[] biases, Tensor? norm_weight, Tensor? norm_bias, Tensor? add,"
+    " str activation, float eps, str backend) -> Tensor",
+    MLP.forward,
+    MLP.fake(_output),
+)
+
+
+def _setup_context(ctx, inputs, output):
+    x, weights, biases, norm_weight, norm_bias, _, ctx.activation, ctx.eps, _ = inputs
+    ctx.depth = len(weights)
+    ctx.save_for_backward(x, norm_weight, norm_bias, *weights, *biases)
+
+
+def _autograd(ctx, grad):
+    x, norm_weight, norm_bias, *layers = ctx.saved_tensors
+    weights, biases = layers[: ctx.depth], layers[ctx.depth :]
+    needs_x, needs_weights, needs_biases, needs_norm, needs_norm_bias, needs_add = ctx.needs_input_grad[:6]
+    d_add = grad if needs_add else None
+    inputs, sums = [x], []  # of the layers, computed again
+    if norm_weight is not None:
+        inputs[0], mean, scale = torch.native_layer_norm(x, x.shape[-1:], norm_weight, norm_bias, ctx.eps)
+    for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+        sums.append(F.linear(inputs[-1], weight, bias))
+        inputs.append(reference.ACTIVATION[ctx.activation](sums[-1]))
+    d_weights, d_biases = [], []
+    for i in reversed(range(ctx.depth)):
+        rows, of_input = (t.reshape(-1, t.shape[-1]) for t in (grad, inputs[i]))
+        d_weights.append(rows.mT @ of_input)
+        d_biases.append(rows.sum(0))
+        grad = grad @ weights[i]
+        if i:
+            grad = _ACTIVATION_BACKWARD[ctx.activation](grad, sums[i - 1])
+    d_norm = d_norm_bias = None
+    if norm_weight is not None:
+        needs = [needs_x, needs_norm, needs_norm_bias]
+        grad, d_norm, d_norm_bias = torch.ops.aten.native_layer_norm_backward(
+            grad, x, x.shape[-1:], mean, scale, norm_weight, norm_bias, needs
+        )
+    d_weights, d_biases = d_weights[::-1] if needs_weights else None, d_biases[::-1] if needs_biases else None
+    return grad if needs_x else None, d_weights, d_biases, d_norm, d_norm_bias, d_add, None, None, None
+
+
+_ACTIVATION_BACKWARD = {
+    "relu": lambda grad, x: torch.ops.aten.threshold_backward(grad, x, 0),
+    "gelu": lambda grad, x: torch.ops.aten.gelu_backward(grad, x),
+}
+
+register_autograd("mlp", _setup_context, _autograd)
