@@ -82,9 +82,14 @@ class ChannelAttentionBlock(nn.Module):
         layers = Conv3x3(*first, eager), nn.GELU(), Conv3x3(*last, eager), ChannelGate(channels, squeeze)
         self.cab = nn.Sequential(*layers)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[B, C, H, W] -> [B, C, H, W]."""
-        return self.cab(x)
+    def forward(self, x: torch.Tensor, add: torch.Tensor | None = None, alpha: float = 1.0) -> torch.Tensor:
+        """[B, C, H, W] -> [B, C, H, W]; with `add` of that shape: add + alpha CAB(x)."""
+        if add is None:
+            return self.cab(x)
+        layers: list[Any] = list(self.cab)
+        for layer in layers[:-1]:
+            x = layer(x)
+        return torch.addcmul(add, x, alpha * layers[-1].attention(x))  # one pass over the maps, not three
 
 
 def ffc_options(config: Any) -> dict[str, Any]:
@@ -148,7 +153,7 @@ class DownsampleProcessingBlock(nn.Module):
         if self.block is not None:
             parts = plain_pytorch.ffc_resnet_block(self.block, parts) if self.eager else self.block(parts)
         x = torch.cat(parts, 1)
-        return x if self.attention is None else x + self.alpha * self.attention(x)
+        return x if self.attention is None else self.attention(x, add=x, alpha=self.alpha)
 
 
 class FourierBlock(nn.Module):
@@ -228,7 +233,8 @@ class NeighborHybridAttentionBlock(nn.Module):
         normed = self.norm1(x)
         mixed = self.attention(normed, add=x if self.residual else None)
         if self.channel_attention is not None:
-            mixed = mixed + self.alpha * self.channel_attention(normed.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            maps, add = normed.permute(0, 3, 1, 2), mixed.permute(0, 3, 1, 2)
+            mixed = self.channel_attention(maps, add, self.alpha).permute(0, 2, 3, 1)
         if self.eager or not computes_by_mlp(self.norm2, *self.mlp):
             return mixed + self.mlp(self.norm2(mixed))
         norm, (first, _, last) = self.norm2, self.mlp
