@@ -1,4 +1,4 @@
-"""The compiled module. Tensors are passed as addresses, and results are written in place; only op.py uses it.
+"""The compiled module. Tensors are passed as addresses, and results are written in place; only the ops use it.
 
 csrc/inr.h documents the arguments. Strides are in elements.
 """
@@ -203,6 +203,22 @@ def prepare_conv2d(
     threads: int,
 ) -> int: ...
 def fingerprint(*, data: int, words: int, threads: int) -> int: ...
+def mlp(
+    *,
+    type: int,
+    rows: int,
+    widths: Sequence[int],
+    activation: int,
+    eps: float,
+    x: int,
+    norm_weight: int,
+    norm_bias: int,
+    weights: Sequence[int],
+    biases: Sequence[int],
+    add: int,
+    out: int,
+    threads: int,
+) -> None: ...
 def pack_signs(*, type: int, count: int, x: int, bits: int, threads: int) -> None: ...
 def select_by_signs(*, type: int, count: int, grad: int, bits: int, out: int, threads: int) -> None: ...
 def multiply_adds(*, type: int, steps: int, threads: int) -> float: ...

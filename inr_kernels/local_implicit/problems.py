@@ -92,11 +92,10 @@ def mlp(large: bool) -> Iterator[Problem]:
 
 def _mlp(name, rows, widths, norm=False, add=False, **options):
     def build(device):
-        def normal(*shape, scale=1.0):
-            return torch.randn(shape, dtype=torch.float64, device=device) * scale
+        def normal(*shape):
+            return torch.randn(shape, dtype=torch.float64, device=device)
 
-        pairs = list(itertools.pairwise(widths))
-        weights, biases = [normal(o, i, scale=i**-0.5) for i, o in pairs], [normal(o) + 4 for _, o in pairs]
+        weights, biases = _layers(widths[:-1], widths[1:], device)
         given = {"norm_weight": normal(widths[0]), "norm_bias": normal(widths[0])} if norm else {}
         given |= {"add": normal(*rows, widths[-1])} if add else {}
         return (normal(*rows, widths[0]), weights, biases), given | options

@@ -33,17 +33,24 @@ class Conv3x3(nn.Conv2d):
         return out if add is None else out + add
 
 
-def computes_by_mlp(*layers: nn.Module) -> bool:
-    """Whether `mlp` may compute the layers from their parameters: they were not replaced, and have no hooks."""
-    return all(type(layer) in (nn.Linear, nn.LayerNorm, nn.GELU) for layer in layers) and is_untouched(*layers)
+def linear(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    """layer(x), [..., C] -> [..., O], by `mlp` unless the Linear was replaced or has hooks."""
+    if type(layer) is nn.Linear and is_untouched(layer):
+        return mlp(x, [layer.weight], [layer.bias])
+    return layer(x)
 
 
-def linear(layer: Any, x: torch.Tensor, add: torch.Tensor | None = None) -> torch.Tensor:
-    """layer(x) + add."""
-    if computes_by_mlp(layer):
-        return mlp(x, [layer.weight], [layer.bias], add=add)
-    out: torch.Tensor = layer(x)
-    return out if add is None else out + add
+def residual_mlp(x: torch.Tensor, norm: Any, layers: Any) -> torch.Tensor:
+    """x + layers(norm(x)), [..., C], by `mlp` unless a layer was replaced or has hooks."""
+    plain = type(norm) is nn.LayerNorm and norm.weight is not None and norm.normalized_shape == x.shape[-1:]
+    plain = plain and type(layers) is nn.Sequential and is_untouched(norm, layers, *layers)
+    if not (plain and [type(layer) for layer in layers] == [nn.Linear, nn.GELU, nn.Linear]):
+        return x + layers(norm(x))
+    first, activation, last = layers
+    if activation.approximate != "none":
+        return x + layers(norm(x))
+    options = {"norm_weight": norm.weight, "norm_bias": norm.bias, "eps": norm.eps, "add": x}
+    return mlp(x, [first.weight, last.weight], [first.bias, last.bias], **options)
 
 
 class ChannelGate(nn.Module):
@@ -82,14 +89,20 @@ class ChannelAttentionBlock(nn.Module):
         layers = Conv3x3(*first, eager), nn.GELU(), Conv3x3(*last, eager), ChannelGate(channels, squeeze)
         self.cab = nn.Sequential(*layers)
 
-    def forward(self, x: torch.Tensor, add: torch.Tensor | None = None, alpha: float = 1.0) -> torch.Tensor:
-        """[B, C, H, W] -> [B, C, H, W]; with `add` of that shape: add + alpha CAB(x)."""
-        if add is None:
-            return self.cab(x)
-        layers: list[Any] = list(self.cab)
-        for layer in layers[:-1]:
-            x = layer(x)
-        return torch.addcmul(add, x, alpha * layers[-1].attention(x))  # one pass over the maps, not three
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, C, H, W] -> [B, C, H, W]."""
+        return self.cab(x)
+
+
+def add_channel_attention(add: torch.Tensor, block: Any, x: torch.Tensor, alpha: float) -> torch.Tensor:
+    """add + alpha block(x), [B, C, H, W], where possible in one pass over the last map."""
+    plain = type(block) is ChannelAttentionBlock and type(block.cab) is nn.Sequential
+    if not (plain and type(block.cab[-1]) is ChannelGate and is_untouched(block, block.cab, block.cab[-1])):
+        return add + alpha * block(x)
+    *layers, gate = block.cab
+    for layer in layers:
+        x = layer(x)
+    return torch.addcmul(add, x, alpha * gate.attention(x))
 
 
 def ffc_options(config: Any) -> dict[str, Any]:
@@ -153,7 +166,7 @@ class DownsampleProcessingBlock(nn.Module):
         if self.block is not None:
             parts = plain_pytorch.ffc_resnet_block(self.block, parts) if self.eager else self.block(parts)
         x = torch.cat(parts, 1)
-        return x if self.attention is None else self.attention(x, add=x, alpha=self.alpha)
+        return x if self.attention is None else add_channel_attention(x, self.attention, x, self.alpha)
 
 
 class FourierBlock(nn.Module):
@@ -186,22 +199,20 @@ class ClampedAttention(NeighborhoodAttention2D):
         super().__init__(dim, num_heads, kernel_size, rel_pos_bias=rel_pos_bias)
         self.eager = eager
 
-    def forward(self, x: torch.Tensor, add: torch.Tensor | None = None) -> torch.Tensor:
-        """[B, H, W, C] -> [B, H, W, C], plus `add` of that shape."""
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, H, W, C] -> [B, H, W, C]."""
         rpb: torch.Tensor | None = self.rpb
         if self.eager:
             query, key, value = self.qkv(x).unflatten(3, (3, self.num_heads, -1)).unbind(3)
-            out = plain_pytorch.neighborhood_attention(query, key, value, self.kernel_size, rpb)
-            mixed = self.proj(out.flatten(3))
-            return mixed if add is None else add + mixed
+            return self.proj(plain_pytorch.neighborhood_attention(query, key, value, self.kernel_size, rpb).flatten(3))
         qkv = linear(self.qkv, x).unflatten(3, (3, self.num_heads, -1))
         height, width = (min(k, int(n)) for k, n in zip(self.kernel_size, x.shape[1:3], strict=True))
         kernel = (height, width)
         if rpb is not None:  # its middle: the distances in the smaller window
             y, x_ = (slice(k - n, k + n - 1) for k, n in zip(self.kernel_size, kernel, strict=True))
             rpb = rpb[:, y, x_]
-        packed: Any = neighborhood_attention_2d_packed(qkv, kernel, rpb=rpb)
-        return linear(self.proj, packed.flatten(3), add)
+        out: Any = neighborhood_attention_2d_packed(qkv, kernel, rpb=rpb)
+        return linear(self.proj, out.flatten(3))
 
 
 class NeighborHybridAttentionBlock(nn.Module):
@@ -225,21 +236,18 @@ class NeighborHybridAttentionBlock(nn.Module):
         if config.channel_attention:
             self.channel_attention = ChannelAttentionBlock(channels, config.compress, config.squeeze, eager=eager)
         inner = int(channels * config.mlp_ratio)
-        self.mlp: Any = nn.Sequential(nn.Linear(channels, inner), nn.GELU(), nn.Linear(inner, channels))
+        self.mlp = nn.Sequential(nn.Linear(channels, inner), nn.GELU(), nn.Linear(inner, channels))
         self.alpha, self.residual, self.eager = config.alpha, config.attention_residual, eager
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, H, W, C] -> [B, H, W, C]."""
         normed = self.norm1(x)
-        mixed = self.attention(normed, add=x if self.residual else None)
+        mixed = self.attention(normed)
+        mixed = x + mixed if self.residual else mixed
         if self.channel_attention is not None:
-            maps, add = normed.permute(0, 3, 1, 2), mixed.permute(0, 3, 1, 2)
-            mixed = self.channel_attention(maps, add, self.alpha).permute(0, 2, 3, 1)
-        if self.eager or not computes_by_mlp(self.norm2, *self.mlp):
-            return mixed + self.mlp(self.norm2(mixed))
-        norm, (first, _, last) = self.norm2, self.mlp
-        weights, biases = [first.weight, last.weight], [first.bias, last.bias]
-        return mlp(mixed, weights, biases, norm_weight=norm.weight, norm_bias=norm.bias, eps=norm.eps, add=mixed)
+            maps, add = (t.permute(0, 3, 1, 2) for t in (normed, mixed))
+            mixed = add_channel_attention(add, self.channel_attention, maps, self.alpha).permute(0, 2, 3, 1)
+        return mixed + self.mlp(self.norm2(mixed)) if self.eager else residual_mlp(mixed, self.norm2, self.mlp)
 
 
 class NeighborHybridAttentionGroup(nn.Module):

@@ -40,9 +40,10 @@ class Case:
         rows = (self.batch, 13) if self.rows is None else self.rows
         pairs = list(itertools.pairwise(self.widths))
         randn = lambda *shape: torch.randn(shape, dtype=torch.float64)  # noqa: E731
-        weights = [randn(o, i) / i**0.5 for i, o in pairs]
-        # Hidden units are far from a ReLU's corner, which rounding would cross at random.
-        biases = [randn(o) + (6 if self.activation == "relu" else 0) for _, o in pairs]
+        weights, biases = [randn(o, i) / i**0.5 for i, o in pairs], [randn(o) for _, o in pairs]
+        if self.activation == "relu":  # hidden units are far above or below 0, which rounding would cross at random
+            weights = [0.2 * weight for weight in weights]
+            biases = [bias.clamp(-2, 2) + 8 * (torch.arange(len(bias)) % 3 > 0) - 4 for bias in biases]
         norm = [randn(self.widths[0]) for _ in range(2)] if self.norm else [None, None]
         add = randn(*rows, self.widths[-1]) if self.add else None
         self.tensors = [randn(*rows, self.widths[0]), add, *norm, *weights, *biases]

@@ -69,7 +69,7 @@ INR_INLINE void micro_kernel(std::int64_t steps, const T* a, std::int64_t row, s
 }
 
 // The same, in runs of steps whose sums are added, so that rounding errors do not grow with the number of steps.
-constexpr std::int64_t run_steps = 512;
+constexpr std::int64_t run_steps = 320;
 template <class T, int NV>
 INR_NOINLINE static void sum_of_runs(std::int64_t steps, const T* a, std::int64_t row, std::int64_t col, const T* b,
                               std::int64_t b_row, Vec<T> (&sums)[block_rows][NV]) {

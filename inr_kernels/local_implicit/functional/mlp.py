@@ -73,7 +73,7 @@ def mlp(
     require_tensor(x, "x")
     weights = _sequence(weights, "weights")
     biases = [None] * len(weights) if biases is None else _sequence(biases, "biases")
-    require(isinstance(eps, (int, float)) and eps >= 0, "eps", "be a number of at least 0", eps)
+    require(isinstance(eps, (int, float)) and 0 <= eps <= 1e300, "eps", "be a finite number of at least 0", eps)
     for name, tensors in (("weights", weights), ("biases", biases)):
         for i, tensor in enumerate(tensors):
             if tensor is not None or name == "weights":

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from inr_kernels._core import backends, native
+from inr_kernels._core.checks import without_autocast
 from inr_kernels._core.dispatch import Backend, Op, always
 from inr_kernels._core.registration import define, register_autograd
 
@@ -97,9 +98,15 @@ def _setup_context(ctx, inputs, output):
 
 
 def _autograd(ctx, grad):
+    with without_autocast(grad):
+        return *_gradients(ctx, grad, *ctx.needs_input_grad[:6]), None, None, None
+
+
+def _gradients(ctx, grad, needs_x, needs_weights, needs_biases, needs_norm, needs_norm_bias, needs_add):
     x, norm_weight, norm_bias, *layers = ctx.saved_tensors
     weights, biases = layers[: ctx.depth], layers[ctx.depth :]
-    needs_x, needs_weights, needs_biases, needs_norm, needs_norm_bias, needs_add = ctx.needs_input_grad[:6]
+    d_x = d_norm = d_norm_bias = None
+    d_weights, d_biases = [None] * ctx.depth, [None] * ctx.depth
     d_add = grad if needs_add else None
     inputs, sums = [x], []  # of the layers, computed again
     if norm_weight is not None:
@@ -107,22 +114,21 @@ def _autograd(ctx, grad):
     for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
         sums.append(F.linear(inputs[-1], weight, bias))
         inputs.append(reference.ACTIVATION[ctx.activation](sums[-1]))
-    d_weights, d_biases = [], []
+    first = needs_x, needs_norm, needs_norm_bias
     for i in reversed(range(ctx.depth)):
-        rows, of_input = (t.reshape(-1, t.shape[-1]) for t in (grad, inputs[i]))
-        d_weights.append(rows.mT @ of_input)
-        d_biases.append(rows.sum(0))
-        grad = grad @ weights[i]
+        rows = grad.reshape(-1, grad.shape[-1])
+        if needs_weights[i]:
+            d_weights[i] = rows.mT @ inputs[i].reshape(-1, inputs[i].shape[-1])
+        if needs_biases[i]:
+            d_biases[i] = rows.sum(0)
         if i:
-            grad = _ACTIVATION_BACKWARD[ctx.activation](grad, sums[i - 1])
-    d_norm = d_norm_bias = None
-    if norm_weight is not None:
-        needs = [needs_x, needs_norm, needs_norm_bias]
-        grad, d_norm, d_norm_bias = torch.ops.aten.native_layer_norm_backward(
-            grad, x, x.shape[-1:], mean, scale, norm_weight, norm_bias, needs
-        )
-    d_weights, d_biases = d_weights[::-1] if needs_weights else None, d_biases[::-1] if needs_biases else None
-    return grad if needs_x else None, d_weights, d_biases, d_norm, d_norm_bias, d_add, None, None, None
+            grad = _ACTIVATION_BACKWARD[ctx.activation](grad @ weights[i], sums[i - 1])
+    if any(first):
+        d_x = grad @ weights[0]
+        if norm_weight is not None:
+            saved = x, x.shape[-1:], mean, scale, norm_weight, norm_bias
+            d_x, d_norm, d_norm_bias = torch.ops.aten.native_layer_norm_backward(d_x, *saved, list(first))
+    return d_x if needs_x else None, d_weights, d_biases, d_norm, d_norm_bias, d_add
 
 
 _ACTIVATION_BACKWARD = {
