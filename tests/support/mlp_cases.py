@@ -63,7 +63,8 @@ class Case:
 def assert_kernel_as_accurate(case, dtype, backend="cpu"):
     """Asserts that each error against float64 is at most twice that of torch's layers, or a few roundings."""
     truth, eager = case.run(torch.float64, "reference", rounded=dtype), case.run(dtype, "reference")
-    few = 16 * torch.finfo(dtype).eps if dtype == torch.float64 else 4 * torch.finfo(torch.float32).eps
+    # In float64 the truth has the roundings of another order of the sums.
+    few = 32 * torch.finfo(dtype).eps if dtype == torch.float64 else 4 * torch.finfo(torch.float32).eps
     for i, (result, other, exact) in enumerate(zip(case.run(dtype, backend), eager, truth, strict=True)):
         assert result.shape == exact.shape
         assert result.dtype == other.dtype == dtype

@@ -75,7 +75,8 @@ INR_NOINLINE static void sum_of_runs(std::int64_t steps, const T* a, std::int64_
                               std::int64_t b_row, Vec<T> (&sums)[block_rows][NV]) {
   for (std::int64_t k = 0; k < steps; k += run_steps) {
     Vec<T> acc[block_rows][NV];
-    micro_kernel<T, NV>(steps - k < run_steps ? steps - k : run_steps, a + k * col, row, col, b + k * b_row, b_row, acc);
+    const std::int64_t count = steps - k < run_steps ? steps - k : run_steps;
+    micro_kernel<T, NV>(count, a + k * col, row, col, b + k * b_row, b_row, acc);
 #pragma GCC unroll 12
     for (int i = 0; i < block_rows; ++i)
 #pragma GCC unroll 2

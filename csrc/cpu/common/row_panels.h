@@ -20,23 +20,17 @@ class RowPanels {
   T* block(std::int64_t i, std::int64_t step) const { return data_ + i * steps_ + step * block_rows; }
   // Calls emit(j, sums) for the rows [i, i + block_rows) of a times each panel of columns of b.
   // b: [steps, round_up(cols, panel)] with row stride b_row.
+  // Long sums are split into runs of 64 steps, so that rounding errors do not grow with the number of steps.
   template <class Emit>
   INR_INLINE void multiply(const RowPanels& a, std::int64_t i, const T* b, std::int64_t b_row, std::int64_t cols,
                            Emit emit) {
-    multiply(a, i, 0, a.steps_, b, b_row, cols, emit);
-  }
-  // The same for the columns [first, first + count) of a. b: [count, round_up(cols, panel)]
-  // Long sums are split into runs of 64 steps, so that rounding errors do not grow with the number of steps.
-  template <class Emit>
-  INR_INLINE void multiply(const RowPanels& a, std::int64_t i, std::int64_t first, std::int64_t count, const T* b,
-                           std::int64_t b_row, std::int64_t cols, Emit emit) {
     constexpr std::int64_t run = 64;
     for (std::int64_t j = 0; j < cols; j += panel<T>) {
       Vec<T> sums[block_rows][2] = {};
-      for (std::int64_t k = 0; k < count; k += run) {
+      for (std::int64_t k = 0; k < a.steps_; k += run) {
         Vec<T> acc[block_rows][2];
-        const std::int64_t steps = count - k < run ? count - k : run;
-        micro_kernel<T, 2>(steps, a.block(i, first + k), 1, block_rows, b + k * b_row + j, b_row, acc);
+        const std::int64_t steps = a.steps_ - k < run ? a.steps_ - k : run;
+        micro_kernel<T, 2>(steps, a.block(i, k), 1, block_rows, b + k * b_row + j, b_row, acc);
 #pragma GCC unroll 12
         for (int r = 0; r < block_rows; ++r)
 #pragma GCC unroll 2
@@ -49,6 +43,30 @@ class RowPanels {
  private:
   T* data_ = nullptr;
   std::int64_t steps_ = 0;
+};
+
+// A matrix [rows, steps] as the RowPanels of its chunks of steps, one after the other: what a product with one chunk
+// reads is contiguous, as the processor's prefetching needs it.
+template <class T, std::int64_t chunk_steps>
+class ChunkedRowPanels {
+ public:
+  ChunkedRowPanels() = default;
+  // data: [RowPanels<T>::size(rows, steps)]
+  ChunkedRowPanels(T* data, std::int64_t rows, std::int64_t steps)
+      : data_(data), rows_(round_up(rows, block_rows)), steps_(steps) {}
+  // The chunk that begins at a step.
+  RowPanels<T> chunk(std::int64_t first) const {
+    return {data_ + first * rows_, steps_ - first < chunk_steps ? steps_ - first : chunk_steps};
+  }
+  // See RowPanels.
+  T* block(std::int64_t i, std::int64_t step) const {
+    const std::int64_t within = step % chunk_steps;
+    return chunk(step - within).block(i, within);
+  }
+
+ private:
+  T* data_ = nullptr;
+  std::int64_t rows_ = 0, steps_ = 0;
 };
 
 template <class V, std::size_t... I>

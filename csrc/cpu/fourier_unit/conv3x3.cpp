@@ -59,7 +59,7 @@ class Winograd {
   std::int64_t weight_size() const { return points * weight_stride(); }
   void use_weights(T* transformed) {
     for (int point = 0; point < points; ++point)
-      weight_[point] = RowPanels<T>(transformed + point * weight_stride(), channels_);
+      weight_[point] = {transformed + point * weight_stride(), p_.outputs, channels_};
   }
   // Transforms the kernels of the outputs [i, i + block_rows) to the 16 points.
   void transform_weights(std::int64_t i) {
@@ -103,7 +103,7 @@ class Winograd {
       for (std::int64_t c = 0; c < channels_; c += max_channels) {
         const std::int64_t count = channels_ - c < max_channels ? channels_ - c : max_channels;
         if (o == 0) load_inputs(image, y, x, c, count, stage, inputs);
-        multiply(c, count, o, end, inputs, products);
+        multiply(c, o, end, inputs, products);
       }
       store_outputs(image, y, x, o, end, products, out);
     }
@@ -156,15 +156,15 @@ class Winograd {
     }
   }
 
-  // Adds the products of `count` channels from `first` on to those of the outputs [begin, end); sets them if first is 0.
-  void multiply(std::int64_t first, std::int64_t count, std::int64_t begin, std::int64_t end, const T* inputs,
-                T* products) const {
+  // Adds the products of the chunk of channels from `first` on to those of the outputs [begin, end); sets them if first
+  // is 0.
+  void multiply(std::int64_t first, std::int64_t begin, std::int64_t end, const T* inputs, T* products) const {
     for (int point = 0; point < points; ++point)
       for (std::int64_t j = 0; j < rows_ * columns_; j += panel<T>)  // a panel of inputs stays in the first cache
         for (std::int64_t i = begin; i < end; i += block_rows) {
           T* to = products + point * products_stride() + (i - begin) * tiles_ + j;
-          RowPanels<T>::multiply(weight_[point], i, first, count, inputs + point * inputs_stride() + j, tiles_,
-                                 panel<T>, [&](std::int64_t, const auto& sums) {
+          RowPanels<T>::multiply(weight_[point].chunk(first), i, inputs + point * inputs_stride() + j, tiles_, panel<T>,
+                                 [&](std::int64_t, const auto& sums) {
 #pragma GCC unroll 12
                                    for (int r = 0; r < block_rows; ++r)
 #pragma GCC unroll 2
@@ -259,7 +259,7 @@ class Winograd {
   std::int64_t columns_, column_tasks_, rows_, row_tasks_;  // tiles of a task, and tasks, along each axis
   std::int64_t tiles_, line_;                               // row strides of points and of the stage
   std::int64_t outputs_;                                    // whose products are kept at a time
-  RowPanels<T> weight_[points];                             // [outputs, channels_]
+  ChunkedRowPanels<T, max_channels> weight_[points];        // [outputs, channels_]
 };
 
 template <class T>

@@ -76,7 +76,7 @@ class Strided {
   double multiplications() const { return double(points) * double(maps_ * panel<T>); }
   std::int64_t weight_size() const { return matrices * weight_stride(); }
   void use_weights(T* transformed) {
-    for (int m = 0; m < matrices; ++m) weight_[m] = RowPanels<T>(transformed + m * weight_stride(), p_.channels);
+    for (int m = 0; m < matrices; ++m) weight_[m] = {transformed + m * weight_stride(), p_.outputs, p_.channels};
   }
   // Transforms the kernels of the outputs [i, i + block_rows).
   void transform_weights(std::int64_t i) {
@@ -126,8 +126,9 @@ class Strided {
       for (int point = 0; point < points; ++point)
         for (std::int64_t o = begin; o < end; o += block_rows) {
           T* to = products + point * products_stride() + (o - begin) * row();
-          RowPanels<T>::multiply(weight_[matrix_of(point)], o, c, count, inputs + point * inputs_stride(), row(),
-                                 panel<T>, [&](std::int64_t, const auto& sums) {
+          const RowPanels<T> weight = weight_[matrix_of(point)].chunk(c);
+          RowPanels<T>::multiply(weight, o, inputs + point * inputs_stride(), row(), panel<T>,
+                                 [&](std::int64_t, const auto& sums) {
 #pragma GCC unroll 12
                                    for (int r = 0; r < block_rows; ++r)
 #pragma GCC unroll 2
@@ -322,7 +323,7 @@ class Strided {
   std::int64_t tile_rows_, tile_columns_;       // of an image
   std::int64_t maps_, groups_, group_outputs_;       // tasks of an image; groups of outputs that split each
   std::int64_t chunk_;
-  RowPanels<T> weight_[matrices];  // [outputs, channels]
+  ChunkedRowPanels<T, max_channels> weight_[matrices];  // [outputs, channels]
 };
 
 // Calls work(algorithm) with the algorithm of the problem, of float32 or float64.
