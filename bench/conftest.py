@@ -56,9 +56,12 @@ def machine():
     from inr_kernels._core import native
 
     cpuinfo = Path("/proc/cpuinfo")
-    model = re.search(r"model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.exists() else "")
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    model, family = (re.search(rf"^{key}\s*: (.*)", text, re.MULTILINE) for key in ("model name", "cpu family"))
     library = native.load()[0]
-    name = f"{model[1] if model else platform.processor()}, {os.cpu_count()} cores"
+    # Virtual machines give several generations of a processor one name; the family tells them apart.
+    name = f"{model[1]} (family {family[1]})" if model and family else platform.processor()
+    name = f"{name}, {os.cpu_count()} cores"
     return {"name": name, "instruction set": library.isa() if library else "not built", **versions}
 
 
