@@ -68,18 +68,19 @@ By the same estimate, with Triton 3.7.1; the sums of all launches of a backward.
 |  | after: `gradients` | 705 MB | 223 M | 0.357 ms | 2.35 ms | 0.699 ms | 0.213 ms |
 | `neighborhood_attention`'s queries and bias | before: `query_backward`, `bias_backward` | 312 MB | 4.54 G | 7.28 ms | 9.34 ms | 3.42 ms | 4.35 ms |
 |  | after: `query_backward`, and the sum of its shares in PyTorch that is not counted | 185 MB | 511 M | 0.82 ms | 1.06 ms | 0.387 ms | 0.489 ms |
-| `neighborhood_attention`'s forward, bfloat16 | Triton: `attend` | 136 MB | 321 M | 0.518 ms | 0.667 ms | 0.245 ms | 0.307 ms |
+|  | today, when the same kernel also attends in three dimensions | 185 MB | 664 M | 1.06 ms | 1.37 ms | 0.503 ms | 0.635 ms |
+| `neighborhood_attention`'s forward, bfloat16 | Triton: `attend` | 136 MB | 333 M | 0.539 ms | 0.694 ms | 0.255 ms | 0.319 ms |
 |  | CUDA C++: `attend, mma.sync` | 136 MB | 88.7 M | 0.146 ms | 0.454 ms | 0.135 ms | 84.8 µs |
-| its backward with the bias | Triton: `query_backward`, `key_value_backward` | 391 MB | 868 M | 1.4 ms | 1.81 ms | 0.661 ms | 0.831 ms |
+| its backward with the bias | Triton: `query_backward`, `key_value_backward` | 391 MB | 1.04 G | 1.67 ms | 2.16 ms | 0.792 ms | 0.994 ms |
 |  | CUDA C++: the same, mma.sync | 386 MB | 307 M | 0.51 ms | 1.28 ms | 0.382 ms | 0.294 ms |
 | `elementwise_filter`'s forward, float32 | Triton: `filter_pixels` | 738 MB | 331 M | 0.544 ms | 2.46 ms | 0.732 ms | 0.317 ms |
-|  | CUDA C++: `filter_3x3` | 738 MB | 216 M | 0.362 ms | 2.46 ms | 0.732 ms | 0.207 ms |
+|  | CUDA C++: `filter_3x3` | 738 MB | 223 M | 0.362 ms | 2.46 ms | 0.732 ms | 0.214 ms |
 | `elementwise_filter`'s forward, bfloat16 | Triton: `filter_pixels` | 369 MB | 344 M | 0.565 ms | 1.23 ms | 0.366 ms | 0.329 ms |
-|  | CUDA C++: `filter_3x3` | 369 MB | 233 M | 0.362 ms | 1.23 ms | 0.366 ms | 0.223 ms |
+|  | CUDA C++: `filter_3x3` | 369 MB | 239 M | 0.387 ms | 1.23 ms | 0.366 ms | 0.229 ms |
 | `elementwise_filter`'s backward, float32 | Triton: `gradients` | 1.41 GB | 202 M | 0.691 ms | 4.7 ms | 1.4 ms | 0.294 ms |
 |  | CUDA C++: the same | 1.41 GB | 250 M | 0.691 ms | 4.7 ms | 1.4 ms | 0.294 ms |
 | `elementwise_filter`'s backward, bfloat16 | Triton: `gradients` | 705 MB | 223 M | 0.357 ms | 2.35 ms | 0.699 ms | 0.213 ms |
-|  | CUDA C++: the same | 705 MB | 265 M | 0.422 ms | 2.35 ms | 0.699 ms | 0.253 ms |
+|  | CUDA C++: the same | 705 MB | 265 M | 0.42 ms | 2.35 ms | 0.699 ms | 0.253 ms |
 """  # noqa: E501
 
 
