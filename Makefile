@@ -70,7 +70,7 @@ aarch64: .venv/test.stamp
 
 # Every benchmark runs once, none is timed.
 smoke: .venv/test.stamp
-	$(BIN)/pytest bench --benchmark-disable $(ARGS)
+	$(BIN)/pytest bench --benchmark-disable $(PARALLEL) $(ARGS)
 
 lint: .venv/test.stamp types
 	$(BIN)/ruff format --check .

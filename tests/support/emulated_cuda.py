@@ -31,7 +31,8 @@ def files(op):
     kernels = [f"csrc/cuda/{name}" for name in (f"{op}*", "launch*", "ptx.cuh", "hopper.cuh")]
     support = [f"tests/support/{name}" for name in ("cuda_on_host/**/*", "emulated_cuda.py", f"{op}_cases.py")]
     public = "functional/*.py" if (ROOT / "inr_kernels" / op / "functional").is_dir() else "functional.py"
-    ours = [f"inr_kernels/{op}/{name}" for name in ("op.py", "arguments.py", public)]
+    op_files = "op/*.py" if (ROOT / "inr_kernels" / op / "op").is_dir() else "op.py"
+    ours = [f"inr_kernels/{op}/{name}" for name in (op_files, "arguments.py", public)]
     return ["csrc/inr.h", *kernels, *support, *ours, *TESTS[op]]
 
 
