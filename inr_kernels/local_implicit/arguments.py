@@ -191,7 +191,9 @@ class MlpArguments(NamedTuple):
         require(len(self.weights), "weights", "have at least one entry", "none")
         matches = len(self.biases) == len(self.weights)
         require(matches, "biases", f"have as many entries as weights, {len(self.weights)}", len(self.biases))
-        require(self.activation in ACTIVATIONS, "activation", f"be one of {ACTIVATIONS}", repr(self.activation))
+        require(
+            self.activation in ACTIVATIONS, "activation", f"be one of {', '.join(ACTIVATIONS)}", repr(self.activation)
+        )
         like, inputs = (self.x.dtype, self.x.device), self.x.shape[-1]
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             require_tensor(weight, f"weights[{i}]", dims=(2,))

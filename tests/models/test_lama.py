@@ -366,9 +366,12 @@ def test_errors_name_the_part(x, text, training):
         FFC_BN_ACT(8, 8, 3, padding=1, **RATIOS).train(training)(x)
 
 
-def test_compiles():
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_compiles(dynamic):
     block = random_norms(FFCResnetBlock(8, "reflect", nn.BatchNorm2d, **RATIOS)).eval()
-    x = torch.randn(1, 2, 6, 7), torch.randn(1, 6, 6, 7)
+    compiled = torch.compile(block, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     with torch.no_grad():
-        for ours, theirs in zip(torch.compile(block, fullgraph=True, backend="aot_eager")(x), block(x), strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+        for size in ((6, 7), (9, 8)):
+            x = torch.randn(1, 2, *size), torch.randn(1, 6, *size)
+            for ours, theirs in zip(compiled(x), block(x), strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)

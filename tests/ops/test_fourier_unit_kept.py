@@ -38,6 +38,9 @@ CHANGES = {
     "in place": lambda w: w.mul_(1.5),
     "through .data": lambda w: w.data.mul_(1.5),
     "one value through numpy": lambda w: np.multiply(w.detach().numpy()[:1, :1], 1.5, out=w.detach().numpy()[:1, :1]),
+    "other signs": lambda w: w.neg_(),
+    "twice": lambda w: w.mul_(2),
+    "two signs": lambda w: w.flatten()[:65:64].neg_(),
     "other .data": lambda w: setattr(w, "data", w.data.flip(0)),
 }
 
@@ -52,6 +55,23 @@ def test_a_changed_weight_is_noticed(make, change):
     weight_of(other).copy_(weight_of(model))
     assert torch.equal(flat(model(x)), flat(other(x)))
     assert not torch.equal(flat(model(x)), before)
+
+
+@pytest.mark.parametrize("distance", [1, 4, 16, 64, 128])
+@pytest.mark.parametrize("bit", [0, 22, 23, 30, 31])
+def test_two_changed_bits_change_the_fingerprint(bit, distance):
+    """A vector's lanes are added up separately; a bit that changes twice in a lane must not cancel."""
+    data = torch.randint(-(2**31), 2**31, (4096,), dtype=torch.int64).to(torch.int32)
+    flip = torch.tensor(-(2**31) if bit == 31 else 2**bit, dtype=torch.int32)
+
+    def fingerprint():
+        return native.load()[0].fingerprint(data=data.data_ptr(), words=len(data), threads=1)
+
+    seen = {fingerprint()}
+    for first in range(0, 2048, 32):
+        data[[first, first + distance]] ^= flip
+        seen.add(fingerprint())
+    assert len(seen) == 65
 
 
 def test_a_changed_norm_is_noticed():

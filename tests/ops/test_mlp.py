@@ -174,7 +174,8 @@ BAD = {
     "norm's bias alone": ({"norm_bias": torch.ones(6)}, ValueError, "norm_bias must be given with norm_weight"),
     "add does not fit": ({"add": X}, ValueError, r"add must have shape \[2, 5, 4\]; got \[2, 5, 6\]"),
     "add on another device": ({"add": torch.zeros(2, 5, 4, device="meta")}, ValueError, "add must be on cpu; got meta"),
-    "activation": ({"activation": "silu"}, ValueError, r"activation must be one of \('relu', 'gelu'\); got 'silu'"),
+    "activation": ({"activation": "silu"}, ValueError, "activation must be one of relu, gelu; got 'silu'"),
+    "activation None": ({"activation": None}, ValueError, "activation must be one of relu, gelu; got None"),
     "eps": ({"eps": -1}, ValueError, "eps must be a finite number of at least 0; got -1"),
     "backend": ({"backend": "fast"}, ValueError, "backend must be one of cpu, reference, triton"),
 }

@@ -1,6 +1,7 @@
 // A number that tells whether the values of a tensor have changed, at the speed of reading them.
 //
-// Each lane of a task's vectors is h = h * odd + word, so a change of one word always changes its lane.
+// Each lane of a task's vectors is h = rotated(h * odd + word), so a change of one word always changes its lane. Without
+// the rotation, changes of the highest bits, as where two numbers change their signs, would cancel.
 #include <atomic>
 
 #include "../entries.h"
@@ -28,6 +29,7 @@ std::uint64_t of_words(const std::uint32_t* data, std::int64_t count) {
       Words w;
       std::memcpy(&w, data + i + c * lanes, sizeof w);
       h[c] = h[c] * 0x9e3779b1u + w;
+      h[c] = h[c] << 13 | h[c] >> 19;
     }
   std::uint64_t sum = std::uint64_t(count);
   for (; i < count; ++i) sum = mixed(sum + data[i]);

@@ -9,7 +9,7 @@ from inr_kernels._core import dispatch
 from inr_kernels._core.checks import apply_autocast, require, require_tensor, result_dtype, without_autocast
 
 from .. import op, reference
-from ..arguments import MlpArguments, MlpFacts
+from ..arguments import ACTIVATIONS, MlpArguments, MlpFacts
 
 MIN_ROWS = 256  # with fewer, packing the weights takes the kernel longer than torch's layers take
 
@@ -73,6 +73,7 @@ def mlp(
     require_tensor(x, "x")
     weights = _sequence(weights, "weights")
     biases = [None] * len(weights) if biases is None else _sequence(biases, "biases")
+    require(activation in ACTIVATIONS, "activation", f"be one of {', '.join(ACTIVATIONS)}", repr(activation))
     require(isinstance(eps, (int, float)) and 0 <= eps <= 1e300, "eps", "be a finite number of at least 0", eps)
     for name, tensors in (("weights", weights), ("biases", biases)):
         for i, tensor in enumerate(tensors):
