@@ -71,6 +71,16 @@ def test_gradgradcheck(activation):
     assert torch.autograd.gradgradcheck(function, leaves)
 
 
+@pytest.mark.parametrize("terms", [256, 320, 1000])
+def test_sums_of_numbers_of_one_sign(terms):
+    """Their rounding errors add up the most, and torch adds them in many short sums where there are few outputs."""
+    x, weight = torch.rand(1024, terms), torch.rand(3, terms)
+    exact = x.double() @ weight.double().T
+    errors = [mlp(x, [weight], backend=name) - exact for name in ("cpu", "reference")]
+    ours, torchs = (error.norm() / exact.norm() for error in errors)
+    assert ours <= 2 * torchs + 1e-7
+
+
 @pytest.mark.parametrize("offset", [1e4, 1e6])
 def test_norm_of_rows_far_from_0(offset):
     x, one = offset + torch.randn(50, 37).double(), torch.eye(37)

@@ -13,6 +13,7 @@ namespace INR_ISA {
 
 template <class T>
 constexpr int panel = 2 * lanes<T>;  // columns of C per full panel
+constexpr std::int64_t longest_run = 320;
 
 // Row stride of an activation tile of `n` columns: whole panels, plus a vector so that consecutive rows fall into
 // different cache sets and a block of block_rows columns may start at any of the n.
@@ -69,13 +70,13 @@ INR_INLINE void micro_kernel(std::int64_t steps, const T* a, std::int64_t row, s
 }
 
 // The same, in runs of steps whose sums are added, so that rounding errors do not grow with the number of steps.
-constexpr std::int64_t run_steps = 320;
 template <class T, int NV>
-INR_NOINLINE static void sum_of_runs(std::int64_t steps, const T* a, std::int64_t row, std::int64_t col, const T* b,
-                              std::int64_t b_row, Vec<T> (&sums)[block_rows][NV]) {
-  for (std::int64_t k = 0; k < steps; k += run_steps) {
+INR_NOINLINE static void sum_of_runs(std::int64_t run, std::int64_t steps, const T* a, std::int64_t row,
+                                     std::int64_t col, const T* b, std::int64_t b_row,
+                                     Vec<T> (&sums)[block_rows][NV]) {
+  for (std::int64_t k = 0; k < steps; k += run) {
     Vec<T> acc[block_rows][NV];
-    const std::int64_t count = steps - k < run_steps ? steps - k : run_steps;
+    const std::int64_t count = steps - k < run ? steps - k : run;
     micro_kernel<T, NV>(count, a + k * col, row, col, b + k * b_row, b_row, acc);
 #pragma GCC unroll 12
     for (int i = 0; i < block_rows; ++i)
@@ -93,35 +94,36 @@ INR_INLINE void emit_block(const Vec<T> (&acc)[block_rows][NV], Emit& emit) {
     for (int v = 0; v < NV; ++v) emit(r, v, acc[r][v]);
 }
 
-// The same for the block of a and b, which has any number of steps.
+// The same for the block of a and b, in runs of at most `run` steps.
 template <class T, int NV, class Emit>
-INR_INLINE void multiply_block(std::int64_t steps, const T* a, std::int64_t row, std::int64_t col, const T* b,
-                               std::int64_t b_row, Emit emit) {
-  if (steps <= run_steps) {
+INR_INLINE void multiply_block(std::int64_t run, std::int64_t steps, const T* a, std::int64_t row, std::int64_t col,
+                               const T* b, std::int64_t b_row, Emit emit) {
+  if (steps <= run) {
     Vec<T> acc[block_rows][NV];
     micro_kernel<T, NV>(steps, a, row, col, b, b_row, acc);
     emit_block<NV, T>(acc, emit);
   } else {
     Vec<T> sums[block_rows][NV];
-    sum_of_runs<T, NV>(steps, a, row, col, b, b_row, sums);
+    sum_of_runs<T, NV>(run, steps, a, row, col, b, b_row, sums);
     emit_block<NV, T>(sums, emit);
   }
 }
 
 // Calls emit(i, j, vector) for the elements C[i][j ... j + lanes) of C = A B, for i < round_up(rows, block_rows) and
 // j < round_up(cols, lanes). a: [round_up(rows, block_rows), steps] with strides a_row, a_col; b: panels of columns,
-// b_panel apart, each [steps, panel] with row stride b_row.
+// b_panel apart, each [steps, panel] with row stride b_row; run: the most steps that are added one after the other.
 template <class T, class Emit>
 INR_INLINE void gemm(std::int64_t rows, std::int64_t cols, std::int64_t steps, const T* a, std::int64_t a_row,
-                     std::int64_t a_col, const T* b, std::int64_t b_row, std::int64_t b_panel, Emit emit) {
+                     std::int64_t a_col, const T* b, std::int64_t b_row, std::int64_t b_panel, Emit emit,
+                     std::int64_t run = longest_run) {
   for (std::int64_t i = 0; i < rows; i += block_rows) {
     for (std::int64_t j = 0; j < cols; j += panel<T>) {
       const T *a_block = a + i * a_row, *b_block = b + j / panel<T> * b_panel;
       const auto emit_at = [&](int r, int v, Vec<T> c) { emit(i + r, j + v * lanes<T>, c); };
       if (cols - j > lanes<T>)
-        multiply_block<T, 2>(steps, a_block, a_row, a_col, b_block, b_row, emit_at);
+        multiply_block<T, 2>(run, steps, a_block, a_row, a_col, b_block, b_row, emit_at);
       else
-        multiply_block<T, 1>(steps, a_block, a_row, a_col, b_block, b_row, emit_at);
+        multiply_block<T, 1>(run, steps, a_block, a_row, a_col, b_block, b_row, emit_at);
     }
   }
 }
@@ -150,11 +152,12 @@ class PanelMatrix {
     }
     return true;
   }
-  // Calls emit(i, j, vector) for a w. a: [round_up(rows, block_rows), inner] with row stride a_row
+  // Calls emit(i, j, vector) for a w. a: [round_up(rows, block_rows), inner] with row stride a_row; run: see gemm
   template <class Emit>
-  INR_INLINE void multiply(const PanelMatrix& w, const T* a, std::int64_t rows, std::int64_t a_row, Emit emit) {
+  INR_INLINE void multiply(const PanelMatrix& w, const T* a, std::int64_t rows, std::int64_t a_row, Emit emit,
+                           std::int64_t run = longest_run) {
     constexpr int per = Element<T>::per_step;
-    gemm<T>(rows, w.outer_, w.steps_, a, a_row, per, w.data_, panel<T> * per, w.panel_size(), emit);
+    gemm<T>(rows, w.outer_, w.steps_, a, a_row, per, w.data_, panel<T> * per, w.panel_size(), emit, run);
   }
 
  private:
@@ -179,11 +182,11 @@ class TileOrPanelMatrix {
   }
   template <class Emit>
   INR_INLINE void multiply(const TileOrPanelMatrix& w, const float* a, std::int64_t rows, std::int64_t a_row,
-                           Emit emit) {
+                           Emit emit, std::int64_t run = longest_run) {
     if (w.has_parts_ && have_parts(a, rows, w.inner_, a_row))
       TileMatrix<float>::multiply(w.tiles_, a, rows, a_row, emit);
     else
-      PanelMatrix<float>::multiply(w.panels_, a, rows, a_row, emit);
+      PanelMatrix<float>::multiply(w.panels_, a, rows, a_row, emit, run);
   }
 
  private:

@@ -88,7 +88,7 @@ class RowwiseMlp {
       const auto store_hidden = [&](auto activation) {
         WeightMatrix<T>::multiply(layer.weight, from, count, stride_, [&](std::int64_t r, std::int64_t n, Vec<T> v) {
           store(to + r * stride_ + n, activation(v + load(bias + n)));
-        });
+        }, run_of_sums);
       };
       if (p_.activation == Activation::gelu)
         store_hidden([](Vec<T> v) { return gelu(v); });
@@ -113,11 +113,12 @@ class RowwiseMlp {
         if (add) v += load_part(add + at, left);
         store_part(out + at, v, left);
       }
-    });
+    }, run_of_sums);
   }
 
  private:
   static constexpr std::int64_t unit = 2 * block_rows;
+  static constexpr std::int64_t run_of_sums = 64;  // layers are wide: errors of long sums would exceed torch's
 
   // Copies rows of x, normalized if there is a norm. to: [tile][stride]
   void load_rows(std::int64_t first, std::int64_t count, T* to) const {
