@@ -4,6 +4,7 @@ import dataclasses
 import struct
 import subprocess
 import sys
+import time
 import zlib
 
 import numpy
@@ -75,6 +76,7 @@ def test_a_killed_run_continues_the_same_curve(write, photos, whole, tmp_path):
     arguments = words("in2", photos, tmp_path / "run", ADVERSARIAL, "ema=0.5 clip=1 accumulate=2")
     done = subprocess.run([sys.executable, "-c", KILL, str(write), *arguments], capture_output=True, text=True)
     assert done.returncode == -9, done.stderr
+    time.sleep(1)  # TensorBoard orders a run's files by their names, which have whole seconds and then the process
     with pytest.raises(SystemExit, match="1"):
         cli.main(arguments)  # it does not begin again over the run
     cli.main([*arguments, "--resume", "workers=1"])

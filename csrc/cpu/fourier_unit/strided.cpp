@@ -126,9 +126,8 @@ class Strided {
       for (int point = 0; point < points; ++point)
         for (std::int64_t o = begin; o < end; o += block_rows) {
           T* to = products + point * products_stride() + (o - begin) * row();
-          const RowPanels<T> weight = weight_[matrix_of(point)].chunk(c);
-          RowPanels<T>::multiply(weight, o, inputs + point * inputs_stride(), row(), panel<T>,
-                                 [&](std::int64_t, const auto& sums) {
+          RowPanels<T>::multiply(weight_[matrix_of(point)].chunk(c), o, inputs + point * inputs_stride(), row(),
+                                 panel<T>, [&](std::int64_t, const auto& sums) {
 #pragma GCC unroll 12
                                    for (int r = 0; r < block_rows; ++r)
 #pragma GCC unroll 2
