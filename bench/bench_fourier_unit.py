@@ -1,7 +1,7 @@
 """fourier_unit: LaMa's FFC block, its Fourier unit alone and a training step, against LaMa's own operations in PyTorch.
 
-The minimum work: a block's 3 x 3 convolutions make up 82 % of its multiply-adds directly and 63 % with Winograd's
-F(2 x 2, 3 x 3), which needs 4 instead of 9 per value; the rest are three 1 x 1 convolutions, one of them on the
+The minimum work: a block's 3 x 3 convolutions make up 82 % of its multiply-adds directly and 60 % with Winograd's
+F(4 x 2, 3 x 3), which needs 3 instead of 9 per value; the rest are three 1 x 1 convolutions, one of them on the
 spectrum, and 2.5 n log2 n per transform. FLOPs are counted for the Winograd form, so that the fraction of the GEMM's
 rate counts necessary work only.
 """
@@ -103,7 +103,7 @@ def unit_flops(shape):
 def layer_flops(shape):
     """Returns the FLOPs of a layer (FFC_BN_ACT) in the cheapest known form."""
     local, glob, pixels = shape.channels // 4, 3 * shape.channels // 4, shape.side**2
-    convolutions = 4 * glob * (glob // 2) * pixels + 8 * (local * local + 2 * local * glob) * pixels
+    convolutions = 4 * glob * (glob // 2) * pixels + 6 * (local * local + 2 * local * glob) * pixels
     return unit_flops(shape) + convolutions
 
 

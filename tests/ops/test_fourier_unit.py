@@ -207,6 +207,10 @@ CONVOLUTIONS = {
     "columns in parts": (1, 2, 0, 3, 3, 261),
     "rows in parts": (1, 2, 3, 4, 131, 10),
     "runs of channels": (1, 130, 70, 14, 6, 6),
+    "tall tiles": (2, 15, 4, 7, 7, 9),
+    "one row of tall tiles": (1, 16, 0, 13, 2, 70),
+    "panels of tall tiles over several rows": (1, 20, 0, 25, 19, 23),
+    "parts of the outputs": (1, 17, 0, 250, 21, 35),
 }
 
 
@@ -233,6 +237,18 @@ def test_winograd_is_as_accurate_as_torchs_convolution(name, padding):
             assert error <= 2 * other + 4e-7
     for ours, exact in zip(convolve(tensors, torch.float64, padding, "cpu"), truth, strict=True):
         torch.testing.assert_close(ours, exact, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize(("channels", "others"), [(16, 0), (64, 0), (128, 384)])
+def test_winograd_with_many_channels_has_at_most_twice_the_error(channels, others, relu):
+    x, weight = torch.randn(1, channels + others, 34, 38), torch.randn(48, channels + others, 3, 3)
+    x = x.relu() if relu else x
+    parts = {"x": x[:, :channels], "other": x[:, channels:] if others else None}
+    exact = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect").double(), weight.double())
+    runs = [conv3x3(weight=weight, backend=backend, **parts) for backend in ("cpu", "reference")]
+    ours, theirs = (torch.linalg.vector_norm(run - exact).item() for run in runs)
+    assert ours <= 2 * theirs
 
 
 def test_halves_of_a_tensor_are_convolved_without_a_copy():

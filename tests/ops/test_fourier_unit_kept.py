@@ -11,6 +11,7 @@ from torch import nn
 
 from inr_kernels._core import native
 from inr_kernels.fourier_unit import FFCResnetBlock, FusedSequential
+from inr_kernels.fourier_unit.functional import conv3x3
 from inr_kernels.fourier_unit.op import kept
 
 
@@ -97,6 +98,14 @@ def test_weights_are_transformed_once(make, name):
     first = made_of(model)
     model(x)
     assert name in first and all(made_of(model)[key] is value for key, value in first.items())
+
+
+def test_a_kept_weight_has_no_part_in_a_transposed_padding():
+    weight, x = kept.keep(torch.randn(5, 17, 3, 3)), torch.randn(1, 17, 6, 8)
+    conv3x3(x, weight)
+    for padding in ("reflect transposed", "zeros"):
+        expected = conv3x3(x, weight.clone(), padding=padding, backend="reference")
+        torch.testing.assert_close(conv3x3(x, weight, padding=padding), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("make", [block, up])

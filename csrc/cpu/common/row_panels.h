@@ -20,11 +20,10 @@ class RowPanels {
   T* block(std::int64_t i, std::int64_t step) const { return data_ + i * steps_ + step * block_rows; }
   // Calls emit(j, sums) for the rows [i, i + block_rows) of a times each panel of columns of b.
   // b: [steps, round_up(cols, panel)] with row stride b_row.
-  // Long sums are split into runs of 64 steps, so that rounding errors do not grow with the number of steps.
-  template <class Emit>
+  // Long sums are split into runs of steps, so that rounding errors do not grow with the number of steps.
+  template <std::int64_t run = 64, class Emit>
   INR_INLINE void multiply(const RowPanels& a, std::int64_t i, const T* b, std::int64_t b_row, std::int64_t cols,
                            Emit emit) {
-    constexpr std::int64_t run = 64;
     for (std::int64_t j = 0; j < cols; j += panel<T>) {
       Vec<T> sums[block_rows][2] = {};
       for (std::int64_t k = 0; k < a.steps_; k += run) {

@@ -1,14 +1,13 @@
-// A 3 x 3 convolution by Winograd's F(2 x 2, 3 x 3), which takes 16 multiplications for 4 outputs instead of 36.
+// A 3 x 3 convolution by Winograd's algorithm, which multiplies fewer numbers than the sum.
 //
-//   tile of outputs = A^T [ (G g G^T) * (B^T d B) ] A,   d: 4 x 4 inputs, g: the kernel, * summed over channels
+//   tile of outputs = A^T [ (G g G^T) * (B^T d B) ] A,   d: a tile of inputs, g: the kernel, * summed over channels
 //
-//   B^T = 1  0 -1  0      G = 1    0    0       A^T = 1  1  1  0
-//         0  1  1  0          1/2  1/2  1/2           0  1 -1 -1
-//         0 -1  1  0          1/2 -1/2  1/2
-//         0  1  0 -1          0    0    1
+// A tile of outputs is M x 2: F(4 x 2, 3 x 3) takes 24 multiplications for 8 outputs where the sum has 72, and
+// F(2 x 2, 3 x 3) 16 for 4 outputs instead of 36. The matrices, along each axis, are in winograd.h.
 //
-// A task is some rows of tiles. Its inputs are transformed channel by channel, with vectors across tiles; then for each
-// of the 16 points the register micro-kernel multiplies [outputs, channels] by [channels, tiles].
+// A task is a panel of neighbouring tiles, which may continue in the next row of tiles. For a chunk of channels, its
+// inputs are transformed with vectors across tiles; then for each point of a tile the register micro-kernel multiplies
+// [outputs, channels] by [channels, tiles].
 #include "../entries.h"
 #include "../common/row_panels.h"
 #include "../common/tasks.h"
@@ -18,41 +17,24 @@ namespace inr {
 namespace INR_ISA {
 namespace {
 
-constexpr int points = 16;
-constexpr std::int64_t max_tiles = 64;  // tiles of a task
-// Channels and outputs that are computed at a time, so that their 16 points stay in the cache of a core: 0.6 MB each.
-constexpr std::int64_t max_channels = 128, max_outputs = 120;
+// Channels and outputs that are computed at a time, so that their points stay in the cache of a core: at most 0.6 and
+// 1.1 MB.
+constexpr std::int64_t max_channels = 128, max_outputs = 240;
+constexpr std::int64_t product_run = 16;  // channels that are added before the others, for smaller rounding errors
 
-// G g of (g0, g1, g2), for a block of rows. to: 4 blocks, `step` apart
-template <class T>
-INR_INLINE void transform_kernel(const Rows<T>& g0, const Rows<T>& g1, const Rows<T>& g2, Rows<T>* to, int step) {
-  for (int r = 0; r < block_rows; r += lanes<T>) {
-    const Vec<T> first = load(g0 + r), last = load(g2 + r);
-    const Vec<T> sum = (first + last) * T(0.5), middle = load(g1 + r) * T(0.5);
-    store(to[0] + r, first);
-    store(to[step] + r, sum + middle);
-    store(to[2 * step] + r, sum - middle);
-    store(to[3 * step] + r, last);
-  }
-}
-
-template <class T>
+// M: rows of outputs of a tile, 2 or 4
+template <class T, int M>
 class Winograd {
+  static constexpr int tall = M + 2, points = 4 * tall;  // rows of inputs, and points, of a tile
+
  public:
   explicit Winograd(const Conv3x3& p) : p_(p), channels_(p.channels[0] + p.channels[1]) {
-    const std::int64_t tile_rows = divide_up(p.height, 2), tile_columns = divide_up(p.width, 2);
-    columns_ = divide_up(tile_columns, divide_up(tile_columns, max_tiles));
-    column_tasks_ = divide_up(tile_columns, columns_);
-    // The number of rows whose tiles fill whole panels best.
-    rows_ = 1;
-    for (std::int64_t r = 2; r * columns_ <= max_tiles && r <= tile_rows; ++r)
-      if (r * columns_ * padded_tiles(rows_) >= rows_ * columns_ * padded_tiles(r)) rows_ = r;
-    row_tasks_ = divide_up(tile_rows, rows_);
-    // One more vector: consecutive rows fall into different cache sets, and the last vector may exceed the row.
-    tiles_ = padded_tiles(rows_) + lanes<T>;
+    tile_rows_ = divide_up(p.height, M), tile_columns_ = divide_up(p.width, 2);
+    maps_ = divide_up(tile_rows_ * tile_columns_, panel<T>);
+    groups_ = output_groups(p.batch * maps_, p.outputs, p.threads);
+    group_outputs_ = round_up(divide_up(p.outputs, groups_), block_rows);
     // The inputs of several chunks of channels are not kept, so all outputs are computed from each.
-    outputs_ = channels_ > max_channels || p.outputs < max_outputs ? p.outputs : max_outputs;
-    line_ = round_up(2 * columns_, 2 * lanes<T>) + 2 + 2 * lanes<T>;
+    outputs_ = channels_ > max_channels ? group_outputs_ : smaller(group_outputs_, max_outputs);
   }
 
   // Elements of the transformed weights; consecutive points fall into different cache sets.
@@ -61,67 +43,72 @@ class Winograd {
     for (int point = 0; point < points; ++point)
       weight_[point] = {transformed + point * weight_stride(), p_.outputs, channels_};
   }
-  // Transforms the kernels of the outputs [i, i + block_rows) to the 16 points.
-  void transform_weights(std::int64_t i) {
+  // Transforms the kernels of the outputs [o, o + block_rows) to the points.
+  void transform_weights(std::int64_t o) {
     // A run of channels is transposed first: a vector that is loaded right after its elements were stored one by one
     // would wait for them.
     constexpr std::int64_t run = 32;
-    Rows<T> kernels[run][9] = {}, half[12];
-    const std::int64_t rows = p_.outputs - i < block_rows ? p_.outputs - i : block_rows;
+    Rows<T> kernels[run][9] = {};
+    const std::int64_t rows = p_.outputs - o < block_rows ? p_.outputs - o : block_rows;
     for (std::int64_t first = 0; first < channels_; first += run) {
       const std::int64_t count = channels_ - first < run ? channels_ - first : run;
       for (std::int64_t r = 0; r < rows; ++r) {
-        const T* w = static_cast<const T*>(p_.weight) + ((i + r) * channels_ + first) * 9;
+        const T* w = static_cast<const T*>(p_.weight) + ((o + r) * channels_ + first) * 9;
         for (std::int64_t c = 0; c < count; ++c, w += 9)
           for (int j = 0; j < 9; ++j) kernels[c][j][r] = w[j];
       }
       for (std::int64_t c = 0; c < count; ++c) {
         const Rows<T>(&g)[9] = kernels[c];
-        for (int j = 0; j < 3; ++j) transform_kernel<T>(g[j], g[3 + j], g[6 + j], half + j, 3);
-        for (int j = 0; j < 4; ++j) {
-          Rows<T> transformed[4];
-          transform_kernel<T>(half[3 * j], half[3 * j + 1], half[3 * j + 2], transformed, 1);
+        Rows<T> half[tall][3], transformed[4];
+        for (int j = 0; j < 3; ++j) {
+          Rows<T> column[tall];
+          transform_kernel<T>(g[j], g[3 + j], g[6 + j], column);
+          for (int i = 0; i < tall; ++i) std::memcpy(half[i][j], column[i], sizeof column[i]);
+        }
+        for (int i = 0; i < tall; ++i) {
+          transform_kernel<T>(half[i][0], half[i][1], half[i][2], transformed);
           for (int k = 0; k < 4; ++k)
-            std::memcpy(weight_[4 * j + k].block(i, first + c), transformed[k], sizeof(T) * block_rows);
+            std::memcpy(weight_[4 * i + k].block(o, first + c), transformed[k], sizeof(T) * block_rows);
         }
       }
     }
   }
 
-  std::int64_t tasks() const { return p_.batch * row_tasks_ * column_tasks_; }
-  std::int64_t stage_size() const { return (2 * rows_ + 2) * line_; }
+  std::int64_t tasks() const { return p_.batch * maps_ * groups_; }
+  std::int64_t stage_size() const { return tall * line(); }
   std::int64_t inputs_size() const { return points * inputs_stride(); }
   std::int64_t products_size() const { return points * products_stride(); }
 
-  // stage: [2 rows_ + 2][line_]; inputs: [16][a chunk of channels][tiles_] and products: [16][a chunk of outputs]
-  // [tiles_], with the strides inputs_stride() and products_stride(); out: [batch, outputs, height, width]
+  // stage: [tall][line()]; inputs: [points][a chunk of channels][row()] and products: [points][a chunk of outputs]
+  // [row()], with the strides inputs_stride() and products_stride(); out: [batch, outputs, height, width]
   void run(std::int64_t task, T* stage, T* inputs, T* products, T* out) const {
-    const std::int64_t image = task / (row_tasks_ * column_tasks_);
-    const std::int64_t y = task / column_tasks_ % row_tasks_ * 2 * rows_, x = task % column_tasks_ * 2 * columns_;
-    for (std::int64_t o = 0; o < p_.outputs; o += outputs_) {
-      const std::int64_t end = o + outputs_ < p_.outputs ? o + outputs_ : p_.outputs;
+    const std::int64_t begin = task % groups_ * group_outputs_, end = smaller(begin + group_outputs_, p_.outputs);
+    const std::int64_t image = task / groups_ / maps_, tile = task / groups_ % maps_ * panel<T>;
+    const auto for_segments = [&](auto&& work) { for_each_segment(tile, panel<T>, tile_rows_, tile_columns_, work); };
+    for (std::int64_t o = begin; o < end; o += outputs_) {
+      const std::int64_t last = smaller(o + outputs_, end);
       for (std::int64_t c = 0; c < channels_; c += max_channels) {
-        const std::int64_t count = channels_ - c < max_channels ? channels_ - c : max_channels;
-        if (o == 0) load_inputs(image, y, x, c, count, stage, inputs);
-        multiply(c, o, end, inputs, products);
+        const std::int64_t count = smaller(channels_ - c, max_channels);
+        if (o == begin) for_segments([&](const Segment& s) { load_inputs(image, s, c, count, stage, inputs); });
+        multiply(c, o, last, inputs, products);
       }
-      store_outputs(image, y, x, o, end, products, out);
+      for_segments([&](const Segment& s) { store_outputs(image, s, o, last, products, out); });
     }
   }
 
  private:
-  std::int64_t weight_stride() const { return round_up(p_.outputs, block_rows) * channels_ + lanes<T>; }
-  std::int64_t inputs_stride() const {
-    return point_stride<T>((channels_ < max_channels ? channels_ : max_channels) * tiles_);
-  }
-  std::int64_t products_stride() const { return point_stride<T>(round_up(outputs_, block_rows) * tiles_); }
-  std::int64_t padded_tiles(std::int64_t rows) const { return round_up(rows * columns_, panel<T>); }
+  // A row of a point's inputs or products; the last vector of a segment may exceed the panel.
+  static constexpr std::int64_t row() { return panel<T> + lanes<T>; }
+  static constexpr std::int64_t line() { return 2 * (panel<T> + lanes<T>) + 2; }  // of a padded row of the image
+  std::int64_t weight_stride() const { return RowPanels<T>::size(p_.outputs, channels_) + lanes<T>; }
+  std::int64_t inputs_stride() const { return point_stride<T>(smaller(channels_, max_channels) * row()); }
+  std::int64_t products_stride() const { return point_stride<T>(round_up(outputs_, block_rows) * row()); }
 
-  // Loads the padded plane from row y - 1 and column x - 1 on. plane: [height, width]; stage: [2 rows_ + 2][line_]
-  void load_rows(const T* plane, std::int64_t y, std::int64_t x, T* stage) const {
-    const std::int64_t columns = 2 * columns_ + 2, left = x == 0;
-    const std::int64_t inside = p_.width - x + 1 < columns ? p_.width - x + 1 : columns;
-    for (std::int64_t i = 0; i < 2 * rows_ + 2; ++i, stage += line_) {
+  // Loads the padded plane from row y - 1 and column x - 1 on, for `tiles` tiles. plane: [height, width];
+  // stage: [tall][line()]
+  void load_rows(const T* plane, std::int64_t y, std::int64_t x, std::int64_t tiles, T* stage) const {
+    const std::int64_t columns = 2 * tiles + 2, left = x == 0, inside = smaller(p_.width - x + 1, columns);
+    for (std::int64_t i = 0; i < tall; ++i, stage += line()) {
       const std::int64_t row = source_index(p_.padding, y + i - 1, p_.height);
       if (row < 0) {
         std::memset(static_cast<void*>(stage), 0, std::size_t(columns) * sizeof(T));
@@ -141,18 +128,17 @@ class Winograd {
     }
   }
 
-  // Transforms the inputs of a task's tiles, `count` channels from the channel `first` on.
-  void load_inputs(std::int64_t image, std::int64_t y, std::int64_t x, std::int64_t first, std::int64_t count, T* stage,
+  // Transforms the inputs of a segment, `count` channels from the channel `first` on.
+  void load_inputs(std::int64_t image, const Segment& s, std::int64_t first, std::int64_t count, T* stage,
                    T* inputs) const {
     for (std::int64_t c = 0; c < count; ++c) {
       const int part = first + c >= p_.channels[0];
       const std::int64_t channel = part ? first + c - p_.channels[0] : first + c;
       const T* plane =
           static_cast<const T*>(p_.x[part]) + image * p_.batch_stride[part] + channel * p_.height * p_.width;
-      load_rows(plane, y, x, stage);
-      for (std::int64_t r = 0; r < rows_; ++r)
-        for (std::int64_t t = 0; t < columns_; t += lanes<T>)  // values past the row are overwritten by the next
-          transform(y + 2 * r, x + 2 * t, stage + 2 * r * line_ + 2 * t, inputs + c * tiles_ + r * columns_ + t);
+      load_rows(plane, M * s.row, 2 * s.column, s.count, stage);
+      for (std::int64_t t = 0; t < s.count; t += lanes<T>)
+        transform(M * s.row, 2 * (s.column + t), stage + 2 * t, inputs + c * row() + s.index + t);
     }
   }
 
@@ -160,88 +146,95 @@ class Winograd {
   // is 0.
   void multiply(std::int64_t first, std::int64_t begin, std::int64_t end, const T* inputs, T* products) const {
     for (int point = 0; point < points; ++point)
-      for (std::int64_t j = 0; j < rows_ * columns_; j += panel<T>)  // a panel of inputs stays in the first cache
-        for (std::int64_t i = begin; i < end; i += block_rows) {
-          T* to = products + point * products_stride() + (i - begin) * tiles_ + j;
-          RowPanels<T>::multiply(weight_[point].chunk(first), i, inputs + point * inputs_stride() + j, tiles_, panel<T>,
-                                 [&](std::int64_t, const auto& sums) {
+      for (std::int64_t o = begin; o < end; o += block_rows) {
+        T* to = products + point * products_stride() + (o - begin) * row();
+        const auto add = [&](std::int64_t, const auto& sums) {
 #pragma GCC unroll 12
-                                   for (int r = 0; r < block_rows; ++r)
+          for (int r = 0; r < block_rows; ++r)
 #pragma GCC unroll 2
-                                     for (int v = 0; v < 2; ++v) {
-                                       T* at = to + r * tiles_ + v * lanes<T>;
-                                       store(at, first ? load(at) + sums[r][v] : sums[r][v]);
-                                     }
-                                 });
-        }
+            for (int v = 0; v < 2; ++v) {
+              T* at = to + r * row() + v * lanes<T>;
+              store(at, first ? load(at) + sums[r][v] : sums[r][v]);
+            }
+        };
+        RowPanels<T>::template multiply<product_run>(weight_[point].chunk(first), o, inputs + point * inputs_stride(),
+                                                     row(), panel<T>, add);
+      }
   }
 
-  void store_outputs(std::int64_t image, std::int64_t y, std::int64_t x, std::int64_t begin, std::int64_t end,
-                     const T* products, T* out) const {
+  // Stores the outputs [begin, end) of a segment.
+  void store_outputs(std::int64_t image, const Segment& s, std::int64_t begin, std::int64_t end, const T* products,
+                     T* out) const {
     for (std::int64_t o = begin; o < end; ++o)
-      for (std::int64_t r = 0; r < rows_ && y + 2 * r < p_.height; ++r)
-        for (std::int64_t t = 0; t < columns_ && x + 2 * t < p_.width; t += lanes<T>)
-          transform_outputs(image, o, y + 2 * r, x + 2 * t, products + (o - begin) * tiles_ + r * columns_ + t,
-                            columns_ - t, out);
+      for (std::int64_t t = 0; t < s.count; t += lanes<T>)
+        transform_outputs(image, o, M * s.row, 2 * (s.column + t), products + (o - begin) * row() + s.index + t,
+                          s.count - t, out);
   }
 
   // Transforms the inputs of a vector of tiles, the first of which starts at row y and column x.
-  // stage: [4][line_]; to: [16][lanes] with the stride inputs_stride()
+  // stage: [tall][line()]; to: [points][lanes] with the stride inputs_stride()
   void transform(std::int64_t y, std::int64_t x, const T* stage, T* to) const {
-    Vec<T> d[4][4];
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      load_pairs(stage + i * line_, d[i][0], d[i][1]);
-      load_pairs(stage + i * line_ + 2, d[i][2], d[i][3]);
+    Vec<T> d[4][tall];  // by columns
+#pragma GCC unroll 6
+    for (int i = 0; i < tall; ++i) {
+      load_pairs(stage + i * line(), d[0][i], d[1][i]);
+      load_pairs(stage + i * line() + 2, d[2][i], d[3][i]);
     }
-    if (p_.transposed) add_reflected(y, x, d);
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) transform_inputs(d[i][0], d[i][1], d[i][2], d[i][3]);
+    if (M == 2 && p_.transposed) add_reflected(y, x, d);
+#pragma GCC unroll 6
+    for (int i = 0; i < tall; ++i) {
+      Vec<T> row[4] = {d[0][i], d[1][i], d[2][i], d[3][i]};
+      transform_inputs(row);
+      for (int j = 0; j < 4; ++j) d[j][i] = row[j];
+    }
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
-      transform_inputs(d[0][j], d[1][j], d[2][j], d[3][j]);
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) store(to + (4 * i + j) * inputs_stride(), d[i][j]);
+      transform_inputs(d[j]);
+#pragma GCC unroll 6
+      for (int i = 0; i < tall; ++i) store(to + (4 * i + j) * inputs_stride(), d[j][i]);
     }
   }
 
   // Adds to the inputs of tiles at the border what the transpose of a reflect padding multiplies by the same weights.
   // Its second row of outputs has the products of the first row of inputs with the kernel's last row, too. In a tile,
   // no other output uses the input that has these weights. So in the columns, and at the other two sides.
-  void add_reflected(std::int64_t y, std::int64_t x, Vec<T> (&d)[4][4]) const {
+  void add_reflected(std::int64_t y, std::int64_t x, Vec<T> (&d)[4][tall]) const {
     for (int j = 0; j < 4; ++j) {
-      if (y == 0) d[3][j] += d[1][j];
-      if (y + 2 == p_.height) d[0][j] += d[2][j];
+      if (y == 0) d[j][3] += d[j][1];
+      if (y + 2 == p_.height) d[j][0] += d[j][2];
     }
     const std::int64_t last = (p_.width - x) / 2 - 1;
     for (int i = 0; i < 4; ++i) {
-      if (x == 0) d[i][3][0] += d[i][1][0];
-      if (last >= 0 && last < lanes<T>) d[i][0][last] += d[i][2][last];
+      if (x == 0) d[3][i][0] += d[1][i][0];
+      if (last >= 0 && last < lanes<T>) d[0][i][last] += d[2][i][last];
     }
   }
 
-  // Transforms a vector of at most `tiles` tiles to two rows of output o, adds bias and `add`, and applies the ReLU.
-  // from: [16][lanes] with the stride products_stride(); out: [batch, outputs, height, width]
+  // Transforms a vector of at most `tiles` tiles to M rows of output o, adds bias and `add`, and applies the ReLU.
+  // from: [points][lanes] with the stride products_stride(); out: [batch, outputs, height, width]
   void transform_outputs(std::int64_t image, std::int64_t o, std::int64_t y, std::int64_t x, const T* from,
                          std::int64_t tiles, T* out) const {
     const std::int64_t step = products_stride();
     const T bias = p_.bias ? static_cast<const T*>(p_.bias)[o] : T(0);
-    Vec<T> m[2][4];
+    Vec<T> m[M][4];
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
-      const Vec<T> a = load(from + j * step), b = load(from + (4 + j) * step), c = load(from + (8 + j) * step);
-      m[0][j] = a + b + c;
-      m[1][j] = b - c - load(from + (12 + j) * step);
+      Vec<T> column[tall], outputs[M];
+#pragma GCC unroll 6
+      for (int i = 0; i < tall; ++i) column[i] = load(from + (4 * i + j) * step);
+      transform_products(column, outputs);
+#pragma GCC unroll 4
+      for (int i = 0; i < M; ++i) m[i][j] = outputs[i];
     }
     const std::int64_t left = p_.width - x, max_count = 2 * (tiles < lanes<T> ? tiles : lanes<T>);
     const std::int64_t count = left < max_count ? left : max_count;
     const std::int64_t at = ((image * p_.outputs + o) * p_.height + y) * p_.width + x;
-    for (int i = 0; i < 2 && y + i < p_.height; ++i) {
+    for (int i = 0; i < M && y + i < p_.height; ++i) {
       const T* add = p_.add ? static_cast<const T*>(p_.add) + at + i * p_.width : nullptr;
       T* to = out + at + i * p_.width;
-      Vec<T> pair[2];
-      interleave(m[i][0] + m[i][1] + m[i][2] + bias, m[i][1] - m[i][2] - m[i][3] + bias, pair[0], pair[1],
-                 std::make_index_sequence<lanes<T>>{});
+      Vec<T> sums[2], pair[2];
+      transform_products(m[i], sums);
+      interleave(sums[0] + bias, sums[1] + bias, pair[0], pair[1], std::make_index_sequence<lanes<T>>{});
       T rest[2 * lanes<T>] = {};
       const bool whole = count == 2 * lanes<T>;
       if (add && !whole) std::memcpy(rest, add, std::size_t(count) * sizeof(T)), add = rest;
@@ -256,23 +249,34 @@ class Winograd {
 
   const Conv3x3& p_;
   std::int64_t channels_;
-  std::int64_t columns_, column_tasks_, rows_, row_tasks_;  // tiles of a task, and tasks, along each axis
-  std::int64_t tiles_, line_;                               // row strides of points and of the stage
-  std::int64_t outputs_;                                    // whose products are kept at a time
+  std::int64_t tile_rows_, tile_columns_;       // of an image
+  std::int64_t maps_, groups_, group_outputs_;  // tasks of an image; groups of outputs that split each
+  std::int64_t outputs_;                        // whose products are kept at a time
   ChunkedRowPanels<T, max_channels> weight_[points];        // [outputs, channels_]
 };
 
-template <class T>
 int threads_of(const Conv3x3& p) {
   return useful_threads(
       8.0 * double((p.channels[0] + p.channels[1]) * p.outputs) * double(p.batch * p.height * p.width), p.threads);
 }
 
-template <class T>
-Status transform_weights(Winograd<T>& winograd, const Conv3x3& p, T* transformed) {
+// Calls work(algorithm) with the form of the algorithm for the problem. Larger tiles have larger rounding errors: with
+// few channels the direct sum has fewer roundings, too. The border that add_reflected adds to has tiles of 2 x 2.
+template <class T, class F>
+Status with_algorithm(const Conv3x3& p, F&& work) {
+  if (!p.transposed && p.channels[0] + p.channels[1] >= 16) {
+    Winograd<T, 4> algorithm(p);
+    return work(algorithm);
+  }
+  Winograd<T, 2> algorithm(p);
+  return work(algorithm);
+}
+
+template <class Algorithm, class T>
+Status transform_weights(Algorithm& winograd, const Conv3x3& p, T* transformed) {
   winograd.use_weights(transformed);
   return for_each_task(
-      threads_of<T>(p), divide_up(p.outputs, block_rows), [] { return true; },
+      threads_of(p), divide_up(p.outputs, block_rows), [] { return true; },
       [&](bool, std::int64_t task) {
         winograd.transform_weights(task * block_rows);
         return Status::ok;
@@ -280,25 +284,24 @@ Status transform_weights(Winograd<T>& winograd, const Conv3x3& p, T* transformed
 }
 
 // out: [batch, outputs, height, width]
-template <class T>
-Status convolve(const Conv3x3& p, T* out) {
-  Winograd<T> winograd(p);
+template <class T, int M>
+Status convolve(Winograd<T, M>& winograd, const Conv3x3& p, T* out) {
   Buffer<T> transformed;
   if (p.prepared) {
     winograd.use_weights(static_cast<T*>(const_cast<void*>(p.prepared)));
   } else {
     if (!transformed.resize(winograd.weight_size())) return Status::out_of_memory;
-    const Status status = transform_weights<T>(winograd, p, transformed);
+    const Status status = transform_weights(winograd, p, static_cast<T*>(transformed));
     if (status != Status::ok) return status;
   }
   struct Worker {
-    explicit Worker(const Winograd<T>& w)
+    explicit Worker(const Winograd<T, M>& w)
         : stage(w.stage_size()), inputs(w.inputs_size()), products(w.products_size()) {}
     explicit operator bool() const { return stage && inputs && products; }
     Buffer<T> stage, inputs, products;
   };
   return for_each_task(
-      threads_of<T>(p), winograd.tasks(), [&] { return Worker(winograd); },
+      threads_of(p), winograd.tasks(), [&] { return Worker(winograd); },
       [&](Worker& worker, std::int64_t task) {
         winograd.run(task, worker.stage, worker.inputs, worker.products, out);
         return Status::ok;
@@ -306,10 +309,16 @@ Status convolve(const Conv3x3& p, T* out) {
 }
 
 template <class T>
+Status convolve(const Conv3x3& p, T* out) {
+  return with_algorithm<T>(p, [&](auto& winograd) { return convolve(winograd, p, out); });
+}
+
+template <class T>
 Status prepare(const Conv3x3& p, T* prepared, std::int64_t* size) {
-  Winograd<T> winograd(p);
-  *size = winograd.weight_size();
-  return prepared ? transform_weights<T>(winograd, p, prepared) : Status::ok;
+  return with_algorithm<T>(p, [&](auto& winograd) {
+    *size = winograd.weight_size();
+    return prepared ? transform_weights(winograd, p, prepared) : Status::ok;
+  });
 }
 
 }  // namespace

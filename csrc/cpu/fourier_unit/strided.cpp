@@ -64,10 +64,8 @@ class Strided {
     constexpr std::int64_t outputs = transposed ? 2 * side : side;  // of a tile, along an axis
     tile_rows_ = divide_up(p.out_height, outputs), tile_columns_ = divide_up(p.out_width, outputs);
     maps_ = divide_up(tile_rows_ * tile_columns_, panel<T>);
-    const std::int64_t blocks = divide_up(p.outputs, block_rows), tasks = p.batch * maps_;
-    groups_ = tasks < 2 * p.threads ? smaller(blocks, divide_up(2 * p.threads, tasks)) : 1;
-    group_outputs_ = divide_up(blocks, groups_) * block_rows;
-    groups_ = divide_up(p.outputs, group_outputs_);
+    groups_ = output_groups(p.batch * maps_, p.outputs, p.threads);
+    group_outputs_ = round_up(divide_up(p.outputs, groups_), block_rows);
     chunk_ = smaller(p.channels, max_channels);
   }
 
@@ -120,9 +118,10 @@ class Strided {
   void run(std::int64_t task, T* stage, T* inputs, T* products, T* out) const {
     const std::int64_t begin = task % groups_ * group_outputs_, end = smaller(begin + group_outputs_, p_.outputs);
     const std::int64_t image = task / groups_ / maps_, first = task / groups_ % maps_ * panel<T>;
+    const auto for_segments = [&](auto&& work) { for_each_segment(first, panel<T>, tile_rows_, tile_columns_, work); };
     for (std::int64_t c = 0; c < p_.channels; c += max_channels) {
       const std::int64_t count = smaller(p_.channels - c, max_channels);
-      for_each_segment(first, [&](const Segment& s) { load_inputs(image, s, c, count, stage, inputs); });
+      for_segments([&](const Segment& s) { load_inputs(image, s, c, count, stage, inputs); });
       for (int point = 0; point < points; ++point)
         for (std::int64_t o = begin; o < end; o += block_rows) {
           T* to = products + point * products_stride() + (o - begin) * row();
@@ -139,7 +138,7 @@ class Strided {
         }
     }
     for (std::int64_t o = begin; o < end; ++o)
-      for_each_segment(first, [&](const Segment& s) {
+      for_segments([&](const Segment& s) {
         for (std::int64_t t = 0; t < s.count; t += lanes<T>)
           store_tiles(image, o, s, t, products + (o - begin) * row() + s.index + t, out);
       });
@@ -147,21 +146,6 @@ class Strided {
 
  private:
   static constexpr std::int64_t step = transposed ? 1 : 2;  // of x's pixels from one of the grid to the next
-
-  // Neighbouring tiles of one row of tiles.
-  struct Segment {
-    std::int64_t row, column, count;
-    std::int64_t index;  // of the first, in the task
-  };
-  template <class F>
-  void for_each_segment(std::int64_t first, F&& work) const {
-    const std::int64_t end = smaller(first + panel<T>, tile_rows_ * tile_columns_);
-    for (std::int64_t t = first; t < end;) {
-      const std::int64_t column = t % tile_columns_, count = smaller(tile_columns_ - column, end - t);
-      work(Segment{t / tile_columns_, column, count, t - first});
-      t += count;
-    }
-  }
 
   // A row of a point's inputs or products; the last vector of a segment may exceed the panel.
   static constexpr std::int64_t row() { return panel<T> + lanes<T>; }
@@ -239,23 +223,23 @@ class Strided {
 #pragma GCC unroll 7
     for (int i = 0; i < count; ++i, rows += 6 * phase_size()) {
       const T* e = transposed ? rows : rows + 3 * phase_size();
-      Vec<T>(&v)[axis_points] = values[i];
-      for (int k = 0; k < 3; ++k) v[k] = load(rows + k * phase_size()), v[4 + k] = load(e + k * phase_size());
-      v[3] = load(rows + 1);
-      transform_inputs(v[0], v[1], v[2], v[3]);
+      Vec<T> d[4] = {load(rows), load(rows + phase_size()), load(rows + 2 * phase_size()), load(rows + 1)};
+      transform_inputs(d);
+      for (int k = 0; k < 4; ++k) values[i][k] = d[k];
+      for (int k = 0; k < 3; ++k) values[i][4 + k] = load(e + k * phase_size());
     }
     constexpr int d = transposed ? 1 : 2, first_e = transposed ? 0 : 1;
 #pragma GCC unroll 7
     for (int j = 0; j < axis_points; ++j) {
       Vec<T> v[4] = {values[0][j], values[d][j], values[2 * d][j], values[3 * d][j]};
-      transform_inputs(v[0], v[1], v[2], v[3]);
+      transform_inputs(v);
       for (int i = 0; i < 4; ++i) store(to + (i * axis_points + j) * inputs_stride(), v[i]);
       for (int i = 0; i < 3; ++i) store(to + ((4 + i) * axis_points + j) * inputs_stride(), values[first_e + i * d][j]);
     }
   }
 
-  // A^T m.
-  INR_INLINE void transform_products(Vec<T> m0, Vec<T> m1, Vec<T> m2, Vec<T> m3, Vec<T> (&to)[3]) {
+  // A^T m of the pair.
+  INR_INLINE void transform_pair(Vec<T> m0, Vec<T> m1, Vec<T> m2, Vec<T> m3, Vec<T> (&to)[3]) {
     const Vec<T> sum = m1 + m2;
     to[0] = m0 + sum, to[1] = m1 - m2, to[2] = sum - m3;
   }
@@ -263,7 +247,7 @@ class Strided {
   // The outputs of an axis from those of its points, 3, or 6 of the transposed convolution.
   void transform_axis(const Vec<T> (&m)[axis_points], Vec<T> (&to)[6]) const {
     Vec<T> pair[3];
-    transform_products(m[0], m[1], m[2], m[3], pair);
+    transform_pair(m[0], m[1], m[2], m[3], pair);
     for (int k = 0; k < 3; ++k) {
       if (transposed) to[2 * k] = m[4 + k];
       to[transposed ? 2 * k + 1 : k] = transposed ? pair[k] : pair[k] + m[4 + k];

@@ -25,9 +25,10 @@ def conv3x3(
 
         out[b, o, y, x] = sum_cij weight[o, c, i, j] [x; other][b, c, y + i - 1, x + j - 1] + bias[o] + add[b, o, y, x]
 
-    or the ReLU of it. In float32 and float64 on a CPU it is Winograd's F(2 x 2, 3 x 3), with 16 multiplications
-    where the sum has 36, and float32 errors of at most twice the direct sum's; a non-finite value spreads to outputs
-    two pixels away, not only to its neighbours. Elsewhere it is torch's convolution.
+    or the ReLU of it. In float32 and float64 on a CPU it is Winograd's F(4 x 2, 3 x 3), with 24 multiplications where
+    the sum has 72, or, for fewer than 16 channels and for "reflect transposed", F(2 x 2, 3 x 3), with 16 for 36. The
+    errors in float32 are at most twice the direct sum's; a non-finite value spreads to outputs up to four pixels away,
+    not only to its neighbours. Elsewhere it is torch's convolution.
 
     Args:
         x: [B, C, H, W], any floating-point dtype.

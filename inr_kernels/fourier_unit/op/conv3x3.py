@@ -55,7 +55,7 @@ def _winograd(a):
         padding=backends.PADDINGS["zeros" if transposed else a.padding],
         transposed=transposed,
         weight=weight.data_ptr(),
-        prepared=backends.address(_prepared(a.weight)),
+        prepared=backends.address(None if transposed else _prepared(a.weight)),
         bias=backends.address(bias),
         add=backends.address(add),
         relu=a.relu,
