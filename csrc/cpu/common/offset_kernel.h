@@ -1,12 +1,10 @@
 // A micro-kernel whose rows of B are anywhere: sums over the taps of a convolution.
 #pragma once
 
-#include "simd.h"
+#include "buffer.h"
 
 namespace inr {
 namespace INR_ISA {
-
-INR_INLINE std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 
 // sums[r][v] = sum over k < steps of a[k][r] * vector v of b[offsets[k]]. a: [steps][R]
 // Long sums are split into runs, so that rounding errors do not grow with the number of steps.

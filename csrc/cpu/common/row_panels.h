@@ -1,4 +1,4 @@
-// C = A B where A (weights) is packed in panels of block_rows rows and B (activations) is a row-major tile.
+// C = A B where A (weights) is packed in panels of rows and B (activations) is a row-major tile.
 #pragma once
 
 #include <utility>
@@ -8,39 +8,87 @@
 namespace inr {
 namespace INR_ISA {
 
-// A matrix [rows, steps] as [rows / block_rows][steps][block_rows], zero-padded, in memory of the caller's.
+// Divides rows into blocks of block_rows and, at the end, of two thirds of it, so that few rows are padding.
+class RowBlocks {
+ public:
+  static constexpr int small = 2 * block_rows / 3;
+  explicit RowBlocks(std::int64_t rows = 0) {
+    const std::int64_t thirds = divide_up(rows, block_rows / 3);
+    full_ = thirds / 3 - (thirds > 1 && thirds % 3 == 1);
+    count_ = full_ + divide_up(thirds - 3 * full_, 2);
+  }
+  std::int64_t count() const { return count_; }
+  // The first row of a block; of block count(): all rows with the padding.
+  std::int64_t first(std::int64_t block) const {
+    const std::int64_t full = smaller(block, full_);
+    return full * block_rows + (block - full) * small;
+  }
+  int height(std::int64_t block) const { return block < full_ ? block_rows : small; }
+
+ private:
+  std::int64_t full_, count_;
+};
+
+// A matrix [rows, steps] as [steps][height] for each of its RowBlocks, zero-padded, in memory of the caller's.
 template <class T>
 class RowPanels {
  public:
-  static std::int64_t size(std::int64_t rows, std::int64_t steps) { return round_up(rows, block_rows) * steps; }
+  static std::int64_t size(std::int64_t rows, std::int64_t steps) {
+    const RowBlocks blocks(rows);
+    return blocks.first(blocks.count()) * steps;
+  }
   RowPanels() = default;
   // data: [size(rows, steps)]
-  RowPanels(T* data, std::int64_t steps) : data_(data), steps_(steps) {}
-  // [block_rows]: rows [i, i + block_rows) at one step; i is a multiple of block_rows.
-  T* block(std::int64_t i, std::int64_t step) const { return data_ + i * steps_ + step * block_rows; }
-  // Calls emit(j, sums) for the rows [i, i + block_rows) of a times each panel of columns of b.
+  RowPanels(T* data, std::int64_t rows, std::int64_t steps) : data_(data), blocks_(rows), steps_(steps) {}
+  // [height]: the rows of a block at one step.
+  T* block(std::int64_t i, std::int64_t step) const {
+    return data_ + blocks_.first(i) * steps_ + step * blocks_.height(i);
+  }
+  // Calls emit(j, sums) for the rows of block i of a times each panel of columns of b; sums: [height][2].
   // b: [steps, round_up(cols, panel)] with row stride b_row.
   // Long sums are split into runs of steps, so that rounding errors do not grow with the number of steps.
   template <std::int64_t run = 64, class Emit>
   INR_INLINE void multiply(const RowPanels& a, std::int64_t i, const T* b, std::int64_t b_row, std::int64_t cols,
-                           Emit emit) {
+                           Emit&& emit) {
+    if (a.blocks_.height(i) == block_rows)
+      multiply_block<block_rows, run>(a, i, b, b_row, cols, emit);
+    else
+      multiply_block<RowBlocks::small, run>(a, i, b, b_row, cols, emit);
+  }
+
+ private:
+  template <int R, std::int64_t run, class Emit>
+  INR_INLINE void multiply_block(const RowPanels& a, std::int64_t i, const T* b, std::int64_t b_row, std::int64_t cols,
+                                 Emit&& emit) {
     for (std::int64_t j = 0; j < cols; j += panel<T>) {
-      Vec<T> sums[block_rows][2] = {};
+      Vec<T> sums[R][2] = {};
       for (std::int64_t k = 0; k < a.steps_; k += run) {
-        Vec<T> acc[block_rows][2];
-        const std::int64_t steps = a.steps_ - k < run ? a.steps_ - k : run;
-        micro_kernel<T, 2>(steps, a.block(i, k), 1, block_rows, b + k * b_row + j, b_row, acc);
+        Vec<T> acc[R][2];
+        multiply_run<R>(smaller(a.steps_ - k, run), a.block(i, k), b + k * b_row + j, b_row, acc);
 #pragma GCC unroll 12
-        for (int r = 0; r < block_rows; ++r)
+        for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
           for (int v = 0; v < 2; ++v) sums[r][v] += acc[r][v];
       }
       emit(j, sums);
     }
   }
+  // acc[r][v] = sum over k < steps of a[k][r] * vector v of b[k * b_row]. a: [steps][R]
+  template <int R>
+  INR_INLINE void multiply_run(std::int64_t steps, const T* a, const T* b, std::int64_t b_row, Vec<T> (&acc)[R][2]) {
+#pragma GCC unroll 12
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+      for (int v = 0; v < 2; ++v) acc[r][v] = Vec<T>{};
+    for (const T* end = a + steps * R; a != end; a += R, b += b_row) {
+      const Vec<T> b0 = load(b), b1 = load(b + lanes<T>);
+#pragma GCC unroll 12
+      for (int r = 0; r < R; ++r) acc[r][0] += a[r] * b0, acc[r][1] += a[r] * b1;
+    }
+  }
 
- private:
   T* data_ = nullptr;
+  RowBlocks blocks_;
   std::int64_t steps_ = 0;
 };
 
@@ -51,11 +99,10 @@ class ChunkedRowPanels {
  public:
   ChunkedRowPanels() = default;
   // data: [RowPanels<T>::size(rows, steps)]
-  ChunkedRowPanels(T* data, std::int64_t rows, std::int64_t steps)
-      : data_(data), rows_(round_up(rows, block_rows)), steps_(steps) {}
+  ChunkedRowPanels(T* data, std::int64_t rows, std::int64_t steps) : data_(data), rows_(rows), steps_(steps) {}
   // The chunk that begins at a step.
   RowPanels<T> chunk(std::int64_t first) const {
-    return {data_ + first * rows_, steps_ - first < chunk_steps ? steps_ - first : chunk_steps};
+    return {data_ + RowPanels<T>::size(rows_, first), rows_, smaller(steps_ - first, chunk_steps)};
   }
   // See RowPanels.
   T* block(std::int64_t i, std::int64_t step) const {

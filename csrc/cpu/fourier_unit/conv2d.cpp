@@ -25,7 +25,7 @@ namespace {
 template <class T>
 class DirectConvolution {
  public:
-  explicit DirectConvolution(const Conv2d& problem) : p_(problem) {
+  explicit DirectConvolution(const Conv2d& problem) : p_(problem), blocks_(problem.outputs) {
     const std::int64_t taps = p_.kernel[0] * p_.kernel[1];
     if (taps == 1 && p_.stride[0] == 1 && p_.stride[1] == 1 && !p_.pad[0] && !p_.pad[1] && p_.height == p_.out_height &&
         p_.width == p_.out_width) {  // every pixel by itself: one long row
@@ -41,6 +41,7 @@ class DirectConvolution {
     grid_[1] = divide_up(p_.out_width, out_step_[1]);
     const std::int64_t chunks = divide_up(p_.channels, clamp(320 * phases_ / taps, 1, p_.channels));
     chunk_ = divide_up(p_.channels, chunks);
+    streams_ = is_streamed(std::size_t(p_.batch * p_.outputs * p_.out_height * p_.out_width) * sizeof(T));
   }
 
   // Chooses the size of a task, for `threads` threads.
@@ -48,7 +49,7 @@ class DirectConvolution {
     if (!find_taps()) return false;
     // All products of a task, and the inputs of a chunk, stay in the cache of a core: at most 0.25 and 0.5 MB.
     constexpr std::int64_t max_products = (1 << 18) / sizeof(float), max_inputs = (1 << 19) / sizeof(float);
-    const std::int64_t pixels = clamp(max_products / (p_.outputs * phases_), 2 * panel<T>, 8192);
+    const std::int64_t pixels = clamp(max_products / (p_.outputs * phases_), 2 * panel<T>, 16384);
     columns_ = even_part(grid_[1], pixels < 512 ? pixels : 512);
     rows_ = clamp(pixels / columns_, 1, grid_[0]);
     while (rows_ > 1 && chunk_ * in_rows() * row_size() > max_inputs) rows_ = divide_up(rows_, 2);
@@ -58,14 +59,12 @@ class DirectConvolution {
       columns_ = even_part(grid_[1], columns_ / 2);
     row_tasks_ = divide_up(grid_[0], rows_);
     column_tasks_ = divide_up(grid_[1], columns_);
-    find_blocks();
-    groups_ = maps() < 2 * threads ? smaller(blocks_, divide_up(2 * threads, maps())) : 1;
-    group_blocks_ = divide_up(blocks_, groups_);
-    groups_ = divide_up(blocks_, group_blocks_);
+    group_blocks_ = blocks_of_group(maps(), blocks(), threads);
+    groups_ = divide_up(blocks(), group_blocks_);
     return find_offsets() && weight_.resize((p_.outputs + block_rows) * p_.channels * kernel_size());
   }
 
-  std::int64_t blocks() const { return blocks_; }
+  std::int64_t blocks() const { return blocks_.count(); }
   std::int64_t tasks() const { return p_.batch * row_tasks_ * column_tasks_ * groups_; }
   std::int64_t line_buffer_size() const { return in_step_[1] * line() + 2 * lanes<T>; }
   std::int64_t inputs_size() const { return chunk_ * in_rows() * row_size() + panel<T>; }
@@ -99,7 +98,7 @@ class DirectConvolution {
     const std::int64_t group = task % groups_, map = task / groups_;
     const std::int64_t image = map / (row_tasks_ * column_tasks_);
     const std::int64_t y = map / column_tasks_ % row_tasks_ * rows_, x = map % column_tasks_ * columns_;
-    const std::int64_t begin = group * group_blocks_, end = smaller(begin + group_blocks_, blocks_);
+    const std::int64_t begin = group * group_blocks_, end = smaller(begin + group_blocks_, blocks());
     for (std::int64_t c = 0; c < p_.channels; c += chunk_) {
       const std::int64_t count = smaller(p_.channels - c, chunk_);
       load_inputs(image, y, x, c, count, line, inputs);
@@ -112,7 +111,7 @@ class DirectConvolution {
             const std::int64_t left = divide_up(width - j, lanes<T>);
             const Place place{image, y + row, x + j, width - j, row * padded_columns() + j, c, count};
             const T* from = inputs + row * in_step_[0] * row_size() + j;
-            if (has_small_block_ && left > 2) {
+            if (has_few_outputs() && left > 2) {
               multiply<4>(place, b, from, to, out);
               j += 4 * lanes<T>;
             } else if (left > 1) {
@@ -127,6 +126,7 @@ class DirectConvolution {
     }
     if (phases_ > 1)
       store_outputs(image, y, x, first_output(begin), smaller(first_output(end), p_.outputs), products, out);
+    if (streams_) stream_fence();
   }
 
  private:
@@ -185,20 +185,12 @@ class DirectConvolution {
     return parts == 1 ? n : round_up(divide_up(n, parts), panel<T>);
   }
 
-  // Divides the outputs into blocks of block_rows and of two thirds of it, or into one of a third.
-  void find_blocks() {
-    const std::int64_t thirds = divide_up(p_.outputs, block_rows / 3);
-    has_small_block_ = thirds == 1;
-    full_blocks_ = has_small_block_ ? 0 : thirds / 3 - (thirds % 3 == 1);
-    blocks_ = has_small_block_ ? 1 : full_blocks_ + (thirds - 3 * full_blocks_) / 2;
-  }
+  // Few outputs are one block of at most a third of block_rows.
+  bool has_few_outputs() const { return p_.outputs <= block_rows / 3; }
   std::int64_t block_height(std::int64_t block) const {
-    return (has_small_block_ ? 1 : block < full_blocks_ ? 3 : 2) * (block_rows / 3);
+    return has_few_outputs() ? block_rows / 3 - (p_.outputs < block_rows / 3) : blocks_.height(block);
   }
-  std::int64_t first_output(std::int64_t block) const {
-    const std::int64_t full = smaller(block, full_blocks_);
-    return full * block_rows + (block - full) * block_height(full_blocks_);
-  }
+  std::int64_t first_output(std::int64_t block) const { return blocks_.first(block); }
 
   std::int64_t kernel_size() const { return p_.kernel[0] * p_.kernel[1]; }
   std::int64_t padded_columns() const { return round_up(columns_, panel<T>); }
@@ -267,6 +259,7 @@ class DirectConvolution {
   void multiply(const Place& place, std::int64_t block, const T* inputs, T* products, T* out) const {
     switch (block_height(block)) {
       case block_rows / 3: return multiply_block<block_rows / 3, V>(place, block, inputs, products, out);
+      case block_rows / 3 - 1: return multiply_block<block_rows / 3 - 1, V>(place, block, inputs, products, out);
       case block_rows: return multiply_block<block_rows, V < 2 ? V : 2>(place, block, inputs, products, out);
       default: multiply_block<2 * block_rows / 3, V < 2 ? V : 2>(place, block, inputs, products, out);
     }
@@ -303,7 +296,7 @@ class DirectConvolution {
     const std::int64_t at = ((image * p_.outputs + o) * p_.out_height + y) * p_.out_width + x;
     if (p_.bias) sum += static_cast<const T*>(p_.bias)[o];
     if (p_.add) sum += load_up_to(static_cast<const T*>(p_.add) + at, n);
-    store_up_to<T>(p_.relu ? relu(sum) : sum, n, out + at);
+    store_up_to<T>(p_.relu ? relu(sum) : sum, n, out + at, streams_);
   }
 
   // Stores the outputs [begin, end) of all phases. products: [phase][..., map_size()]
@@ -341,8 +334,9 @@ class DirectConvolution {
   Buffer<std::int64_t> phase_count_, phase_begin_;        // taps of a phase, and of all before
   Buffer<std::int64_t> offsets_;
   std::int64_t columns_ = 0, rows_ = 0, row_tasks_ = 0, column_tasks_ = 0;  // pixels of a task, and tasks, by axis
-  std::int64_t blocks_ = 0, full_blocks_ = 0, groups_ = 0, group_blocks_ = 0;  // blocks of outputs; those of a task
-  bool has_small_block_ = false;
+  RowBlocks blocks_;                             // of outputs
+  std::int64_t groups_ = 0, group_blocks_ = 0;  // groups of blocks, and the blocks of one
+  bool streams_;
   Buffer<T> weight_;
 };
 

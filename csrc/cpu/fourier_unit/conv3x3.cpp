@@ -17,9 +17,9 @@ namespace inr {
 namespace INR_ISA {
 namespace {
 
-// Channels and outputs that are computed at a time, so that their points stay in the cache of a core: at most 0.6 and
+// Channels and blocks of outputs that are computed at a time, so that their points stay in the cache of a core: at most 0.6 and
 // 1.1 MB.
-constexpr std::int64_t max_channels = 128, max_outputs = 240;
+constexpr std::int64_t max_channels = 128, max_blocks = 240 / block_rows;
 constexpr std::int64_t product_run = 16;  // channels that are added before the others, for smaller rounding errors
 
 // M: rows of outputs of a tile, 2 or 4
@@ -28,13 +28,14 @@ class Winograd {
   static constexpr int tall = M + 2, points = 4 * tall;  // rows of inputs, and points, of a tile
 
  public:
-  explicit Winograd(const Conv3x3& p) : p_(p), channels_(p.channels[0] + p.channels[1]) {
+  explicit Winograd(const Conv3x3& p)
+      : p_(p), channels_(p.channels[0] + p.channels[1]), blocks_(p.outputs) {
     tile_rows_ = divide_up(p.height, M), tile_columns_ = divide_up(p.width, 2);
     maps_ = divide_up(tile_rows_ * tile_columns_, panel<T>);
-    groups_ = output_groups(p.batch * maps_, p.outputs, p.threads);
-    group_outputs_ = round_up(divide_up(p.outputs, groups_), block_rows);
+    group_blocks_ = blocks_of_group(p.batch * maps_, blocks_.count(), p.threads);
+    groups_ = divide_up(blocks_.count(), group_blocks_);
     // The inputs of several chunks of channels are not kept, so all outputs are computed from each.
-    outputs_ = channels_ > max_channels ? group_outputs_ : smaller(group_outputs_, max_outputs);
+    kept_blocks_ = channels_ > max_channels ? group_blocks_ : smaller(group_blocks_, max_blocks);
   }
 
   // Elements of the transformed weights; consecutive points fall into different cache sets.
@@ -43,13 +44,14 @@ class Winograd {
     for (int point = 0; point < points; ++point)
       weight_[point] = {transformed + point * weight_stride(), p_.outputs, channels_};
   }
-  // Transforms the kernels of the outputs [o, o + block_rows) to the points.
-  void transform_weights(std::int64_t o) {
+  std::int64_t blocks() const { return blocks_.count(); }
+  // Transforms the kernels of a block of outputs to the points.
+  void transform_weights(std::int64_t block) {
     // A run of channels is transposed first: a vector that is loaded right after its elements were stored one by one
     // would wait for them.
     constexpr std::int64_t run = 32;
     Rows<T> kernels[run][9] = {};
-    const std::int64_t rows = p_.outputs - o < block_rows ? p_.outputs - o : block_rows;
+    const std::int64_t o = blocks_.first(block), height = blocks_.height(block), rows = smaller(p_.outputs - o, height);
     for (std::int64_t first = 0; first < channels_; first += run) {
       const std::int64_t count = channels_ - first < run ? channels_ - first : run;
       for (std::int64_t r = 0; r < rows; ++r) {
@@ -68,7 +70,7 @@ class Winograd {
         for (int i = 0; i < tall; ++i) {
           transform_kernel<T>(half[i][0], half[i][1], half[i][2], transformed);
           for (int k = 0; k < 4; ++k)
-            std::memcpy(weight_[4 * i + k].block(o, first + c), transformed[k], sizeof(T) * block_rows);
+            std::memcpy(weight_[4 * i + k].block(block, first + c), transformed[k], sizeof(T) * std::size_t(height));
         }
       }
     }
@@ -82,17 +84,17 @@ class Winograd {
   // stage: [tall][line()]; inputs: [points][a chunk of channels][row()] and products: [points][a chunk of outputs]
   // [row()], with the strides inputs_stride() and products_stride(); out: [batch, outputs, height, width]
   void run(std::int64_t task, T* stage, T* inputs, T* products, T* out) const {
-    const std::int64_t begin = task % groups_ * group_outputs_, end = smaller(begin + group_outputs_, p_.outputs);
+    const std::int64_t begin = task % groups_ * group_blocks_, end = smaller(begin + group_blocks_, blocks_.count());
     const std::int64_t image = task / groups_ / maps_, tile = task / groups_ % maps_ * panel<T>;
     const auto for_segments = [&](auto&& work) { for_each_segment(tile, panel<T>, tile_rows_, tile_columns_, work); };
-    for (std::int64_t o = begin; o < end; o += outputs_) {
-      const std::int64_t last = smaller(o + outputs_, end);
+    for (std::int64_t block = begin; block < end; block += kept_blocks_) {
+      const std::int64_t last = smaller(block + kept_blocks_, end);
       for (std::int64_t c = 0; c < channels_; c += max_channels) {
         const std::int64_t count = smaller(channels_ - c, max_channels);
-        if (o == begin) for_segments([&](const Segment& s) { load_inputs(image, s, c, count, stage, inputs); });
-        multiply(c, o, last, inputs, products);
+        if (block == begin) for_segments([&](const Segment& s) { load_inputs(image, s, c, count, stage, inputs); });
+        multiply(c, block, last, inputs, products);
       }
-      for_segments([&](const Segment& s) { store_outputs(image, s, o, last, products, out); });
+      for_segments([&](const Segment& s) { store_outputs(image, s, block, last, products, out); });
     }
   }
 
@@ -102,7 +104,7 @@ class Winograd {
   static constexpr std::int64_t line() { return 2 * (panel<T> + lanes<T>) + 2; }  // of a padded row of the image
   std::int64_t weight_stride() const { return RowPanels<T>::size(p_.outputs, channels_) + lanes<T>; }
   std::int64_t inputs_stride() const { return point_stride<T>(smaller(channels_, max_channels) * row()); }
-  std::int64_t products_stride() const { return point_stride<T>(round_up(outputs_, block_rows) * row()); }
+  std::int64_t products_stride() const { return point_stride<T>(kept_blocks_ * block_rows * row()); }
 
   // Loads the padded plane from row y - 1 and column x - 1 on, for `tiles` tiles. plane: [height, width];
   // stage: [tall][line()]
@@ -142,32 +144,33 @@ class Winograd {
     }
   }
 
-  // Adds the products of the chunk of channels from `first` on to those of the outputs [begin, end); sets them if first
+  // Adds the products of the chunk of channels from `first` on to those of the blocks [begin, end); sets them if first
   // is 0.
   void multiply(std::int64_t first, std::int64_t begin, std::int64_t end, const T* inputs, T* products) const {
     for (int point = 0; point < points; ++point)
-      for (std::int64_t o = begin; o < end; o += block_rows) {
-        T* to = products + point * products_stride() + (o - begin) * row();
+      for (std::int64_t block = begin; block < end; ++block) {
+        T* to = products + point * products_stride() + (blocks_.first(block) - blocks_.first(begin)) * row();
         const auto add = [&](std::int64_t, const auto& sums) {
 #pragma GCC unroll 12
-          for (int r = 0; r < block_rows; ++r)
+          for (int r = 0; r < int(sizeof sums / sizeof *sums); ++r)
 #pragma GCC unroll 2
             for (int v = 0; v < 2; ++v) {
               T* at = to + r * row() + v * lanes<T>;
               store(at, first ? load(at) + sums[r][v] : sums[r][v]);
             }
         };
-        RowPanels<T>::template multiply<product_run>(weight_[point].chunk(first), o, inputs + point * inputs_stride(),
-                                                     row(), panel<T>, add);
+        RowPanels<T>::template multiply<product_run>(weight_[point].chunk(first), block,
+                                                     inputs + point * inputs_stride(), row(), panel<T>, add);
       }
   }
 
-  // Stores the outputs [begin, end) of a segment.
+  // Stores the outputs of the blocks [begin, end), of a segment.
   void store_outputs(std::int64_t image, const Segment& s, std::int64_t begin, std::int64_t end, const T* products,
                      T* out) const {
-    for (std::int64_t o = begin; o < end; ++o)
+    const std::int64_t first = blocks_.first(begin), last = smaller(blocks_.first(end), p_.outputs);
+    for (std::int64_t o = first; o < last; ++o)
       for (std::int64_t t = 0; t < s.count; t += lanes<T>)
-        transform_outputs(image, o, M * s.row, 2 * (s.column + t), products + (o - begin) * row() + s.index + t,
+        transform_outputs(image, o, M * s.row, 2 * (s.column + t), products + (o - first) * row() + s.index + t,
                           s.count - t, out);
   }
 
@@ -249,9 +252,10 @@ class Winograd {
 
   const Conv3x3& p_;
   std::int64_t channels_;
-  std::int64_t tile_rows_, tile_columns_;       // of an image
-  std::int64_t maps_, groups_, group_outputs_;  // tasks of an image; groups of outputs that split each
-  std::int64_t outputs_;                        // whose products are kept at a time
+  RowBlocks blocks_;                           // of outputs
+  std::int64_t tile_rows_, tile_columns_;      // of an image
+  std::int64_t maps_, groups_, group_blocks_;  // tasks of an image; groups of blocks that split each
+  std::int64_t kept_blocks_;                   // whose products are kept at a time
   ChunkedRowPanels<T, max_channels> weight_[points];        // [outputs, channels_]
 };
 
@@ -276,9 +280,9 @@ template <class Algorithm, class T>
 Status transform_weights(Algorithm& winograd, const Conv3x3& p, T* transformed) {
   winograd.use_weights(transformed);
   return for_each_task(
-      threads_of(p), divide_up(p.outputs, block_rows), [] { return true; },
-      [&](bool, std::int64_t task) {
-        winograd.transform_weights(task * block_rows);
+      threads_of(p), winograd.blocks(), [] { return true; },
+      [&](bool, std::int64_t block) {
+        winograd.transform_weights(block);
         return Status::ok;
       });
 }
@@ -296,7 +300,7 @@ Status convolve(Winograd<T, M>& winograd, const Conv3x3& p, T* out) {
   }
   struct Worker {
     explicit Worker(const Winograd<T, M>& w)
-        : stage(w.stage_size()), inputs(w.inputs_size()), products(w.products_size()) {}
+        : stage(w.stage_size(), false), inputs(w.inputs_size(), false), products(w.products_size(), false) {}
     explicit operator bool() const { return stage && inputs && products; }
     Buffer<T> stage, inputs, products;
   };

@@ -15,20 +15,21 @@ class SpectrumMultiplier {
   static constexpr std::int64_t tile_row = tile + lanes<T>;  // its row stride: rows fall into different cache sets
 
   explicit SpectrumMultiplier(const SpectrumProduct& p)
-      : p_(p), tiles_((p.positions + tile - 1) / tile), rows_(round_up(2 * p.outputs, block_rows)) {}
+      : p_(p), tiles_(divide_up(p.positions, tile)), blocks_(2 * p.outputs) {}
 
   bool prepare() {
-    const std::int64_t steps = 2 * p_.inputs;
+    const std::int64_t rows = 2 * p_.outputs, steps = 2 * p_.inputs, size = RowPanels<T>::size(rows, steps);
     const T* w = static_cast<const T*>(p_.weight);
     const T* shift = static_cast<const T*>(p_.shift);
-    if (!packed_.resize(RowPanels<T>::size(p_.groups * rows_, steps)) || !shift_.resize(p_.groups * rows_)) return false;
-    weight_ = RowPanels<T>(packed_, steps);
-    for (std::int64_t g = 0; g < p_.groups; ++g, w += 2 * p_.outputs * steps)
-      for (std::int64_t i = 0; i < rows_; i += block_rows)
-        for (std::int64_t r = 0; r < block_rows && i + r < 2 * p_.outputs; ++r) {
-          for (std::int64_t k = 0; k < steps; ++k) weight_.block(g * rows_ + i, k)[r] = w[(i + r) * steps + k];
-          if (shift) shift_[g * rows_ + i + r] = shift[g * 2 * p_.outputs + i + r];
-        }
+    if (!packed_.resize(p_.groups * size) || !shift_.resize(p_.groups * padded_rows())) return false;
+    for (std::int64_t g = 0; g < p_.groups; ++g, w += rows * steps) {
+      const RowPanels<T> weight = group_weight(g);
+      for (std::int64_t i = 0; i < blocks_.count(); ++i)
+        for (std::int64_t r = blocks_.first(i); r < smaller(blocks_.first(i + 1), rows); ++r)
+          for (std::int64_t k = 0; k < steps; ++k) weight.block(i, k)[r - blocks_.first(i)] = w[r * steps + k];
+      if (shift)
+        std::memcpy(shift_ + g * padded_rows(), shift + g * rows, std::size_t(rows) * sizeof(T));
+    }
     return true;
   }
 
@@ -42,10 +43,12 @@ class SpectrumMultiplier {
     for (std::int64_t c = 0; c < p_.inputs; ++c, x += 2 * p_.positions)
       deinterleave_row(x, count, b + 2 * c * tile_row);
     out += (unit * p_.outputs * p_.positions + first) * 2;
-    for (std::int64_t i = 0; i < 2 * p_.outputs; i += block_rows)
-      RowPanels<T>::multiply(weight_, group * rows_ + i, b, tile_row, count, [&](std::int64_t j, const auto& sums) {
-        const T* shift = shift_ + group * rows_ + i;
-        for (int r = 0; r < block_rows && i + r < 2 * p_.outputs; r += 2)
+    const RowPanels<T> weight = group_weight(group);
+    for (std::int64_t block = 0; block < blocks_.count(); ++block) {
+      const std::int64_t i = blocks_.first(block);
+      RowPanels<T>::multiply(weight, block, b, tile_row, count, [&](std::int64_t j, const auto& sums) {
+        const T* shift = shift_ + group * padded_rows() + i;
+        for (int r = 0; r < int(sizeof sums / sizeof *sums) && i + r < 2 * p_.outputs; r += 2)
           for (int v = 0; v < 2; ++v) {
             Vec<T> re = sums[r][v] + shift[r], im = sums[r + 1][v] + shift[r + 1];
             if (p_.relu) re = relu(re), im = relu(im);
@@ -53,9 +56,17 @@ class SpectrumMultiplier {
             store_interleaved(re, im, count - at, out + ((i + r) / 2 * p_.positions + at) * 2);
           }
       });
+    }
   }
 
  private:
+  std::int64_t padded_rows() const { return blocks_.first(blocks_.count()); }
+  // [2 outputs, 2 inputs]
+  RowPanels<T> group_weight(std::int64_t group) const {
+    const std::int64_t rows = 2 * p_.outputs, steps = 2 * p_.inputs;
+    return {packed_ + group * RowPanels<T>::size(rows, steps), rows, steps};
+  }
+
   // Separates the real and imaginary parts. x: [count], complex; rows: [2][tile_row]
   static void deinterleave_row(const T* x, std::int64_t count, T* rows) {
     for (std::int64_t n = 0; n < count; n += lanes<T>) {
@@ -81,10 +92,10 @@ class SpectrumMultiplier {
   }
 
   const SpectrumProduct& p_;
-  std::int64_t tiles_, rows_;
-  Buffer<T> packed_;
-  RowPanels<T> weight_;  // [groups * rows_, 2 inputs]
-  Buffer<T> shift_;      // [groups * rows_]
+  std::int64_t tiles_;
+  RowBlocks blocks_;  // of the rows of a group's weight
+  Buffer<T> packed_;  // [groups] RowPanels
+  Buffer<T> shift_;   // [groups][padded_rows()]
 };
 
 // out: [batch, groups * outputs, positions], complex

@@ -60,13 +60,14 @@ class Strided {
   using All = std::make_index_sequence<lanes<T>>;
 
  public:
-  explicit Strided(const Conv2d& p) : p_(p) {
+  explicit Strided(const Conv2d& p) : p_(p), blocks_(p.outputs) {
     constexpr std::int64_t outputs = transposed ? 2 * side : side;  // of a tile, along an axis
     tile_rows_ = divide_up(p.out_height, outputs), tile_columns_ = divide_up(p.out_width, outputs);
     maps_ = divide_up(tile_rows_ * tile_columns_, panel<T>);
-    groups_ = output_groups(p.batch * maps_, p.outputs, p.threads);
-    group_outputs_ = round_up(divide_up(p.outputs, groups_), block_rows);
+    group_blocks_ = blocks_of_group(p.batch * maps_, blocks_.count(), p.threads);
+    groups_ = divide_up(blocks_.count(), group_blocks_);
     chunk_ = smaller(p.channels, max_channels);
+    streams_ = is_streamed(std::size_t(p.batch * p.outputs * p.out_height * p.out_width) * sizeof(T));
   }
 
   static T* elements(void* data) { return static_cast<T*>(data); }
@@ -76,9 +77,10 @@ class Strided {
   void use_weights(T* transformed) {
     for (int m = 0; m < matrices; ++m) weight_[m] = {transformed + m * weight_stride(), p_.outputs, p_.channels};
   }
-  // Transforms the kernels of the outputs [i, i + block_rows).
-  void transform_weights(std::int64_t i) {
-    const std::int64_t rows = smaller(p_.outputs - i, block_rows);
+  std::int64_t blocks() const { return blocks_.count(); }
+  // Transforms the kernels of a block of outputs.
+  void transform_weights(std::int64_t block) {
+    const std::int64_t i = blocks_.first(block), height = blocks_.height(block), rows = smaller(p_.outputs - i, height);
     const std::int64_t row_stride = 9 * (transposed ? 1 : p_.channels);
     const std::int64_t channel_stride = 9 * (transposed ? p_.outputs : 1);
     constexpr std::int64_t run = 16;  // see Winograd::transform_weights
@@ -102,7 +104,7 @@ class Strided {
         for (int k = 0; k < 5; ++k) {
           transform_kernel(half[k][first], half[k][second], half[k][1], whole);
           for (int m = 0; m < 5; ++m)
-            std::memcpy(weight_[5 * k + m].block(i, begin + c), whole[m], sizeof(T) * block_rows);
+            std::memcpy(weight_[5 * k + m].block(block, begin + c), whole[m], sizeof(T) * std::size_t(height));
         }
       }
     }
@@ -116,19 +118,20 @@ class Strided {
   // stage: [stage_size()]; inputs: [points][a chunk of channels][row()] and products: [points][outputs of a group]
   // [row()], with the strides inputs_stride() and products_stride(); out: [batch, outputs, out_height, out_width]
   void run(std::int64_t task, T* stage, T* inputs, T* products, T* out) const {
-    const std::int64_t begin = task % groups_ * group_outputs_, end = smaller(begin + group_outputs_, p_.outputs);
+    const std::int64_t begin = task % groups_ * group_blocks_, end = smaller(begin + group_blocks_, blocks_.count());
+    const std::int64_t first_output = blocks_.first(begin), last_output = smaller(blocks_.first(end), p_.outputs);
     const std::int64_t image = task / groups_ / maps_, first = task / groups_ % maps_ * panel<T>;
     const auto for_segments = [&](auto&& work) { for_each_segment(first, panel<T>, tile_rows_, tile_columns_, work); };
     for (std::int64_t c = 0; c < p_.channels; c += max_channels) {
       const std::int64_t count = smaller(p_.channels - c, max_channels);
       for_segments([&](const Segment& s) { load_inputs(image, s, c, count, stage, inputs); });
       for (int point = 0; point < points; ++point)
-        for (std::int64_t o = begin; o < end; o += block_rows) {
-          T* to = products + point * products_stride() + (o - begin) * row();
-          RowPanels<T>::multiply(weight_[matrix_of(point)].chunk(c), o, inputs + point * inputs_stride(), row(),
+        for (std::int64_t block = begin; block < end; ++block) {
+          T* to = products + point * products_stride() + (blocks_.first(block) - first_output) * row();
+          RowPanels<T>::multiply(weight_[matrix_of(point)].chunk(c), block, inputs + point * inputs_stride(), row(),
                                  panel<T>, [&](std::int64_t, const auto& sums) {
 #pragma GCC unroll 12
-                                   for (int r = 0; r < block_rows; ++r)
+                                   for (int r = 0; r < int(sizeof sums / sizeof *sums); ++r)
 #pragma GCC unroll 2
                                      for (int v = 0; v < 2; ++v) {
                                        T* at = to + r * row() + v * lanes<T>;
@@ -137,11 +140,12 @@ class Strided {
                                  });
         }
     }
-    for (std::int64_t o = begin; o < end; ++o)
+    for (std::int64_t o = first_output; o < last_output; ++o)
       for_segments([&](const Segment& s) {
         for (std::int64_t t = 0; t < s.count; t += lanes<T>)
-          store_tiles(image, o, s, t, products + (o - begin) * row() + s.index + t, out);
+          store_tiles(image, o, s, t, products + (o - first_output) * row() + s.index + t, out);
       });
+    if (streams_) stream_fence();
   }
 
  private:
@@ -151,7 +155,7 @@ class Strided {
   static constexpr std::int64_t row() { return panel<T> + lanes<T>; }
   std::int64_t weight_stride() const { return RowPanels<T>::size(p_.outputs, p_.channels) + lanes<T>; }
   std::int64_t inputs_stride() const { return point_stride<T>(chunk_ * row()); }
-  std::int64_t products_stride() const { return point_stride<T>(group_outputs_ * row()); }
+  std::int64_t products_stride() const { return point_stride<T>(group_blocks_ * block_rows * row()); }
   static constexpr std::int64_t line_size() { return 6 * panel<T> + 8 * lanes<T>; }  // of a padded row of the image
   static constexpr std::int64_t phase_size() { return panel<T> + 2 * lanes<T>; }     // one phase of it
 
@@ -299,13 +303,15 @@ class Strided {
     if (p_.scale) sum *= static_cast<const T*>(p_.scale)[o];
     if (p_.bias) sum += static_cast<const T*>(p_.bias)[o];
     if (p_.add) sum += load_up_to(static_cast<const T*>(p_.add) + at, n);
-    store_up_to<T>(p_.relu ? relu(sum) : sum, n, out + at);
+    store_up_to<T>(p_.relu ? relu(sum) : sum, n, out + at, streams_);
   }
 
   const Conv2d& p_;
-  std::int64_t tile_rows_, tile_columns_;       // of an image
-  std::int64_t maps_, groups_, group_outputs_;       // tasks of an image; groups of outputs that split each
+  RowBlocks blocks_;                           // of outputs
+  std::int64_t tile_rows_, tile_columns_;      // of an image
+  std::int64_t maps_, groups_, group_blocks_;  // tasks of an image; groups of blocks that split each
   std::int64_t chunk_;
+  bool streams_;
   ChunkedRowPanels<T, max_channels> weight_[matrices];  // [outputs, channels]
 };
 
@@ -326,9 +332,9 @@ template <class Algorithm, class T>
 Status transform_weights(Algorithm& strided, const Conv2d& p, T* transformed) {
   strided.use_weights(transformed);
   return for_each_task(
-      threads_of(strided, p), divide_up(p.outputs, block_rows), [] { return true; },
+      threads_of(strided, p), strided.blocks(), [] { return true; },
       [&](bool, std::int64_t block) {
-        strided.transform_weights(block * block_rows);
+        strided.transform_weights(block);
         return Status::ok;
       });
 }
@@ -346,7 +352,7 @@ Status convolve(Strided<T, transposed>& strided, const Conv2d& p, T* out) {
   }
   struct Worker {
     explicit Worker(const Strided<T, transposed>& s)
-        : stage(s.stage_size()), inputs(s.inputs_size()), products(s.products_size()) {}
+        : stage(s.stage_size(), false), inputs(s.inputs_size(), false), products(s.products_size(), false) {}
     explicit operator bool() const { return stage && inputs && products; }
     Buffer<T> stage, inputs, products;
   };

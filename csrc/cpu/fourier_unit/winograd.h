@@ -23,12 +23,10 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "../common/offset_kernel.h"
+#include "../common/row_panels.h"
 
 namespace inr {
 namespace INR_ISA {
-
-INR_INLINE std::int64_t divide_up(std::int64_t n, std::int64_t by) { return (n + by - 1) / by; }
 
 template <class V>
 using Scalar = std::decay_t<decltype(V{}[0])>;
@@ -120,11 +118,9 @@ INR_INLINE void for_each_segment(std::int64_t first, std::int64_t count, std::in
   }
 }
 
-// The number of groups of outputs that split every task, where there are fewer than two tasks for a thread.
-INR_INLINE std::int64_t output_groups(std::int64_t tasks, std::int64_t outputs, std::int64_t threads) {
-  const std::int64_t blocks = divide_up(outputs, block_rows);
-  const std::int64_t groups = tasks < 2 * threads ? smaller(blocks, divide_up(2 * threads, tasks)) : 1;
-  return divide_up(blocks, divide_up(blocks, groups));
+// How many of the blocks of outputs a task computes: not all where there are fewer than two tasks for a thread.
+INR_INLINE std::int64_t blocks_of_group(std::int64_t tasks, std::int64_t blocks, std::int64_t threads) {
+  return divide_up(blocks, tasks < 2 * threads ? smaller(blocks, divide_up(2 * threads, tasks)) : 1);
 }
 
 // A stride of at least n, for which several points fall into different cache sets.
