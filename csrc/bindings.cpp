@@ -278,15 +278,20 @@ void bind_signs(py::module_& m) {
       "type", "count", "grad", "bits", "out", "threads");
 }
 
+// tensors: (address, number of words) of each; in another order they have another fingerprint.
 void bind_fingerprint(py::module_& m) {
   function(
       m, "fingerprint",
-      [](Address data, std::int64_t words, int threads) {
-        std::uint64_t out = 0;
-        call(inr::cpu().fingerprint, inr::Fingerprint{data, words, threads}, &out);
-        return out;
+      [](const std::vector<std::pair<Address, std::int64_t>>& tensors, int threads) {
+        std::uint64_t all = 0;
+        for (const auto& [data, words] : tensors) {
+          std::uint64_t out = 0;
+          call(inr::cpu().fingerprint, inr::Fingerprint{data, words, threads}, &out);
+          all = (all << 7 | all >> 57) * 0x9e3779b97f4a7c15u + out;
+        }
+        return all;
       },
-      "data", "words", "threads");
+      "tensors", "threads");
 }
 
 // Returns the number of floating-point operations.

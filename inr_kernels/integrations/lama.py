@@ -154,10 +154,12 @@ _LAYERS = {kind: type("_Layer", (_Layer,), {"_inr_kind": kind}) for kind in KIND
 def _why_not_this_call(module):
     """Why the original must run: the layer, or one inside it that our forward does not call, has changed."""
     ffc = getattr(module, "ffc", module)
-    for part in (module, ffc, getattr(ffc, "convg2g", module)):
+    spectral = getattr(ffc, "convg2g", module)
+    unit = getattr(spectral, "fu", module)
+    for part in (module, ffc, spectral, unit):
         if isinstance(part, AcceleratedModule) and (reason := class_swap.why_changed(part)):
             return reason
-    return _why_not(module)
+    return _why_not(module) or (_why_not(unit) if isinstance(unit, AcceleratedModule) else "")
 
 
 ADAPTER = register(

@@ -274,7 +274,7 @@ class Inpainter(Network, nn.Module):
             return self.decode(self.encode(image, mask), size, **options)
         encoding, others, decoding = self._work(image, size)
         in_modules, in_encode, in_decode = shares(progress, encoding, others, decoding)
-        with reporting(self._encoding_modules(), in_modules):
+        with reporting(self._encoding_modules, in_modules):
             features = self.encode(image, mask, **({"progress": in_encode} if others else {}))
         return self.decode(features, size, progress=in_decode, **options)
 

@@ -37,11 +37,12 @@ def shares(progress: Report, *work: float) -> list[Report]:
 
 
 @contextmanager
-def reporting(modules: Sequence[tuple[nn.Module, float]], progress: Progress) -> Iterator[None]:
-    """In the block, reports each of these modules, given with its work, when it has run; each must run once."""
-    if progress is None:
+def reporting(of: Callable[[], Sequence[tuple[nn.Module, float]]], progress: Progress) -> Iterator[None]:
+    """In the block, reports each of the modules `of()`, each with its work, when it has run; each must run once."""
+    if progress is None:  # most calls: the modules are not even listed
         yield
         return
+    modules = of()
     total, done = sum(work for _, work in modules), 0.0
 
     def report(work: float) -> None:

@@ -175,7 +175,7 @@ class LaMa(Inpainter):
         """
         size = check_size(size)
         check_workspace(workspace)
-        with reporting(self._layers(slice(self.split, None)), progress):
+        with reporting(lambda: self._layers(slice(self.split, None)), progress):
             out = self.model[self.split :](features)
         step = 1 << self.config.downsamplings
         fits = all(n - step < side <= n for side, n in zip(size, out.shape[2:], strict=True))

@@ -51,7 +51,7 @@ class Encoder(nn.Module):
         """
         side = self._tile_side(image, workspace)
         if side is None:
-            with reporting([(stage, parameters(stage)) for stage in self.stages], progress):
+            with reporting(lambda: [(stage, parameters(stage)) for stage in self.stages], progress):
                 return self(image)
         return map_tiles(self, image, side=side, halo=self.halo, progress=progress)
 

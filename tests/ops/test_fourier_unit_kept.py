@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from inr_kernels._core import native
 from inr_kernels.fourier_unit import FFCResnetBlock, FusedSequential
 from inr_kernels.fourier_unit.functional import conv3x3
+from inr_kernels.fourier_unit.module import blocks
 from inr_kernels.fourier_unit.op import kept
 
 
@@ -66,7 +68,7 @@ def test_two_changed_bits_change_the_fingerprint(bit, distance):
     flip = torch.tensor(-(2**31) if bit == 31 else 2**bit, dtype=torch.int32)
 
     def fingerprint():
-        return native.load()[0].fingerprint(data=data.data_ptr(), words=len(data), threads=1)
+        return native.load()[0].fingerprint(tensors=[(data.data_ptr(), len(data))], threads=1)
 
     seen = {fingerprint()}
     for first in range(0, 2048, 32):
@@ -86,9 +88,65 @@ def test_a_changed_norm_is_noticed():
 def made_of(model):
     """What is kept of the model's weight: the tensors, by name."""
     entry = dict(kept._KEPT.get(weight_of(model), {}))
-    if folded := entry.get("folded, False, False"):
-        entry |= kept._KEPT[folded[1]]
+    if isinstance(model, FFCResnetBlock) and model.conv2 in blocks._KEPT:
+        entry |= kept._KEPT[blocks._KEPT[model.conv2][2].local_weight]
     return {name: value[1] for name, value in entry.items() if name != "constant"}
+
+
+def double_eps(layer):
+    layer.ffc.convg2g.fu.bn.eps *= 1000
+
+
+def pad_with_zeros(layer):
+    layer.ffc.convl2l.padding_mode = layer.ffc.convg2l.padding_mode = layer.ffc.convl2g.padding_mode = "zeros"
+
+
+def add_a_bias(layer):
+    layer.ffc.convg2g.conv2.bias = nn.Parameter(torch.ones(len(layer.ffc.convg2g.conv2.weight)))
+
+
+CHANGES_OF_STRUCTURE = {
+    "an option": double_eps,
+    "padding": pad_with_zeros,
+    "an additional parameter": add_a_bias,
+    "training": lambda layer: layer.bn_l.train(),
+    "another layer": lambda layer: setattr(layer, "act_g", nn.Identity()),
+    "a hook": lambda layer: layer.ffc.convl2g.register_forward_hook(lambda *args: 2 * args[2]),
+    "a forward": lambda layer: setattr(layer.ffc, "forward", lambda x: x),
+    "a hook of the layer": lambda layer: layer.register_forward_hook(lambda *args: [2 * part for part in args[2]]),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES_OF_STRUCTURE)
+def test_a_changed_structure_is_noticed(name):
+    (model, x), (other, _) = block(), block()
+    with torch.no_grad():
+        before = flat(model(x))
+        assert model.conv2 in blocks._KEPT and torch.equal(flat(model(x)), before)
+        for changed in (model, other):
+            CHANGES_OF_STRUCTURE[name](changed.conv2)
+        assert torch.equal(flat(model(x)), flat(other(x)))
+        assert not torch.allclose(flat(model(x)), before, rtol=1e-3)
+
+
+def test_kept_layers_compute_what_ops_do():
+    model, x = block()
+    model(tuple(part.clone().requires_grad_() for part in x))
+    model.requires_grad_()
+    expected = flat(model(x))
+    assert not set(model.modules()) & set(blocks._KEPT)
+    model.requires_grad_(False)
+    with torch.no_grad():
+        torch.testing.assert_close(flat(model(x)), expected, rtol=1e-5, atol=1e-5)
+        assert model.conv1 in blocks._KEPT and model.conv2 in blocks._KEPT
+        with FlopCounterMode(display=False) as counter:  # sees torch's convolutions
+            model(x)
+        assert counter.get_total_flops() > 0
+        for wrong in ((x[0], x[1][..., 1:]), (x[0][:, 1:], x[1]), (x[0].double(), x[1]), (x[0], x[1][:0])):
+            with pytest.raises((ValueError, TypeError)):
+                model.conv2(wrong)
+        with pytest.raises(ValueError, match="sides of at least 2"):
+            model.conv2(tuple(part[..., :1] for part in x))
 
 
 @pytest.mark.parametrize(("make", "name"), [(block, "conv3x3"), (up, "conv2d, True")])

@@ -44,6 +44,15 @@ class RowPanels {
   T* block(std::int64_t i, std::int64_t step) const {
     return data_ + blocks_.first(i) * steps_ + step * blocks_.height(i);
   }
+  // Packs the rows of block i, of which `count` exist. from: [count, steps]
+  void pack(std::int64_t i, const T* from, std::int64_t count) const {
+    constexpr std::int64_t run = 64;  // steps whose packed rows stay in the first cache
+    const int height = blocks_.height(i);
+    for (std::int64_t begin = 0; begin < steps_; begin += run)
+      for (int r = 0; r < height; ++r)
+        for (std::int64_t k = begin; k < smaller(begin + run, steps_); ++k)
+          block(i, k)[r] = r < count ? from[r * steps_ + k] : T(0);
+  }
   // Calls emit(j, sums) for the rows of block i of a times each panel of columns of b; sums: [height][2].
   // b: [steps, round_up(cols, panel)] with row stride b_row.
   // Long sums are split into runs of steps, so that rounding errors do not grow with the number of steps.

@@ -16,6 +16,7 @@
 #include "../common/row_panels.h"
 #include "../common/tasks.h"
 #include "../common/transpose.h"
+#include "pointwise.h"
 #include "strided.h"
 
 namespace inr {
@@ -27,11 +28,6 @@ class DirectConvolution {
  public:
   explicit DirectConvolution(const Conv2d& problem) : p_(problem), blocks_(problem.outputs) {
     const std::int64_t taps = p_.kernel[0] * p_.kernel[1];
-    if (taps == 1 && p_.stride[0] == 1 && p_.stride[1] == 1 && !p_.pad[0] && !p_.pad[1] && p_.height == p_.out_height &&
-        p_.width == p_.out_width) {  // every pixel by itself: one long row
-      p_.width = p_.out_width = p_.height * p_.width;
-      p_.height = p_.out_height = 1;
-    }
     for (int i = 0; i < 2; ++i) {
       in_step_[i] = p_.transposed ? 1 : p_.stride[i];
       out_step_[i] = p_.transposed ? p_.stride[i] : 1;
@@ -374,6 +370,7 @@ Status convolve(const Conv2d& p, T* out) {
 
 Status conv2d(Type type, const Conv2d& p, void* out) {
   if (type != Type::float32 && type != Type::float64) return Status::unsupported_type;
+  if (is_pointwise(p)) return convolve_pointwise(type, p, out);
   if (is_strided_winograd(type, p)) return convolve_strided(type, p, out);
   return type == Type::float32 ? convolve(p, static_cast<float*>(out)) : convolve(p, static_cast<double*>(out));
 }
@@ -381,6 +378,7 @@ Status conv2d(Type type, const Conv2d& p, void* out) {
 Status prepare_conv2d(Type type, const Conv2d& p, void* prepared, std::int64_t* size) {
   *size = 0;
   if (type != Type::float32 && type != Type::float64) return Status::unsupported_type;
+  if (is_pointwise(p)) return prepare_pointwise(type, p, prepared, size);
   return is_strided_winograd(type, p) ? prepare_strided(type, p, prepared, size) : Status::ok;
 }
 

@@ -8,6 +8,7 @@
 // A task is a panel of neighbouring tiles, which may continue in the next row of tiles. For a chunk of channels, its
 // inputs are transformed with vectors across tiles; then for each point of a tile the register micro-kernel multiplies
 // [outputs, channels] by [channels, tiles].
+#include "../../common/pages.h"
 #include "../entries.h"
 #include "../common/row_panels.h"
 #include "../common/tasks.h"
@@ -304,6 +305,7 @@ Status convolve(Winograd<T, M>& winograd, const Conv3x3& p, T* out) {
     explicit operator bool() const { return stage && inputs && products; }
     Buffer<T> stage, inputs, products;
   };
+  large_pages(out, std::size_t(p.batch * p.outputs * p.height * p.width) * sizeof(T));
   return for_each_task(
       threads_of(p), winograd.tasks(), [&] { return Worker(winograd); },
       [&](Worker& worker, std::int64_t task) {

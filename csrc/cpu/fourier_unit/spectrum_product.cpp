@@ -17,20 +17,19 @@ class SpectrumMultiplier {
   explicit SpectrumMultiplier(const SpectrumProduct& p)
       : p_(p), tiles_(divide_up(p.positions, tile)), blocks_(2 * p.outputs) {}
 
-  bool prepare() {
-    const std::int64_t rows = 2 * p_.outputs, steps = 2 * p_.inputs, size = RowPanels<T>::size(rows, steps);
-    const T* w = static_cast<const T*>(p_.weight);
+  bool resize() {
+    const std::int64_t size = RowPanels<T>::size(2 * p_.outputs, 2 * p_.inputs);
+    return packed_.resize(p_.groups * size, false) && shift_.resize(p_.groups * padded_rows());
+  }
+  std::int64_t blocks() const { return p_.groups * blocks_.count(); }
+  // Packs a block of rows of one group.
+  void pack(std::int64_t index) {
+    const std::int64_t group = index / blocks_.count(), block = index % blocks_.count(), rows = 2 * p_.outputs;
+    const std::int64_t first = blocks_.first(block), count = smaller(blocks_.height(block), rows - first);
+    group_weight(group).pack(block, static_cast<const T*>(p_.weight) + (group * rows + first) * 2 * p_.inputs, count);
     const T* shift = static_cast<const T*>(p_.shift);
-    if (!packed_.resize(p_.groups * size) || !shift_.resize(p_.groups * padded_rows())) return false;
-    for (std::int64_t g = 0; g < p_.groups; ++g, w += rows * steps) {
-      const RowPanels<T> weight = group_weight(g);
-      for (std::int64_t i = 0; i < blocks_.count(); ++i)
-        for (std::int64_t r = blocks_.first(i); r < smaller(blocks_.first(i + 1), rows); ++r)
-          for (std::int64_t k = 0; k < steps; ++k) weight.block(i, k)[r - blocks_.first(i)] = w[r * steps + k];
-      if (shift)
-        std::memcpy(shift_ + g * padded_rows(), shift + g * rows, std::size_t(rows) * sizeof(T));
-    }
-    return true;
+    if (shift)
+      std::memcpy(shift_ + group * padded_rows() + first, shift + group * rows + first, std::size_t(count) * sizeof(T));
   }
 
   std::int64_t tasks() const { return p_.batch * p_.groups * tiles_; }
@@ -102,11 +101,19 @@ class SpectrumMultiplier {
 template <class T>
 Status product(const SpectrumProduct& p, T* out) {
   SpectrumMultiplier<T> multiplier(p);
-  if (!multiplier.prepare()) return Status::out_of_memory;
+  if (!multiplier.resize()) return Status::out_of_memory;
   const double flops = 8.0 * double(p.inputs) * double(p.outputs * p.groups) * double(p.positions * p.batch);
+  const int threads = useful_threads(flops, p.threads);
+  const Status status = for_each_task(
+      threads, multiplier.blocks(), [] { return true; },
+      [&](bool, std::int64_t block) {
+        multiplier.pack(block);
+        return Status::ok;
+      });
+  if (status != Status::ok) return status;
   return for_each_task(
-      useful_threads(flops, p.threads), multiplier.tasks(),
-      [&] { return Buffer<T>(2 * p.inputs * SpectrumMultiplier<T>::tile_row); },
+      threads, multiplier.tasks(),
+      [&] { return Buffer<T>(2 * p.inputs * SpectrumMultiplier<T>::tile_row, false); },
       [&](Buffer<T>& b, std::int64_t task) {
         multiplier.run(task, b, out);
         return Status::ok;

@@ -2,17 +2,21 @@
 
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
 from inr_kernels._core import dispatch
 from inr_kernels._core.checks import has_autocast
+from inr_kernels._core.snapshot import Snapshot
 
 from .. import op
+from ..op import kept
 from .ffc import FFC, Parts, are_small, as_parts, check_parts, convolve, is_plain, is_present
 from .folded_layer import FoldedLayer, is_supported
 from .folding import affine, computes, folds
+from .fused import is_small, prefers_conv2d
 
 
 class FFC_BN_ACT(nn.Module):
@@ -60,9 +64,11 @@ class FFC_BN_ACT(nn.Module):
 
     def forward(self, x: torch.Tensor | Parts) -> Parts:
         """(local, global) or local -> (local, global)."""
+        if folded := _kept_layer(self, x):
+            return folded.infer(*x)
         if _needs_input_gradient_only(self, x) and is_supported(self):
             check_parts(self.ffc, *x)
-            return FoldedLayer(self, bits=False)(x)
+            return FoldedLayer(self)(x)
         parts = (self.bn_l, self.act_l), (self.bn_g, self.act_g)
         foldable = computes(self.ffc, FFC) and is_plain(self.ffc) and all(folds(*part) for part in parts)
         if foldable and not are_small(self.ffc, *as_parts(x)):
@@ -113,7 +119,11 @@ class FFCResnetBlock(nn.Module):
             assert isinstance(x, torch.Tensor)
             x = x.split((x.shape[1] - channels, channels), 1)
         identity = as_parts(x)
-        out = tuple(a + b for a, b in zip(identity, self.conv2(self.conv1(identity)), strict=True))
+        middle = self.conv1(identity)
+        if folded := _kept_layer(self.conv2, middle):
+            out = tuple(new.add_(old) for old, new in zip(identity, folded.infer(*middle), strict=True))
+        else:
+            out = tuple(a + b for a, b in zip(identity, self.conv2(middle), strict=True))
         return torch.cat(out, 1) if self.inline else out
 
 
@@ -134,6 +144,41 @@ def frozen(layer: nn.Module) -> nn.Module:
     """
     supported = isinstance(layer, FFC_BN_ACT) and computes(layer, FFC_BN_ACT) and is_supported(layer)
     return FoldedLayer(layer, bits=True) if supported else layer
+
+
+# layer -> (its structure, state of its tensors, what was made of them)
+_KEPT: WeakKeyDictionary[nn.Module, tuple[Snapshot, Any, FoldedLayer]] = WeakKeyDictionary()
+
+
+def _kept_layer(layer, x):
+    """The layer with folded weights that `infer`s x, kept as long as nothing of the layer changes; None: call it."""
+    if torch.compiler.is_compiling() or not (isinstance(x, tuple) and all(map(is_present, x))):
+        return None
+    x_l, x_g = x
+    if _needs_gradient(x_l, x_g, next(layer.parameters(), x_l)):
+        return None
+    if not (prefers_conv2d(x_l) and prefers_conv2d(x_g)) or is_small(x_l):
+        return None
+    if torch._C._len_torch_dispatch_stack() or torch.autograd._profiler_enabled():  # they ask for ops
+        return None
+    snapshot, state, folded = _KEPT.get(layer, (None, None, None))
+    if snapshot is None or not snapshot.holds():
+        if not (computes(layer, FFC_BN_ACT) and is_supported(layer)):
+            return None
+        snapshot, state = Snapshot(layer), None
+    tensors = snapshot.tensors()
+    if not kept.can_keep(*x, *tensors) or _needs_gradient(*tensors):
+        return None
+    current = kept.state_of(tensors)
+    if folded is None or state != current:
+        with torch.inference_mode(False), torch.no_grad():
+            folded = FoldedLayer(layer).with_constant_weights()
+        _KEPT[layer] = snapshot, current, folded
+    return folded if folded.infers(*x) else None
+
+
+def _needs_gradient(*tensors):
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def _needs_input_gradient_only(layer, x):

@@ -1,16 +1,17 @@
-"""An FFC layer with constant weights: norms folded into them, and a backward for the gradient of the input."""
+"""An FFC layer with constant weights: norms folded into them, for inference and for the gradient of the input."""
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from inr_kernels._core import dispatch, signs
 
 from .. import op
-from ..arguments import compute_dtype
+from ..arguments import Conv2dArguments, ConvolutionArguments, compute_dtype
 from ..functional import conv3x3
-from ..op import spectral_pipeline
+from ..op import kept, spectral_pipeline
 from .ffc import FFC, is_plain
 from .folding import affine, computes, folded, folds, is_pointwise, scaled
 from .spectral import FourierUnit, SpectralTransform
@@ -46,14 +47,22 @@ def _is_supported_spectral(spectral: Any) -> bool:
 
 
 class FoldedLayer(nn.Module):
-    """An `FFC_BN_ACT` in evaluation with its norms folded into its weights, for gradients of its input only.
+    """An `FFC_BN_ACT` in evaluation with its norms folded into its weights; no gradients reach the weights.
 
     Args:
         layer: one that `is_supported`.
         bits: whether autograd keeps one bit per activation for the backward, or the activations, which is faster.
     """
 
-    def __init__(self, layer: Any, bits: bool):
+    local_weight: torch.Tensor
+    across_weight: torch.Tensor
+    first_weight: torch.Tensor
+    last_weight: torch.Tensor
+    unit_weight: torch.Tensor
+    local_bias: torch.Tensor | None
+    across_bias: torch.Tensor | None
+
+    def __init__(self, layer: Any, bits: bool = False):
         super().__init__()
         ffc, spectral = layer.ffc, layer.ffc.convg2g
         first, unit, last = spectral.conv1, spectral.fu, spectral.conv2
@@ -79,6 +88,30 @@ class FoldedLayer(nn.Module):
     def forward(self, x: Pair) -> Pair:
         """(local, global) -> (local, global)."""
         return _InputGradient.apply(self, *x)
+
+    def with_constant_weights(self) -> "FoldedLayer":
+        """self, whose convolutions' transformed weights are kept."""
+        for weight in (self.local_weight, self.across_weight, self.first_weight, self.last_weight):
+            kept.keep(weight, constant=True)
+        return self
+
+    def infers(self, x_l: torch.Tensor, x_g: torch.Tensor) -> bool:
+        """Whether `infer` takes these parts, for which `prefers_conv2d`."""
+        channels, weight = (x_l.shape[1], x_l.shape[1] + x_g.shape[1]), self.local_weight
+        fits = x_l.dtype == x_g.dtype == weight.dtype and channels == (self.across_weight.shape[1], weight.shape[1])
+        return fits and len(x_l) == len(x_g) > 0 and x_l.shape[2:] == x_g.shape[2:] and min(x_l.shape[2:]) >= 2
+
+    def infer(self, x_l: torch.Tensor, x_g: torch.Tensor) -> Pair:
+        """As `forward` without gradients, by the C++ kernels, which are called directly: an op takes longer to call."""
+        steps, options = op.native_steps(), (True, self.padding)
+        y = _pointwise(x_g, self.first_weight, self.first_bias, self.groups)
+        z = steps.product(steps.transform(y, self.norm), self.unit_weight, self.unit_bias, True, self.unit_groups)
+        across = steps.inverse(z, y.shape[2:], self.norm).add_(y)
+        across = _pointwise(across, self.last_weight, None, self.last_groups)
+        out_l = op.winograd(ConvolutionArguments(x_l, self.local_weight, self.local_bias, x_g, None, *options))
+        return out_l, op.winograd(
+            ConvolutionArguments(x_l, self.across_weight, self.across_bias, None, across, *options)
+        )
 
 
 class _InputGradient(torch.autograd.Function):
@@ -119,6 +152,16 @@ class _InputGradient(torch.autograd.Function):
         d_l = op.input_gradient(g_l, from_both, layer.padding, requested, g_g)
         d_g += op.input_gradient(g_l, local[:, channels:], layer.padding, requested)
         return None, d_l.to(ctx.dtypes[0]), d_g.to(ctx.dtypes[1])
+
+
+def _pointwise(x, weight, bias, groups):
+    """A 1 x 1 convolution; with a bias, the ReLU of it."""
+    if groups > 1:
+        return (
+            F.conv2d(x, weight, bias, groups=groups).relu_() if bias is not None else F.conv2d(x, weight, groups=groups)
+        )
+    options = bias is not None, (1, 1), (0, 0), "zeros", False, (0, 0)
+    return op.direct(Conv2dArguments(x, weight, None, bias, None, *options))
 
 
 def _where_positive(grad, output):

@@ -27,8 +27,8 @@ from inr_kernels._core.registration import (
 from .. import reference
 from ..arguments import Arguments, Facts
 from . import dft_matmul, kept, spectral_pipeline
-from .conv2d import CONV2D, conv2d
-from .conv3x3 import CONV3X3, conv3x3, input_gradient, is_for_native
+from .conv2d import CONV2D, conv2d, direct
+from .conv3x3 import CONV3X3, conv3x3, input_gradient, is_for_native, winograd
 
 __all__ = [
     "CONV2D",
@@ -36,11 +36,14 @@ __all__ = [
     "OP",
     "conv2d",
     "conv3x3",
+    "direct",
     "fourier_unit",
     "input_gradient",
     "is_for_native",
     "kept",
+    "native_steps",
     "steps",
+    "winograd",
 ]
 
 _OPTIONS = "bool training, float eps, SymInt groups, str norm, str backend"
@@ -67,7 +70,8 @@ def _native_product(z, weight, shift, relu, groups):
     return out
 
 
-def _cpu_steps():
+def native_steps() -> spectral_pipeline.Steps:
+    """The transforms and the product of the backend "cpu"."""
     return spectral_pipeline.Steps(_fft, _native_product, reference.inverse)
 
 
@@ -81,7 +85,7 @@ def _reference_steps():
     return spectral_pipeline.Steps(_fft, reference.product, reference.inverse)
 
 
-STEPS = {"cpu": _cpu_steps, "reference": _reference_steps, "triton": _triton_steps}
+STEPS = {"cpu": native_steps, "reference": _reference_steps, "triton": _triton_steps}
 
 
 def _reference_forward(a):

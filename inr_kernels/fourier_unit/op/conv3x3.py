@@ -37,16 +37,17 @@ def _output(a):
     return a.x.new_empty(a.out_shape())
 
 
-def _winograd(a):
+def winograd(a: ConvolutionArguments) -> torch.Tensor:
+    """The output, computed by the C++ kernel; the arguments are valid, and `why_not_native` has no objection."""
     out = _output(a)
     if not out.numel():
         return out
     if (transposed := a.padding == TRANSPOSED) and any(side % 2 for side in a.x.shape[2:]):
-        x, other = (None if t is None else F.pad(t, (1, 1, 1, 1)) for t in (a.x, a.other))
-        padded = _winograd(ConvolutionArguments(x, a.weight, None, other, None, False, "zeros"))
+        other = None if a.other is None else F.pad(a.other, (1, 1, 1, 1))
+        padded = winograd(ConvolutionArguments(F.pad(a.x, (1, 1, 1, 1)), a.weight, None, other, None, False, "zeros"))
         return reference.finish(reference.fold(padded), a.bias, a.add, a.relu)
     inputs = [_with_contiguous_images(t) for t in (a.x, a.other) if t is not None]
-    weight, bias, add = (None if t is None else t.contiguous() for t in (a.weight, a.bias, a.add))
+    weight, bias, add = a.weight.contiguous(), *(None if t is None else t.contiguous() for t in (a.bias, a.add))
     native.load()[0].conv3x3(
         type=backends.TYPES[a.x.dtype],
         size=(len(a.x), *a.x.shape[2:]),
@@ -95,7 +96,7 @@ CONV3X3 = Op(
     "conv3x3",
     ConvolutionArguments,
     {
-        "cpu": Backend(why_not_native, _winograd),
+        "cpu": Backend(why_not_native, winograd),
         "reference": Backend(always, _reference),
         # torch's convolution, so that "triton" can be requested for a whole network.
         "triton": Backend(always, _reference),

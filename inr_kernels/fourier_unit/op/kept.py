@@ -5,7 +5,7 @@ Values are compared by a fingerprint at every call, since edits through `.data` 
 version. Reading the weights takes a small part of the time of transforming them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ def keep(weight: torch.Tensor, constant: bool = False) -> torch.Tensor:
     return weight
 
 
-def once(owner: torch.Tensor, name: str, sources: tuple[torch.Tensor, ...], make: Callable[[], Any]) -> Any:
+def once(owner: torch.Tensor, name: str, sources: Sequence[torch.Tensor], make: Callable[[], Any]) -> Any:
     """Returns make(), or what it returned before if the values of `sources` have not changed.
 
     Args:
@@ -47,7 +47,7 @@ def once(owner: torch.Tensor, name: str, sources: tuple[torch.Tensor, ...], make
     entry = _KEPT.get(owner)
     if entry is None:
         return make()
-    state = () if entry.get(_CONSTANT) else tuple(map(_fingerprint, sources))
+    state = () if entry.get(_CONSTANT) else state_of(sources)
     if name not in entry or entry[name][0] != state:
         with torch.inference_mode(False), torch.no_grad():  # else autograd could not save it later
             entry[name] = state, make()
@@ -59,9 +59,11 @@ def is_kept(weight: torch.Tensor) -> bool:
     return weight in _KEPT
 
 
-def _fingerprint(tensor):
-    tensor = tensor.detach().contiguous()
-    words = tensor.numel() * tensor.element_size() // 4
-    number = native.load()[0].fingerprint(data=tensor.data_ptr(), words=words, threads=torch.get_num_threads())
-    rest = tensor.flatten()[words * 4 // tensor.element_size() :].tolist()  # an odd number of halves
-    return number, rest, tensor.shape, tensor.dtype
+def state_of(tensors: Sequence[torch.Tensor]) -> Any:
+    """What tells, compared with an earlier one, whether the values of the tensors have changed."""
+    tensors = [t.detach() if t.is_contiguous() else t.detach().contiguous() for t in tensors]
+    sizes = [t.nbytes for t in tensors]
+    words = [(t.data_ptr(), size // 4) for t, size in zip(tensors, sizes, strict=True)]
+    number = native.load()[0].fingerprint(tensors=words, threads=torch.get_num_threads())
+    odd = [t.flatten()[-1].item() for t, size in zip(tensors, sizes, strict=True) if size % 4]  # the last half
+    return number, odd, [t.shape for t in tensors], [t.dtype for t in tensors]
