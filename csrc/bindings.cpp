@@ -205,6 +205,18 @@ void bind_fourier_unit(py::module_& m) {
       },
       "type", "size", "x", "outputs", "padding", "transposed", "weight", "prepared", "bias", "add", "relu", "out",
       "threads");
+  function(
+      m, "conv3x3_weight_gradient",
+      [](inr::Type type, Sizes<3> size, std::array<std::tuple<Address, std::int64_t, std::int64_t>, 2> x,
+         std::int64_t outputs, inr::Padding padding, Address grad, Address out, int threads) {
+        const auto& [x0, channels0, stride0] = x[0];
+        const auto& [x1, channels1, stride1] = x[1];
+        inr::Conv3x3 p{size[0], size[1], size[2], {channels0, channels1}, outputs, padding, false, {x0, x1},
+                       {stride0, stride1}};
+        p.threads = threads;
+        call(inr::cpu().conv3x3_weight_gradient, type, p, grad, out);
+      },
+      "type", "size", "x", "outputs", "padding", "grad", "out", "threads");
   // Returns the number of elements. size: (channels, outputs); prepared: 0 for the number alone.
   function(
       m, "prepare_conv3x3",

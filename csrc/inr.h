@@ -226,6 +226,8 @@ Status conv3x3(Type, const Conv3x3&, void* out);
 // Transforms the weight, for any x and number of threads. size: the number of elements; prepared: [size], or nullptr,
 // and only the size is set.
 Status prepare_conv3x3(Type, const Conv3x3&, void* prepared, std::int64_t* size);
+// The gradient of the weight, from x, its sizes and the padding. grad: as the output of conv3x3; out: as the weight
+Status conv3x3_weight_gradient(Type, const Conv3x3&, const void* grad, void* out);
 
 // out = scale conv + bias + add, or its ReLU: a convolution with any kernel, or a transposed one.
 struct Conv2d {

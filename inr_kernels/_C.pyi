@@ -167,6 +167,17 @@ def conv3x3(
     out: int,
     threads: int,
 ) -> None: ...
+def conv3x3_weight_gradient(
+    *,
+    type: int,
+    size: tuple[int, int, int],
+    x: tuple[tuple[int, int, int], tuple[int, int, int]],
+    outputs: int,
+    padding: int,
+    grad: int,
+    out: int,
+    threads: int,
+) -> None: ...
 def prepare_conv3x3(*, type: int, size: tuple[int, int], weight: int, prepared: int, threads: int) -> int: ...
 def conv2d(
     *,

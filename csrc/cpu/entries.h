@@ -17,6 +17,7 @@
   ENTRY(spectrum_product)                \
   ENTRY(conv3x3)                         \
   ENTRY(prepare_conv3x3)                 \
+  ENTRY(conv3x3_weight_gradient)         \
   ENTRY(prepare_conv2d)                  \
   ENTRY(pack_signs)                      \
   ENTRY(select_by_signs)                 \

@@ -10,27 +10,13 @@ from torch import nn
 
 from inr_kernels import NeighborhoodAttention2D, neighborhood_attention_2d_packed
 from inr_kernels._core.hooks import is_untouched
-from inr_kernels.fourier_unit import FFC_BN_ACT, FFCResnetBlock, conv3x3
+from inr_kernels.fourier_unit import FFC_BN_ACT, FFCResnetBlock
 from inr_kernels.local_implicit import mlp
 
+from ..common.convolution import Conv3x3
 from . import eager as plain_pytorch
 
 LAMA_WIDTH = 3.25  # of LaMa's encoder, in the widths of the maps: about the parameters of the downsample processing
-
-
-class Conv3x3(nn.Conv2d):
-    """A 3 x 3 convolution with zero padding."""
-
-    def __init__(self, inputs: int, outputs: int, eager: bool = False):
-        super().__init__(inputs, outputs, 3, padding=1)
-        self.eager = eager
-
-    def forward(self, x: torch.Tensor, add: torch.Tensor | None = None) -> torch.Tensor:
-        """[B, C, H, W] -> [B, O, H, W], plus `add` of that shape."""
-        if not self.eager:
-            return conv3x3(x, self.weight, self.bias, add=add, padding="zeros")
-        out = super().forward(x)
-        return out if add is None else out + add
 
 
 def linear(layer: Any, x: torch.Tensor) -> torch.Tensor:

@@ -11,13 +11,14 @@ from torch import nn
 from inr_kernels._core.checks import require
 from inr_kernels.local_implicit.functional import WORKSPACE
 
+from ..common.convolution import Conv3x3
 from ..common.deprecated import eager_or_reference
 from ..common.frozen import Recomputed
 from ..common.masking import known
 from ..common.network import WEIGHTS, Inpainter
 from ..common.progress import Progress, parameters
 from ..common.smooth import resized, smooth_fill
-from .blocks import Conv3x3, NeighborHybridAttentionGroup, downsampling
+from .blocks import NeighborHybridAttentionGroup, downsampling
 from .pyramid import MODES, ImplicitPyramidDecoder
 
 CHOICES = {

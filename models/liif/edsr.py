@@ -3,7 +3,10 @@
 import torch
 from torch import nn
 
-from .encoder import Encoder, conv
+from inr_kernels._core.hooks import is_untouched
+
+from ..common.convolution import Conv3x3
+from .encoder import Encoder
 
 
 class MeanShift(nn.Conv2d):
@@ -25,12 +28,19 @@ class ResBlock(nn.Module):
 
     def __init__(self, features: int, res_scale: float):
         super().__init__()
-        self.body = nn.Sequential(conv(features, features), nn.ReLU(), conv(features, features))
+        self.body = nn.Sequential(Conv3x3(features, features), nn.ReLU(), Conv3x3(features, features))
         self.res_scale = res_scale
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, C, H, W] -> [B, C, H, W]."""
-        return torch.add(x, self.body(x), alpha=self.res_scale)
+        fuses = is_untouched(self.body, *self.body) and [type(layer) for layer in self.body] == _LAYERS
+        if not (fuses and self.res_scale == 1):
+            return torch.add(x, self.body(x), alpha=self.res_scale)
+        first, _, last = self.body
+        return last(first(x, relu=True), add=x)
+
+
+_LAYERS = [Conv3x3, nn.ReLU, Conv3x3]
 
 
 class EDSR(Encoder):
@@ -50,9 +60,9 @@ class EDSR(Encoder):
     def __init__(self, blocks: int = 16, features: int = 64, res_scale: float = 1.0):
         super().__init__()
         self.sub_mean, self.add_mean = MeanShift(-1), MeanShift(1)
-        self.head = nn.Sequential(conv(3, features))
+        self.head = nn.Sequential(Conv3x3(3, features))
         body = [ResBlock(features, res_scale) for _ in range(blocks)]
-        self.body = nn.Sequential(*body, conv(features, features))
+        self.body = nn.Sequential(*body, Conv3x3(features, features))
         self.out_dim = features
         self.halo = 2 * blocks + 2  # one pixel per convolution
         self.live_maps = 4  # in a residual block, convolution buffers included

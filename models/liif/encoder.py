@@ -5,16 +5,12 @@ import math
 import torch
 from torch import nn
 
+from inr_kernels.fourier_unit.module.fused import prefers_conv2d
 from inr_kernels.local_implicit.functional import check_workspace
 
 from ..common.masking import check_image
 from ..common.progress import Progress, parameters, reporting
 from ..common.tiling import map_tiles, pixels_with_halo
-
-
-def conv(inputs: int, outputs: int) -> nn.Conv2d:
-    """Returns a 3 x 3 convolution that keeps the size: [B, inputs, H, W] -> [B, outputs, H, W]."""
-    return nn.Conv2d(inputs, outputs, 3, padding=1)
 
 
 class Encoder(nn.Module):
@@ -33,7 +29,7 @@ class Encoder(nn.Module):
     def checked(self, image: torch.Tensor) -> torch.Tensor:
         """The image in the memory format that is fastest; raises unless it is one [B, 3, h, w]."""
         check_image(image, next(self.parameters()).device)
-        return image.contiguous(memory_format=torch.channels_last)
+        return image if prefers_conv2d(image) else image.contiguous(memory_format=torch.channels_last)
 
     @property
     def stages(self) -> list[nn.Module]:

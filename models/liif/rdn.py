@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .encoder import Encoder, conv
+from ..common.convolution import Conv3x3
+from .encoder import Encoder
 
 
 class DenseLayer(nn.Module):
@@ -14,7 +15,7 @@ class DenseLayer(nn.Module):
 
     def __init__(self, inputs: int, growth: int):
         super().__init__()
-        self.conv = nn.Sequential(conv(inputs, growth), nn.ReLU())
+        self.conv = nn.Sequential(Conv3x3(inputs, growth), nn.ReLU())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, C, H, W] -> [B, C + growth, H, W]."""
@@ -52,9 +53,9 @@ class RDN(Encoder):
 
     def __init__(self, blocks: int = 16, features: int = 64, growth: int = 64, convolutions: int = 8):
         super().__init__()
-        self.SFENet1, self.SFENet2 = conv(3, features), conv(features, features)
+        self.SFENet1, self.SFENet2 = Conv3x3(3, features), Conv3x3(features, features)
         self.RDBs = nn.ModuleList(DenseBlock(features, growth, convolutions) for _ in range(blocks))
-        self.GFF = nn.Sequential(nn.Conv2d(blocks * features, features, 1), conv(features, features))
+        self.GFF = nn.Sequential(nn.Conv2d(blocks * features, features, 1), Conv3x3(features, features))
         self.out_dim = features
         self.halo = blocks * convolutions + 3  # one pixel per 3 x 3 convolution
         self.live_maps = 4 + 2 * (features + growth * convolutions) // features  # a block's last input and its copy

@@ -132,13 +132,14 @@ def test_every_op_is_registered():
 
 def test_opcheck_runs_on_every_op():
     """Of forwards and of backwards; the backward of conv3x3 and conv2d consists of ops that have their own."""
-    names = {name for op in dispatch.OPS for name in (op, f"{op}_backward") if hasattr(torch.ops.inr_kernels, name)}
+    kinds = ("", "_backward", "_weight_gradient")
+    names = {f"{op}{kind}" for op in dispatch.OPS for kind in kinds if hasattr(torch.ops.inr_kernels, f"{op}{kind}")}
     tests = "".join(path.read_text() for path in ROOT.glob("tests/ops/test_*.py"))
     assert set(re.findall(r"opcheck\(torch\.ops\.inr_kernels\.(\w+)\.default", tests)) == names
 
 
 # Ops whose C++ kernels have other files.
-SOURCES = {"fourier_unit": ["spectrum_product.cpp", "conv3x3.cpp", "conv2d.cpp", "strided.cpp"]}
+SOURCES = {"fourier_unit": ["spectrum_product.cpp", "conv3x3.cpp", "weight_gradient.cpp", "conv2d.cpp", "strided.cpp", "pointwise.cpp"]}
 
 
 def files_of(op):

@@ -1,6 +1,7 @@
 """The accuracy of fourier_unit and conv3x3, against numpy, LaMa and float64, on every backend that runs here."""
 
 import math
+import sys
 
 import numpy
 import pytest
@@ -15,7 +16,7 @@ from torch import nn
 import inr_kernels
 from inr_kernels import fourier_unit
 from inr_kernels._core import backends, signs
-from inr_kernels.fourier_unit import FFC_BN_ACT, conv3x3, triton_kernels
+from inr_kernels.fourier_unit import FFC_BN_ACT, conv3x3, op, triton_kernels
 from inr_kernels.fourier_unit.arguments import PADDINGS
 from inr_kernels.fourier_unit.op import dft_matmul
 
@@ -211,6 +212,8 @@ CONVOLUTIONS = {
     "one row of tall tiles": (1, 16, 0, 13, 2, 70),
     "panels of tall tiles over several rows": (1, 20, 0, 25, 19, 23),
     "parts of the outputs": (1, 17, 0, 250, 21, 35),
+    "gradient of the weight by blocks": (1, 70, 64, 66, 33, 34),
+    "gradient of the weight in parts": (3, 16, 0, 17, 91, 90),
 }
 
 
@@ -249,6 +252,38 @@ def test_winograd_with_many_channels_has_at_most_twice_the_error(channels, other
     runs = [conv3x3(weight=weight, backend=backend, **parts) for backend in ("cpu", "reference")]
     ours, theirs = (torch.linalg.vector_norm(run - exact).item() for run in runs)
     assert ours <= 2 * theirs
+
+
+@pytest.mark.parametrize("padding", ["zeros", "reflect"])
+@pytest.mark.parametrize(("channels", "others", "outputs"), [(16, 0, 16), (40, 30, 70)])
+def test_gradient_of_the_weight_has_at_most_twice_the_error(channels, others, outputs, padding):
+    x, grad = torch.randn(2, channels + others, 35, 62).relu(), torch.randn(2, outputs, 35, 62)
+    parts = x[:, :channels], x[:, channels:] if others else None
+    wide = (None if part is None else part.double() for part in parts)
+    exact = op.weight_gradient(*wide, grad.double(), padding, "reference")
+    runs = [op.weight_gradient(*parts, grad, padding, backend) for backend in ("cpu", "reference")]
+    ours, theirs = (torch.linalg.vector_norm(run - exact).item() for run in runs)
+    assert ours <= 2 * theirs
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if before > 1 else 3)
+    assert torch.equal(op.weight_gradient(*parts, grad, padding, "cpu"), runs[0])
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("padding", ["zeros", "reflect"])
+def test_derivatives_of_the_weight_gradient(padding, monkeypatch):
+    for limit in ("MIN_POSITIONS", "MIN_CHANNELS"):
+        monkeypatch.setattr(sys.modules["inr_kernels.fourier_unit.op.conv3x3"], limit, 0)
+    shapes = [(2, 2, 5, 6), (2, 1, 5, 6), (3, 3, 3, 3)]
+    leaves = [torch.randn(shape, dtype=torch.float64).requires_grad_() for shape in shapes]
+    run = lambda x, other, weight: conv3x3(x, weight, other=other, padding=padding, backend="cpu")  # noqa: E731
+    assert torch.autograd.gradcheck(run, leaves)
+    assert torch.autograd.gradgradcheck(run, leaves)
+    x, other, _ = (leaf.detach() for leaf in leaves)
+    grad = torch.randn(2, 4, 5, 6, dtype=torch.float64)
+    torch.library.opcheck(torch.ops.inr_kernels.conv3x3_weight_gradient.default, (x, other, grad, padding, ""))
+    with pytest.raises(ValueError, match="grad must have shape"):
+        op.weight_gradient(x, other, grad[..., 1:], padding, "")
 
 
 def test_halves_of_a_tensor_are_convolved_without_a_copy():

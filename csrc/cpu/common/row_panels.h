@@ -29,6 +29,21 @@ class RowBlocks {
   std::int64_t full_, count_;
 };
 
+// acc[r][v] = sum over k < steps of a[k * a_step + r] * vector v of b[k * b_row].
+template <class T, int R>
+INR_INLINE void multiply_rows(std::int64_t steps, const T* a, std::int64_t a_step, const T* b, std::int64_t b_row,
+                              Vec<T> (&acc)[R][2]) {
+#pragma GCC unroll 12
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+    for (int v = 0; v < 2; ++v) acc[r][v] = Vec<T>{};
+  for (const T* end = a + steps * a_step; a != end; a += a_step, b += b_row) {
+    const Vec<T> b0 = load(b), b1 = load(b + lanes<T>);
+#pragma GCC unroll 12
+    for (int r = 0; r < R; ++r) acc[r][0] += a[r] * b0, acc[r][1] += a[r] * b1;
+  }
+}
+
 // A matrix [rows, steps] as [steps][height] for each of its RowBlocks, zero-padded, in memory of the caller's.
 template <class T>
 class RowPanels {
@@ -73,26 +88,13 @@ class RowPanels {
       Vec<T> sums[R][2] = {};
       for (std::int64_t k = 0; k < a.steps_; k += run) {
         Vec<T> acc[R][2];
-        multiply_run<R>(smaller(a.steps_ - k, run), a.block(i, k), b + k * b_row + j, b_row, acc);
+        multiply_rows<T, R>(smaller(a.steps_ - k, run), a.block(i, k), R, b + k * b_row + j, b_row, acc);
 #pragma GCC unroll 12
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
           for (int v = 0; v < 2; ++v) sums[r][v] += acc[r][v];
       }
       emit(j, sums);
-    }
-  }
-  // acc[r][v] = sum over k < steps of a[k][r] * vector v of b[k * b_row]. a: [steps][R]
-  template <int R>
-  INR_INLINE void multiply_run(std::int64_t steps, const T* a, const T* b, std::int64_t b_row, Vec<T> (&acc)[R][2]) {
-#pragma GCC unroll 12
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 2
-      for (int v = 0; v < 2; ++v) acc[r][v] = Vec<T>{};
-    for (const T* end = a + steps * R; a != end; a += R, b += b_row) {
-      const Vec<T> b0 = load(b), b1 = load(b + lanes<T>);
-#pragma GCC unroll 12
-      for (int r = 0; r < R; ++r) acc[r][0] += a[r] * b0, acc[r][1] += a[r] * b1;
     }
   }
 

@@ -12,7 +12,7 @@
 #include "../entries.h"
 #include "../common/row_panels.h"
 #include "../common/tasks.h"
-#include "winograd.h"
+#include "tile_inputs.h"
 
 namespace inr {
 namespace INR_ISA {
@@ -26,11 +26,12 @@ constexpr std::int64_t product_run = 16;  // channels that are added before the 
 // M: rows of outputs of a tile, 2 or 4
 template <class T, int M>
 class Winograd {
-  static constexpr int tall = M + 2, points = 4 * tall;  // rows of inputs, and points, of a tile
+  using Inputs = TileInputs<T, M>;
+  static constexpr int tall = Inputs::tall, points = Inputs::points;
 
  public:
   explicit Winograd(const Conv3x3& p)
-      : p_(p), channels_(p.channels[0] + p.channels[1]), blocks_(p.outputs) {
+      : p_(p), inputs_(p), channels_(p.channels[0] + p.channels[1]), blocks_(p.outputs) {
     tile_rows_ = divide_up(p.height, M), tile_columns_ = divide_up(p.width, 2);
     maps_ = divide_up(tile_rows_ * tile_columns_, panel<T>);
     group_blocks_ = blocks_of_group(p.batch * maps_, blocks_.count(), p.threads);
@@ -78,11 +79,11 @@ class Winograd {
   }
 
   std::int64_t tasks() const { return p_.batch * maps_ * groups_; }
-  std::int64_t stage_size() const { return tall * line(); }
+  std::int64_t stage_size() const { return Inputs::stage_size(panel<T>); }
   std::int64_t inputs_size() const { return points * inputs_stride(); }
   std::int64_t products_size() const { return points * products_stride(); }
 
-  // stage: [tall][line()]; inputs: [points][a chunk of channels][row()] and products: [points][a chunk of outputs]
+  // stage: a work buffer of stage_size(); inputs: [points][a chunk of channels][row()] and products: [points][a chunk of outputs]
   // [row()], with the strides inputs_stride() and products_stride(); out: [batch, outputs, height, width]
   void run(std::int64_t task, T* stage, T* inputs, T* products, T* out) const {
     const std::int64_t begin = task % groups_ * group_blocks_, end = smaller(begin + group_blocks_, blocks_.count());
@@ -102,47 +103,15 @@ class Winograd {
  private:
   // A row of a point's inputs or products; the last vector of a segment may exceed the panel.
   static constexpr std::int64_t row() { return panel<T> + lanes<T>; }
-  static constexpr std::int64_t line() { return 2 * (panel<T> + lanes<T>) + 2; }  // of a padded row of the image
   std::int64_t weight_stride() const { return RowPanels<T>::size(p_.outputs, channels_) + lanes<T>; }
   std::int64_t inputs_stride() const { return point_stride<T>(smaller(channels_, max_channels) * row()); }
   std::int64_t products_stride() const { return point_stride<T>(kept_blocks_ * block_rows * row()); }
 
-  // Loads the padded plane from row y - 1 and column x - 1 on, for `tiles` tiles. plane: [height, width];
-  // stage: [tall][line()]
-  void load_rows(const T* plane, std::int64_t y, std::int64_t x, std::int64_t tiles, T* stage) const {
-    const std::int64_t columns = 2 * tiles + 2, left = x == 0, inside = smaller(p_.width - x + 1, columns);
-    for (std::int64_t i = 0; i < tall; ++i, stage += line()) {
-      const std::int64_t row = source_index(p_.padding, y + i - 1, p_.height);
-      if (row < 0) {
-        std::memset(static_cast<void*>(stage), 0, std::size_t(columns) * sizeof(T));
-        continue;
-      }
-      const T* from = plane + row * p_.width;
-      // The next channel's row, which the processor does not foresee.
-      for (std::int64_t j = left; j < inside; j += 64 / std::int64_t(sizeof(T)))
-        __builtin_prefetch(from + p_.height * p_.width + x - 1 + j);
-      std::memcpy(stage + left, from + x - 1 + left, std::size_t(inside - left) * sizeof(T));
-      const auto pad = [&](std::int64_t j) {
-        const std::int64_t col = source_index(p_.padding, x + j - 1, p_.width);
-        stage[j] = col < 0 ? T(0) : from[col];
-      };
-      if (left) pad(0);
-      for (std::int64_t j = inside; j < columns; ++j) pad(j);
-    }
-  }
-
   // Transforms the inputs of a segment, `count` channels from the channel `first` on.
   void load_inputs(std::int64_t image, const Segment& s, std::int64_t first, std::int64_t count, T* stage,
                    T* inputs) const {
-    for (std::int64_t c = 0; c < count; ++c) {
-      const int part = first + c >= p_.channels[0];
-      const std::int64_t channel = part ? first + c - p_.channels[0] : first + c;
-      const T* plane =
-          static_cast<const T*>(p_.x[part]) + image * p_.batch_stride[part] + channel * p_.height * p_.width;
-      load_rows(plane, M * s.row, 2 * s.column, s.count, stage);
-      for (std::int64_t t = 0; t < s.count; t += lanes<T>)
-        transform(M * s.row, 2 * (s.column + t), stage + 2 * t, inputs + c * row() + s.index + t);
-    }
+    for (std::int64_t c = 0; c < count; ++c)
+      inputs_.transform(image, first + c, s, stage, inputs_stride(), inputs + c * row() + s.index);
   }
 
   // Adds the products of the chunk of channels from `first` on to those of the blocks [begin, end); sets them if first
@@ -173,45 +142,6 @@ class Winograd {
       for (std::int64_t t = 0; t < s.count; t += lanes<T>)
         transform_outputs(image, o, M * s.row, 2 * (s.column + t), products + (o - first) * row() + s.index + t,
                           s.count - t, out);
-  }
-
-  // Transforms the inputs of a vector of tiles, the first of which starts at row y and column x.
-  // stage: [tall][line()]; to: [points][lanes] with the stride inputs_stride()
-  void transform(std::int64_t y, std::int64_t x, const T* stage, T* to) const {
-    Vec<T> d[4][tall];  // by columns
-#pragma GCC unroll 6
-    for (int i = 0; i < tall; ++i) {
-      load_pairs(stage + i * line(), d[0][i], d[1][i]);
-      load_pairs(stage + i * line() + 2, d[2][i], d[3][i]);
-    }
-    if (M == 2 && p_.transposed) add_reflected(y, x, d);
-#pragma GCC unroll 6
-    for (int i = 0; i < tall; ++i) {
-      Vec<T> row[4] = {d[0][i], d[1][i], d[2][i], d[3][i]};
-      transform_inputs(row);
-      for (int j = 0; j < 4; ++j) d[j][i] = row[j];
-    }
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) {
-      transform_inputs(d[j]);
-#pragma GCC unroll 6
-      for (int i = 0; i < tall; ++i) store(to + (4 * i + j) * inputs_stride(), d[j][i]);
-    }
-  }
-
-  // Adds to the inputs of tiles at the border what the transpose of a reflect padding multiplies by the same weights.
-  // Its second row of outputs has the products of the first row of inputs with the kernel's last row, too. In a tile,
-  // no other output uses the input that has these weights. So in the columns, and at the other two sides.
-  void add_reflected(std::int64_t y, std::int64_t x, Vec<T> (&d)[4][tall]) const {
-    for (int j = 0; j < 4; ++j) {
-      if (y == 0) d[j][3] += d[j][1];
-      if (y + 2 == p_.height) d[j][0] += d[j][2];
-    }
-    const std::int64_t last = (p_.width - x) / 2 - 1;
-    for (int i = 0; i < 4; ++i) {
-      if (x == 0) d[3][i][0] += d[1][i][0];
-      if (last >= 0 && last < lanes<T>) d[0][i][last] += d[2][i][last];
-    }
   }
 
   // Transforms a vector of at most `tiles` tiles to M rows of output o, adds bias and `add`, and applies the ReLU.
@@ -252,6 +182,7 @@ class Winograd {
   }
 
   const Conv3x3& p_;
+  Inputs inputs_;
   std::int64_t channels_;
   RowBlocks blocks_;                           // of outputs
   std::int64_t tile_rows_, tile_columns_;      // of an image

@@ -71,6 +71,37 @@ INR_INLINE void transform_products(const V (&m)[6], V (&to)[4]) {
   to[3] = m[5] + odd_a * aa + odd_b * bb;
 }
 
+// A e.
+template <class V>
+INR_INLINE void transform_outputs_gradient(const V (&e)[4], V (&to)[6]) {
+  using T = Scalar<V>;
+  constexpr T a = T(point_a), b = T(point_b), aa = T(square_a), bb = T(square_b);
+  const V even_a = e[0] + e[2] * aa, odd_a = (e[1] + e[3] * aa) * a;
+  const V even_b = e[0] + e[2] * bb, odd_b = (e[1] + e[3] * bb) * b;
+  to[0] = e[0], to[5] = e[3];
+  to[1] = even_a + odd_a, to[2] = even_a - odd_a;
+  to[3] = even_b + odd_b, to[4] = even_b - odd_b;
+}
+
+constexpr double scale_n = square_a * square_b, scale_p = 2 * square_a * (square_a - square_b),
+                 scale_q = 2 * square_b * (square_b - square_a);
+
+// G^T m.
+template <class V>
+INR_INLINE void transform_sums(const V (&m)[4], V (&to)[3]) {
+  using T = Scalar<V>;
+  const V even = (m[1] + m[2]) * T(0.5);
+  to[0] = m[0] + even, to[1] = (m[1] - m[2]) * T(0.5), to[2] = even + m[3];
+}
+template <class V>
+INR_INLINE void transform_sums(const V (&m)[6], V (&to)[3]) {
+  using T = Scalar<V>;
+  const V even_a = (m[1] + m[2]) * T(1 / scale_p), even_b = (m[3] + m[4]) * T(1 / scale_q);
+  to[0] = m[0] * T(1 / scale_n) + even_a + even_b;
+  to[1] = (m[1] - m[2]) * T(point_a / scale_p) + (m[3] - m[4]) * T(point_b / scale_q);
+  to[2] = even_a * T(square_a) + even_b * T(square_b) + m[5];
+}
+
 // G g of the kernel's elements g0, g1, g2 along an axis, for a block of outputs.
 template <class T>
 INR_INLINE void transform_kernel(const Rows<T>& g0, const Rows<T>& g1, const Rows<T>& g2, Rows<T> (&to)[4]) {
@@ -85,8 +116,6 @@ INR_INLINE void transform_kernel(const Rows<T>& g0, const Rows<T>& g1, const Row
 }
 template <class T>
 INR_INLINE void transform_kernel(const Rows<T>& g0, const Rows<T>& g1, const Rows<T>& g2, Rows<T> (&to)[6]) {
-  constexpr double n = square_a * square_b;
-  constexpr double p = 2 * square_a * (square_a - square_b), q = 2 * square_b * (square_b - square_a);
   for (int r = 0; r < block_rows; r += lanes<T>) {
     const Vec<T> first = load(g0 + r), middle = load(g1 + r), last = load(g2 + r);
     const auto store_pair = [&](Rows<T>* pair, double point, double scale) {
@@ -94,9 +123,9 @@ INR_INLINE void transform_kernel(const Rows<T>& g0, const Rows<T>& g1, const Row
       store(pair[0] + r, even + odd);
       store(pair[1] + r, even - odd);
     };
-    store(to[0] + r, first * T(1 / n));
-    store_pair(to + 1, point_a, p);
-    store_pair(to + 3, point_b, q);
+    store(to[0] + r, first * T(1 / scale_n));
+    store_pair(to + 1, point_a, scale_p);
+    store_pair(to + 3, point_b, scale_q);
     store(to[5] + r, last);
   }
 }

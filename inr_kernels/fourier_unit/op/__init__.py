@@ -28,7 +28,7 @@ from .. import reference
 from ..arguments import Arguments, Facts
 from . import dft_matmul, kept, spectral_pipeline
 from .conv2d import CONV2D, conv2d, direct
-from .conv3x3 import CONV3X3, conv3x3, input_gradient, is_for_native, winograd
+from .conv3x3 import CONV3X3, conv3x3, input_gradient, is_for_native, weight_gradient, winograd
 
 __all__ = [
     "CONV2D",
@@ -43,6 +43,7 @@ __all__ = [
     "kept",
     "native_steps",
     "steps",
+    "weight_gradient",
     "winograd",
 ]
 

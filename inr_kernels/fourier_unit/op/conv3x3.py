@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from inr_kernels._core import backends, native
+from inr_kernels._core.checks import require_match
 from inr_kernels._core.dispatch import Backend, Facts, Op, always
 from inr_kernels._core.registration import define, only_needed, register_autograd
 
@@ -18,6 +19,9 @@ from ..arguments import TRANSPOSED, ConvolutionArguments
 from . import kept
 
 _DTYPES = torch.float32, torch.float64
+# With fewer positions of the outputs, torch's gradient of the weight has smaller errors; with fewer channels of x or of
+# the output, it is faster.
+MIN_POSITIONS, MIN_CHANNELS = 1024, 16
 
 
 def is_for_native(x: torch.Tensor) -> bool:
@@ -51,7 +55,7 @@ def winograd(a: ConvolutionArguments) -> torch.Tensor:
     native.load()[0].conv3x3(
         type=backends.TYPES[a.x.dtype],
         size=(len(a.x), *a.x.shape[2:]),
-        x=[*((t.data_ptr(), t.shape[1], t.stride(0)) for t in inputs), (0, 0, 0)][:2],
+        x=_described(inputs),
         outputs=len(weight),
         padding=backends.PADDINGS["zeros" if transposed else a.padding],
         transposed=transposed,
@@ -129,8 +133,7 @@ def _autograd(ctx, grad):
         if other is not None:
             d_x, d_other = d_x.split((x.shape[1], other.shape[1]), 1)
     if needs_weight:
-        outside = F.pad(grad, (1, 1, 1, 1), mode="reflect") if ctx.padding == TRANSPOSED else grad
-        d_weight = torch.nn.grad.conv2d_weight(reference.pad(x, other, ctx.padding), weight.shape, outside)
+        d_weight = weight_gradient(x, other, grad, ctx.padding, ctx.backend)
     d_bias = grad.sum((0, 2, 3)) if needs_bias else None
     return *only_needed((d_x, d_weight, d_bias, d_other, grad), needs), None, None, None
 
@@ -154,3 +157,65 @@ def input_gradient(
 
 
 register_autograd("conv3x3", _setup_context, _autograd)
+
+
+def _weight_gradient(x, other, grad, padding, backend):
+    channels = x.shape[1] + (0 if other is None else other.shape[1])
+    a = ConvolutionArguments(x, x.new_empty(grad.shape[1], channels, 3, 3), None, other, None, False, padding)
+    a.check()
+    require_match(grad, "grad", a.out_shape(), x.dtype, x.device)
+    native_runs = CONV3X3.choose(backend, a.facts()).forward is winograd
+    few = grad[:, 0].numel() < MIN_POSITIONS or min(channels, grad.shape[1]) < MIN_CHANNELS
+    if not native_runs or padding == TRANSPOSED or few:
+        outside = F.pad(grad, (1, 1, 1, 1), mode="reflect") if padding == TRANSPOSED else grad
+        return torch.nn.grad.conv2d_weight(reference.pad(x, other, padding), a.weight.shape, outside)
+    inputs, grad = [_with_contiguous_images(t) for t in (x, other) if t is not None], grad.contiguous()
+    native.load()[0].conv3x3_weight_gradient(
+        type=backends.TYPES[x.dtype],
+        size=(len(x), *x.shape[2:]),
+        x=_described(inputs),
+        outputs=grad.shape[1],
+        padding=backends.PADDINGS[padding],
+        grad=grad.data_ptr(),
+        out=a.weight.data_ptr(),
+        threads=torch.get_num_threads(),
+    )
+    return a.weight
+
+
+def _described(inputs):
+    """(address, channels, batch stride) of two inputs, as the C++ kernels take them."""
+    return [*((t.data_ptr(), t.shape[1], t.stride(0)) for t in inputs), (0, 0, 0)][:2]
+
+
+def _weight_gradient_fake(x, other, grad, padding, backend):
+    return x.new_empty(grad.shape[1], x.shape[1] + (0 if other is None else other.shape[1]), 3, 3)
+
+
+# The gradient of conv3x3's weight [O, C + D, 3, 3], from the inputs and the output's gradient [B, O, H, W].
+weight_gradient = define(
+    "conv3x3_weight_gradient(Tensor x, Tensor? other, Tensor grad, str padding, str backend) -> Tensor",
+    _weight_gradient,
+    _weight_gradient_fake,
+)
+
+
+def _setup_context_of_weight(ctx, inputs, output):
+    x, other, grad, ctx.padding, ctx.backend = inputs
+    ctx.save_for_backward(x, other, grad)
+
+
+def _autograd_of_weight(ctx, d_weight):
+    x, other, grad = ctx.saved_tensors
+    needs_x, needs_other, needs_grad, *_ = ctx.needs_input_grad
+    d_x = d_other = d_grad = None
+    if needs_x or needs_other:
+        d_x = input_gradient(grad, d_weight, ctx.padding, ctx.backend)
+        if other is not None:
+            d_x, d_other = d_x.split((x.shape[1], other.shape[1]), 1)
+    if needs_grad:
+        d_grad = conv3x3(x, d_weight, None, other, None, False, ctx.padding, ctx.backend)
+    return d_x, d_other, d_grad, None, None
+
+
+register_autograd("conv3x3_weight_gradient", _setup_context_of_weight, _autograd_of_weight)

@@ -1,0 +1,34 @@
+"""The 3 x 3 convolution of networks that also run on a CPU."""
+
+import torch
+from torch import nn
+
+from inr_kernels.fourier_unit import conv3x3
+from inr_kernels.fourier_unit.module.fused import prefers_conv2d
+
+MIN_CHANNELS = 16  # of the input and of the output; with fewer, torch's convolution is faster
+
+
+class Conv3x3(nn.Conv2d):
+    """A 3 x 3 convolution with zero padding, which can also add a map and apply a ReLU.
+
+    In float32 and float64 on a CPU it is `conv3x3`, for training too. In other dtypes, on other devices, with few
+    channels and under autocast and tracers it is torch's convolution.
+
+    Args:
+        inputs, outputs: channels.
+        eager: whether it always is torch's.
+    """
+
+    def __init__(self, inputs: int, outputs: int, eager: bool = False):
+        super().__init__(inputs, outputs, 3, padding=1)
+        self.eager = eager
+
+    def forward(self, x: torch.Tensor, add: torch.Tensor | None = None, relu: bool = False) -> torch.Tensor:
+        """[B, C, H, W] -> [B, O, H, W], plus `add` of that shape, or the ReLU of it."""
+        is_wide = min(self.in_channels, self.out_channels) >= MIN_CHANNELS
+        if is_wide and not self.eager and prefers_conv2d(x):
+            return conv3x3(x, self.weight, self.bias, add=add, relu=relu, padding="zeros")
+        out = super().forward(x)
+        out = out if add is None else out + add
+        return out.relu() if relu else out
