@@ -214,7 +214,7 @@ struct Conv3x3 {
   const void* x[2];              // [batch, channels[i], height, width]
   std::int64_t batch_stride[2];  // each image is contiguous
   const void* weight;            // [outputs, channels[0] + channels[1], 3, 3]
-  const void* prepared;          // what prepare_conv3x3 made of the weight, or nullptr, as always if transposed
+  const void* prepared;          // what prepare_conv3x3 made of the weight, or nullptr; nullptr if transposed
   const void* bias;              // [outputs] or nullptr
   const void* add;               // [batch, outputs, height, width] or nullptr
   bool relu;

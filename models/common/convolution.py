@@ -6,14 +6,14 @@ from torch import nn
 from inr_kernels.fourier_unit import conv3x3
 from inr_kernels.fourier_unit.module.fused import prefers_conv2d
 
-MIN_CHANNELS = 16  # of the input and of the output; with fewer, torch's convolution is faster
+MIN_WIDTH = 16  # channels of the input and of the output; with fewer, torch's convolution is faster
 
 
 class Conv3x3(nn.Conv2d):
     """A 3 x 3 convolution with zero padding, which can also add a map and apply a ReLU.
 
     In float32 and float64 on a CPU it is `conv3x3`, for training too. In other dtypes, on other devices, with few
-    channels and under autocast and tracers it is torch's convolution.
+    channels, under autocast, and for torch.jit.trace and the export to ONNX it is torch's convolution.
 
     Args:
         inputs, outputs: channels.
@@ -26,7 +26,7 @@ class Conv3x3(nn.Conv2d):
 
     def forward(self, x: torch.Tensor, add: torch.Tensor | None = None, relu: bool = False) -> torch.Tensor:
         """[B, C, H, W] -> [B, O, H, W], plus `add` of that shape, or the ReLU of it."""
-        is_wide = min(self.in_channels, self.out_channels) >= MIN_CHANNELS
+        is_wide = min(self.in_channels, self.out_channels) >= MIN_WIDTH
         if is_wide and not self.eager and prefers_conv2d(x):
             return conv3x3(x, self.weight, self.bias, add=add, relu=relu, padding="zeros")
         out = super().forward(x)

@@ -139,7 +139,16 @@ def test_opcheck_runs_on_every_op():
 
 
 # Ops whose C++ kernels have other files.
-SOURCES = {"fourier_unit": ["spectrum_product.cpp", "conv3x3.cpp", "weight_gradient.cpp", "conv2d.cpp", "strided.cpp", "pointwise.cpp"]}
+SOURCES = {
+    "fourier_unit": [
+        "spectrum_product.cpp",
+        "conv3x3.cpp",
+        "weight_gradient.cpp",
+        "conv2d.cpp",
+        "strided.cpp",
+        "pointwise.cpp",
+    ]
+}
 
 
 def files_of(op):

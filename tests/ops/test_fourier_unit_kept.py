@@ -1,8 +1,11 @@
 """What is kept of constant weights between calls: the same results, noticed changes, and nothing that outlives them."""
 
 import copy
+import functools
 import gc
+import pickle
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -13,7 +16,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from inr_kernels._core import native
 from inr_kernels.fourier_unit import FFCResnetBlock, FusedSequential
 from inr_kernels.fourier_unit.functional import conv3x3
-from inr_kernels.fourier_unit.module import blocks
 from inr_kernels.fourier_unit.op import kept
 
 
@@ -31,6 +33,12 @@ def up():
 
 def weight_of(model):
     return model.conv2.ffc.convl2l.weight if isinstance(model, FFCResnetBlock) else model[0].weight
+
+
+def kept_layer(layer):
+    """The folded layer that is kept of a layer, or None."""
+    entry = vars(layer).get("_inr_kept")
+    return entry and entry.made[2]
 
 
 def flat(out):
@@ -88,8 +96,8 @@ def test_a_changed_norm_is_noticed():
 def made_of(model):
     """What is kept of the model's weight: the tensors, by name."""
     entry = dict(kept._KEPT.get(weight_of(model), {}))
-    if isinstance(model, FFCResnetBlock) and model.conv2 in blocks._KEPT:
-        entry |= kept._KEPT[blocks._KEPT[model.conv2][2].local_weight]
+    if isinstance(model, FFCResnetBlock) and (folded := kept_layer(model.conv2)):
+        entry |= kept._KEPT[folded.local_weight]
     return {name: value[1] for name, value in entry.items() if name != "constant"}
 
 
@@ -113,6 +121,10 @@ CHANGES_OF_STRUCTURE = {
     "another layer": lambda layer: setattr(layer, "act_g", nn.Identity()),
     "a hook": lambda layer: layer.ffc.convl2g.register_forward_hook(lambda *args: 2 * args[2]),
     "a forward": lambda layer: setattr(layer.ffc, "forward", lambda x: x),
+    "another class": lambda layer: setattr(layer.act_g, "__class__", nn.Identity),
+    "a hook of a layer without weights": lambda layer: layer.ffc.convg2g.downsample.register_forward_hook(
+        lambda *args: 2 * args[2]
+    ),
     "a hook of the layer": lambda layer: layer.register_forward_hook(lambda *args: [2 * part for part in args[2]]),
 }
 
@@ -122,11 +134,81 @@ def test_a_changed_structure_is_noticed(name):
     (model, x), (other, _) = block(), block()
     with torch.no_grad():
         before = flat(model(x))
-        assert model.conv2 in blocks._KEPT and torch.equal(flat(model(x)), before)
+        assert kept_layer(model.conv2) and torch.equal(flat(model(x)), before)
         for changed in (model, other):
             CHANGES_OF_STRUCTURE[name](changed.conv2)
         assert torch.equal(flat(model(x)), flat(other(x)))
         assert not torch.allclose(flat(model(x)), before, rtol=1e-3)
+
+
+def test_attributes_that_are_no_options_are_ignored():
+    model, x = block()
+    with torch.no_grad():
+        before = flat(model(x))
+        model.conv2.ffc.note, model.conv2.bn_l.owner = torch.randn(3), [model]
+        model(x)
+        first = kept_layer(model.conv2)
+        model.conv2.ffc.note = torch.randn(3)
+        assert torch.equal(flat(model(x)), before) and kept_layer(model.conv2) is first
+    alive = weakref.ref(first)
+    del model, first
+    gc.collect()
+    assert alive() is None
+
+
+UNFIT = {
+    "unit in float64": lambda layer: layer.ffc.convg2g.fu.double(),
+    "1 x 1 in bfloat16": lambda layer: layer.ffc.convg2g.conv2.bfloat16(),
+    "3 x 3 in float64": lambda layer: layer.ffc.convl2l.double(),
+    "kernel of another size": lambda layer: setattr(layer.ffc.convl2l, "weight", nn.Parameter(torch.randn(8, 8, 1, 1))),
+    "fewer hidden channels": lambda layer: setattr(layer.ffc.convg2g, "conv2", nn.Conv2d(6, 24, 1, bias=False)),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_weights_that_do_not_fit_reach_no_kernel(name):
+    (model, x), (other, _) = block(), block()
+    for changed in (model, other):
+        UNFIT[name](changed.conv2)
+    outcomes = []
+    for run in (model, functools.partial(inference_by_ops, other)):
+        try:
+            with torch.no_grad():
+                outcomes.append(flat(run(x)))
+        except (ValueError, RuntimeError) as error:
+            outcomes.append(str(error))
+    assert type(outcomes[0]) is type(outcomes[1])
+    if isinstance(outcomes[0], torch.Tensor):
+        torch.testing.assert_close(*outcomes)
+
+
+def inference_by_ops(model, x):
+    with FlopCounterMode(display=False):  # a dispatch mode
+        return model(x)
+
+
+def test_threads_share_a_layer():
+    model, x = block()
+    with torch.no_grad():
+        expected = flat(model(x))
+
+    def run(_):
+        with torch.no_grad():
+            return torch.equal(flat(model(x)), expected)
+
+    for _ in range(5):
+        vars(model.conv2).pop("_inr_kept", None)
+        with ThreadPoolExecutor(6) as pool:
+            assert all(pool.map(run, range(24)))
+
+
+def test_training_and_other_devices_free_what_is_kept():
+    model, x = block()
+    with torch.no_grad():
+        model(x)
+        assert kept_layer(model.conv2)
+    model.requires_grad_()(x)
+    assert not kept_layer(model.conv2)
 
 
 def test_kept_layers_compute_what_ops_do():
@@ -134,11 +216,12 @@ def test_kept_layers_compute_what_ops_do():
     model(tuple(part.clone().requires_grad_() for part in x))
     model.requires_grad_()
     expected = flat(model(x))
-    assert not set(model.modules()) & set(blocks._KEPT)
+    assert not (kept_layer(model.conv1) or kept_layer(model.conv2))
     model.requires_grad_(False)
     with torch.no_grad():
         torch.testing.assert_close(flat(model(x)), expected, rtol=1e-5, atol=1e-5)
-        assert model.conv1 in blocks._KEPT and model.conv2 in blocks._KEPT
+        assert kept_layer(model.conv1) and kept_layer(model.conv2)
+        assert kept_layer(copy.deepcopy(model).conv2) is kept_layer(pickle.loads(pickle.dumps(model)).conv2) is None
         with FlopCounterMode(display=False) as counter:  # sees torch's convolutions
             model(x)
         assert counter.get_total_flops() > 0

@@ -11,7 +11,7 @@ namespace INR_ISA {
 // Divides rows into blocks of block_rows and, at the end, of two thirds of it, so that few rows are padding.
 class RowBlocks {
  public:
-  static constexpr int small = 2 * block_rows / 3;
+  static constexpr int small_height = 2 * block_rows / 3;
   explicit RowBlocks(std::int64_t rows = 0) {
     const std::int64_t thirds = divide_up(rows, block_rows / 3);
     full_ = thirds / 3 - (thirds > 1 && thirds % 3 == 1);
@@ -21,9 +21,9 @@ class RowBlocks {
   // The first row of a block; of block count(): all rows with the padding.
   std::int64_t first(std::int64_t block) const {
     const std::int64_t full = smaller(block, full_);
-    return full * block_rows + (block - full) * small;
+    return full * block_rows + (block - full) * small_height;
   }
-  int height(std::int64_t block) const { return block < full_ ? block_rows : small; }
+  int height(std::int64_t block) const { return block < full_ ? block_rows : small_height; }
 
  private:
   std::int64_t full_, count_;
@@ -77,7 +77,7 @@ class RowPanels {
     if (a.blocks_.height(i) == block_rows)
       multiply_block<block_rows, run>(a, i, b, b_row, cols, emit);
     else
-      multiply_block<RowBlocks::small, run>(a, i, b, b_row, cols, emit);
+      multiply_block<RowBlocks::small_height, run>(a, i, b, b_row, cols, emit);
   }
 
  private:

@@ -45,14 +45,14 @@ INR_INLINE void store_up_to(Vec<T> v, std::int64_t n, T* to) {
   for (int i = 0; i < n; ++i) from_real(values[i], to + i);
 }
 
-// The same for an output that is too large to stay in the caches until it is read, if `streams`: it bypasses them. Call
-// stream_fence at the end of a task.
+// The same; streams: whether to bypass the caches, for outputs that are too large to stay there until they are read.
+// Call stream_fence at the end of a task.
 template <class T>
 INR_INLINE void store_up_to(Vec<T> v, std::int64_t n, T* to, bool streams) {
   if (streams && n >= lanes<T> && reinterpret_cast<std::uintptr_t>(to) % vector_bytes == 0) return stream_store(to, v);
   store_up_to<T>(v, n, to);
 }
-// Whether an output of that many bytes is.
+// Whether an output of that many bytes should bypass the caches.
 INR_INLINE bool is_streamed(std::size_t bytes) { return bytes > std::size_t(32) << 20; }
 
 // Transposes the first min(rows, lanes) rows of min(n, lanes) elements, each times its lane of `scale`, to rows of

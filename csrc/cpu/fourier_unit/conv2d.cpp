@@ -13,11 +13,10 @@
 #include "../../common/pages.h"
 #include "../entries.h"
 #include "../common/offset_kernel.h"
-#include "../common/row_panels.h"
 #include "../common/tasks.h"
-#include "../common/transpose.h"
 #include "pointwise.h"
 #include "strided.h"
+#include "tiles.h"
 
 namespace inr {
 namespace INR_ISA {
@@ -75,17 +74,14 @@ class DirectConvolution {
     T* to = weight_ + first * p_.channels * count;
     constexpr std::int64_t run = 16;  // channels whose packed weights stay in the first cache
     for (std::int64_t begin = 0; begin < p_.channels; begin += run)
-      for (std::int64_t r = 0; r < rows; ++r) {
-        const T scale = p_.scale ? static_cast<const T*>(p_.scale)[first + r] : T(1);
+      for (std::int64_t r = 0; r < rows; ++r)
         for (std::int64_t c = begin; c < begin + run && c < p_.channels; ++c) {
           const T* from = static_cast<const T*>(p_.weight) + (first + r) * row_stride + c * channel_stride;
           for (std::int64_t i = 0; i < count; ++i) {
             const Tap& tap = taps_[i];
-            to[(p_.channels * phase_begin_[tap.phase] + c * phase_count_[tap.phase] + tap.index) * height + r] =
-                from[i] * scale;
+            to[(p_.channels * phase_begin_[tap.phase] + c * phase_count_[tap.phase] + tap.index) * height + r] = from[i];
           }
         }
-      }
   }
 
   // line: [line_buffer_size()], inputs: [inputs_size()], products: [products_size()], work buffers;
@@ -285,14 +281,10 @@ class DirectConvolution {
     }
   }
 
-  // Adds bias and `add` to the first min(n, lanes) sums, applies the ReLU and stores them in a row of output o.
+  // Finishes the first min(n, lanes) sums and stores them in a row of output o.
   void store_finished(Vec<T> sum, std::int64_t image, std::int64_t o, std::int64_t y, std::int64_t x, std::int64_t n,
                       T* out) const {
-    if (n <= 0) return;
-    const std::int64_t at = ((image * p_.outputs + o) * p_.out_height + y) * p_.out_width + x;
-    if (p_.bias) sum += static_cast<const T*>(p_.bias)[o];
-    if (p_.add) sum += load_up_to(static_cast<const T*>(p_.add) + at, n);
-    store_up_to<T>(p_.relu ? relu(sum) : sum, n, out + at, streams_);
+    finish<T>(p_, sum, o, ((image * p_.outputs + o) * p_.out_height + y) * p_.out_width + x, n, streams_, out);
   }
 
   // Stores the outputs [begin, end) of all phases. products: [phase][..., map_size()]

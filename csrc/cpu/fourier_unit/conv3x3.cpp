@@ -18,10 +18,16 @@ namespace inr {
 namespace INR_ISA {
 namespace {
 
-// Channels and blocks of outputs that are computed at a time, so that their points stay in the cache of a core: at most 0.6 and
-// 1.1 MB.
+// Channels and blocks of outputs that are computed at a time, so that their points stay in the cache of a core: 0.6 and
+// 1.1 MB. With more channels, all outputs of a task are computed at a time.
 constexpr std::int64_t max_channels = 128, max_blocks = 240 / block_rows;
+constexpr std::int64_t few_channels = 16;  // below, a direct sum has fewer rounding errors than tiles of 4 x 2
 constexpr std::int64_t product_run = 16;  // channels that are added before the others, for smaller rounding errors
+
+int threads_of(const Conv3x3& p) {
+  return useful_threads(
+      8.0 * double((p.channels[0] + p.channels[1]) * p.outputs) * double(p.batch * p.height * p.width), p.threads);
+}
 
 // M: rows of outputs of a tile, 2 or 4
 template <class T, int M>
@@ -34,7 +40,7 @@ class Winograd {
       : p_(p), inputs_(p), channels_(p.channels[0] + p.channels[1]), blocks_(p.outputs) {
     tile_rows_ = divide_up(p.height, M), tile_columns_ = divide_up(p.width, 2);
     maps_ = divide_up(tile_rows_ * tile_columns_, panel<T>);
-    group_blocks_ = blocks_of_group(p.batch * maps_, blocks_.count(), p.threads);
+    group_blocks_ = blocks_of_group(p.batch * maps_, blocks_.count(), threads_of(p));
     groups_ = divide_up(blocks_.count(), group_blocks_);
     // The inputs of several chunks of channels are not kept, so all outputs are computed from each.
     kept_blocks_ = channels_ > max_channels ? group_blocks_ : smaller(group_blocks_, max_blocks);
@@ -83,8 +89,8 @@ class Winograd {
   std::int64_t inputs_size() const { return points * inputs_stride(); }
   std::int64_t products_size() const { return points * products_stride(); }
 
-  // stage: a work buffer of stage_size(); inputs: [points][a chunk of channels][row()] and products: [points][a chunk of outputs]
-  // [row()], with the strides inputs_stride() and products_stride(); out: [batch, outputs, height, width]
+  // stage: [stage_size()], a work buffer; inputs: [points][a chunk of channels][row()] and products: [points][a chunk of
+  // outputs][row()], with the strides inputs_stride() and products_stride(); out: [batch, outputs, height, width]
   void run(std::int64_t task, T* stage, T* inputs, T* products, T* out) const {
     const std::int64_t begin = task % groups_ * group_blocks_, end = smaller(begin + group_blocks_, blocks_.count());
     const std::int64_t image = task / groups_ / maps_, tile = task / groups_ % maps_ * panel<T>;
@@ -120,15 +126,7 @@ class Winograd {
     for (int point = 0; point < points; ++point)
       for (std::int64_t block = begin; block < end; ++block) {
         T* to = products + point * products_stride() + (blocks_.first(block) - blocks_.first(begin)) * row();
-        const auto add = [&](std::int64_t, const auto& sums) {
-#pragma GCC unroll 12
-          for (int r = 0; r < int(sizeof sums / sizeof *sums); ++r)
-#pragma GCC unroll 2
-            for (int v = 0; v < 2; ++v) {
-              T* at = to + r * row() + v * lanes<T>;
-              store(at, first ? load(at) + sums[r][v] : sums[r][v]);
-            }
-        };
+        const auto add = [&](std::int64_t, const auto& sums) { add_sums(sums, first > 0, to, row()); };
         RowPanels<T>::template multiply<product_run>(weight_[point].chunk(first), block,
                                                      inputs + point * inputs_stride(), row(), panel<T>, add);
       }
@@ -191,16 +189,11 @@ class Winograd {
   ChunkedRowPanels<T, max_channels> weight_[points];        // [outputs, channels_]
 };
 
-int threads_of(const Conv3x3& p) {
-  return useful_threads(
-      8.0 * double((p.channels[0] + p.channels[1]) * p.outputs) * double(p.batch * p.height * p.width), p.threads);
-}
-
 // Calls work(algorithm) with the form of the algorithm for the problem. Larger tiles have larger rounding errors: with
 // few channels the direct sum has fewer roundings, too. The border that add_reflected adds to has tiles of 2 x 2.
 template <class T, class F>
 Status with_algorithm(const Conv3x3& p, F&& work) {
-  if (!p.transposed && p.channels[0] + p.channels[1] >= 16) {
+  if (!p.transposed && p.channels[0] + p.channels[1] >= few_channels) {
     Winograd<T, 4> algorithm(p);
     return work(algorithm);
   }

@@ -6,9 +6,8 @@
 #include "pointwise.h"
 
 #include "../../common/pages.h"
-#include "../common/row_panels.h"
 #include "../common/tasks.h"
-#include "../common/transpose.h"
+#include "tiles.h"
 
 namespace inr {
 namespace INR_ISA {
@@ -50,7 +49,7 @@ class Pointwise {
           if (o >= p_.outputs) break;
           for (int v = 0; v < 2; ++v) {
             const std::int64_t at = j + v * lanes<T>;
-            finish(sums[r][v], o, (image * p_.outputs + o) * pixels_ + first + at, count - at, out);
+            finish<T>(p_, sums[r][v], o, (image * p_.outputs + o) * pixels_ + first + at, count - at, streams_, out);
           }
         }
       });
@@ -60,15 +59,6 @@ class Pointwise {
  private:
   static constexpr std::int64_t tile = 2 * panel<T>;         // pixels of a task
   static constexpr std::int64_t tile_row = tile + lanes<T>;  // rows fall into different cache sets
-
-  // Scales the first min(n, lanes) sums of output o, adds bias and `add`, applies the ReLU and stores them from out[at].
-  void finish(Vec<T> sum, std::int64_t o, std::int64_t at, std::int64_t n, T* out) const {
-    if (n <= 0) return;
-    if (p_.scale) sum *= static_cast<const T*>(p_.scale)[o];
-    if (p_.bias) sum += static_cast<const T*>(p_.bias)[o];
-    if (p_.add) sum += load_up_to(static_cast<const T*>(p_.add) + at, n);
-    store_up_to<T>(p_.relu ? relu(sum) : sum, n, out + at, streams_);
-  }
 
   const Conv2d& p_;
   std::int64_t pixels_, tiles_;  // of an image

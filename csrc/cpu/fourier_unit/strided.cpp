@@ -21,10 +21,8 @@
 #include "strided.h"
 
 #include "../../common/pages.h"
-#include "../common/offset_kernel.h"
-#include "../common/row_panels.h"
 #include "../common/tasks.h"
-#include "../common/transpose.h"
+#include "tiles.h"
 
 namespace inr {
 namespace INR_ISA {
@@ -64,7 +62,7 @@ class Strided {
     constexpr std::int64_t outputs = transposed ? 2 * side : side;  // of a tile, along an axis
     tile_rows_ = divide_up(p.out_height, outputs), tile_columns_ = divide_up(p.out_width, outputs);
     maps_ = divide_up(tile_rows_ * tile_columns_, panel<T>);
-    group_blocks_ = blocks_of_group(p.batch * maps_, blocks_.count(), p.threads);
+    group_blocks_ = blocks_of_group(p.batch * maps_, blocks_.count(), threads());
     groups_ = divide_up(blocks_.count(), group_blocks_);
     chunk_ = smaller(p.channels, max_channels);
     streams_ = is_streamed(std::size_t(p.batch * p.outputs * p.out_height * p.out_width) * sizeof(T));
@@ -73,6 +71,9 @@ class Strided {
   static T* elements(void* data) { return static_cast<T*>(data); }
   // Multiplications for each pair of channel and output.
   double multiplications() const { return double(points) * double(maps_ * panel<T>); }
+  int threads() const {
+    return useful_threads(2.0 * multiplications() * double(p_.batch * p_.channels * p_.outputs), p_.threads);
+  }
   std::int64_t weight_size() const { return matrices * weight_stride(); }
   void use_weights(T* transformed) {
     for (int m = 0; m < matrices; ++m) weight_[m] = {transformed + m * weight_stride(), p_.outputs, p_.channels};
@@ -129,15 +130,8 @@ class Strided {
         for (std::int64_t block = begin; block < end; ++block) {
           T* to = products + point * products_stride() + (blocks_.first(block) - first_output) * row();
           RowPanels<T>::multiply(weight_[matrix_of(point)].chunk(c), block, inputs + point * inputs_stride(), row(),
-                                 panel<T>, [&](std::int64_t, const auto& sums) {
-#pragma GCC unroll 12
-                                   for (int r = 0; r < int(sizeof sums / sizeof *sums); ++r)
-#pragma GCC unroll 2
-                                     for (int v = 0; v < 2; ++v) {
-                                       T* at = to + r * row() + v * lanes<T>;
-                                       store(at, c ? load(at) + sums[r][v] : sums[r][v]);
-                                     }
-                                 });
+                                 panel<T>,
+                                 [&](std::int64_t, const auto& sums) { add_sums(sums, c > 0, to, row()); });
         }
     }
     for (std::int64_t o = first_output; o < last_output; ++o)
@@ -281,7 +275,7 @@ class Strided {
       if constexpr (!transposed) {
         const Vec<T> whole[3] = {in_turn<0>(v[0], v[1], v[2], All{}), in_turn<1>(v[0], v[1], v[2], All{}),
                                  in_turn<2>(v[0], v[1], v[2], All{})};
-        for (int k = 0; k < 3; ++k) finish(whole[k], o, at + k * lanes<T>, width - k * lanes<T>, out);
+        for (int k = 0; k < 3; ++k) finish<T>(p_, whole[k], o, at + k * lanes<T>, width - k * lanes<T>, streams_, out);
       } else {
         const Vec<T> even[3] = {in_turn<0>(v[0], v[2], v[4], All{}), in_turn<1>(v[0], v[2], v[4], All{}),
                                 in_turn<2>(v[0], v[2], v[4], All{})};
@@ -290,20 +284,11 @@ class Strided {
         for (int k = 0; k < 3; ++k) {
           Vec<T> pair[2];
           interleave(even[k], odd[k], pair[0], pair[1], All{});
-          finish(pair[0], o, at + 2 * k * lanes<T>, width - 2 * k * lanes<T>, out);
-          finish(pair[1], o, at + (2 * k + 1) * lanes<T>, width - (2 * k + 1) * lanes<T>, out);
+          finish<T>(p_, pair[0], o, at + 2 * k * lanes<T>, width - 2 * k * lanes<T>, streams_, out);
+          finish<T>(p_, pair[1], o, at + (2 * k + 1) * lanes<T>, width - (2 * k + 1) * lanes<T>, streams_, out);
         }
       }
     }
-  }
-
-  // Scales the first min(n, lanes) sums of output o, adds bias and `add`, applies the ReLU and stores them from out[at].
-  void finish(Vec<T> sum, std::int64_t o, std::int64_t at, std::int64_t n, T* out) const {
-    if (n <= 0) return;
-    if (p_.scale) sum *= static_cast<const T*>(p_.scale)[o];
-    if (p_.bias) sum += static_cast<const T*>(p_.bias)[o];
-    if (p_.add) sum += load_up_to(static_cast<const T*>(p_.add) + at, n);
-    store_up_to<T>(p_.relu ? relu(sum) : sum, n, out + at, streams_);
   }
 
   const Conv2d& p_;
@@ -323,16 +308,11 @@ auto with_algorithm(Type type, const Conv2d& p, F&& work) {
   return p.transposed ? run(Strided<float, true>(p)) : run(Strided<float, false>(p));
 }
 
-template <class Algorithm>
-int threads_of(const Algorithm& strided, const Conv2d& p) {
-  return useful_threads(2.0 * strided.multiplications() * double(p.batch * p.channels * p.outputs), p.threads);
-}
-
 template <class Algorithm, class T>
 Status transform_weights(Algorithm& strided, const Conv2d& p, T* transformed) {
   strided.use_weights(transformed);
   return for_each_task(
-      threads_of(strided, p), strided.blocks(), [] { return true; },
+      strided.threads(), strided.blocks(), [] { return true; },
       [&](bool, std::int64_t block) {
         strided.transform_weights(block);
         return Status::ok;
@@ -358,7 +338,7 @@ Status convolve(Strided<T, transposed>& strided, const Conv2d& p, T* out) {
   };
   large_pages(out, std::size_t(p.batch * p.outputs * p.out_height * p.out_width) * sizeof(T));
   return for_each_task(
-      threads_of(strided, p), strided.tasks(), [&] { return Worker(strided); },
+      strided.threads(), strided.tasks(), [&] { return Worker(strided); },
       [&](Worker& worker, std::int64_t task) {
         strided.run(task, worker.stage, worker.inputs, worker.products, out);
         return Status::ok;

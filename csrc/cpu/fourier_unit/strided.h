@@ -2,7 +2,6 @@
 #pragma once
 
 #include "../../inr.h"
-#include "../common/buffer.h"
 #include "winograd.h"
 
 namespace inr {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../../inr.h"
+#include "tiles.h"
 #include "winograd.h"
 
 namespace inr {
@@ -25,13 +26,15 @@ class TileInputs {
                                (part ? channel - p_.channels[0] : channel) * p_.height * p_.width;
     const std::int64_t y = M * s.row, x = 2 * s.column, line = stage_size(s.count) / tall;
     load_rows(static_cast<const T*>(p_.x[part]) + plane, y, x, s.count, line, stage);
-    for (std::int64_t t = 0; t < s.count; t += lanes<T>) transform_tiles(y, x + 2 * t, stage + 2 * t, line, step, to + t);
+    for (std::int64_t t = 0; t < s.count; t += lanes<T>)
+      transform_tiles(y, x + 2 * t, stage + 2 * t, line, step, to + t);
   }
 
  private:
   // Loads the padded plane from row y - 1 and column x - 1 on, for `tiles` tiles. plane: [height, width];
   // stage: [tall][line]
-  void load_rows(const T* plane, std::int64_t y, std::int64_t x, std::int64_t tiles, std::int64_t line, T* stage) const {
+  void load_rows(const T* plane, std::int64_t y, std::int64_t x, std::int64_t tiles, std::int64_t line,
+                 T* stage) const {
     const std::int64_t columns = 2 * tiles + 2, left = x == 0, inside = smaller(p_.width - x + 1, columns);
     for (std::int64_t i = 0; i < tall; ++i, stage += line) {
       const std::int64_t row = source_index(p_.padding, y + i - 1, p_.height);
@@ -63,7 +66,8 @@ class TileInputs {
       load_pairs(stage + i * line, d[0][i], d[1][i]);
       load_pairs(stage + i * line + 2, d[2][i], d[3][i]);
     }
-    if (M == 2 && p_.transposed) add_reflected(y, x, d);
+    if constexpr (M == 2)
+      if (p_.transposed) add_reflected(y, x, d);
 #pragma GCC unroll 6
     for (int i = 0; i < tall; ++i) {
       Vec<T> row[4] = {d[0][i], d[1][i], d[2][i], d[3][i]};
@@ -82,6 +86,7 @@ class TileInputs {
   // Its second row of outputs has the products of the first row of inputs with the kernel's last row, too. In a tile,
   // no other output uses the input that has these weights. So in the columns, and at the other two sides.
   void add_reflected(std::int64_t y, std::int64_t x, Vec<T> (&d)[4][tall]) const {
+    static_assert(M == 2);
     for (int j = 0; j < 4; ++j) {
       if (y == 0) d[j][3] += d[j][1];
       if (y + 2 == p_.height) d[j][0] += d[j][2];

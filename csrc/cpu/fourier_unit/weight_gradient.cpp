@@ -6,9 +6,7 @@
 // gradients and inputs, with vectors across tiles, and transposes them; then for each point the register micro-kernel
 // adds [outputs, tiles] times [tiles, channels] to the task's sums.
 #include "../entries.h"
-#include "../common/row_panels.h"
 #include "../common/tasks.h"
-#include "../common/transpose.h"
 #include "tile_inputs.h"
 
 namespace inr {
@@ -20,11 +18,11 @@ class WeightGradient {
   static constexpr int M = 4;
   using Inputs = TileInputs<T, M>;
   static constexpr int points = Inputs::points;
-  // Of a task: outputs, channels, and tiles at a time. Its sums and its two operands take some 0.4 MB each.
+  // Of a task: outputs, channels, and tiles at a time. Its sums and its two operands take 0.5 MB each.
   static constexpr std::int64_t block = 64, tiles = 64;
   static constexpr std::int64_t row = block + lanes<T>;          // of the transposed operands, and of the sums
-  static constexpr std::int64_t planes_row = tiles + lanes<T>;   // of those before
-  static constexpr std::int64_t part_tiles = 1024, max_parts = 8;  // so that few channels are several tasks
+  static constexpr std::int64_t planes_row = tiles + lanes<T>;   // of the planes before they are transposed
+  static constexpr std::int64_t part_tiles = 1024, most_tasks = 8;  // few blocks are divided
 
  public:
   explicit WeightGradient(const Conv3x3& p, const T* grad)
@@ -32,7 +30,8 @@ class WeightGradient {
     tile_rows_ = divide_up(p.height, M), tile_columns_ = divide_up(p.width, 2);
     groups_ = divide_up(tile_rows_ * tile_columns_, tiles);  // of an image
     output_blocks_ = divide_up(p.outputs, block), channel_blocks_ = divide_up(channels_, block);
-    parts_ = clamp(p.batch * groups_ * tiles / part_tiles, 1, max_parts);
+    const std::int64_t pairs = output_blocks_ * channel_blocks_;
+    parts_ = clamp(p.batch * groups_ * tiles / part_tiles, 1, pairs < most_tasks ? most_tasks / pairs : 1);
   }
 
   std::int64_t tasks() const { return output_blocks_ * channel_blocks_ * parts_; }
@@ -41,8 +40,8 @@ class WeightGradient {
   static constexpr std::int64_t planes_size() { return points * planes_stride(); }
   static constexpr std::int64_t operand_size() { return points * operand_stride(); }
 
-  // stage: [stage_size()], planes: [planes_size()], a, b: [operand_size()], work buffers; sums: [tasks()][points][block]
-  // [row]
+  // stage: [stage_size()], planes: [planes_size()], a, b: [operand_size()], work buffers;
+  // sums: [tasks()][points][block][row]
   void run(std::int64_t task, T* stage, T* planes, T* a, T* b, T* sums) const {
     const std::int64_t part = task % parts_, pair = task / parts_;
     const std::int64_t o = pair / channel_blocks_ * block, c = pair % channel_blocks_ * block;
@@ -139,32 +138,28 @@ class WeightGradient {
     }
   }
 
-  // Adds to the sums, or sets them, the products of `count` tiles. a, b: [points][tiles][row]; sums: [points][block][row]
+  // Adds to the sums, or sets them, the products of `count` tiles. a, b: [points][tiles][row];
+  // sums: [points][block][row]
   void multiply(std::int64_t outputs, std::int64_t channels, std::int64_t count, const T* a, const T* b, bool add,
                 T* sums) const {
     const RowBlocks blocks(outputs);
     for (int point = 0; point < points; ++point)
       for (std::int64_t c = 0; c < channels; c += panel<T>)
         for (std::int64_t i = 0; i < blocks.count(); ++i) {
-          const T *a_block = a + point * operand_stride() + blocks.first(i), *b_panel = b + point * operand_stride() + c;
+          const T* a_block = a + point * operand_stride() + blocks.first(i);
+          const T* b_panel = b + point * operand_stride() + c;
           T* to = sums + point * sums_stride() + blocks.first(i) * row + c;
           if (blocks.height(i) == block_rows)
             multiply_block<block_rows>(count, a_block, b_panel, add, to);
           else
-            multiply_block<RowBlocks::small>(count, a_block, b_panel, add, to);
+            multiply_block<RowBlocks::small_height>(count, a_block, b_panel, add, to);
         }
   }
   template <int R>
   INR_NOINLINE void multiply_block(std::int64_t count, const T* a, const T* b, bool add, T* to) const {
     Vec<T> acc[R][2];
     multiply_rows<T, R>(count, a, row, b, row, acc);
-#pragma GCC unroll 12
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 2
-      for (int v = 0; v < 2; ++v) {
-        T* at = to + r * row + v * lanes<T>;
-        store(at, add ? load(at) + acc[r][v] : acc[r][v]);
-      }
+    add_sums(acc, add, to, row);
   }
 
   const Conv3x3& p_;

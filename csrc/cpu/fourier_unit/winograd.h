@@ -23,7 +23,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "../common/row_panels.h"
+#include "../common/simd.h"
 
 namespace inr {
 namespace INR_ISA {
@@ -128,43 +128,6 @@ INR_INLINE void transform_kernel(const Rows<T>& g0, const Rows<T>& g1, const Row
     store_pair(to + 3, point_b, scale_q);
     store(to[5] + r, last);
   }
-}
-
-// Neighbouring tiles of one row of tiles.
-struct Segment {
-  std::int64_t row, column, count;
-  std::int64_t index;  // of the first, in the task
-};
-// Calls work with the segments of the task of at most `count` tiles from the tile `first` on.
-template <class F>
-INR_INLINE void for_each_segment(std::int64_t first, std::int64_t count, std::int64_t tile_rows,
-                                 std::int64_t tile_columns, F&& work) {
-  const std::int64_t end = smaller(first + count, tile_rows * tile_columns);
-  for (std::int64_t t = first; t < end;) {
-    const std::int64_t column = t % tile_columns, tiles = smaller(tile_columns - column, end - t);
-    work(Segment{t / tile_columns, column, tiles, t - first});
-    t += tiles;
-  }
-}
-
-// How many of the blocks of outputs a task computes: not all where there are fewer than two tasks for a thread.
-INR_INLINE std::int64_t blocks_of_group(std::int64_t tasks, std::int64_t blocks, std::int64_t threads) {
-  return divide_up(blocks, tasks < 2 * threads ? smaller(blocks, divide_up(2 * threads, tasks)) : 1);
-}
-
-// A stride of at least n, for which several points fall into different cache sets.
-template <class T>
-INR_INLINE std::int64_t point_stride(std::int64_t n) {
-  constexpr std::int64_t step = 64 * lanes<T>;
-  return (n + step - 1) / step * step + lanes<T>;
-}
-
-// The index in [0, n) of the value that the padding, one pixel wide, puts at index v; -1 for zero. Values past n are not
-// used.
-INR_INLINE std::int64_t source_index(Padding padding, std::int64_t v, std::int64_t n) {
-  if (v >= 0 && v < n) return v;
-  if (padding == Padding::zeros || v > n) return -1;
-  return v < 0 ? -v : 2 * (n - 1) - v;
 }
 
 }  // namespace INR_ISA

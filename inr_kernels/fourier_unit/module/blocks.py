@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -146,8 +145,19 @@ def frozen(layer: nn.Module) -> nn.Module:
     return FoldedLayer(layer, bits=True) if supported else layer
 
 
-# layer -> (its structure, state of its tensors, what was made of them)
-_KEPT: WeakKeyDictionary[nn.Module, tuple[Snapshot, Any, FoldedLayer]] = WeakKeyDictionary()
+class _Kept:
+    """What a layer keeps for inference, as an attribute of its own; copies and pickles of the layer have none.
+
+    It is kept in one attribute, (structure, state of the tensors, what was made of them), since threads may share it.
+    """
+
+    NAME = "_inr_kept"
+
+    def __init__(self) -> None:
+        self.made: tuple[Snapshot | None, Any, FoldedLayer | None] = None, None, None
+
+    def __reduce__(self):
+        return _Kept, ()
 
 
 def _kept_layer(layer, x):
@@ -155,17 +165,28 @@ def _kept_layer(layer, x):
     if torch.compiler.is_compiling() or not (isinstance(x, tuple) and all(map(is_present, x))):
         return None
     x_l, x_g = x
-    if _needs_gradient(x_l, x_g, next(layer.parameters(), x_l)):
+    if _needs_gradient(next(layer.parameters(), x_l)) or x_l.device.type != "cpu":  # in training, or on another device
+        vars(layer).pop(_Kept.NAME, None)
+        return None
+    if _needs_gradient(x_l, x_g) or x_l.is_neg() or x_g.is_neg():
         return None
     if not (prefers_conv2d(x_l) and prefers_conv2d(x_g)) or is_small(x_l):
         return None
-    if torch._C._len_torch_dispatch_stack() or torch.autograd._profiler_enabled():  # they ask for ops
+    # Modes and the profiler must see ops.
+    if (
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch.autograd._profiler_enabled()
+    ):
         return None
-    snapshot, state, folded = _KEPT.get(layer, (None, None, None))
+    entry = vars(layer).get(_Kept.NAME) or vars(layer).setdefault(_Kept.NAME, _Kept())
+    snapshot, state, folded = entry.made
     if snapshot is None or not snapshot.holds():
         if not (computes(layer, FFC_BN_ACT) and is_supported(layer)):
             return None
         snapshot, state = Snapshot(layer), None
+        if not snapshot.holds():  # a layer that is not called here has hooks
+            return None
     tensors = snapshot.tensors()
     if not kept.can_keep(*x, *tensors) or _needs_gradient(*tensors):
         return None
@@ -173,7 +194,7 @@ def _kept_layer(layer, x):
     if folded is None or state != current:
         with torch.inference_mode(False), torch.no_grad():
             folded = FoldedLayer(layer).with_constant_weights()
-        _KEPT[layer] = snapshot, current, folded
+        entry.made = snapshot, current, folded
     return folded if folded.infers(*x) else None
 
 

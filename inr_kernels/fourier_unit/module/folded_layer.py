@@ -1,5 +1,6 @@
 """An FFC layer with constant weights: norms folded into them, for inference and for the gradient of the input."""
 
+import functools
 from typing import Any
 
 import torch
@@ -96,10 +97,33 @@ class FoldedLayer(nn.Module):
         return self
 
     def infers(self, x_l: torch.Tensor, x_g: torch.Tensor) -> bool:
-        """Whether `infer` takes these parts, for which `prefers_conv2d`."""
+        """Whether `infer` takes these parts, for which `prefers_conv2d`, and the kernels the weights."""
         channels, weight = (x_l.shape[1], x_l.shape[1] + x_g.shape[1]), self.local_weight
         fits = x_l.dtype == x_g.dtype == weight.dtype and channels == (self.across_weight.shape[1], weight.shape[1])
-        return fits and len(x_l) == len(x_g) > 0 and x_l.shape[2:] == x_g.shape[2:] and min(x_l.shape[2:]) >= 2
+        same = len(x_l) == len(x_g) > 0 and x_l.shape[2:] == x_g.shape[2:]
+        return fits and same and min(x_l.shape[2:]) >= 2 and self.is_consistent
+
+    @functools.cached_property
+    def is_consistent(self) -> bool:
+        """Whether the weights, which the kernels take as they are, have one dtype and fit each other."""
+        local, across, hidden = len(self.local_weight), len(self.across_weight), len(self.first_weight)
+        channels, both = self.across_weight.shape[1], self.local_weight.shape[1]
+        shapes = {
+            "local": [local, both, 3, 3],
+            "across": [across, channels, 3, 3],
+            "first": [hidden, (both - channels) // self.groups, 1, 1],
+            "unit": [2 * hidden, 2 * hidden // self.unit_groups],
+            "last": [across, hidden // self.last_groups, 1, 1],
+        }
+        dtype = self.local_weight.dtype
+        for name, shape in shapes.items():
+            weight, bias = getattr(self, f"{name}_weight"), getattr(self, f"{name}_bias")
+            own = compute_dtype(dtype) if name == "unit" else dtype
+            if list(weight.shape) != shape or weight.dtype != own:
+                return False
+            if bias is not None and (len(bias) != shape[0] or bias.dtype != own):
+                return False
+        return True
 
     def infer(self, x_l: torch.Tensor, x_g: torch.Tensor) -> Pair:
         """As `forward` without gradients, by the C++ kernels, which are called directly: an op takes longer to call."""

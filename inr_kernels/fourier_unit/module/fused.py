@@ -1,7 +1,8 @@
 """Fuses sequences of plain layers in evaluation, and chooses the convolution that computes them.
 
-On a CPU, convolutions in float32 and float64 are computed by conv2d and conv3x3. Torch's own convolution, with a norm
-folded into its weights, is faster for 1 x 1 kernels, and in half precision, there with channels last. The C++ kernels
+On a CPU, convolutions in float32 and float64 are computed by conv2d and conv3x3. Torch's own convolution is faster in
+half precision, with channels last, and computes the 1 x 1 convolutions of an FFC whose layers are called one by one; a
+layer that is kept for inference (blocks.py) computes them by conv2d's kernel. The C++ kernels
 read transformed weights, which are up to 25/9 as large: on small maps, where reading them takes most of the time, the
 plain layers are called.
 """

@@ -42,10 +42,11 @@ def direct(a: Conv2dArguments) -> torch.Tensor:
         "weight": weight.data_ptr(),
         "threads": torch.get_num_threads(),
     }
+    prepared = _prepared(a, problem)  # referenced here while the kernel reads it
     native.load()[0].conv2d(
         **problem,
         x=x.data_ptr(),
-        prepared=backends.address(_prepared(a, problem)),
+        prepared=backends.address(prepared),
         scale=backends.address(scale),
         bias=backends.address(bias),
         add=backends.address(add),

@@ -3,14 +3,15 @@
 x [B, C, H, W], other [B, D, H, W] or None, weight [O, C + D, 3, 3], bias [O], add as the output  ->  [B, O, H, W]
 
 In C++ (Winograd) for float32 and float64 on a CPU; elsewhere torch's convolution. The backward consists of
-convolutions again, so there are derivatives of every order.
+convolutions and of the op conv3x3_weight_gradient, whose backward consists of convolutions: there are derivatives of
+every order.
 """
 
 import torch
 import torch.nn.functional as F
 
 from inr_kernels._core import backends, native
-from inr_kernels._core.checks import require_match
+from inr_kernels._core.checks import require_match, require_tensor
 from inr_kernels._core.dispatch import Backend, Facts, Op, always
 from inr_kernels._core.registration import define, only_needed, register_autograd
 
@@ -21,7 +22,7 @@ from . import kept
 _DTYPES = torch.float32, torch.float64
 # With fewer positions of the outputs, torch's gradient of the weight has smaller errors; with fewer channels of x or of
 # the output, it is faster.
-MIN_POSITIONS, MIN_CHANNELS = 1024, 16
+MIN_POSITIONS, MIN_CHANNELS = 2048, 16
 
 
 def is_for_native(x: torch.Tensor) -> bool:
@@ -52,6 +53,7 @@ def winograd(a: ConvolutionArguments) -> torch.Tensor:
         return reference.finish(reference.fold(padded), a.bias, a.add, a.relu)
     inputs = [_with_contiguous_images(t) for t in (a.x, a.other) if t is not None]
     weight, bias, add = a.weight.contiguous(), *(None if t is None else t.contiguous() for t in (a.bias, a.add))
+    prepared = None if transposed else _prepared(a.weight)  # referenced here while the kernel reads it
     native.load()[0].conv3x3(
         type=backends.TYPES[a.x.dtype],
         size=(len(a.x), *a.x.shape[2:]),
@@ -60,7 +62,7 @@ def winograd(a: ConvolutionArguments) -> torch.Tensor:
         padding=backends.PADDINGS["zeros" if transposed else a.padding],
         transposed=transposed,
         weight=weight.data_ptr(),
-        prepared=backends.address(None if transposed else _prepared(a.weight)),
+        prepared=backends.address(prepared),
         bias=backends.address(bias),
         add=backends.address(add),
         relu=a.relu,
@@ -159,16 +161,24 @@ def input_gradient(
 register_autograd("conv3x3", _setup_context, _autograd)
 
 
-def _weight_gradient(x, other, grad, padding, backend):
+def _of_gradient(x, other, grad, padding):
+    """The convolution's checked arguments, with an uninitialized weight."""
+    require_tensor(x, "x", dims=(4,))
+    require_tensor(grad, "grad", dims=(4,), like=x)
     channels = x.shape[1] + (0 if other is None else other.shape[1])
     a = ConvolutionArguments(x, x.new_empty(grad.shape[1], channels, 3, 3), None, other, None, False, padding)
     a.check()
     require_match(grad, "grad", a.out_shape(), x.dtype, x.device)
+    return a
+
+
+def _weight_gradient(x, other, grad, padding, backend):
+    a = _of_gradient(x, other, grad, padding)
     native_runs = CONV3X3.choose(backend, a.facts()).forward is winograd
-    few = grad[:, 0].numel() < MIN_POSITIONS or min(channels, grad.shape[1]) < MIN_CHANNELS
+    few = grad[:, 0].numel() < MIN_POSITIONS or min(a.weight.shape[:2]) < MIN_CHANNELS
     if not native_runs or padding == TRANSPOSED or few:
         outside = F.pad(grad, (1, 1, 1, 1), mode="reflect") if padding == TRANSPOSED else grad
-        return torch.nn.grad.conv2d_weight(reference.pad(x, other, padding), a.weight.shape, outside)
+        return torch.nn.grad.conv2d_weight(reference.pad(x, other, padding), a.weight.shape, outside).contiguous()
     inputs, grad = [_with_contiguous_images(t) for t in (x, other) if t is not None], grad.contiguous()
     native.load()[0].conv3x3_weight_gradient(
         type=backends.TYPES[x.dtype],
@@ -189,7 +199,7 @@ def _described(inputs):
 
 
 def _weight_gradient_fake(x, other, grad, padding, backend):
-    return x.new_empty(grad.shape[1], x.shape[1] + (0 if other is None else other.shape[1]), 3, 3)
+    return _of_gradient(x, other, grad, padding).weight
 
 
 # The gradient of conv3x3's weight [O, C + D, 3, 3], from the inputs and the output's gradient [B, O, H, W].

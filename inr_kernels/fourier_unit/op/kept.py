@@ -48,10 +48,12 @@ def once(owner: torch.Tensor, name: str, sources: Sequence[torch.Tensor], make: 
     if entry is None:
         return make()
     state = () if entry.get(_CONSTANT) else state_of(sources)
-    if name not in entry or entry[name][0] != state:
+    before, made = entry.get(name, (None, None))
+    if made is None or before != state:
         with torch.inference_mode(False), torch.no_grad():  # else autograd could not save it later
-            entry[name] = state, make()
-    return entry[name][1]
+            made = make()
+        entry[name] = state, made
+    return made  # not entry[name], which another thread may have replaced
 
 
 def is_kept(weight: torch.Tensor) -> bool:
