@@ -32,7 +32,7 @@ int threads_of(const Conv3x3& p) {
 // M: rows of outputs of a tile, 2 or 4
 template <class T, int M>
 class Winograd {
-  using Inputs = TileInputs<T, M>;
+  using Inputs = TileInputs<T, M, panel<T>>;
   static constexpr int tall = Inputs::tall, points = Inputs::points;
 
  public:
@@ -85,7 +85,7 @@ class Winograd {
   }
 
   std::int64_t tasks() const { return p_.batch * maps_ * groups_; }
-  std::int64_t stage_size() const { return Inputs::stage_size(panel<T>); }
+  std::int64_t stage_size() const { return Inputs::stage_size(); }
   std::int64_t inputs_size() const { return points * inputs_stride(); }
   std::int64_t products_size() const { return points * products_stride(); }
 

@@ -8,33 +8,32 @@
 namespace inr {
 namespace INR_ISA {
 
-// M: rows of outputs of a tile, 2 or 4
-template <class T, int M>
+// M: rows of outputs of a tile, 2 or 4; max_tiles: the most tiles of a segment
+template <class T, int M, std::int64_t max_tiles>
 class TileInputs {
  public:
   static constexpr int tall = M + 2, points = 4 * tall;  // rows of inputs, and points, of a tile
 
   explicit TileInputs(const Conv3x3& p) : p_(p) {}
-  // Elements of a work buffer for `tiles` tiles; the last vector may exceed them.
-  static constexpr std::int64_t stage_size(std::int64_t tiles) { return tall * (2 * (tiles + lanes<T>) + 2); }
+  static constexpr std::int64_t line = 2 * (max_tiles + lanes<T>) + 2;  // the last vector may exceed the tiles
+  static constexpr std::int64_t stage_size() { return tall * line; }
 
-  // Transforms a segment's tiles of one channel. stage: [stage_size(s.count)], a work buffer; to: [points][s.count]
+  // Transforms a segment's tiles of one channel. stage: [stage_size()], a work buffer; to: [points][s.count]
   // with the stride `step`, and a vector more
   void transform(std::int64_t image, std::int64_t channel, const Segment& s, T* stage, std::int64_t step, T* to) const {
     const int part = channel >= p_.channels[0];
     const std::int64_t plane = image * p_.batch_stride[part] +
                                (part ? channel - p_.channels[0] : channel) * p_.height * p_.width;
-    const std::int64_t y = M * s.row, x = 2 * s.column, line = stage_size(s.count) / tall;
-    load_rows(static_cast<const T*>(p_.x[part]) + plane, y, x, s.count, line, stage);
+    const std::int64_t y = M * s.row, x = 2 * s.column;
+    load_rows(static_cast<const T*>(p_.x[part]) + plane, y, x, s.count, stage);
     for (std::int64_t t = 0; t < s.count; t += lanes<T>)
-      transform_tiles(y, x + 2 * t, stage + 2 * t, line, step, to + t);
+      transform_tiles(y, x + 2 * t, stage + 2 * t, step, to + t);
   }
 
  private:
   // Loads the padded plane from row y - 1 and column x - 1 on, for `tiles` tiles. plane: [height, width];
   // stage: [tall][line]
-  void load_rows(const T* plane, std::int64_t y, std::int64_t x, std::int64_t tiles, std::int64_t line,
-                 T* stage) const {
+  void load_rows(const T* plane, std::int64_t y, std::int64_t x, std::int64_t tiles, T* stage) const {
     const std::int64_t columns = 2 * tiles + 2, left = x == 0, inside = smaller(p_.width - x + 1, columns);
     for (std::int64_t i = 0; i < tall; ++i, stage += line) {
       const std::int64_t row = source_index(p_.padding, y + i - 1, p_.height);
@@ -58,8 +57,7 @@ class TileInputs {
 
   // Transforms the inputs of a vector of tiles, the first of which starts at row y and column x.
   // stage: [tall][line]; to: [points][lanes] with the stride `step`
-  void transform_tiles(std::int64_t y, std::int64_t x, const T* stage, std::int64_t line, std::int64_t step,
-                       T* to) const {
+  void transform_tiles(std::int64_t y, std::int64_t x, const T* stage, std::int64_t step, T* to) const {
     Vec<T> d[4][tall];  // by columns
 #pragma GCC unroll 6
     for (int i = 0; i < tall; ++i) {

@@ -16,10 +16,10 @@ namespace {
 template <class T>
 class WeightGradient {
   static constexpr int M = 4;
-  using Inputs = TileInputs<T, M>;
-  static constexpr int points = Inputs::points;
   // Of a task: outputs, channels, and tiles at a time. Its sums and its two operands take 0.5 MB each.
   static constexpr std::int64_t block = 64, tiles = 64;
+  using Inputs = TileInputs<T, M, tiles>;
+  static constexpr int points = Inputs::points;
   static constexpr std::int64_t row = block + lanes<T>;          // of the transposed operands, and of the sums
   static constexpr std::int64_t planes_row = tiles + lanes<T>;   // of the planes before they are transposed
   static constexpr std::int64_t part_tiles = 1024, most_tasks = 8;  // few blocks are divided
@@ -36,7 +36,7 @@ class WeightGradient {
 
   std::int64_t tasks() const { return output_blocks_ * channel_blocks_ * parts_; }
   std::int64_t sums_size() const { return tasks() * task_size(); }
-  static constexpr std::int64_t stage_size() { return Inputs::stage_size(tiles); }
+  static constexpr std::int64_t stage_size() { return Inputs::stage_size(); }
   static constexpr std::int64_t planes_size() { return points * planes_stride(); }
   static constexpr std::int64_t operand_size() { return points * operand_stride(); }
 
