@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from inr_kernels.fourier_unit import conv3x3
-from inr_kernels.fourier_unit.module.fused import prefers_conv2d
+from inr_kernels.fourier_unit.module.fused import is_dense, prefers_conv2d
 
 MIN_WIDTH = 16  # channels of the input and of the output; with fewer, torch's convolution is faster
 
@@ -27,7 +27,8 @@ class Conv3x3(nn.Conv2d):
     def forward(self, x: torch.Tensor, add: torch.Tensor | None = None, relu: bool = False) -> torch.Tensor:
         """[B, C, H, W] -> [B, O, H, W], plus `add` of that shape, or the ReLU of it."""
         is_wide = min(self.in_channels, self.out_channels) >= MIN_WIDTH
-        if is_wide and not self.eager and prefers_conv2d(x):
+        is_own = is_dense(self) and self.padding == self.stride == (1, 1)  # its options have not been changed
+        if is_wide and is_own and not self.eager and prefers_conv2d(x):
             return conv3x3(x, self.weight, self.bias, add=add, relu=relu, padding="zeros")
         out = super().forward(x)
         out = out if add is None else out + add

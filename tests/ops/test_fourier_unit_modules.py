@@ -296,3 +296,35 @@ def test_half_precision_follows_changes_of_weights(name):
         for _ in range(2):
             conv.weight.data *= -1
             torch.testing.assert_close(ours(x), nn.Sequential(*ours)(x), rtol=0.05, atol=0.1)
+
+
+UNLIKE = {
+    "padding": lambda: nn.Conv2d(24, 8, 3, padding=1, padding_mode="zeros", bias=False),
+    "bias": lambda: nn.Conv2d(24, 8, 3, padding=1, padding_mode="reflect"),
+    "dilation": lambda: nn.Conv2d(24, 8, 3, padding=2, dilation=2, padding_mode="reflect", bias=False),
+    "kernel": lambda: nn.Conv2d(24, 8, 1, bias=False),
+}
+
+
+@pytest.mark.parametrize("requested", ["cpu", "reference"])
+@pytest.mark.parametrize("trains", [False, True])
+@pytest.mark.parametrize("name", UNLIKE)
+def test_convolutions_of_unlike_forms_are_not_fused(name, trains, requested):
+    layer = FFC_BN_ACT(32, 32, 3, 0.75, 0.75, padding=1, activation_layer=nn.ReLU, enable_lfu=False).eval()
+    layer.ffc.convg2l = UNLIKE[name]()
+    layer.requires_grad_(trains)
+    x = torch.randn(1, 8, 10, 12), torch.randn(1, 24, 10, 12)
+    ffc = layer.ffc
+    expected = layer.bn_l(ffc.convl2l(x[0]) + ffc.convg2l(x[1])).relu()
+    with backend(requested):
+        torch.testing.assert_close(layer(x)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_options_that_are_changed_in_place_are_honoured():
+    layer = FFC_BN_ACT(32, 32, 3, 0.75, 0.75, padding=1, activation_layer=nn.ReLU, enable_lfu=False).eval()
+    x = torch.randn(1, 8, 10, 12), torch.randn(1, 24, 10, 12)
+    layer.requires_grad_(False)(x)
+    layer.ffc.convl2l.padding_mode = "zeros"
+    ffc = layer.ffc
+    expected = layer.bn_l(ffc.convl2l(x[0]) + ffc.convg2l(x[1])).relu()
+    torch.testing.assert_close(layer(x)[0], expected, rtol=1e-4, atol=1e-5)

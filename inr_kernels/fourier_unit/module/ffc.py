@@ -96,8 +96,15 @@ def is_plain(ffc: Any) -> bool:
     """Whether each sum of convolutions can be computed as one convolution of both parts' channels."""
     convs = [conv for conv in (ffc.convl2l, ffc.convg2l, ffc.convl2g) if type(conv) is not nn.Identity]
     plain = all(type(conv) is nn.Conv2d and conv.groups == 1 for conv in convs) and not ffc.gated
+    summed = [conv for conv in (ffc.convl2l, ffc.convg2l) if type(conv) is nn.Conv2d]
+    plain = plain and len({_form(conv) for conv in summed}) <= 1
     known = type(ffc.convg2g) is nn.Identity or computes(ffc.convg2g, SpectralTransform)
     return plain and known and is_untouched(ffc, ffc.convg2g, *convs)
+
+
+def _form(conv):
+    """What two convolutions must have in common to be computed as one."""
+    return conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.padding_mode, conv.bias is None
 
 
 def convolve(ffc: Any, x: Any, after: Sequence[tuple[Any, bool]] = ((None, False), (None, False))) -> Parts:

@@ -28,10 +28,12 @@ def is_supported(layer: Any) -> bool:
     spectral, convs = ffc.convg2g, (ffc.convl2l, ffc.convg2l, ffc.convl2g)
     if not all(type(conv) is nn.Conv2d for conv in convs) or not is_plain(ffc):
         return False
-    geometry = {(c.kernel_size, c.stride, c.dilation, c.padding, c.padding_mode in ("reflect", "zeros")) for c in convs}
+    geometry = {(c.kernel_size, c.stride, c.dilation, c.padding) for c in convs}
+    paddings = {c.padding_mode for c in convs}
     norms = folds(layer.bn_l, layer.act_l) and folds(layer.bn_g, layer.act_g)
     relus = type(layer.act_l) is nn.ReLU is type(layer.act_g)
-    return geometry == {((3, 3), (1, 1), (1, 1), (1, 1), True)} and norms and relus and _is_supported_spectral(spectral)
+    plain = geometry == {((3, 3), (1, 1), (1, 1), (1, 1))} and paddings in ({"reflect"}, {"zeros"})
+    return plain and norms and relus and _is_supported_spectral(spectral)
 
 
 def _is_supported_spectral(spectral: Any) -> bool:

@@ -22,7 +22,7 @@ from . import kept
 _DTYPES = torch.float32, torch.float64
 # With fewer positions of the outputs, torch's gradient of the weight has smaller errors; with fewer channels of x or of
 # the output, it is faster.
-MIN_POSITIONS, MIN_CHANNELS = 2048, 16
+MIN_POSITIONS, MIN_CHANNELS = 2048, 32
 
 
 def is_for_native(x: torch.Tensor) -> bool:

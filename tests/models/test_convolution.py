@@ -1,0 +1,35 @@
+"""The 3 x 3 convolution of LIIF's encoders and IN2: the same as torch's, with its options."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from inr_kernels import backend
+from inr_kernels.models.common.convolution import Conv3x3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("inputs", "outputs"), [(16, 40), (3, 16)])
+@pytest.mark.parametrize("requested", ["cpu", "reference"])
+def test_equals_torchs_convolution(inputs, outputs, dtype, requested):
+    layer = Conv3x3(inputs, outputs).to(dtype)
+    x = torch.randn(2, inputs, 33, 35).to(dtype).requires_grad_()
+    add = torch.randn(2, outputs, 33, 35).to(dtype)
+    runs = []
+    for eager in (False, True):
+        layer.eager = eager
+        with backend(requested):
+            out = layer(x, add=add, relu=True)
+        runs.append([out.detach(), *torch.autograd.grad(out.float().square().mean(), [x, *layer.parameters()])])
+    tolerance = {torch.float32: 1e-4, torch.float64: 1e-10, torch.bfloat16: 1e-1}[dtype]
+    for ours, theirs in zip(*runs, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+def test_options_that_are_changed_in_place_are_honoured():
+    layer, x = Conv3x3(16, 16), torch.randn(1, 16, 9, 11)
+    layer.padding_mode = "reflect"
+    expected = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), layer.weight, layer.bias)
+    torch.testing.assert_close(layer(x), expected)
+    layer.padding_mode, layer.padding, layer.dilation = "zeros", (2, 2), (2, 2)
+    torch.testing.assert_close(layer(x), F.conv2d(x, layer.weight, layer.bias, padding=2, dilation=2))
