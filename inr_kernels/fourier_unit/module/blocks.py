@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._device import DeviceContext
 
 from inr_kernels._core import dispatch
 from inr_kernels._core.checks import has_autocast
@@ -173,11 +174,7 @@ def _kept_layer(layer, x):
     if not (prefers_conv2d(x_l) and prefers_conv2d(x_g)) or is_small(x_l):
         return None
     # Modes and the profiler must see ops.
-    if (
-        torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
-        or torch.autograd._profiler_enabled()
-    ):
+    if torch._C._len_torch_dispatch_stack() or _has_function_mode() or torch.autograd._profiler_enabled():
         return None
     entry = vars(layer).get(_Kept.NAME) or vars(layer).setdefault(_Kept.NAME, _Kept())
     snapshot, state, folded = entry.made
@@ -196,6 +193,13 @@ def _kept_layer(layer, x):
             folded = FoldedLayer(layer).with_constant_weights()
         entry.made = snapshot, current, folded
     return folded if folded.infers(*x) else None
+
+
+def _has_function_mode():
+    """Whether a mode other than a default device sees torch's functions."""
+    if not torch._C._len_torch_function_stack():
+        return False
+    return any(type(mode) is not DeviceContext for mode in torch.overrides._get_current_function_mode_stack())
 
 
 def _needs_gradient(*tensors):
