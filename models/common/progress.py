@@ -37,12 +37,12 @@ def shares(progress: Report, *work: float) -> list[Report]:
 
 
 @contextmanager
-def reporting(of: Callable[[], Sequence[tuple[nn.Module, float]]], progress: Progress) -> Iterator[None]:
-    """In the block, reports each of the modules `of()`, each with its work, when it has run; each must run once."""
+def reporting(list_modules: Callable[[], Sequence[tuple[nn.Module, float]]], progress: Progress) -> Iterator[None]:
+    """In the block, reports each module of `list_modules()`, with its work, when it has run; each must run once."""
     if progress is None:  # most calls: the modules are not even listed
         yield
         return
-    modules = of()
+    modules = list_modules()
     total, done = sum(work for _, work in modules), 0.0
 
     def report(work: float) -> None:

@@ -134,8 +134,8 @@ class FoldedLayer(nn.Module):
         z = steps.product(steps.transform(y, self.norm), self.unit_weight, self.unit_bias, True, self.unit_groups)
         across = steps.inverse(z, y.shape[2:], self.norm).add_(y)
         across = _pointwise(across, self.last_weight, None, self.last_groups)
-        out_l = op.winograd(ConvolutionArguments(x_l, self.local_weight, self.local_bias, x_g, None, *options))
-        return out_l, op.winograd(
+        out_l = op.native_conv3x3(ConvolutionArguments(x_l, self.local_weight, self.local_bias, x_g, None, *options))
+        return out_l, op.native_conv3x3(
             ConvolutionArguments(x_l, self.across_weight, self.across_bias, None, across, *options)
         )
 
@@ -187,7 +187,7 @@ def _pointwise(x, weight, bias, groups):
             F.conv2d(x, weight, bias, groups=groups).relu_() if bias is not None else F.conv2d(x, weight, groups=groups)
         )
     options = bias is not None, (1, 1), (0, 0), "zeros", False, (0, 0)
-    return op.direct(Conv2dArguments(x, weight, None, bias, None, *options))
+    return op.native_conv2d(Conv2dArguments(x, weight, None, bias, None, *options))
 
 
 def _where_positive(grad, output):

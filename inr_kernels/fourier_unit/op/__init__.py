@@ -27,8 +27,8 @@ from inr_kernels._core.registration import (
 from .. import reference
 from ..arguments import Arguments, Facts
 from . import dft_matmul, kept, spectral_pipeline
-from .conv2d import CONV2D, conv2d, direct
-from .conv3x3 import CONV3X3, conv3x3, input_gradient, is_for_native, weight_gradient, winograd
+from .conv2d import CONV2D, conv2d, native_conv2d
+from .conv3x3 import CONV3X3, conv3x3, input_gradient, is_for_native, native_conv3x3, weight_gradient
 
 __all__ = [
     "CONV2D",
@@ -36,15 +36,15 @@ __all__ = [
     "OP",
     "conv2d",
     "conv3x3",
-    "direct",
     "fourier_unit",
     "input_gradient",
     "is_for_native",
     "kept",
+    "native_conv2d",
+    "native_conv3x3",
     "native_steps",
     "steps",
     "weight_gradient",
-    "winograd",
 ]
 
 _OPTIONS = "bool training, float eps, SymInt groups, str norm, str backend"

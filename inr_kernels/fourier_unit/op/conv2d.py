@@ -23,7 +23,7 @@ def _output(a):
     return a.x.new_empty(a.out_shape())
 
 
-def direct(a: Conv2dArguments) -> torch.Tensor:
+def native_conv2d(a: Conv2dArguments) -> torch.Tensor:
     """The output, computed by the C++ kernel; the arguments are valid, and `why_not_native` has no objection."""
     out = _output(a)
     if not out.numel():
@@ -78,7 +78,7 @@ CONV2D = Op(
     "conv2d",
     Conv2dArguments,
     {
-        "cpu": Backend(why_not_native, direct),
+        "cpu": Backend(why_not_native, native_conv2d),
         "reference": Backend(always, _reference),
         # torch's convolution, so that "triton" can be requested for a whole network.
         "triton": Backend(always, _reference),

@@ -42,14 +42,15 @@ def _output(a):
     return a.x.new_empty(a.out_shape())
 
 
-def winograd(a: ConvolutionArguments) -> torch.Tensor:
+def native_conv3x3(a: ConvolutionArguments) -> torch.Tensor:
     """The output, computed by the C++ kernel; the arguments are valid, and `why_not_native` has no objection."""
     out = _output(a)
     if not out.numel():
         return out
     if (transposed := a.padding == TRANSPOSED) and any(side % 2 for side in a.x.shape[2:]):
         other = None if a.other is None else F.pad(a.other, (1, 1, 1, 1))
-        padded = winograd(ConvolutionArguments(F.pad(a.x, (1, 1, 1, 1)), a.weight, None, other, None, False, "zeros"))
+        x = F.pad(a.x, (1, 1, 1, 1))
+        padded = native_conv3x3(ConvolutionArguments(x, a.weight, None, other, None, False, "zeros"))
         return reference.finish(reference.fold(padded), a.bias, a.add, a.relu)
     inputs = [_with_contiguous_images(t) for t in (a.x, a.other) if t is not None]
     weight, bias, add = a.weight.contiguous(), *(None if t is None else t.contiguous() for t in (a.bias, a.add))
@@ -102,7 +103,7 @@ CONV3X3 = Op(
     "conv3x3",
     ConvolutionArguments,
     {
-        "cpu": Backend(why_not_native, winograd),
+        "cpu": Backend(why_not_native, native_conv3x3),
         "reference": Backend(always, _reference),
         # torch's convolution, so that "triton" can be requested for a whole network.
         "triton": Backend(always, _reference),
@@ -131,9 +132,7 @@ def _autograd(ctx, grad):
         grad = torch.ops.aten.threshold_backward(grad, output, 0)
     d_x = d_weight = d_other = None
     if needs_x or needs_other:
-        d_x = input_gradient(grad, weight, ctx.padding, ctx.backend)
-        if other is not None:
-            d_x, d_other = d_x.split((x.shape[1], other.shape[1]), 1)
+        d_x, d_other = _gradients_of_inputs(x, other, grad, weight, ctx)
     if needs_weight:
         d_weight = weight_gradient(x, other, grad, ctx.padding, ctx.backend)
     d_bias = grad.sum((0, 2, 3)) if needs_bias else None
@@ -158,6 +157,12 @@ def input_gradient(
     return conv3x3(grad, weight.flip(2, 3).transpose(0, 1), None, other, None, False, _OF_GRADIENT[padding], backend)
 
 
+def _gradients_of_inputs(x, other, grad, weight, ctx):
+    """`input_gradient` as the gradients of x and of other, None if that is None."""
+    both = input_gradient(grad, weight, ctx.padding, ctx.backend)
+    return (both, None) if other is None else both.split((x.shape[1], other.shape[1]), 1)
+
+
 register_autograd("conv3x3", _setup_context, _autograd)
 
 
@@ -174,7 +179,7 @@ def _of_gradient(x, other, grad, padding):
 
 def _weight_gradient(x, other, grad, padding, backend):
     a = _of_gradient(x, other, grad, padding)
-    native_runs = CONV3X3.choose(backend, a.facts()).forward is winograd
+    native_runs = CONV3X3.choose(backend, a.facts()).forward is native_conv3x3
     few = grad[:, 0].numel() < MIN_POSITIONS or min(a.weight.shape[:2]) < MIN_CHANNELS
     if not native_runs or padding == TRANSPOSED or few:
         outside = F.pad(grad, (1, 1, 1, 1), mode="reflect") if padding == TRANSPOSED else grad
@@ -220,9 +225,7 @@ def _autograd_of_weight(ctx, d_weight):
     needs_x, needs_other, needs_grad, *_ = ctx.needs_input_grad
     d_x = d_other = d_grad = None
     if needs_x or needs_other:
-        d_x = input_gradient(grad, d_weight, ctx.padding, ctx.backend)
-        if other is not None:
-            d_x, d_other = d_x.split((x.shape[1], other.shape[1]), 1)
+        d_x, d_other = _gradients_of_inputs(x, other, grad, d_weight, ctx)
     if needs_grad:
         d_grad = conv3x3(x, d_weight, None, other, None, False, ctx.padding, ctx.backend)
     return d_x, d_other, d_grad, None, None
