@@ -186,25 +186,38 @@ void function(py::module_& m, const char* name, const F& f, Names... names) {
 void bind_fourier_unit(py::module_& m) {
   function(
       m, "spectrum_product",
-      [](inr::Type type, Sizes<5> size, Address x, Address weight, Address shift, bool relu, Address out, int threads) {
-        const inr::SpectrumProduct p{size[0], size[1], size[2], size[3], size[4], x, weight, shift, relu, threads};
+      [](inr::Type type, Sizes<5> size, Address x, Address weight, Address prepared, Address shift, bool relu,
+         bool add_input, Address out, int threads) {
+        const inr::SpectrumProduct p{size[0], size[1],  size[2], size[3], size[4],   x,
+                                     weight,  prepared, shift,   relu,    add_input, threads};
         call(inr::cpu().spectrum_product, type, p, out);
       },
-      "type", "size", "x", "weight", "shift", "relu", "out", "threads");
+      "type", "size", "x", "weight", "prepared", "shift", "relu", "add_input", "out", "threads");
+  // Returns the number of elements. size: (groups, inputs, outputs); prepared: 0 for the number alone.
+  function(
+      m, "prepare_spectrum_product",
+      [](inr::Type type, Sizes<3> size, Address weight, Address prepared, int threads) {
+        inr::SpectrumProduct p{1, size[0], size[1], size[2], 1};
+        p.weight = weight, p.threads = threads;
+        std::int64_t count = 0;
+        call(inr::cpu().prepare_spectrum_product, type, p, prepared, &count);
+        return count;
+      },
+      "type", "size", "weight", "prepared", "threads");
   // x: (address, channels, batch stride) of both inputs.
   function(
       m, "conv3x3",
       [](inr::Type type, Sizes<3> size, std::array<std::tuple<Address, std::int64_t, std::int64_t>, 2> x,
          std::int64_t outputs, inr::Padding padding, bool transposed, Address weight, Address prepared, Address bias,
-         Address add, bool relu, Address out, int threads) {
+         Address add, Address residual, bool relu, Address out, int threads) {
         const auto& [x0, channels0, stride0] = x[0];
         const auto& [x1, channels1, stride1] = x[1];
         const inr::Conv3x3 p{size[0], size[1], size[2], {channels0, channels1}, outputs, padding, transposed,
-                             {x0, x1}, {stride0, stride1}, weight, prepared, bias, add, relu, threads};
+                             {x0, x1}, {stride0, stride1}, weight, prepared, bias, add, residual, relu, threads};
         call(inr::cpu().conv3x3, type, p, out);
       },
-      "type", "size", "x", "outputs", "padding", "transposed", "weight", "prepared", "bias", "add", "relu", "out",
-      "threads");
+      "type", "size", "x", "outputs", "padding", "transposed", "weight", "prepared", "bias", "add", "residual", "relu",
+      "out", "threads");
   function(
       m, "conv3x3_weight_gradient",
       [](inr::Type type, Sizes<3> size, std::array<std::tuple<Address, std::int64_t, std::int64_t>, 2> x,

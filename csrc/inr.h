@@ -196,15 +196,19 @@ struct SpectrumProduct {
   std::int64_t positions;
   const void* x;                 // [batch, groups * inputs, positions], complex
   const void* weight;            // [groups, 2 * outputs, 2 * inputs], real
+  const void* prepared;          // what prepare_spectrum_product made of the weight, or nullptr
   const void* shift;             // [groups * 2 * outputs], real, or nullptr
   bool relu;
+  bool add_input;                // adds x after the ReLU; outputs == inputs
   int threads;
 };
 
 // out: [batch, groups * outputs, positions], complex; float32 and float64.
 Status spectrum_product(Type, const SpectrumProduct&, void* out);
+// Packs the weight for calls with any batch and positions. prepared: [*size] elements, or nullptr: only sets the size.
+Status prepare_spectrum_product(Type, const SpectrumProduct&, void* prepared, std::int64_t* size);
 
-// out = conv + bias + add, or its ReLU: a 3 x 3 convolution of one tensor, or of two concatenated along the channels.
+// out = conv + bias + add, or its ReLU, + residual: a 3 x 3 convolution of one tensor, or of two concatenated along the channels.
 struct Conv3x3 {
   std::int64_t batch, height, width;
   std::int64_t channels[2];      // of each input; 0 for the second: only one input
@@ -216,7 +220,8 @@ struct Conv3x3 {
   const void* weight;            // [outputs, channels[0] + channels[1], 3, 3]
   const void* prepared;          // what prepare_conv3x3 made of the weight, or nullptr; nullptr if transposed
   const void* bias;              // [outputs] or nullptr
-  const void* add;               // [batch, outputs, height, width] or nullptr
+  const void* add;               // [batch, outputs, height, width] or nullptr, as residual
+  const void* residual;
   bool relu;
   int threads;
 };

@@ -9,7 +9,7 @@
 namespace inr {
 namespace {
 
-constexpr std::size_t alignment = 64, page = 4 << 10, capacity = 64 << 20;
+constexpr std::size_t alignment = 64, page = 4 << 10, capacity = 128 << 20;
 #ifdef __SANITIZE_ADDRESS__  // a cached buffer would hide a use after free
 constexpr bool caching = false;
 #else

@@ -15,6 +15,7 @@
   ENTRY(neighborhood_attention_backward) \
   ENTRY(mlp)                             \
   ENTRY(spectrum_product)                \
+  ENTRY(prepare_spectrum_product)        \
   ENTRY(conv3x3)                         \
   ENTRY(prepare_conv3x3)                 \
   ENTRY(conv3x3_weight_gradient)         \

@@ -1,5 +1,7 @@
 """Notices changes of a module's structure between calls, faster than an inspection of all its layers."""
 
+import itertools
+
 import torch
 from torch import nn
 
@@ -16,22 +18,26 @@ class Snapshot:
 
     def __init__(self, module: nn.Module):
         self._modules = list(module.modules())
-        self._types = list(map(type, self._modules))
-        self._layers = [dict(m._modules) for m in self._modules]
-        self._options = [_options(m) for m in self._modules]
-        self._tensors = [_present(tensors) for m in self._modules for tensors in (m._parameters, m._buffers)]
         self._hooks = [vars(m)[name] for m in self._modules for name in HOOKS]
+        self._names = [_names_of_options(m) for m in self._modules]
+        self._structure = self._current()
+        self._layers = list(map(dict, self._structure.pop()))
 
     def holds(self) -> bool:
         """Whether the module still has the same layers and options, and no hooks."""
-        if any(self._hooks) or not is_untouched() or list(map(type, self._modules)) != self._types:
+        if any(self._hooks) or not is_untouched():
             return False
-        for m, layers, (names, values) in zip(self._modules, self._layers, self._options, strict=True):
-            attributes = vars(m)
-            if m._modules != layers or "forward" in attributes or list(map(attributes.get, names)) != values:
-                return False
-        dicts = (tensors for m in self._modules for tensors in (m._parameters, m._buffers))
-        return all(_present(now) == then for now, then in zip(dicts, self._tensors, strict=True))
+        *structure, layers = self._current()
+        return structure == self._structure and layers == self._layers
+
+    def _current(self):
+        """Types, options, names of tensors, which of them are None, and the layers, of all modules."""
+        attributes = list(map(vars, self._modules))
+        options = [list(map(a.get, names)) for a, names in zip(attributes, self._names, strict=True)]
+        tensors = [tensors for m in self._modules for tensors in (m._parameters, m._buffers)]
+        absent = [tensor is None for tensor in itertools.chain.from_iterable(map(dict.values, tensors))]
+        layers = [m._modules for m in self._modules]
+        return [list(map(type, self._modules)), options, list(map(list, tensors)), absent, layers]
 
     def tensors(self) -> list[torch.Tensor]:
         """The current parameters and buffers, except those of integers, such as the number of batches."""
@@ -40,12 +46,6 @@ class Snapshot:
         return [tensor for tensor in present if tensor.is_floating_point()]
 
 
-def _options(module):
-    """The names and the values of a module's options."""
-    options = {name: value for name, value in vars(module).items() if isinstance(value, _OPTIONS)}
-    return list(options), list(options.values())
-
-
-def _present(tensors):
-    """The names of the tensors that are not None."""
-    return [name for name, tensor in tensors.items() if tensor is not None]
+def _names_of_options(module):
+    """The names of a module's options, and of what would override its class's forward."""
+    return ["forward", *(name for name, value in vars(module).items() if isinstance(value, _OPTIONS))]

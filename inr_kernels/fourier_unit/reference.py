@@ -41,9 +41,14 @@ def fourier_unit(
     return y.to(x.dtype), mean, var
 
 
+def transform(x: torch.Tensor, norm: str) -> torch.Tensor:
+    """The complex half spectrum [B, C, H, W // 2 + 1] of x [B, C, H, W]."""
+    return torch.fft.rfftn(x, dim=(-2, -1), norm=norm)
+
+
 def fft_spectrum(x: torch.Tensor, norm: str) -> torch.Tensor:
     """x [B, C, H, W] -> [B, 2 C, H, W // 2 + 1]: real and imaginary parts of the channels, interleaved."""
-    z = torch.fft.rfftn(x, dim=(-2, -1), norm=norm)
+    z = transform(x, norm)
     return torch.stack((z.real, z.imag), 2).flatten(1, 2)
 
 

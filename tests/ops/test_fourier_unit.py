@@ -314,6 +314,28 @@ def test_gradgradcheck_through_winograd(padding):
     assert torch.autograd.gradgradcheck(run, leaves)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("size", [(2, 2), (5, 7), (13, 33), (8, 32)])
+def test_prepared_weights(size, dtype):
+    """The kernels with weights that they have transformed, and with what only a kept layer adds: its own input."""
+    x, other, add, residual = (torch.randn(2, n, *size, dtype=dtype) for n in (5, 14, 21, 21))
+    weight, bias = torch.randn(21, 19, 3, 3, dtype=dtype), torch.randn(21, dtype=dtype)
+    for padding in ("reflect", "zeros"):
+        kernel = op.NativeConv3x3.constant(weight, bias, True, padding)
+        expected = conv3x3(x, weight, bias, other=other, add=add, relu=True, padding=padding, backend="reference")
+        torch.testing.assert_close(kernel(x, other, add, residual), expected + residual, rtol=1e-4, atol=1e-4)
+    weight, shift = torch.randn(12, 6, dtype=dtype), torch.randn(12, dtype=dtype)
+    z = torch.randn(2, 6, *size, dtype=torch.complex64 if dtype == torch.float32 else torch.complex128)
+    for summand in (None, shift):
+        product = op.NativeProduct.constant(weight, summand, True, 2)
+        expected = op.STEPS["reference"]().product(z, weight, summand, True, 2)
+        torch.testing.assert_close(product(z), expected)
+        torch.testing.assert_close(product(z, add_input=True), expected + z)
+    weight, bias = torch.randn(9, 5, 1, 1, dtype=dtype), torch.randn(9, dtype=dtype)
+    pointwise = op.NativeConv2d.pointwise(weight, bias)
+    torch.testing.assert_close(pointwise(x, None, (2, 9, *size)), F.conv2d(x, weight, bias).relu())
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_equals_torchs_convolution(dtype):
     x, weight = torch.randn(1, 3, 5, 6).to(dtype), torch.randn(2, 3, 3, 3).to(dtype)

@@ -36,7 +36,7 @@ def weight_of(model):
 
 
 def kept_layer(layer):
-    """The folded layer that is kept of a layer, or None."""
+    """What is kept of a layer for inference, or None."""
     entry = vars(layer).get("_inr_kept")
     return entry and entry.made[2]
 
@@ -94,11 +94,11 @@ def test_a_changed_norm_is_noticed():
 
 
 def made_of(model):
-    """What is kept of the model's weight: the tensors, by name."""
-    entry = dict(kept._KEPT.get(weight_of(model), {}))
-    if isinstance(model, FFCResnetBlock) and (folded := kept_layer(model.conv2)):
-        entry |= kept._KEPT[folded.local_weight]
-    return {name: value[1] for name, value in entry.items() if name != "constant"}
+    """What is kept of the model's weight, by name."""
+    made = {name: value[1] for name, value in kept._KEPT.get(weight_of(model), {}).items()}
+    if isinstance(model, FFCResnetBlock) and (layer := kept_layer(model.conv2)):
+        made["inference"] = layer
+    return made
 
 
 def double_eps(layer):
@@ -232,7 +232,7 @@ def test_kept_layers_compute_what_ops_do():
             model.conv2(tuple(part[..., :1] for part in x))
 
 
-@pytest.mark.parametrize(("make", "name"), [(block, "conv3x3"), (up, "conv2d, True")])
+@pytest.mark.parametrize(("make", "name"), [(block, "inference"), (up, "conv2d, True")])
 def test_weights_are_transformed_once(make, name):
     model, x = make()
     model(x)

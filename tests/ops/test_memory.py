@@ -28,6 +28,15 @@ def test_pool_memory_is_filled_with_nan():
         assert native.empty_like(torch.ones(2, 3, dtype=dtype)).isnan().all()
 
 
+def test_only_large_outputs_are_in_the_pool():
+    like, large = torch.ones(1, dtype=torch.bfloat16), (2, 1024, 8192)
+    for shape in (large, (3, 5), (0, 4)):
+        out = native.empty(shape, like)
+        assert out.shape == shape and out.dtype == like.dtype and out.is_contiguous() and out.isnan().all()
+    address = native.empty(large, like).data_ptr()
+    assert native.empty(large, like).data_ptr() == address
+
+
 def test_live_gradients_keep_their_memory():
     first = gradients(0)
     copies = [g.clone() for g in first]
@@ -95,7 +104,7 @@ def test_cached_memory_is_bounded_and_can_be_released(run_python):
         print(cached, large, resident() - start)
     """
     cached, large, after = map(float, run_python(code).split())
-    assert 16 < cached < 80, "64 MB, and what the system allocator caches"
+    assert 16 < cached < 144, "128 MB, and what the system allocator caches"
     assert large < 16, "larger buffers are not cached"
     assert after < 16
 

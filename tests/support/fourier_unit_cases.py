@@ -9,7 +9,8 @@ from inr_kernels import fourier_unit
 from inr_kernels.fourier_unit import conv2d, conv3x3, triton_kernels
 
 # Tests that reach every loop and border of the C++: test_sanitizers.py runs them.
-SANITIZED = ["winograd", "of_the_weight", "halves_of", "test_shapes", "test_signs", "torchs_convolution", "threads_get"]
+SANITIZED = ["winograd", "of_the_weight", "halves_of", "test_shapes", "test_signs", "torchs_convolution"]
+SANITIZED += ["threads_get", "prepared_weights"]
 
 SHAPES = {
     "two tiles of frequencies": {"size": (13, 16)},

@@ -10,9 +10,9 @@
 namespace inr {
 namespace INR_ISA {
 
-// The number of threads that are worth starting: each gets at least some 20 MFLOP.
+// The number of threads that are worth starting: each gets at least some 5 MFLOP, more than it takes to start one.
 INR_INLINE int useful_threads(double flops, int threads) {
-  const double useful = flops / 2e7 + 1;
+  const double useful = flops / 5e6 + 1;
   return useful < threads ? int(useful) : threads;
 }
 

@@ -32,17 +32,11 @@ INR_INLINE void transpose(Vec<T>* tile) {
 // The first min(n, lanes) elements; load_up_to sets the other lanes to zero. from, to: [n]
 template <class T>
 INR_INLINE Vec<T> load_up_to(const T* from, std::int64_t n) {
-  if (n >= lanes<T>) return load(from);
-  Real<T> values[lanes<T>]{};
-  for (int i = 0; i < n; ++i) values[i] = to_real(from[i]);
-  return load(values);
+  return n >= lanes<T> ? load(from) : load_part(from, n);
 }
 template <class T>
 INR_INLINE void store_up_to(Vec<T> v, std::int64_t n, T* to) {
-  if (n >= lanes<T>) return store(to, v);
-  Real<T> values[lanes<T>];
-  store(values, v);
-  for (int i = 0; i < n; ++i) from_real(values[i], to + i);
+  n >= lanes<T> ? store(to, v) : store_part(to, v, n);
 }
 
 // The same; streams: whether to bypass the caches, for outputs that are too large to stay there until they are read.

@@ -142,7 +142,8 @@ class Winograd {
                           s.count - t, out);
   }
 
-  // Transforms a vector of at most `tiles` tiles to M rows of output o, adds bias and `add`, and applies the ReLU.
+  // Transforms a vector of at most `tiles` tiles to M rows of output o, adds bias and `add`, applies the ReLU and adds
+  // the residual.
   // from: [points][lanes] with the stride products_stride(); out: [batch, outputs, height, width]
   void transform_outputs(std::int64_t image, std::int64_t o, std::int64_t y, std::int64_t x, const T* from,
                          std::int64_t tiles, T* out) const {
@@ -162,20 +163,21 @@ class Winograd {
     const std::int64_t count = left < max_count ? left : max_count;
     const std::int64_t at = ((image * p_.outputs + o) * p_.height + y) * p_.width + x;
     for (int i = 0; i < M && y + i < p_.height; ++i) {
-      const T* add = p_.add ? static_cast<const T*>(p_.add) + at + i * p_.width : nullptr;
-      T* to = out + at + i * p_.width;
+      const std::int64_t row = at + i * p_.width;
+      const T* add = p_.add ? static_cast<const T*>(p_.add) + row : nullptr;
+      const T* residual = p_.residual ? static_cast<const T*>(p_.residual) + row : nullptr;
+      T* to = out + row;
       Vec<T> sums[2], pair[2];
       transform_products(m[i], sums);
       interleave(sums[0] + bias, sums[1] + bias, pair[0], pair[1], std::make_index_sequence<lanes<T>>{});
-      T rest[2 * lanes<T>] = {};
-      const bool whole = count == 2 * lanes<T>;
-      if (add && !whole) std::memcpy(rest, add, std::size_t(count) * sizeof(T)), add = rest;
       for (int v = 0; v < 2; ++v) {
-        if (add) pair[v] += load(add + v * lanes<T>);
+        const std::int64_t first = v * lanes<T>, left_of_it = count - first;
+        if (left_of_it <= 0) break;
+        if (add) pair[v] += load_up_to(add + first, left_of_it);
         if (p_.relu) pair[v] = relu(pair[v]);
-        store((whole ? to : rest) + v * lanes<T>, pair[v]);
+        if (residual) pair[v] += load_up_to(residual + first, left_of_it);
+        store_up_to<T>(pair[v], left_of_it, to + first, false);
       }
-      if (!whole) std::memcpy(to, rest, std::size_t(count) * sizeof(T));
     }
   }
 
@@ -203,6 +205,7 @@ Status with_algorithm(const Conv3x3& p, F&& work) {
 
 template <class Algorithm, class T>
 Status transform_weights(Algorithm& winograd, const Conv3x3& p, T* transformed) {
+  large_pages(transformed, std::size_t(winograd.weight_size()) * sizeof(T));
   winograd.use_weights(transformed);
   return for_each_task(
       threads_of(p), winograd.blocks(), [] { return true; },

@@ -74,6 +74,7 @@ int threads_of(const Pointwise<T>&, const Conv2d& p) {
 
 template <class T>
 Status pack(Pointwise<T>& pointwise, const Conv2d& p, T* packed) {
+  large_pages(packed, std::size_t(pointwise.weight_size()) * sizeof(T));
   pointwise.use_weights(packed);
   return for_each_task(
       threads_of(pointwise, p), pointwise.blocks(), [] { return true; },

@@ -17,19 +17,14 @@ class SpectrumMultiplier {
   explicit SpectrumMultiplier(const SpectrumProduct& p)
       : p_(p), tiles_(divide_up(p.positions, tile)), blocks_(2 * p.outputs) {}
 
-  bool resize() {
-    const std::int64_t size = RowPanels<T>::size(2 * p_.outputs, 2 * p_.inputs);
-    return packed_.resize(p_.groups * size, false) && shift_.resize(p_.groups * padded_rows());
-  }
+  std::int64_t weight_size() const { return p_.groups * RowPanels<T>::size(2 * p_.outputs, 2 * p_.inputs); }
+  void use_weights(T* packed) { packed_ = packed; }
   std::int64_t blocks() const { return p_.groups * blocks_.count(); }
   // Packs a block of rows of one group.
   void pack(std::int64_t index) {
     const std::int64_t group = index / blocks_.count(), block = index % blocks_.count(), rows = 2 * p_.outputs;
     const std::int64_t first = blocks_.first(block), count = smaller(blocks_.height(block), rows - first);
     group_weight(group).pack(block, static_cast<const T*>(p_.weight) + (group * rows + first) * 2 * p_.inputs, count);
-    const T* shift = static_cast<const T*>(p_.shift);
-    if (shift)
-      std::memcpy(shift_ + group * padded_rows() + first, shift + group * rows + first, std::size_t(count) * sizeof(T));
   }
 
   std::int64_t tasks() const { return p_.batch * p_.groups * tiles_; }
@@ -46,12 +41,14 @@ class SpectrumMultiplier {
     for (std::int64_t block = 0; block < blocks_.count(); ++block) {
       const std::int64_t i = blocks_.first(block);
       RowPanels<T>::multiply(weight, block, b, tile_row, count, [&](std::int64_t j, const auto& sums) {
-        const T* shift = shift_ + group * padded_rows() + i;
+        const T* shift = p_.shift ? static_cast<const T*>(p_.shift) + group * 2 * p_.outputs + i : nullptr;
         for (int r = 0; r < int(sizeof sums / sizeof *sums) && i + r < 2 * p_.outputs; r += 2)
           for (int v = 0; v < 2; ++v) {
-            Vec<T> re = sums[r][v] + shift[r], im = sums[r + 1][v] + shift[r + 1];
+            Vec<T> re = sums[r][v], im = sums[r + 1][v];
+            if (shift) re += shift[r], im += shift[r + 1];
             if (p_.relu) re = relu(re), im = relu(im);
             const std::int64_t at = j + v * lanes<T>;
+            if (p_.add_input) re += load(b + (i + r) * tile_row + at), im += load(b + (i + r + 1) * tile_row + at);
             store_interleaved(re, im, count - at, out + ((i + r) / 2 * p_.positions + at) * 2);
           }
       });
@@ -59,7 +56,6 @@ class SpectrumMultiplier {
   }
 
  private:
-  std::int64_t padded_rows() const { return blocks_.first(blocks_.count()); }
   // [2 outputs, 2 inputs]
   RowPanels<T> group_weight(std::int64_t group) const {
     const std::int64_t rows = 2 * p_.outputs, steps = 2 * p_.inputs;
@@ -92,32 +88,52 @@ class SpectrumMultiplier {
 
   const SpectrumProduct& p_;
   std::int64_t tiles_;
-  RowBlocks blocks_;  // of the rows of a group's weight
-  Buffer<T> packed_;  // [groups] RowPanels
-  Buffer<T> shift_;   // [groups][padded_rows()]
+  RowBlocks blocks_;     // of the rows of a group's weight
+  T* packed_ = nullptr;  // [groups] RowPanels
 };
+
+int threads_of(const SpectrumProduct& p) {
+  return useful_threads(
+      8.0 * double(p.inputs) * double(p.outputs * p.groups) * double(p.positions * p.batch), p.threads);
+}
+
+template <class T>
+Status pack(SpectrumMultiplier<T>& multiplier, const SpectrumProduct& p, T* packed) {
+  multiplier.use_weights(packed);
+  return for_each_task(
+      threads_of(p), multiplier.blocks(), [] { return true; },
+      [&](bool, std::int64_t block) {
+        multiplier.pack(block);
+        return Status::ok;
+      });
+}
 
 // out: [batch, groups * outputs, positions], complex
 template <class T>
 Status product(const SpectrumProduct& p, T* out) {
   SpectrumMultiplier<T> multiplier(p);
-  if (!multiplier.resize()) return Status::out_of_memory;
-  const double flops = 8.0 * double(p.inputs) * double(p.outputs * p.groups) * double(p.positions * p.batch);
-  const int threads = useful_threads(flops, p.threads);
-  const Status status = for_each_task(
-      threads, multiplier.blocks(), [] { return true; },
-      [&](bool, std::int64_t block) {
-        multiplier.pack(block);
-        return Status::ok;
-      });
-  if (status != Status::ok) return status;
+  Buffer<T> packed;
+  if (p.prepared) {
+    multiplier.use_weights(static_cast<T*>(const_cast<void*>(p.prepared)));
+  } else {
+    if (!packed.resize(multiplier.weight_size(), false)) return Status::out_of_memory;
+    const Status status = pack(multiplier, p, static_cast<T*>(packed));
+    if (status != Status::ok) return status;
+  }
   return for_each_task(
-      threads, multiplier.tasks(),
+      threads_of(p), multiplier.tasks(),
       [&] { return Buffer<T>(2 * p.inputs * SpectrumMultiplier<T>::tile_row, false); },
       [&](Buffer<T>& b, std::int64_t task) {
         multiplier.run(task, b, out);
         return Status::ok;
       });
+}
+
+template <class T>
+Status prepare(const SpectrumProduct& p, T* prepared, std::int64_t* size) {
+  SpectrumMultiplier<T> multiplier(p);
+  *size = multiplier.weight_size();
+  return prepared ? pack(multiplier, p, prepared) : Status::ok;
 }
 
 }  // namespace
@@ -126,6 +142,14 @@ Status spectrum_product(Type type, const SpectrumProduct& p, void* out) {
   switch (type) {
     case Type::float32: return product(p, static_cast<float*>(out));
     case Type::float64: return product(p, static_cast<double*>(out));
+    default: return Status::unsupported_type;
+  }
+}
+
+Status prepare_spectrum_product(Type type, const SpectrumProduct& p, void* prepared, std::int64_t* size) {
+  switch (type) {
+    case Type::float32: return prepare(p, static_cast<float*>(prepared), size);
+    case Type::float64: return prepare(p, static_cast<double*>(prepared), size);
     default: return Status::unsupported_type;
   }
 }

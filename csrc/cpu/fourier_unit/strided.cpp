@@ -310,6 +310,7 @@ auto with_algorithm(Type type, const Conv2d& p, F&& work) {
 
 template <class Algorithm, class T>
 Status transform_weights(Algorithm& strided, const Conv2d& p, T* transformed) {
+  large_pages(transformed, std::size_t(strided.weight_size()) * sizeof(T));
   strided.use_weights(transformed);
   return for_each_task(
       strided.threads(), strided.blocks(), [] { return true; },

@@ -8,6 +8,14 @@
 namespace inr {
 namespace INR_ISA {
 
+// Copies n elements, in vectors of which the last may overlap the one before: faster than a call of memcpy.
+template <class T>
+INR_INLINE void copy(T* to, const T* from, std::int64_t n) {
+  if (n < lanes<T>) return void(std::memcpy(to, from, std::size_t(n) * sizeof(T)));
+  for (std::int64_t i = 0; i < n - lanes<T>; i += lanes<T>) store(to + i, load(from + i));
+  store(to + n - lanes<T>, load(from + n - lanes<T>));
+}
+
 // M: rows of outputs of a tile, 2 or 4; max_tiles: the most tiles of a segment
 template <class T, int M, std::int64_t max_tiles>
 class TileInputs {
@@ -45,7 +53,7 @@ class TileInputs {
       // The next channel's row, which the processor does not foresee.
       for (std::int64_t j = left; j < inside; j += 64 / std::int64_t(sizeof(T)))
         __builtin_prefetch(from + p_.height * p_.width + x - 1 + j);
-      std::memcpy(stage + left, from + x - 1 + left, std::size_t(inside - left) * sizeof(T));
+      copy(stage + left, from + x - 1 + left, inside - left);
       const auto pad = [&](std::int64_t j) {
         const std::int64_t col = source_index(p_.padding, x + j - 1, p_.width);
         stage[j] = col < 0 ? T(0) : from[col];

@@ -10,7 +10,13 @@ import torch
 
 from inr_kernels._core import native
 
-_MAKERS = [(torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty"), (native, "empty_like")]
+_MAKERS = [
+    (torch, "empty"),
+    (torch, "empty_like"),
+    (torch.Tensor, "new_empty"),
+    (native, "empty"),
+    (native, "empty_like"),
+]
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from .ffc import FFC, Parts, are_small, as_parts, check_parts, convolve, is_plai
 from .folded_layer import FoldedLayer, is_supported
 from .folding import affine, computes, folds
 from .fused import is_small, prefers_conv2d
+from .inference import Inference
 
 
 class FFC_BN_ACT(nn.Module):
@@ -64,8 +65,8 @@ class FFC_BN_ACT(nn.Module):
 
     def forward(self, x: torch.Tensor | Parts) -> Parts:
         """(local, global) or local -> (local, global)."""
-        if folded := _kept_layer(self, x):
-            return folded.infer(*x)
+        if inference := _inference(self, x):
+            return inference(x)
         if _needs_input_gradient_only(self, x) and is_supported(self):
             check_parts(self.ffc, *x)
             return FoldedLayer(self)(x)
@@ -120,8 +121,8 @@ class FFCResnetBlock(nn.Module):
             x = x.split((x.shape[1] - channels, channels), 1)
         identity = as_parts(x)
         middle = self.conv1(identity)
-        if folded := _kept_layer(self.conv2, middle):
-            out = tuple(new.add_(old) for old, new in zip(identity, folded.infer(*middle), strict=True))
+        if inference := _inference(self.conv2, middle, identity):
+            out = inference(middle, identity)
         else:
             out = tuple(a + b for a, b in zip(identity, self.conv2(middle), strict=True))
         return torch.cat(out, 1) if self.inline else out
@@ -155,29 +156,30 @@ class _Kept:
     NAME = "_inr_kept"
 
     def __init__(self) -> None:
-        self.made: tuple[Snapshot | None, Any, FoldedLayer | None] = None, None, None
+        self.made: tuple[Snapshot | None, Any, Inference | None] = None, None, None
 
     def __reduce__(self):
         return _Kept, ()
 
 
-def _kept_layer(layer, x):
-    """The layer with folded weights that `infer`s x, kept as long as nothing of the layer changes; None: call it."""
+def _inference(layer, x, residual=None):
+    """What `takes` x and the residual, kept as long as nothing of the layer changes; None: the layer is called."""
     if torch.compiler.is_compiling() or not (isinstance(x, tuple) and all(map(is_present, x))):
         return None
-    x_l, x_g = x
-    if _needs_gradient(next(layer.parameters(), x_l)) or x_l.device.type != "cpu":  # in training, or on another device
+    maps = x if residual is None else (*x, *residual)
+    # In training, or on another device.
+    if not x[0].is_cpu or (torch.is_grad_enabled() and _needs_gradient(next(layer.parameters(), x[0]))):
         vars(layer).pop(_Kept.NAME, None)
         return None
-    if _needs_gradient(x_l, x_g) or x_l.is_neg() or x_g.is_neg():
+    if _needs_gradient(*maps) or any(t.is_neg() for t in maps):
         return None
-    if not (prefers_conv2d(x_l) and prefers_conv2d(x_g)) or is_small(x_l):
+    if not prefers_conv2d(x[0]) or is_small(x[0]):
         return None
     # Modes and the profiler must see ops.
     if torch._C._len_torch_dispatch_stack() or _has_function_mode() or torch.autograd._profiler_enabled():
         return None
     entry = vars(layer).get(_Kept.NAME) or vars(layer).setdefault(_Kept.NAME, _Kept())
-    snapshot, state, folded = entry.made
+    snapshot, state, inference = entry.made
     if snapshot is None or not snapshot.holds():
         if not (computes(layer, FFC_BN_ACT) and is_supported(layer)):
             return None
@@ -185,14 +187,14 @@ def _kept_layer(layer, x):
         if not snapshot.holds():  # a layer that is not called here has hooks
             return None
     tensors = snapshot.tensors()
-    if not kept.can_keep(*x, *tensors) or _needs_gradient(*tensors):
+    if not kept.can_keep(*maps, *tensors) or _needs_gradient(*tensors):
         return None
     current = kept.state_of(tensors)
-    if folded is None or state != current:
+    if inference is None or state != current:
         with torch.inference_mode(False), torch.no_grad():
-            folded = FoldedLayer(layer).with_constant_weights()
-        entry.made = snapshot, current, folded
-    return folded if folded.infers(*x) else None
+            inference = Inference(FoldedLayer(layer))
+        entry.made = snapshot, current, inference
+    return inference if inference.takes(x, residual) else None
 
 
 def _has_function_mode():

@@ -1,18 +1,16 @@
 """An FFC layer with constant weights: norms folded into them, for inference and for the gradient of the input."""
 
-import functools
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from inr_kernels._core import dispatch, signs
 
 from .. import op
-from ..arguments import Conv2dArguments, ConvolutionArguments, compute_dtype
+from ..arguments import compute_dtype
 from ..functional import conv3x3
-from ..op import kept, spectral_pipeline
+from ..op import spectral_pipeline
 from .ffc import FFC, is_plain
 from .folding import affine, computes, folded, folds, is_pointwise, scaled
 from .spectral import FourierUnit, SpectralTransform
@@ -64,6 +62,8 @@ class FoldedLayer(nn.Module):
     unit_weight: torch.Tensor
     local_bias: torch.Tensor | None
     across_bias: torch.Tensor | None
+    first_bias: torch.Tensor | None
+    unit_bias: torch.Tensor | None
 
     def __init__(self, layer: Any, bits: bool = False):
         super().__init__()
@@ -91,53 +91,6 @@ class FoldedLayer(nn.Module):
     def forward(self, x: Pair) -> Pair:
         """(local, global) -> (local, global)."""
         return _InputGradient.apply(self, *x)
-
-    def with_constant_weights(self) -> "FoldedLayer":
-        """self, whose convolutions' transformed weights are kept."""
-        for weight in (self.local_weight, self.across_weight, self.first_weight, self.last_weight):
-            kept.keep(weight, constant=True)
-        return self
-
-    def infers(self, x_l: torch.Tensor, x_g: torch.Tensor) -> bool:
-        """Whether `infer` takes these parts, for which `prefers_conv2d`, and the kernels the weights."""
-        channels, weight = (x_l.shape[1], x_l.shape[1] + x_g.shape[1]), self.local_weight
-        fits = x_l.dtype == x_g.dtype == weight.dtype and channels == (self.across_weight.shape[1], weight.shape[1])
-        same = len(x_l) == len(x_g) > 0 and x_l.shape[2:] == x_g.shape[2:]
-        return fits and same and min(x_l.shape[2:]) >= 2 and self.is_consistent
-
-    @functools.cached_property
-    def is_consistent(self) -> bool:
-        """Whether the weights, which the kernels take as they are, have one dtype and fit each other."""
-        local, across, hidden = len(self.local_weight), len(self.across_weight), len(self.first_weight)
-        channels, both = self.across_weight.shape[1], self.local_weight.shape[1]
-        shapes = {
-            "local": [local, both, 3, 3],
-            "across": [across, channels, 3, 3],
-            "first": [hidden, (both - channels) // self.groups, 1, 1],
-            "unit": [2 * hidden, 2 * hidden // self.unit_groups],
-            "last": [across, hidden // self.last_groups, 1, 1],
-        }
-        dtype = self.local_weight.dtype
-        for name, shape in shapes.items():
-            weight, bias = getattr(self, f"{name}_weight"), getattr(self, f"{name}_bias")
-            own = compute_dtype(dtype) if name == "unit" else dtype
-            if list(weight.shape) != shape or weight.dtype != own:
-                return False
-            if bias is not None and (len(bias) != shape[0] or bias.dtype != own):
-                return False
-        return True
-
-    def infer(self, x_l: torch.Tensor, x_g: torch.Tensor) -> Pair:
-        """As `forward` without gradients, by the C++ kernels, which are called directly: an op takes longer to call."""
-        steps, options = op.native_steps(), (True, self.padding)
-        y = _pointwise(x_g, self.first_weight, self.first_bias, self.groups)
-        z = steps.product(steps.transform(y, self.norm), self.unit_weight, self.unit_bias, True, self.unit_groups)
-        across = steps.inverse(z, y.shape[2:], self.norm).add_(y)
-        across = _pointwise(across, self.last_weight, None, self.last_groups)
-        out_l = op.native_conv3x3(ConvolutionArguments(x_l, self.local_weight, self.local_bias, x_g, None, *options))
-        return out_l, op.native_conv3x3(
-            ConvolutionArguments(x_l, self.across_weight, self.across_bias, None, across, *options)
-        )
 
 
 class _InputGradient(torch.autograd.Function):
@@ -178,16 +131,6 @@ class _InputGradient(torch.autograd.Function):
         d_l = op.input_gradient(g_l, from_both, layer.padding, requested, g_g)
         d_g += op.input_gradient(g_l, local[:, channels:], layer.padding, requested)
         return None, d_l.to(ctx.dtypes[0]), d_g.to(ctx.dtypes[1])
-
-
-def _pointwise(x, weight, bias, groups):
-    """A 1 x 1 convolution; with a bias, the ReLU of it."""
-    if groups > 1:
-        return (
-            F.conv2d(x, weight, bias, groups=groups).relu_() if bias is not None else F.conv2d(x, weight, groups=groups)
-        )
-    options = bias is not None, (1, 1), (0, 0), "zeros", False, (0, 0)
-    return op.native_conv2d(Conv2dArguments(x, weight, None, bias, None, *options))
 
 
 def _where_positive(grad, output):

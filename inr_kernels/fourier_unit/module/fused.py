@@ -77,7 +77,7 @@ def is_small(x: torch.Tensor, stride: tuple[int, ...] = (1, 1)) -> bool:
     stride: of its convolution. While a graph is recorded, which may run at other sizes, and for sizes that a layer may
     refuse: False.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or x.dim() != 4:
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or x.dim() != 4:
         return False
     if len(x) * x.shape[2] * x.shape[3] >= MIN_POSITIONS * math.prod(stride) or not x.numel() or min(x.shape[2:]) < 2:
         return False
@@ -86,7 +86,7 @@ def is_small(x: torch.Tensor, stride: tuple[int, ...] = (1, 1)) -> bool:
 
 def _may_fuse(x):
     """Whether no request and no tracer needs the layers to be called."""
-    if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or has_autocast(x):
+    if torch.jit.is_tracing() or has_autocast(x):
         return False
     return x.dim() == 4 and dispatch.requested_backend(None) in ("", "cpu")
 

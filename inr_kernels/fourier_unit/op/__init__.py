@@ -13,7 +13,7 @@ import importlib
 
 import torch
 
-from inr_kernels._core import backends, native
+from inr_kernels._core import backends
 from inr_kernels._core.dispatch import Backend, Op, always
 from inr_kernels._core.registration import (
     define,
@@ -27,21 +27,23 @@ from inr_kernels._core.registration import (
 from .. import reference
 from ..arguments import Arguments, Facts
 from . import dft_matmul, kept, spectral_pipeline
-from .conv2d import CONV2D, conv2d, native_conv2d
-from .conv3x3 import CONV3X3, conv3x3, input_gradient, is_for_native, native_conv3x3, weight_gradient
+from .conv2d import CONV2D, NativeConv2d, conv2d
+from .conv3x3 import CONV3X3, NativeConv3x3, conv3x3, input_gradient, is_for_native, weight_gradient
+from .spectrum_product import NativeProduct, native_product
 
 __all__ = [
     "CONV2D",
     "CONV3X3",
     "OP",
+    "NativeConv2d",
+    "NativeConv3x3",
+    "NativeProduct",
     "conv2d",
     "conv3x3",
     "fourier_unit",
     "input_gradient",
     "is_for_native",
     "kept",
-    "native_conv2d",
-    "native_conv3x3",
     "native_steps",
     "steps",
     "weight_gradient",
@@ -51,29 +53,9 @@ _OPTIONS = "bool training, float eps, SymInt groups, str norm, str backend"
 _TRITON = "inr_kernels.fourier_unit.triton_kernels"
 
 
-def _fft(x, norm):
-    return torch.fft.rfftn(x, dim=(-2, -1), norm=norm)
-
-
-def _native_product(z, weight, shift, relu, groups):
-    z, weight = z.contiguous(), weight.contiguous()
-    out = z.new_empty(len(z), len(weight) // 2, *z.shape[2:])
-    native.load()[0].spectrum_product(
-        type=backends.TYPES[weight.dtype],
-        size=(len(z), groups, z.shape[1] // groups, out.shape[1] // groups, z.shape[2] * z.shape[3]),
-        x=z.data_ptr(),
-        weight=weight.data_ptr(),
-        shift=backends.address(shift),
-        relu=relu,
-        out=out.data_ptr(),
-        threads=torch.get_num_threads(),
-    )
-    return out
-
-
 def native_steps() -> spectral_pipeline.Steps:
     """The transforms and the product of the backend "cpu"."""
-    return spectral_pipeline.Steps(_fft, _native_product, reference.inverse)
+    return spectral_pipeline.Steps(reference.transform, native_product, reference.inverse)
 
 
 def _triton_steps():
@@ -83,7 +65,7 @@ def _triton_steps():
 
 
 def _reference_steps():
-    return spectral_pipeline.Steps(_fft, reference.product, reference.inverse)
+    return spectral_pipeline.Steps(reference.transform, reference.product, reference.inverse)
 
 
 STEPS = {"cpu": native_steps, "reference": _reference_steps, "triton": _triton_steps}

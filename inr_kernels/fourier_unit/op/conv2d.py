@@ -6,6 +6,8 @@ In C++ for float32 and float64 on a CPU; elsewhere torch's convolution. The back
 there are derivatives of every order.
 """
 
+from collections.abc import Sequence
+
 import torch
 
 from inr_kernels._core import backends, native
@@ -25,49 +27,79 @@ def _output(a):
 
 def native_conv2d(a: Conv2dArguments) -> torch.Tensor:
     """The output, computed by the C++ kernel; the arguments are valid, and `why_not_native` has no objection."""
-    out = _output(a)
-    if not out.numel():
+    if not a.x.numel():
+        return _output(a)
+    kernel = NativeConv2d(a)
+    if kept.is_kept(a.weight) and (count := kernel.prepared_size(a)):
+        name = f"conv2d, {a.transposed}"
+        kernel.prepared = kept.once(a.weight, name, (a.weight,), lambda: kernel.prepare(a, count))
+    return kernel(a.x, a.add, a.out_shape())
+
+
+class NativeConv2d:
+    """The C++ kernel with its weight, scale, bias and options; valid ones, for which `why_not_native` has no objection.
+
+    Args:
+        a: x, add and their sizes are not used.
+    """
+
+    def __init__(self, a: Conv2dArguments):
+        self.prepared: torch.Tensor | None = None
+        # Referenced while the kernel may read them.
+        self._weight = a.weight.contiguous()
+        self._scale, self._bias = (t if t is None else t.contiguous() for t in (a.scale, a.bias))
+        self._problem = {
+            "type": backends.TYPES[a.weight.dtype],
+            "kernel": tuple(a.weight.shape[2:]),
+            "stride": tuple(a.stride),
+            "pad": tuple(a.padding),
+            "padding": backends.PADDINGS[a.padding_mode],
+            "transposed": a.transposed,
+            "weight": self._weight.data_ptr(),
+        }
+        self._finish = {
+            "scale": backends.address(self._scale),
+            "bias": backends.address(self._bias),
+            "relu": a.relu,
+        }
+
+    @staticmethod
+    def pointwise(weight: torch.Tensor, bias: torch.Tensor | None) -> "NativeConv2d":
+        """A 1 x 1 convolution, with a ReLU if there is a bias, for many calls: the weight is packed once, here."""
+        pixel = weight.new_empty(1, weight.shape[1], 1, 1)
+        relu = bias is not None
+        a = Conv2dArguments(pixel, weight, None, bias, None, relu, (1, 1), (0, 0), "zeros", False, (0, 0))
+        kernel = NativeConv2d(a)
+        kernel.prepared = kernel.prepare(a, kernel.prepared_size(a))
+        return kernel
+
+    def prepared_size(self, a: Conv2dArguments) -> int:
+        """Elements of the transformed weight; 0 if the kernel takes the weight as it is, for x's size."""
+        return native.load()[0].prepare_conv2d(**self._described(a.x.shape, a.out_shape()), prepared=0)
+
+    def prepare(self, a: Conv2dArguments, count: int) -> torch.Tensor:
+        """The transformed weight, of `count` elements."""
+        out = torch.empty(count, dtype=self._weight.dtype, device=self._weight.device)
+        native.load()[0].prepare_conv2d(**self._described(a.x.shape, a.out_shape()), prepared=out.data_ptr())
         return out
-    x, weight = a.x.contiguous(), a.weight.contiguous()
-    scale, bias, add = (None if t is None else t.contiguous() for t in (a.scale, a.bias, a.add))
-    problem = {
-        "type": backends.TYPES[a.x.dtype],
-        "size": tuple(x.shape),
-        "out_size": tuple(out.shape[1:]),
-        "kernel": tuple(weight.shape[2:]),
-        "stride": tuple(a.stride),
-        "pad": tuple(a.padding),
-        "padding": backends.PADDINGS[a.padding_mode],
-        "transposed": a.transposed,
-        "weight": weight.data_ptr(),
-        "threads": torch.get_num_threads(),
-    }
-    prepared = _prepared(a, problem)  # referenced here while the kernel reads it
-    native.load()[0].conv2d(
-        **problem,
-        x=x.data_ptr(),
-        prepared=backends.address(prepared),
-        scale=backends.address(scale),
-        bias=backends.address(bias),
-        add=backends.address(add),
-        relu=a.relu,
-        out=out.data_ptr(),
-    )
-    return out
 
+    def _described(self, size, out_size):
+        sizes = {"size": tuple(size), "out_size": tuple(out_size[1:]), "threads": torch.get_num_threads()}
+        return self._problem | sizes
 
-def _prepared(a, problem):
-    """The transformed weight, if the kernel transforms it and it is one whose results are kept, else None."""
-    prepare = native.load()[0].prepare_conv2d
-    if not kept.is_kept(a.weight) or not (count := prepare(**problem, prepared=0)):
-        return None
-
-    def make():
-        out = torch.empty(count, dtype=a.weight.dtype, device=a.weight.device)
-        prepare(**problem, prepared=out.data_ptr())
+    def __call__(self, x: torch.Tensor, add: torch.Tensor | None, out_shape: Sequence[int]) -> torch.Tensor:
+        """The convolution of x, plus bias and add."""
+        x, add = x.contiguous(), add if add is None else add.contiguous()
+        out = native.empty(out_shape, x)
+        native.load()[0].conv2d(
+            **self._described(x.shape, out_shape),
+            **self._finish,
+            x=x.data_ptr(),
+            prepared=backends.address(self.prepared),
+            add=backends.address(add),
+            out=out.data_ptr(),
+        )
         return out
-
-    return kept.once(a.weight, f"conv2d, {a.transposed}", (a.weight,), make)
 
 
 def _reference(a):

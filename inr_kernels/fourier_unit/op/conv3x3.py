@@ -44,50 +44,84 @@ def _output(a):
 
 def native_conv3x3(a: ConvolutionArguments) -> torch.Tensor:
     """The output, computed by the C++ kernel; the arguments are valid, and `why_not_native` has no objection."""
-    out = _output(a)
-    if not out.numel():
-        return out
-    if (transposed := a.padding == TRANSPOSED) and any(side % 2 for side in a.x.shape[2:]):
+    transposed = a.padding == TRANSPOSED
+    if not a.x.numel():
+        return _output(a)
+    if transposed and any(side % 2 for side in a.x.shape[2:]):
         other = None if a.other is None else F.pad(a.other, (1, 1, 1, 1))
         x = F.pad(a.x, (1, 1, 1, 1))
         padded = native_conv3x3(ConvolutionArguments(x, a.weight, None, other, None, False, "zeros"))
         return reference.finish(reference.fold(padded), a.bias, a.add, a.relu)
-    inputs = [_with_contiguous_images(t) for t in (a.x, a.other) if t is not None]
-    weight, bias, add = a.weight.contiguous(), *(None if t is None else t.contiguous() for t in (a.bias, a.add))
-    prepared = None if transposed else _prepared(a.weight)  # referenced here while the kernel reads it
-    native.load()[0].conv3x3(
-        type=backends.TYPES[a.x.dtype],
-        size=(len(a.x), *a.x.shape[2:]),
-        x=_described(inputs),
-        outputs=len(weight),
-        padding=backends.PADDINGS["zeros" if transposed else a.padding],
-        transposed=transposed,
-        weight=weight.data_ptr(),
-        prepared=backends.address(prepared),
-        bias=backends.address(bias),
-        add=backends.address(add),
-        relu=a.relu,
-        out=out.data_ptr(),
-        threads=torch.get_num_threads(),
-    )
-    return out
+    prepared = None
+    if not transposed and kept.is_kept(a.weight):
+        prepared = kept.once(a.weight, "conv3x3", (a.weight,), lambda: _prepared(a.weight))
+    return NativeConv3x3(a.weight, a.bias, a.relu, a.padding, prepared)(a.x, a.other, a.add)
+
+
+class NativeConv3x3:
+    """The C++ kernel with its weight, bias and options; valid ones, for which `why_not_native` has no objection."""
+
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        relu: bool,
+        padding: str,
+        prepared: torch.Tensor | None = None,
+    ):
+        self.outputs, transposed = len(weight), padding == TRANSPOSED
+        # Referenced while the kernel may read them.
+        self._weight = weight.contiguous() if prepared is None else None
+        self._prepared, self._bias = prepared, bias if bias is None else bias.contiguous()
+        self._options = {
+            "weight": backends.address(self._weight),
+            "prepared": backends.address(prepared),
+            "bias": backends.address(self._bias),
+            "type": backends.TYPES[weight.dtype],
+            "outputs": self.outputs,
+            "padding": backends.PADDINGS["zeros" if transposed else padding],
+            "transposed": transposed,
+            "relu": relu,
+        }
+
+    @staticmethod
+    def constant(weight: torch.Tensor, bias: torch.Tensor | None, relu: bool, padding: str) -> "NativeConv3x3":
+        """The same for many calls: the weight is transformed once, here."""
+        return NativeConv3x3(weight, bias, relu, padding, _prepared(weight))
+
+    def __call__(
+        self,
+        x: torch.Tensor,
+        other: torch.Tensor | None = None,
+        add: torch.Tensor | None = None,
+        residual: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The convolution of x and other, plus bias and add, with the ReLU of this, plus the residual."""
+        batch, _, height, width = x.shape
+        inputs = [_with_contiguous_images(t) for t in (x, other) if t is not None]
+        add, residual = (t if t is None else t.contiguous() for t in (add, residual))
+        out = native.empty((batch, self.outputs, height, width), x)
+        native.load()[0].conv3x3(
+            **self._options,
+            size=(batch, height, width),
+            x=_described(inputs),
+            add=backends.address(add),
+            residual=backends.address(residual),
+            out=out.data_ptr(),
+            threads=torch.get_num_threads(),
+        )
+        return out
 
 
 def _prepared(weight):
-    """The transformed weight, if it is one whose results are kept, else None."""
-    if not kept.is_kept(weight):
-        return None
-
-    def make():
-        contiguous = weight.detach().contiguous()
-        options = {"type": backends.TYPES[weight.dtype], "threads": torch.get_num_threads()}
-        options |= {"size": (weight.shape[1], len(weight)), "weight": contiguous.data_ptr()}
-        prepare = native.load()[0].prepare_conv3x3
-        out = torch.empty(prepare(prepared=0, **options), dtype=weight.dtype, device=weight.device)
-        prepare(prepared=out.data_ptr(), **options)
-        return out
-
-    return kept.once(weight, "conv3x3", (weight,), make)
+    """The transformed weight."""
+    weight = weight.detach().contiguous()
+    options = {"type": backends.TYPES[weight.dtype], "threads": torch.get_num_threads()}
+    options |= {"size": (weight.shape[1], len(weight)), "weight": weight.data_ptr()}
+    prepare = native.load()[0].prepare_conv3x3
+    out = torch.empty(prepare(prepared=0, **options), dtype=weight.dtype, device=weight.device)
+    prepare(prepared=out.data_ptr(), **options)
+    return out
 
 
 def _with_contiguous_images(x):

@@ -23,7 +23,7 @@ def can_keep(*tensors: torch.Tensor | None) -> bool:
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     given = [t for t in tensors if t is not None]
-    plain = all(type(t) in (torch.Tensor, torch.nn.Parameter) and t.device.type == "cpu" for t in given)
+    plain = {*map(type, given)} <= {torch.Tensor, torch.nn.Parameter} and all(t.is_cpu for t in given)
     return plain and native.load()[0] is not None and not dispatch.is_transformed(*given)
 
 
@@ -63,9 +63,9 @@ def is_kept(weight: torch.Tensor) -> bool:
 
 def state_of(tensors: Sequence[torch.Tensor]) -> Any:
     """What tells, compared with an earlier one, whether the values of the tensors have changed."""
-    tensors = [t.detach() if t.is_contiguous() else t.detach().contiguous() for t in tensors]
+    tensors = [t if t.is_contiguous() else t.detach().contiguous() for t in tensors]
     sizes = [t.nbytes for t in tensors]
     words = [(t.data_ptr(), size // 4) for t, size in zip(tensors, sizes, strict=True)]
     number = native.load()[0].fingerprint(tensors=words, threads=torch.get_num_threads())
-    odd = [t.flatten()[-1].item() for t, size in zip(tensors, sizes, strict=True) if size % 4]  # the last half
+    odd = [t.detach().flatten()[-1].item() for t, size in zip(tensors, sizes, strict=True) if size % 4]  # the last half
     return number, odd, [t.shape for t in tensors], [t.dtype for t in tensors]
