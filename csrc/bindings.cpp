@@ -260,7 +260,7 @@ void bind_fourier_unit(py::module_& m) {
       },
       "type", "size", "out_size", "kernel", "stride", "pad", "padding", "transposed", "x", "weight", "prepared",
       "scale", "bias", "add", "relu", "out", "threads");
-  // As prepare_conv3x3; 0 where the weight is taken as it is.
+  // As prepare_conv3x3.
   function(
       m, "prepare_conv2d",
       [conv2d](inr::Type type, Sizes<4> size, Sizes<3> out_size, Sizes<2> kernel, Sizes<2> stride, Sizes<2> pad,

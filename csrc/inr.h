@@ -253,7 +253,7 @@ struct Conv2d {
 
 // out: [batch, outputs, out_height, out_width]; float32 and float64.
 Status conv2d(Type, const Conv2d&, void* out);
-// As prepare_conv3x3, for x of this size; 0 where the convolution takes the weight as it is.
+// As prepare_conv3x3, for x of this size: larger or smaller x may need the weight in another form, of another size.
 Status prepare_conv2d(Type, const Conv2d&, void* prepared, std::int64_t* size);
 
 // ---- mlp: out = W_n act(... act(W_1 norm(x) + b_1) ...) + b_n + add, on rows

@@ -39,9 +39,27 @@ class DirectConvolution {
     streams_ = is_streamed(std::size_t(p_.batch * p_.outputs * p_.out_height * p_.out_width) * sizeof(T));
   }
 
-  // Chooses the size of a task, for `threads` threads.
+  // Finds the phases and inputs of the kernel's elements, before anything else is called.
+  bool find_taps() {
+    if (!taps_.resize(kernel_size()) || !phase_count_.resize(phases_) || !phase_begin_.resize(phases_)) return false;
+    for (std::int64_t i = 0; i < kernel_size(); ++i) {
+      Tap& tap = taps_[i];
+      std::int64_t phase[2];
+      find_axis(0, i / p_.kernel[1], phase[0], tap.offset[0]);
+      find_axis(1, i % p_.kernel[1], phase[1], tap.offset[1]);
+      tap.phase = phase[0] * out_step_[1] + phase[1];
+      tap.index = phase_count_[tap.phase]++;
+      for (int axis = 0; axis < 2; ++axis) {
+        if (!i || tap.offset[axis] < first_[axis]) first_[axis] = tap.offset[axis];
+        if (!i || tap.offset[axis] > last_[axis]) last_[axis] = tap.offset[axis];
+      }
+    }
+    for (std::int64_t i = 1; i < phases_; ++i) phase_begin_[i] = phase_begin_[i - 1] + phase_count_[i - 1];
+    return true;
+  }
+
+  // Chooses the size of a task, for `threads` threads, after find_taps.
   bool prepare(int threads) {
-    if (!find_taps()) return false;
     // All products of a task, and the inputs of a chunk, stay in the cache of a core: at most 0.25 and 0.5 MB.
     constexpr std::int64_t max_products = (1 << 18) / sizeof(float), max_inputs = (1 << 19) / sizeof(float);
     const std::int64_t pixels = clamp(max_products / (p_.outputs * phases_), 2 * panel<T>, 16384);
@@ -49,15 +67,18 @@ class DirectConvolution {
     rows_ = clamp(pixels / columns_, 1, grid_[0]);
     while (rows_ > 1 && chunk_ * in_rows() * row_size() > max_inputs) rows_ = divide_up(rows_, 2);
     const auto maps = [&] { return p_.batch * divide_up(grid_[0], rows_) * divide_up(grid_[1], columns_); };
-    while (threads > 1 && maps() < 4 * threads && rows_ > 1) rows_ = divide_up(rows_, 2);
-    while (threads > 1 && maps() < 4 * threads && columns_ > 2 * panel<T>)
-      columns_ = even_part(grid_[1], columns_ / 2);
+    const auto is_coarse = [&] { return threads > 1 && maps() < 4 * threads; };
+    while (is_coarse() && rows_ > 1) rows_ = divide_up(rows_, 2);
+    while (is_coarse() && columns_ > 2 * panel<T>) columns_ = even_part(grid_[1], columns_ / 2);
     row_tasks_ = divide_up(grid_[0], rows_);
     column_tasks_ = divide_up(grid_[1], columns_);
     group_blocks_ = blocks_of_group(maps(), blocks(), threads);
     groups_ = divide_up(blocks(), group_blocks_);
-    return find_offsets() && weight_.resize((p_.outputs + block_rows) * p_.channels * kernel_size());
+    return find_offsets();
   }
+
+  std::int64_t weight_size() const { return blocks_.first(blocks()) * p_.channels * kernel_size(); }
+  void use_weights(T* packed) { weight_ = packed; }
 
   std::int64_t blocks() const { return blocks_.count(); }
   std::int64_t tasks() const { return p_.batch * row_tasks_ * column_tasks_ * groups_; }
@@ -67,11 +88,12 @@ class DirectConvolution {
 
   // Packs the weights of a block of outputs: for each phase [channels][taps][height of the block].
   void pack(std::int64_t block) {
-    const std::int64_t first = first_output(block), height = block_height(block);
+    const std::int64_t first = blocks_.first(block), height = block_height(block);
     const std::int64_t rows = smaller(p_.outputs - first, height), count = kernel_size();
     const std::int64_t row_stride = p_.transposed ? count : p_.channels * count;
     const std::int64_t channel_stride = p_.transposed ? p_.outputs * count : count;
     T* to = weight_ + first * p_.channels * count;
+    std::memset(static_cast<void*>(to), 0, std::size_t(height * p_.channels * count) * sizeof(T));
     constexpr std::int64_t run = 16;  // channels whose packed weights stay in the first cache
     for (std::int64_t begin = 0; begin < p_.channels; begin += run)
       for (std::int64_t r = 0; r < rows; ++r)
@@ -97,27 +119,23 @@ class DirectConvolution {
       // The weights of a block stay in the first cache, and rows of outputs are written from left to right.
       const std::int64_t width = smaller(columns_, grid_[1] - x);
       for (std::int64_t b = begin; b < end; ++b) {
-        T* to = products + (first_output(b) - first_output(begin)) * map_size();
+        T* to = products + (blocks_.first(b) - blocks_.first(begin)) * map_size();
         for (std::int64_t row = 0; row < rows_ && y + row < grid_[0]; ++row)
           for (std::int64_t j = 0; j < width;) {
             const std::int64_t left = divide_up(width - j, lanes<T>);
             const Place place{image, y + row, x + j, width - j, row * padded_columns() + j, c, count};
             const T* from = inputs + row * in_step_[0] * row_size() + j;
-            if (has_few_outputs() && left > 2) {
-              multiply<4>(place, b, from, to, out);
-              j += 4 * lanes<T>;
-            } else if (left > 1) {
-              multiply<2>(place, b, from, to, out);
-              j += 2 * lanes<T>;
-            } else {
-              multiply<1>(place, b, from, to, out);
-              j += lanes<T>;
-            }
+            if (has_few_outputs() && left > 2)
+              multiply<4>(place, b, from, to, out), j += 4 * lanes<T>;
+            else if (left > 1)
+              multiply<2>(place, b, from, to, out), j += 2 * lanes<T>;
+            else
+              multiply<1>(place, b, from, to, out), j += lanes<T>;
           }
       }
     }
     if (phases_ > 1)
-      store_outputs(image, y, x, first_output(begin), smaller(first_output(end), p_.outputs), products, out);
+      store_outputs(image, y, x, blocks_.first(begin), smaller(blocks_.first(end), p_.outputs), products, out);
     if (streams_) stream_fence();
   }
 
@@ -138,24 +156,6 @@ class DirectConvolution {
     const std::int64_t step = out_step_[axis], at = k - p_.pad[axis];
     phase = (at % step + step) % step;
     offset = (phase - at) / step;
-  }
-
-  bool find_taps() {
-    if (!taps_.resize(kernel_size()) || !phase_count_.resize(phases_) || !phase_begin_.resize(phases_)) return false;
-    for (std::int64_t i = 0; i < kernel_size(); ++i) {
-      Tap& tap = taps_[i];
-      std::int64_t phase[2];
-      find_axis(0, i / p_.kernel[1], phase[0], tap.offset[0]);
-      find_axis(1, i % p_.kernel[1], phase[1], tap.offset[1]);
-      tap.phase = phase[0] * out_step_[1] + phase[1];
-      tap.index = phase_count_[tap.phase]++;
-      for (int axis = 0; axis < 2; ++axis) {
-        if (!i || tap.offset[axis] < first_[axis]) first_[axis] = tap.offset[axis];
-        if (!i || tap.offset[axis] > last_[axis]) last_[axis] = tap.offset[axis];
-      }
-    }
-    for (std::int64_t i = 1; i < phases_; ++i) phase_begin_[i] = phase_begin_[i - 1] + phase_count_[i - 1];
-    return true;
   }
 
   // Where the steps of a phase read the inputs of a task: [phase][a chunk of channels][taps of the phase]
@@ -182,8 +182,6 @@ class DirectConvolution {
   std::int64_t block_height(std::int64_t block) const {
     return has_few_outputs() ? block_rows / 3 - (p_.outputs < block_rows / 3) : blocks_.height(block);
   }
-  std::int64_t first_output(std::int64_t block) const { return blocks_.first(block); }
-
   std::int64_t kernel_size() const { return p_.kernel[0] * p_.kernel[1]; }
   std::int64_t padded_columns() const { return round_up(columns_, panel<T>); }
   std::int64_t map_size() const { return rows_ * padded_columns(); }
@@ -258,7 +256,7 @@ class DirectConvolution {
   }
   template <int R, int V>
   INR_NOINLINE void multiply_block(const Place& place, std::int64_t block, const T* inputs, T* products, T* out) const {
-    const T* packed = weight_ + first_output(block) * p_.channels * kernel_size();
+    const T* packed = weight_ + blocks_.first(block) * p_.channels * kernel_size();
     const bool finishes = place.first + place.count == p_.channels && phases_ == 1;
     for (std::int64_t phase = 0; phase < phases_; ++phase) {
       const std::int64_t taps = phase_count_[phase];
@@ -272,7 +270,7 @@ class DirectConvolution {
         for (int v = 0; v < V; ++v) {
           T* at = to + r * map_size() + v * lanes<T>;
           const Vec<T> sum = place.first ? load(at) + sums[r][v] : sums[r][v];
-          const std::int64_t o = first_output(block) + r;
+          const std::int64_t o = blocks_.first(block) + r;
           if (!finishes)
             store(at, sum);
           else if (o < p_.outputs)
@@ -325,30 +323,43 @@ class DirectConvolution {
   RowBlocks blocks_;                             // of outputs
   std::int64_t groups_ = 0, group_blocks_ = 0;  // groups of blocks, and the blocks of one
   bool streams_;
-  Buffer<T> weight_;
+  T* weight_ = nullptr;
 };
+
+template <class T>
+Status pack(DirectConvolution<T>& convolution, int threads, T* packed) {
+  large_pages(packed, std::size_t(convolution.weight_size()) * sizeof(T));
+  convolution.use_weights(packed);
+  return for_each_task(
+      threads, convolution.blocks(), [] { return true; },
+      [&](bool, std::int64_t block) {
+        convolution.pack(block);
+        return Status::ok;
+      });
+}
 
 // out: [batch, outputs, out_height, out_width]
 template <class T>
 Status convolve(const Conv2d& p, T* out) {
   DirectConvolution<T> convolution(p);
-  const std::int64_t pixels = p.transposed ? p.height * p.width : p.out_height * p.out_width;
-  const double flops = 2.0 * double(p.channels * p.outputs * p.kernel[0] * p.kernel[1]) * double(p.batch * pixels);
-  const int threads = useful_threads(flops, p.threads);
-  if (!convolution.prepare(threads)) return Status::out_of_memory;
+  const double pixels = double(p.batch * (p.transposed ? p.height * p.width : p.out_height * p.out_width));
+  const int threads =
+      useful_threads(2.0 * double(p.channels * p.outputs * p.kernel[0] * p.kernel[1]) * pixels, p.threads);
+  if (!convolution.find_taps() || !convolution.prepare(threads)) return Status::out_of_memory;
+  Buffer<T> packed;
+  if (p.prepared) {
+    convolution.use_weights(static_cast<T*>(const_cast<void*>(p.prepared)));
+  } else {
+    if (!packed.resize(convolution.weight_size(), false)) return Status::out_of_memory;
+    const Status status = pack(convolution, threads, static_cast<T*>(packed));
+    if (status != Status::ok) return status;
+  }
   struct Worker {
     explicit Worker(const DirectConvolution<T>& c)
         : line(c.line_buffer_size()), inputs(c.inputs_size()), products(c.products_size()) {}
     explicit operator bool() const { return line && inputs && products; }
     Buffer<T> line, inputs, products;
   };
-  const Status status = for_each_task(
-      threads, convolution.blocks(), [] { return true; },
-      [&](bool, std::int64_t block) {
-        convolution.pack(block);
-        return Status::ok;
-      });
-  if (status != Status::ok) return status;
   large_pages(out, std::size_t(p.batch * p.outputs * p.out_height * p.out_width) * sizeof(T));
   return for_each_task(
       threads, convolution.tasks(), [&] { return Worker(convolution); },
@@ -356,6 +367,14 @@ Status convolve(const Conv2d& p, T* out) {
         convolution.run(task, worker.line, worker.inputs, worker.products, out);
         return Status::ok;
       });
+}
+
+template <class T>
+Status prepare(const Conv2d& p, T* prepared, std::int64_t* size) {
+  DirectConvolution<T> convolution(p);
+  *size = convolution.weight_size();
+  if (!prepared) return Status::ok;
+  return convolution.find_taps() ? pack(convolution, p.threads, prepared) : Status::out_of_memory;
 }
 
 }  // namespace
@@ -371,7 +390,9 @@ Status prepare_conv2d(Type type, const Conv2d& p, void* prepared, std::int64_t* 
   *size = 0;
   if (type != Type::float32 && type != Type::float64) return Status::unsupported_type;
   if (is_pointwise(p)) return prepare_pointwise(type, p, prepared, size);
-  return is_strided_winograd(type, p) ? prepare_strided(type, p, prepared, size) : Status::ok;
+  if (is_strided_winograd(type, p)) return prepare_strided(type, p, prepared, size);
+  return type == Type::float32 ? prepare(p, static_cast<float*>(prepared), size)
+                               : prepare(p, static_cast<double*>(prepared), size);
 }
 
 }  // namespace INR_ISA

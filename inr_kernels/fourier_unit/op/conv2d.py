@@ -30,8 +30,9 @@ def native_conv2d(a: Conv2dArguments) -> torch.Tensor:
     if not a.x.numel():
         return _output(a)
     kernel = NativeConv2d(a)
-    if kept.is_kept(a.weight) and (count := kernel.prepared_size(a)):
-        name = f"conv2d, {a.transposed}"
+    if kept.is_kept(a.weight):
+        count = kernel.prepared_size(a)
+        name = f"conv2d, {a.transposed}, {a.stride}, {a.padding}, {count}"
         kernel.prepared = kept.once(a.weight, name, (a.weight,), lambda: kernel.prepare(a, count))
     return kernel(a.x, a.add, a.out_shape())
 
@@ -74,7 +75,7 @@ class NativeConv2d:
         return kernel
 
     def prepared_size(self, a: Conv2dArguments) -> int:
-        """Elements of the transformed weight; 0 if the kernel takes the weight as it is, for x's size."""
+        """Elements of the transformed weight, in the form for x's size."""
         return native.load()[0].prepare_conv2d(**self._described(a.x.shape, a.out_shape()), prepared=0)
 
     def prepare(self, a: Conv2dArguments, count: int) -> torch.Tensor:
