@@ -21,6 +21,7 @@ INR_INLINE void accumulate(std::int64_t steps, const T* a, const T* b, const std
     const std::int64_t end = smaller(begin + run, steps);
     for (std::int64_t k = begin; k < end; ++k, a += R) {
       const T* from = b + offsets[k];
+      __builtin_prefetch(a + weights_ahead * R);
       Vec<T> bv[V];
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) bv[v] = load(from + v * lanes<T>);

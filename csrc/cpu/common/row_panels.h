@@ -39,6 +39,7 @@ INR_INLINE void multiply_rows(std::int64_t steps, const T* a, std::int64_t a_ste
     for (int v = 0; v < 2; ++v) acc[r][v] = Vec<T>{};
   for (const T* end = a + steps * a_step; a != end; a += a_step, b += b_row) {
     const Vec<T> b0 = load(b), b1 = load(b + lanes<T>);
+    __builtin_prefetch(a + weights_ahead * a_step);
 #pragma GCC unroll 12
     for (int r = 0; r < R; ++r) acc[r][0] += a[r] * b0, acc[r][1] += a[r] * b1;
   }
