@@ -87,9 +87,7 @@ def result_dtype(tensor: torch.Tensor) -> torch.dtype:
 
 def without_autocast(tensor: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
     """The context in which a function that has applied autocast computes."""
-    if tensor.device.type == "meta":
-        return contextlib.nullcontext()
-    return torch.autocast(tensor.device.type, enabled=False)
+    return torch.autocast(tensor.device.type, enabled=False) if has_autocast(tensor) else contextlib.nullcontext()
 
 
 def apply_autocast(first: torch.Tensor, *others: torch.Tensor | None) -> list[Any]:

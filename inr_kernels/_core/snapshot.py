@@ -41,9 +41,9 @@ class Snapshot:
 
     def tensors(self) -> list[torch.Tensor]:
         """The current parameters and buffers, except those of integers, such as the number of batches."""
-        dicts = (tensors for m in self._modules for tensors in (m._parameters, m._buffers))
-        present = (tensor for tensors in dicts for tensor in tensors.values() if tensor is not None)
-        return [tensor for tensor in present if tensor.is_floating_point()]
+        dicts = [tensors for m in self._modules for tensors in (m._parameters, m._buffers)]
+        tensors = itertools.chain.from_iterable(map(dict.values, dicts))
+        return [tensor for tensor in tensors if tensor is not None and tensor.is_floating_point()]
 
 
 def _names_of_options(module):

@@ -16,7 +16,7 @@ from ..op import kept
 from .ffc import FFC, Parts, are_small, as_parts, check_parts, convolve, is_plain, is_present
 from .folded_layer import FoldedLayer, is_supported
 from .folding import affine, computes, folds
-from .fused import is_small, prefers_conv2d
+from .fused import prefers_conv2d
 from .inference import Inference
 
 
@@ -173,7 +173,7 @@ def _inference(layer, x, residual=None):
         return None
     if _needs_gradient(*maps) or any(t.is_neg() for t in maps):
         return None
-    if not prefers_conv2d(x[0]) or is_small(x[0]):
+    if not prefers_conv2d(x[0]):
         return None
     # Modes and the profiler must see ops.
     if torch._C._len_torch_dispatch_stack() or _has_function_mode() or torch.autograd._profiler_enabled():

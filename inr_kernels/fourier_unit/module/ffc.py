@@ -128,7 +128,7 @@ def convolve(ffc: Any, x: Any, after: Sequence[tuple[Any, bool]] = ((None, False
 
 def are_small(ffc: Any, x_l: Any, x_g: Any) -> bool:
     """Whether the convolutions are called one by one, because of the parts' size; all that are called have a part."""
-    if torch.compiler.is_compiling():  # it also makes symbols of the ratios
+    if torch.compiler.is_compiling() or is_constant(ffc):  # while compiling, the ratios are symbols, too
         return False
     outputs = ffc.ratio_gout != 1, ffc.ratio_gout != 0
     for part, convs in ((x_l, (ffc.convl2l, ffc.convl2g)), (x_g, (ffc.convg2l, ffc.convg2g))):

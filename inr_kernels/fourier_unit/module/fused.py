@@ -2,9 +2,9 @@
 
 On a CPU, convolutions in float32 and float64 are computed by conv2d and conv3x3. Torch's own convolution is faster in
 half precision, with channels last, and computes the 1 x 1 convolutions of an FFC whose layers are called one by one; a
-layer that is kept for inference (blocks.py) computes them by conv2d's kernel. The C++ kernels
-read transformed weights, which are up to 25/9 as large: on small maps, where reading them takes most of the time, the
-plain layers are called.
+layer that is kept for inference (blocks.py) computes them by conv2d's kernel. Where gradients of the weights are
+needed, the C++ kernels transform the weights at every call: on small maps, where this takes most of the time, the plain
+layers are called.
 """
 
 import math
@@ -32,8 +32,7 @@ class FusedSequential(nn.Sequential):
 
     A ReflectionPad2d before, and a BatchNorm2d and a ReLU after a Conv2d or ConvTranspose2d are computed by one
     `conv2d`, or in half precision by one of torch's with channels last, as long as no gradients of weights are needed.
-    All other layers are called: those with hooks, and, unless a backend is requested, those whose kernel has fewer than
-    1024 positions in all images.
+    All other layers, and those with hooks, are called.
 
     Example:
         >>> up = FusedSequential(nn.ConvTranspose2d(4, 2, 3, 2, 1, 1), nn.BatchNorm2d(2), nn.ReLU()).eval()
@@ -51,7 +50,7 @@ def sequence(layers: list[nn.Module], x: Any) -> Any:
     while layers:
         fuses = isinstance(x, torch.Tensor) and (prefers_conv2d(x) or prefers_channels_last(x))
         group = _group(layers) if fuses else []
-        if group and is_constant(*group) and not is_small(x, _stride(group)):
+        if group and is_constant(*group):
             x = _convolve(group, x)
         else:
             group = layers[:1]
@@ -72,7 +71,7 @@ def prefers_channels_last(x: torch.Tensor) -> bool:
 
 
 def is_small(x: torch.Tensor, stride: tuple[int, ...] = (1, 1)) -> bool:
-    """Whether a layer on x is called because of x's size, unless a backend is requested.
+    """Whether a layer that is trained on x is called because of x's size, unless a backend is requested.
 
     stride: of its convolution. While a graph is recorded, which may run at other sizes, and for sizes that a layer may
     refuse: False.
@@ -121,11 +120,6 @@ def _group(layers):
 def is_constant(*layers: nn.Module) -> bool:
     """Whether no gradients of the layers' parameters are needed."""
     return not (torch.is_grad_enabled() and any(p.requires_grad for layer in layers for p in layer.parameters()))
-
-
-def _stride(group):
-    """Of the group's convolution, in pixels of its input; a transposed one has a kernel at every pixel."""
-    return next((layer.stride for layer in group if type(layer) is nn.Conv2d), (1, 1))
 
 
 def _convolve(group, x):
