@@ -188,7 +188,7 @@ Status neighborhood_attention_backward_cuda(Type, const NeighborhoodAttention&, 
 
 // ---- fourier_unit
 
-// out = W x + shift, or its ReLU, for a real matrix W and a complex spectrum x whose real and imaginary parts are
+// out = W x + shift, or its ReLU, or its ReLU + x, for a real matrix W and a complex spectrum x whose real and imaginary parts are
 // separate channels of the product.
 struct SpectrumProduct {
   std::int64_t batch, groups;
@@ -208,7 +208,8 @@ Status spectrum_product(Type, const SpectrumProduct&, void* out);
 // Packs the weight for calls with any batch and positions. prepared: [*size] elements, or nullptr: only sets the size.
 Status prepare_spectrum_product(Type, const SpectrumProduct&, void* prepared, std::int64_t* size);
 
-// out = conv + bias + add, or its ReLU, + residual: a 3 x 3 convolution of one tensor, or of two concatenated along the channels.
+// out = conv + bias + add + residual, or relu(conv + bias + add) + residual: a 3 x 3 convolution of one tensor, or of two
+// concatenated along the channels.
 struct Conv3x3 {
   std::int64_t batch, height, width;
   std::int64_t channels[2];      // of each input; 0 for the second: only one input
@@ -220,8 +221,8 @@ struct Conv3x3 {
   const void* weight;            // [outputs, channels[0] + channels[1], 3, 3]
   const void* prepared;          // what prepare_conv3x3 made of the weight, or nullptr; nullptr if transposed
   const void* bias;              // [outputs] or nullptr
-  const void* add;               // [batch, outputs, height, width] or nullptr, as residual
-  const void* residual;
+  const void* add;               // [batch, outputs, height, width] or nullptr
+  const void* residual;          // [batch, outputs, height, width] or nullptr; is added after the ReLU
   bool relu;
   int threads;
 };
@@ -253,7 +254,8 @@ struct Conv2d {
 
 // out: [batch, outputs, out_height, out_width]; float32 and float64.
 Status conv2d(Type, const Conv2d&, void* out);
-// As prepare_conv3x3, for x of this size: larger or smaller x may need the weight in another form, of another size.
+// As prepare_conv3x3, for x of this size. Larger or smaller x may need the weight in another form; the forms of a weight
+// have different sizes.
 Status prepare_conv2d(Type, const Conv2d&, void* prepared, std::int64_t* size);
 
 // ---- mlp: out = W_n act(... act(W_1 norm(x) + b_1) ...) + b_n + add, on rows

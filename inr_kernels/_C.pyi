@@ -146,11 +146,16 @@ def spectrum_product(
     size: tuple[int, int, int, int, int],
     x: int,
     weight: int,
+    prepared: int,
     shift: int,
     relu: bool,
+    add_input: bool,
     out: int,
     threads: int,
 ) -> None: ...
+def prepare_spectrum_product(
+    *, type: int, size: tuple[int, int, int], weight: int, prepared: int, threads: int
+) -> int: ...
 def conv3x3(
     *,
     type: int,
@@ -163,6 +168,7 @@ def conv3x3(
     prepared: int,
     bias: int,
     add: int,
+    residual: int,
     relu: bool,
     out: int,
     threads: int,

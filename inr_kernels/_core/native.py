@@ -18,14 +18,18 @@ def load() -> tuple[Any, str]:
     return _C, ""
 
 
-def empty(shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
-    """An uninitialized CPU tensor of like's dtype. Large ones are in memory from the native buffer pool.
+# Bytes from which on glibc's allocator asks the system for fresh pages at every call. Clearing them takes longer than
+# filling them takes many kernels.
+_LARGE = 32 << 20
 
-    For 32 MB and more, the system's allocator asks for fresh pages at every call, which take longer to clear than many
-    kernels to fill.
+
+def empty(shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
+    """An uninitialized CPU tensor of like's dtype; a large one is in memory from the native buffer pool.
+
+    The storage of a large one cannot be resized.
     """
-    pooled = math.prod(shape) * like.element_size() >= 32 << 20
-    return _pooled(shape, like) if pooled else like.new_empty(shape)
+    is_large = math.prod(shape) * like.element_size() >= _LARGE
+    return _pooled(shape, like) if is_large else like.new_empty(shape)
 
 
 def empty_like(tensor: torch.Tensor) -> torch.Tensor:
@@ -35,7 +39,9 @@ def empty_like(tensor: torch.Tensor) -> torch.Tensor:
 
 def _pooled(shape, like):
     memory = load()[0].Memory(math.prod(shape) * like.element_size())
-    return torch.frombuffer(memory, dtype=like.dtype).view(shape)
+    # Not a view of a flat tensor: autograd restricts changes of views in place.
+    storage = torch.frombuffer(memory, dtype=like.dtype).untyped_storage()
+    return like.new_empty(0).set_(storage, 0, shape)
 
 
 def release_memory() -> None:

@@ -19,13 +19,13 @@ class Snapshot:
     def __init__(self, module: nn.Module):
         self._modules = list(module.modules())
         self._hooks = [vars(m)[name] for m in self._modules for name in HOOKS]
-        self._names = [_names_of_options(m) for m in self._modules]
+        self._names = [_options(m) for m in self._modules]
         self._structure = self._current()
         self._layers = list(map(dict, self._structure.pop()))
 
     def holds(self) -> bool:
-        """Whether the module still has the same layers and options, and no hooks."""
-        if any(self._hooks) or not is_untouched():
+        """Whether the module still has the same layers and options, and neither hooks nor another forward."""
+        if any(self._hooks) or not is_untouched() or any("forward" in vars(m) for m in self._modules):
             return False
         *structure, layers = self._current()
         return structure == self._structure and layers == self._layers
@@ -42,10 +42,10 @@ class Snapshot:
     def tensors(self) -> list[torch.Tensor]:
         """The current parameters and buffers, except those of integers, such as the number of batches."""
         dicts = [tensors for m in self._modules for tensors in (m._parameters, m._buffers)]
-        tensors = itertools.chain.from_iterable(map(dict.values, dicts))
-        return [tensor for tensor in tensors if tensor is not None and tensor.is_floating_point()]
+        present = [tensor for tensors in dicts for tensor in tensors.values() if tensor is not None]
+        return [tensor for tensor in present if tensor.is_floating_point()]
 
 
-def _names_of_options(module):
-    """The names of a module's options, and of what would override its class's forward."""
-    return ["forward", *(name for name, value in vars(module).items() if isinstance(value, _OPTIONS))]
+def _options(module):
+    """The names of a module's options."""
+    return [name for name, value in vars(module).items() if isinstance(value, _OPTIONS)]

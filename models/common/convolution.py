@@ -32,8 +32,8 @@ class Conv3x3(nn.Conv2d):
         is_wide = min(self.in_channels, self.out_channels) >= MIN_WIDTH
         is_own = is_dense(self) and self.padding == self.stride == (1, 1)  # its options have not been changed
         if is_wide and is_own and not self.eager and prefers_conv2d(x):
-            weight = kept.keep(self.weight) if is_constant(self) else self.weight
-            return conv3x3(x, weight, self.bias, add=add, relu=relu, padding="zeros")
+            (kept.keep if is_constant(self) else kept.forget)(self.weight)
+            return conv3x3(x, self.weight, self.bias, add=add, relu=relu, padding="zeros")
         out = super().forward(x)
         out = out if add is None else out + add
         return out.relu() if relu else out

@@ -332,7 +332,7 @@ def test_prepared_weights(size, dtype):
         torch.testing.assert_close(product(z), expected)
         torch.testing.assert_close(product(z, add_input=True), expected + z)
     weight, bias = torch.randn(9, 5, 1, 1, dtype=dtype), torch.randn(9, dtype=dtype)
-    pointwise = op.NativeConv2d.pointwise(weight, bias)
+    pointwise = op.NativeConv2d.pointwise(weight, bias, True)
     torch.testing.assert_close(pointwise(x, None, (2, 9, *size)), F.conv2d(x, weight, bias).relu())
 
 

@@ -11,6 +11,7 @@ from torch import nn
 import inr_kernels
 from inr_kernels import explain
 from inr_kernels.fourier_unit import FFC, FFC_BN_ACT, FusedSequential, conv2d
+from inr_kernels.fourier_unit.op import kept
 
 HALF = {"stride": 2, "padding": 1}
 REFLECT = {"padding_mode": "reflect"}
@@ -53,6 +54,18 @@ def tensors_of(name, dtype=torch.float64):
     add = torch.randn(out.shape, dtype=torch.float64, generator=generator)
     add[(out + add).abs() < 1e-3] += 0.01  # no rounding changes the sign before the ReLU
     return [*tensors, add.float().to(dtype)]
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_prepared_weights_give_the_same_bits(name):
+    x, weight, bias, scale, add = tensors_of(name, torch.float32)
+    options = {"scale": scale, "add": add, "relu": True, "backend": "cpu"} | PROBLEMS[name][-1]
+    expected = conv2d(x, weight, bias, **options)
+    kept.keep(weight)
+    for _ in range(2):
+        assert torch.equal(conv2d(x, weight, bias, **options), expected)
+    weight.mul_(2)
+    assert torch.equal(conv2d(x, weight, bias, **options), conv2d(x, weight.clone(), bias, **options))
 
 
 def run(name, dtype, backend):

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from inr_kernels._core import native
-from inr_kernels.fourier_unit import FFCResnetBlock, FusedSequential
+from inr_kernels.fourier_unit import FFC_BN_ACT, FFCResnetBlock, FusedSequential
 from inr_kernels.fourier_unit.functional import conv3x3
 from inr_kernels.fourier_unit.op import kept
 
@@ -121,6 +121,9 @@ CHANGES_OF_STRUCTURE = {
     "another layer": lambda layer: setattr(layer, "act_g", nn.Identity()),
     "a hook": lambda layer: layer.ffc.convl2g.register_forward_hook(lambda *args: 2 * args[2]),
     "a forward": lambda layer: setattr(layer.ffc, "forward", lambda x: x),
+    "a forward of a layer without weights": lambda layer: setattr(
+        layer.ffc.convg2g.downsample, "forward", lambda x: 2 * x
+    ),
     "another class": lambda layer: setattr(layer.act_g, "__class__", nn.Identity),
     "a hook of a layer without weights": lambda layer: layer.ffc.convg2g.downsample.register_forward_hook(
         lambda *args: 2 * args[2]
@@ -185,6 +188,39 @@ def test_weights_that_do_not_fit_reach_no_kernel(name):
 def inference_by_ops(model, x):
     with FlopCounterMode(display=False):  # a dispatch mode
         return model(x)
+
+
+def test_another_forward_before_the_first_call():
+    (model, x), (other, _) = block(), block()
+    for changed in (model, other):
+        changed.conv2.ffc.convg2g.downsample.forward = lambda x: 2 * x
+    with torch.no_grad():
+        torch.testing.assert_close(flat(model(x)), flat(inference_by_ops(other, x)))
+        assert not kept_layer(model.conv2)
+
+
+def test_memory_that_moves():
+    """What is kept must not read the layer's own tensors, whose storage may change with the values unchanged."""
+    torch.manual_seed(0)
+    options = {"ratio_gin": 0.75, "ratio_gout": 0.75, "enable_lfu": False, "bias": True}
+    model = FFCResnetBlock(32, "reflect", lambda channels: nn.Identity(), **options).eval().requires_grad_(False)
+    _, x = block()
+    with torch.no_grad():
+        before, first = flat(model(x)), kept_layer(model.conv2)
+        model.share_memory()
+        filler = [torch.full((n,), 1e9) for n in range(1, 65)]
+        assert torch.equal(flat(model(x)), before) and kept_layer(model.conv2) is first
+        del filler
+
+
+def test_a_residual_without_global_part():
+    model = FFCResnetBlock(32, "reflect", nn.BatchNorm2d, ratio_gin=0.5, ratio_gout=0.5, enable_lfu=False)
+    model.conv1 = FFC_BN_ACT(16, 32, 3, 0, 0.5, padding=1, enable_lfu=False)
+    model.eval().requires_grad_(False)
+    x = torch.randn(1, 16, 12, 14)
+    expected = flat(model(x.clone().requires_grad_()))
+    with torch.no_grad():
+        torch.testing.assert_close(flat(model(x)), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_threads_share_a_layer():

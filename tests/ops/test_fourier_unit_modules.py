@@ -246,11 +246,13 @@ def test_absent_parts_of_small_maps(options, small_maps, monkeypatch):
 
 @pytest.mark.parametrize("size", [(32, 32), (1, 40), (0, 8)])
 def test_other_maps_are_not_small(size, small_maps):
-    assert not fused.is_small(torch.empty(1, 3, *size))
-    assert not fused.is_small(torch.empty(2, 3, 64, 32), (2, 2))
-    assert fused.is_small(torch.empty(1, 3, 62, 62), (2, 2))
+    trained = nn.Linear(1, 1)
+    assert not fused.is_small(torch.empty(1, 3, *size), trained)
+    assert not fused.is_small(torch.empty(2, 3, 64, 32), trained, stride=(2, 2))
+    assert fused.is_small(torch.empty(1, 3, 62, 62), trained, stride=(2, 2))
+    assert not fused.is_small(torch.empty(1, 3, 8, 8), trained.requires_grad_(False))
     with backend("cpu"):
-        assert not fused.is_small(torch.empty(1, 3, 8, 8))
+        assert not fused.is_small(torch.empty(1, 3, 8, 8), nn.Linear(1, 1))
 
 
 def test_errors_on_small_maps(small_maps):

@@ -10,6 +10,7 @@ import torch
 
 from inr_kernels import _C, elementwise_filter, release_memory
 from inr_kernels._core import native
+from inr_kernels.fourier_unit import conv3x3
 
 pytestmark = pytest.mark.alone
 
@@ -33,8 +34,15 @@ def test_only_large_outputs_are_in_the_pool():
     for shape in (large, (3, 5), (0, 4)):
         out = native.empty(shape, like)
         assert out.shape == shape and out.dtype == like.dtype and out.is_contiguous() and out.isnan().all()
-    address = native.empty(large, like).data_ptr()
-    assert native.empty(large, like).data_ptr() == address
+        assert out.untyped_storage().resizable() == (shape != large) and not out._is_view()
+
+
+def test_large_outputs_can_be_changed_in_place():
+    x, weight = torch.randn(1, 16, 768, 704), torch.randn(16, 16, 3, 3, requires_grad=True)
+    out = conv3x3(x, weight)
+    assert not out.untyped_storage().resizable()
+    torch.relu_(out).sum().backward()
+    assert weight.grad is not None and weight.grad.isfinite().all()
 
 
 def test_live_gradients_keep_their_memory():

@@ -14,10 +14,6 @@ INR_INLINE std::int64_t clamp(std::int64_t v, std::int64_t low, std::int64_t hig
   return v < low ? low : v > high ? high : v;
 }
 
-// Steps of a product after which the weights are read that are prefetched: for small maps they come from the main
-// memory, and the processor's own prefetching is late at the beginning of every block.
-constexpr std::int64_t weights_ahead = 96;
-
 // Aligned memory, zero-initialised if `zeros`; converts to false before resize and after a failed one.
 template <class T>
 class Buffer {

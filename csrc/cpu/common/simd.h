@@ -37,6 +37,9 @@ constexpr int vector_bytes = 16, registers = 16;
 // Rows of a matrix product's block, of two vectors each: 24 accumulators of 32 registers, or 12 of 16. Processors with
 // four multiply-add units of four cycles (Neoverse V1, Apple M1) keep them busy with 16 accumulators or more.
 constexpr int block_rows = registers == 32 ? 12 : 6;
+// How many steps ahead of their use the weights of a product are prefetched. For small maps they come from the main
+// memory, and the processor's own prefetching is late at the beginning of every block.
+constexpr std::int64_t weights_ahead = 96;
 
 struct bf16 {
   std::uint16_t bits;

@@ -17,6 +17,7 @@
 #include "pointwise.h"
 #include "strided.h"
 #include "tiles.h"
+#include "weights.h"
 
 namespace inr {
 namespace INR_ISA {
@@ -87,7 +88,7 @@ class DirectConvolution {
   std::int64_t products_size() const { return phases_ * group_blocks_ * block_rows * map_size(); }
 
   // Packs the weights of a block of outputs: for each phase [channels][taps][height of the block].
-  void pack(std::int64_t block) {
+  void transform_weights(std::int64_t block) {
     const std::int64_t first = blocks_.first(block), height = block_height(block);
     const std::int64_t rows = smaller(p_.outputs - first, height), count = kernel_size();
     const std::int64_t row_stride = p_.transposed ? count : p_.channels * count;
@@ -326,18 +327,6 @@ class DirectConvolution {
   T* weight_ = nullptr;
 };
 
-template <class T>
-Status pack(DirectConvolution<T>& convolution, int threads, T* packed) {
-  large_pages(packed, std::size_t(convolution.weight_size()) * sizeof(T));
-  convolution.use_weights(packed);
-  return for_each_task(
-      threads, convolution.blocks(), [] { return true; },
-      [&](bool, std::int64_t block) {
-        convolution.pack(block);
-        return Status::ok;
-      });
-}
-
 // out: [batch, outputs, out_height, out_width]
 template <class T>
 Status convolve(const Conv2d& p, T* out) {
@@ -346,14 +335,6 @@ Status convolve(const Conv2d& p, T* out) {
   const int threads =
       useful_threads(2.0 * double(p.channels * p.outputs * p.kernel[0] * p.kernel[1]) * pixels, p.threads);
   if (!convolution.find_taps() || !convolution.prepare(threads)) return Status::out_of_memory;
-  Buffer<T> packed;
-  if (p.prepared) {
-    convolution.use_weights(static_cast<T*>(const_cast<void*>(p.prepared)));
-  } else {
-    if (!packed.resize(convolution.weight_size(), false)) return Status::out_of_memory;
-    const Status status = pack(convolution, threads, static_cast<T*>(packed));
-    if (status != Status::ok) return status;
-  }
   struct Worker {
     explicit Worker(const DirectConvolution<T>& c)
         : line(c.line_buffer_size()), inputs(c.inputs_size()), products(c.products_size()) {}
@@ -361,20 +342,20 @@ Status convolve(const Conv2d& p, T* out) {
     Buffer<T> line, inputs, products;
   };
   large_pages(out, std::size_t(p.batch * p.outputs * p.out_height * p.out_width) * sizeof(T));
-  return for_each_task(
-      threads, convolution.tasks(), [&] { return Worker(convolution); },
-      [&](Worker& worker, std::int64_t task) {
-        convolution.run(task, worker.line, worker.inputs, worker.products, out);
-        return Status::ok;
-      });
+  return with_weights<T>(convolution, p.prepared, threads, [&] {
+    return for_each_task(
+        threads, convolution.tasks(), [&] { return Worker(convolution); },
+        [&](Worker& worker, std::int64_t task) {
+          convolution.run(task, worker.line, worker.inputs, worker.products, out);
+          return Status::ok;
+        });
+  });
 }
 
 template <class T>
 Status prepare(const Conv2d& p, T* prepared, std::int64_t* size) {
   DirectConvolution<T> convolution(p);
-  *size = convolution.weight_size();
-  if (!prepared) return Status::ok;
-  return convolution.find_taps() ? pack(convolution, p.threads, prepared) : Status::out_of_memory;
+  return convolution.find_taps() ? prepare_weights(convolution, p.threads, prepared, size) : Status::out_of_memory;
 }
 
 }  // namespace

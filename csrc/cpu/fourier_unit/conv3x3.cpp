@@ -13,6 +13,7 @@
 #include "../common/row_panels.h"
 #include "../common/tasks.h"
 #include "tile_inputs.h"
+#include "weights.h"
 
 namespace inr {
 namespace INR_ISA {
@@ -142,8 +143,7 @@ class Winograd {
                           s.count - t, out);
   }
 
-  // Transforms a vector of at most `tiles` tiles to M rows of output o, adds bias and `add`, applies the ReLU and adds
-  // the residual.
+  // Transforms a vector of at most `tiles` tiles to M rows of output o, and finishes them: see Conv3x3.
   // from: [points][lanes] with the stride products_stride(); out: [batch, outputs, height, width]
   void transform_outputs(std::int64_t image, std::int64_t o, std::int64_t y, std::int64_t x, const T* from,
                          std::int64_t tiles, T* out) const {
@@ -171,12 +171,12 @@ class Winograd {
       transform_products(m[i], sums);
       interleave(sums[0] + bias, sums[1] + bias, pair[0], pair[1], std::make_index_sequence<lanes<T>>{});
       for (int v = 0; v < 2; ++v) {
-        const std::int64_t first = v * lanes<T>, left_of_it = count - first;
-        if (left_of_it <= 0) break;
-        if (add) pair[v] += load_up_to(add + first, left_of_it);
+        const std::int64_t first = v * lanes<T>, remaining = count - first;
+        if (remaining <= 0) break;
+        if (add) pair[v] += load_up_to(add + first, remaining);
         if (p_.relu) pair[v] = relu(pair[v]);
-        if (residual) pair[v] += load_up_to(residual + first, left_of_it);
-        store_up_to<T>(pair[v], left_of_it, to + first, false);
+        if (residual) pair[v] += load_up_to(residual + first, remaining);
+        store_up_to<T>(pair[v], remaining, to + first);
       }
     }
   }
@@ -203,29 +203,9 @@ Status with_algorithm(const Conv3x3& p, F&& work) {
   return work(algorithm);
 }
 
-template <class Algorithm, class T>
-Status transform_weights(Algorithm& winograd, const Conv3x3& p, T* transformed) {
-  large_pages(transformed, std::size_t(winograd.weight_size()) * sizeof(T));
-  winograd.use_weights(transformed);
-  return for_each_task(
-      threads_of(p), winograd.blocks(), [] { return true; },
-      [&](bool, std::int64_t block) {
-        winograd.transform_weights(block);
-        return Status::ok;
-      });
-}
-
 // out: [batch, outputs, height, width]
 template <class T, int M>
 Status convolve(Winograd<T, M>& winograd, const Conv3x3& p, T* out) {
-  Buffer<T> transformed;
-  if (p.prepared) {
-    winograd.use_weights(static_cast<T*>(const_cast<void*>(p.prepared)));
-  } else {
-    if (!transformed.resize(winograd.weight_size())) return Status::out_of_memory;
-    const Status status = transform_weights(winograd, p, static_cast<T*>(transformed));
-    if (status != Status::ok) return status;
-  }
   struct Worker {
     explicit Worker(const Winograd<T, M>& w)
         : stage(w.stage_size(), false), inputs(w.inputs_size(), false), products(w.products_size(), false) {}
@@ -233,12 +213,14 @@ Status convolve(Winograd<T, M>& winograd, const Conv3x3& p, T* out) {
     Buffer<T> stage, inputs, products;
   };
   large_pages(out, std::size_t(p.batch * p.outputs * p.height * p.width) * sizeof(T));
-  return for_each_task(
-      threads_of(p), winograd.tasks(), [&] { return Worker(winograd); },
-      [&](Worker& worker, std::int64_t task) {
-        winograd.run(task, worker.stage, worker.inputs, worker.products, out);
-        return Status::ok;
-      });
+  return with_weights<T>(winograd, p.prepared, threads_of(p), [&] {
+    return for_each_task(
+        threads_of(p), winograd.tasks(), [&] { return Worker(winograd); },
+        [&](Worker& worker, std::int64_t task) {
+          winograd.run(task, worker.stage, worker.inputs, worker.products, out);
+          return Status::ok;
+        });
+  });
 }
 
 template <class T>
@@ -248,10 +230,7 @@ Status convolve(const Conv3x3& p, T* out) {
 
 template <class T>
 Status prepare(const Conv3x3& p, T* prepared, std::int64_t* size) {
-  return with_algorithm<T>(p, [&](auto& winograd) {
-    *size = winograd.weight_size();
-    return prepared ? transform_weights(winograd, p, prepared) : Status::ok;
-  });
+  return with_algorithm<T>(p, [&](auto& winograd) { return prepare_weights(winograd, p.threads, prepared, size); });
 }
 
 }  // namespace

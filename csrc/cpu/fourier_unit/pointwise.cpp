@@ -8,6 +8,7 @@
 #include "../../common/pages.h"
 #include "../common/tasks.h"
 #include "tiles.h"
+#include "weights.h"
 
 namespace inr {
 namespace INR_ISA {
@@ -25,7 +26,7 @@ class Pointwise {
   void use_weights(T* packed) { weight_ = {packed, p_.outputs, p_.channels}; }
   std::int64_t blocks() const { return blocks_.count(); }
   // Packs the rows of a block of outputs.
-  void pack(std::int64_t block) {
+  void transform_weights(std::int64_t block) {
     const std::int64_t first = blocks_.first(block), count = smaller(blocks_.height(block), p_.outputs - first);
     weight_.pack(block, static_cast<const T*>(p_.weight) + first * p_.channels, count);
   }
@@ -67,49 +68,29 @@ class Pointwise {
   bool streams_;
 };
 
-template <class T>
-int threads_of(const Pointwise<T>&, const Conv2d& p) {
+int threads_of(const Conv2d& p) {
   return useful_threads(2.0 * double(p.channels * p.outputs) * double(p.batch * p.height * p.width), p.threads);
-}
-
-template <class T>
-Status pack(Pointwise<T>& pointwise, const Conv2d& p, T* packed) {
-  large_pages(packed, std::size_t(pointwise.weight_size()) * sizeof(T));
-  pointwise.use_weights(packed);
-  return for_each_task(
-      threads_of(pointwise, p), pointwise.blocks(), [] { return true; },
-      [&](bool, std::int64_t block) {
-        pointwise.pack(block);
-        return Status::ok;
-      });
 }
 
 // out: [batch, outputs, height, width]
 template <class T>
 Status convolve(const Conv2d& p, T* out) {
   Pointwise<T> pointwise(p);
-  Buffer<T> packed;
-  if (p.prepared) {
-    pointwise.use_weights(static_cast<T*>(const_cast<void*>(p.prepared)));
-  } else {
-    if (!packed.resize(pointwise.weight_size(), false)) return Status::out_of_memory;
-    const Status status = pack(pointwise, p, static_cast<T*>(packed));
-    if (status != Status::ok) return status;
-  }
   large_pages(out, std::size_t(p.batch * p.outputs * p.height * p.width) * sizeof(T));
-  return for_each_task(
-      threads_of(pointwise, p), pointwise.tasks(), [&] { return Buffer<T>(pointwise.inputs_size(), false); },
-      [&](Buffer<T>& inputs, std::int64_t task) {
-        pointwise.run(task, inputs, out);
-        return Status::ok;
-      });
+  return with_weights<T>(pointwise, p.prepared, threads_of(p), [&] {
+    return for_each_task(
+        threads_of(p), pointwise.tasks(), [&] { return Buffer<T>(pointwise.inputs_size(), false); },
+        [&](Buffer<T>& inputs, std::int64_t task) {
+          pointwise.run(task, inputs, out);
+          return Status::ok;
+        });
+  });
 }
 
 template <class T>
 Status prepare(const Conv2d& p, T* prepared, std::int64_t* size) {
   Pointwise<T> pointwise(p);
-  *size = pointwise.weight_size();
-  return prepared ? pack(pointwise, p, prepared) : Status::ok;
+  return prepare_weights(pointwise, p.threads, prepared, size);
 }
 
 }  // namespace

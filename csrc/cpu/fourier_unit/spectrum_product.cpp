@@ -3,6 +3,7 @@
 #include "../entries.h"
 #include "../common/row_panels.h"
 #include "../common/tasks.h"
+#include "weights.h"
 
 namespace inr {
 namespace INR_ISA {
@@ -21,7 +22,7 @@ class SpectrumMultiplier {
   void use_weights(T* packed) { packed_ = packed; }
   std::int64_t blocks() const { return p_.groups * blocks_.count(); }
   // Packs a block of rows of one group.
-  void pack(std::int64_t index) {
+  void transform_weights(std::int64_t index) {
     const std::int64_t group = index / blocks_.count(), block = index % blocks_.count(), rows = 2 * p_.outputs;
     const std::int64_t first = blocks_.first(block), count = smaller(blocks_.height(block), rows - first);
     group_weight(group).pack(block, static_cast<const T*>(p_.weight) + (group * rows + first) * 2 * p_.inputs, count);
@@ -97,43 +98,25 @@ int threads_of(const SpectrumProduct& p) {
       8.0 * double(p.inputs) * double(p.outputs * p.groups) * double(p.positions * p.batch), p.threads);
 }
 
-template <class T>
-Status pack(SpectrumMultiplier<T>& multiplier, const SpectrumProduct& p, T* packed) {
-  multiplier.use_weights(packed);
-  return for_each_task(
-      threads_of(p), multiplier.blocks(), [] { return true; },
-      [&](bool, std::int64_t block) {
-        multiplier.pack(block);
-        return Status::ok;
-      });
-}
-
 // out: [batch, groups * outputs, positions], complex
 template <class T>
 Status product(const SpectrumProduct& p, T* out) {
   SpectrumMultiplier<T> multiplier(p);
-  Buffer<T> packed;
-  if (p.prepared) {
-    multiplier.use_weights(static_cast<T*>(const_cast<void*>(p.prepared)));
-  } else {
-    if (!packed.resize(multiplier.weight_size(), false)) return Status::out_of_memory;
-    const Status status = pack(multiplier, p, static_cast<T*>(packed));
-    if (status != Status::ok) return status;
-  }
-  return for_each_task(
-      threads_of(p), multiplier.tasks(),
-      [&] { return Buffer<T>(2 * p.inputs * SpectrumMultiplier<T>::tile_row, false); },
-      [&](Buffer<T>& b, std::int64_t task) {
-        multiplier.run(task, b, out);
-        return Status::ok;
-      });
+  return with_weights<T>(multiplier, p.prepared, threads_of(p), [&] {
+    return for_each_task(
+        threads_of(p), multiplier.tasks(),
+        [&] { return Buffer<T>(2 * p.inputs * SpectrumMultiplier<T>::tile_row, false); },
+        [&](Buffer<T>& b, std::int64_t task) {
+          multiplier.run(task, b, out);
+          return Status::ok;
+        });
+  });
 }
 
 template <class T>
 Status prepare(const SpectrumProduct& p, T* prepared, std::int64_t* size) {
   SpectrumMultiplier<T> multiplier(p);
-  *size = multiplier.weight_size();
-  return prepared ? pack(multiplier, p, prepared) : Status::ok;
+  return prepare_weights(multiplier, p.threads, prepared, size);
 }
 
 }  // namespace

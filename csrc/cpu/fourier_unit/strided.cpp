@@ -23,6 +23,7 @@
 #include "../../common/pages.h"
 #include "../common/tasks.h"
 #include "tiles.h"
+#include "weights.h"
 
 namespace inr {
 namespace INR_ISA {
@@ -308,29 +309,9 @@ auto with_algorithm(Type type, const Conv2d& p, F&& work) {
   return p.transposed ? run(Strided<float, true>(p)) : run(Strided<float, false>(p));
 }
 
-template <class Algorithm, class T>
-Status transform_weights(Algorithm& strided, const Conv2d& p, T* transformed) {
-  large_pages(transformed, std::size_t(strided.weight_size()) * sizeof(T));
-  strided.use_weights(transformed);
-  return for_each_task(
-      strided.threads(), strided.blocks(), [] { return true; },
-      [&](bool, std::int64_t block) {
-        strided.transform_weights(block);
-        return Status::ok;
-      });
-}
-
 // out: [batch, outputs, out_height, out_width]
 template <class T, bool transposed>
 Status convolve(Strided<T, transposed>& strided, const Conv2d& p, T* out) {
-  Buffer<T> transformed;
-  if (p.prepared) {
-    strided.use_weights(static_cast<T*>(const_cast<void*>(p.prepared)));
-  } else {
-    if (!transformed.resize(strided.weight_size())) return Status::out_of_memory;
-    const Status status = transform_weights(strided, p, static_cast<T*>(transformed));
-    if (status != Status::ok) return status;
-  }
   struct Worker {
     explicit Worker(const Strided<T, transposed>& s)
         : stage(s.stage_size(), false), inputs(s.inputs_size(), false), products(s.products_size(), false) {}
@@ -338,12 +319,14 @@ Status convolve(Strided<T, transposed>& strided, const Conv2d& p, T* out) {
     Buffer<T> stage, inputs, products;
   };
   large_pages(out, std::size_t(p.batch * p.outputs * p.out_height * p.out_width) * sizeof(T));
-  return for_each_task(
-      strided.threads(), strided.tasks(), [&] { return Worker(strided); },
-      [&](Worker& worker, std::int64_t task) {
-        strided.run(task, worker.stage, worker.inputs, worker.products, out);
-        return Status::ok;
-      });
+  return with_weights<T>(strided, p.prepared, strided.threads(), [&] {
+    return for_each_task(
+        strided.threads(), strided.tasks(), [&] { return Worker(strided); },
+        [&](Worker& worker, std::int64_t task) {
+          strided.run(task, worker.stage, worker.inputs, worker.products, out);
+          return Status::ok;
+        });
+  });
 }
 
 }  // namespace
@@ -362,8 +345,7 @@ Status convolve_strided(Type type, const Conv2d& p, void* out) {
 
 Status prepare_strided(Type type, const Conv2d& p, void* prepared, std::int64_t* size) {
   return with_algorithm(type, p, [&](auto& strided) {
-    *size = strided.weight_size();
-    return prepared ? transform_weights(strided, p, strided.elements(prepared)) : Status::ok;
+    return prepare_weights(strided, p.threads, strided.elements(prepared), size);
   });
 }
 

@@ -163,11 +163,15 @@ class _Kept:
 
 
 def _inference(layer, x, residual=None):
-    """What `takes` x and the residual, kept as long as nothing of the layer changes; None: the layer is called."""
-    if torch.compiler.is_compiling() or not (isinstance(x, tuple) and all(map(is_present, x))):
+    """The `Inference` that computes the layer for x and the residual; None if the layer must be called.
+
+    It is kept as long as nothing of the layer changes, and until the layer is trained or called on another device.
+    """
+    if torch.compiler.is_compiling() or not isinstance(x, tuple):
         return None
     maps = x if residual is None else (*x, *residual)
-    # In training, or on another device.
+    if not all(map(is_present, maps)):
+        return None
     if not x[0].is_cpu or (torch.is_grad_enabled() and _needs_gradient(next(layer.parameters(), x[0]))):
         vars(layer).pop(_Kept.NAME, None)
         return None

@@ -128,7 +128,7 @@ def convolve(ffc: Any, x: Any, after: Sequence[tuple[Any, bool]] = ((None, False
 
 def are_small(ffc: Any, x_l: Any, x_g: Any) -> bool:
     """Whether the convolutions are called one by one, because of the parts' size; all that are called have a part."""
-    if torch.compiler.is_compiling() or is_constant(ffc):  # while compiling, the ratios are symbols, too
+    if torch.compiler.is_compiling():  # it also makes symbols of the ratios
         return False
     outputs = ffc.ratio_gout != 1, ffc.ratio_gout != 0
     for part, convs in ((x_l, (ffc.convl2l, ffc.convl2g)), (x_g, (ffc.convg2l, ffc.convg2g))):
@@ -136,7 +136,7 @@ def are_small(ffc: Any, x_l: Any, x_g: Any) -> bool:
         if needed != [type(conv) is not nn.Identity for conv in convs]:
             return False
     strides = [conv.stride for conv in (ffc.convl2l, ffc.convl2g, ffc.convg2l) if type(conv) is nn.Conv2d]
-    return bool(strides) and is_small(x_l if is_present(x_l) else x_g, strides[0])
+    return bool(strides) and is_small(x_l if is_present(x_l) else x_g, ffc, stride=strides[0])
 
 
 def check_parts(ffc: Any, x_l: Any, x_g: Any) -> None:

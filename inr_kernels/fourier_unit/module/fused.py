@@ -70,22 +70,22 @@ def prefers_channels_last(x: torch.Tensor) -> bool:
     return half and kept.can_keep(x) and _may_fuse(x)
 
 
-def is_small(x: torch.Tensor, stride: tuple[int, ...] = (1, 1)) -> bool:
-    """Whether a layer that is trained on x is called because of x's size, unless a backend is requested.
+def is_small(x: torch.Tensor, *layers: nn.Module, stride: tuple[int, ...] = (1, 1)) -> bool:
+    """Whether layers that are trained on x are called because of x's size, unless a backend is requested.
 
     stride: of its convolution. While a graph is recorded, which may run at other sizes, and for sizes that a layer may
     refuse: False.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or x.dim() != 4:
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or x.dim() != 4:
         return False
     if len(x) * x.shape[2] * x.shape[3] >= MIN_POSITIONS * math.prod(stride) or not x.numel() or min(x.shape[2:]) < 2:
         return False
-    return x.device.type == "cpu" and dispatch.requested_backend(None) == ""
+    return x.device.type == "cpu" and not is_constant(*layers) and dispatch.requested_backend(None) == ""
 
 
 def _may_fuse(x):
     """Whether no request and no tracer needs the layers to be called."""
-    if torch.jit.is_tracing() or has_autocast(x):
+    if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or has_autocast(x):
         return False
     return x.dim() == 4 and dispatch.requested_backend(None) in ("", "cpu")
 

@@ -13,7 +13,8 @@ from .folded_layer import FoldedLayer, Pair
 class Inference:
     """Computes what a `FoldedLayer` does, without gradients, by direct calls of the C++ kernels.
 
-    The weights are transformed once, here. An op takes longer to call than a kernel.
+    The weights are transformed once, when it is created. The kernels are called without the ops around them, since on
+    small maps the calls of ops take a large part of the time.
     """
 
     def __init__(self, layer: FoldedLayer):
@@ -21,21 +22,22 @@ class Inference:
         self._inputs = across.shape[1], local.shape[1] - across.shape[1]
         self._outputs, self._dtype, self._norm = (len(local), len(across)), local.dtype, layer.norm
         self._steps = op.native_steps()
-        self.is_consistent = _is_consistent(layer)
-        if not self.is_consistent:
+        self._is_consistent = _is_consistent(layer)
+        if not self._is_consistent:  # it takes no maps
             return
         self._local = op.NativeConv3x3.constant(local, layer.local_bias, True, padding)
         self._across = op.NativeConv3x3.constant(across, layer.across_bias, True, padding)
         self._product = op.NativeProduct.constant(layer.unit_weight, layer.unit_bias, True, layer.unit_groups)
-        self._first = _pointwise(layer.first_weight, layer.first_bias, layer.groups)
-        self._last = _pointwise(layer.last_weight, None, layer.last_groups)
+        self._first = _pointwise(layer.first_weight, layer.first_bias, layer.groups, True)
+        self._last = _pointwise(layer.last_weight, None, layer.last_groups, False)
 
     def takes(self, x: Pair, residual: Pair | None = None) -> bool:
-        """Whether it computes these maps, which are dense on the CPU: they fit the weights and each other."""
+        """Whether the maps, dense ones on the CPU, fit the weights, which must be consistent, and each other."""
         batch, _, *size = x[0].shape
-        maps = zip((*x, *(residual or ())), self._inputs + self._outputs, strict=False)
-        fits = all(t.dtype == self._dtype and t.shape == (batch, channels, *size) for t, channels in maps)
-        return fits and batch > 0 and min(size) >= 2 and self.is_consistent
+        maps, widths = (x, self._inputs) if residual is None else (x + residual, self._inputs + self._outputs)
+        sizes = [(batch, channels, *size) for channels in widths]
+        fits = all(t.dtype == self._dtype and t.shape == size for t, size in zip(maps, sizes, strict=True))
+        return fits and batch > 0 and min(size) >= 2 and self._is_consistent
 
     def __call__(self, x: Pair, residual: Pair | tuple[None, None] = (None, None)) -> Pair:
         """(local, global) -> (local, global), plus the residual."""
@@ -68,14 +70,16 @@ def _is_consistent(layer):
     return True
 
 
-def _pointwise(weight: torch.Tensor, bias: torch.Tensor | None, groups: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A 1 x 1 convolution; with a bias, the ReLU of it."""
+def _pointwise(
+    weight: torch.Tensor, bias: torch.Tensor | None, groups: int, relu: bool
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A 1 x 1 convolution, or the ReLU of it."""
     if groups == 1:
-        kernel, outputs = op.NativeConv2d.pointwise(weight, bias), len(weight)
+        kernel, outputs = op.NativeConv2d.pointwise(weight, bias, relu), len(weight)
         return lambda x: kernel(x, None, (len(x), outputs, *x.shape[2:]))
 
     def convolve(x: torch.Tensor) -> torch.Tensor:
         out = F.conv2d(x, weight, bias, groups=groups)
-        return out if bias is None else out.relu_()
+        return out.relu_() if relu else out
 
     return convolve

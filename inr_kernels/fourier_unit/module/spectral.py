@@ -110,7 +110,7 @@ def _unit(unit, x):
     fits = is_pointwise(conv) and type(bn) is nn.BatchNorm2d and bn.affine and is_untouched(bn)
     if fits:
         require_input(x, "x", conv.in_channels // 2, conv.weight, any_dtype=True)
-    if not fits or (is_small(x) and conv.weight.dtype.itemsize > 2):  # half precision is computed in float32
+    if not fits or (is_small(x, unit) and conv.weight.dtype.itemsize > 2):  # half precision is computed in float32
         return through_spectrum(x, lambda z: bn(conv(z.to(getattr(conv, "weight", z).dtype))).relu(), unit.fft_norm)
     training = bn.training or bn.running_mean is None
     return fourier_unit(
@@ -158,7 +158,7 @@ def _first_layers(layers, x):
     parts = tuple(layers) if type(layers) is nn.Sequential and is_untouched(layers) else ()
     if [type(part) for part in parts] != [nn.Conv2d, nn.BatchNorm2d, nn.ReLU]:
         return layers(x)
-    if is_small(x) or not (is_pointwise(parts[0]) and folds(*parts[1:])):
+    if is_small(x, *parts) or not (is_pointwise(parts[0]) and folds(*parts[1:])):
         return layers(x)
     conv, norm, _ = parts
     coefficients = affine(norm)

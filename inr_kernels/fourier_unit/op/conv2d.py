@@ -65,10 +65,9 @@ class NativeConv2d:
         }
 
     @staticmethod
-    def pointwise(weight: torch.Tensor, bias: torch.Tensor | None) -> "NativeConv2d":
-        """A 1 x 1 convolution, with a ReLU if there is a bias, for many calls: the weight is packed once, here."""
-        pixel = weight.new_empty(1, weight.shape[1], 1, 1)
-        relu = bias is not None
+    def pointwise(weight: torch.Tensor, bias: torch.Tensor | None, relu: bool) -> "NativeConv2d":
+        """A 1 x 1 convolution for many calls: the weight is packed, and the bias copied, here."""
+        pixel, bias = weight.new_empty(1, weight.shape[1], 1, 1), bias if bias is None else bias.clone()
         a = Conv2dArguments(pixel, weight, None, bias, None, relu, (1, 1), (0, 0), "zeros", False, (0, 0))
         kernel = NativeConv2d(a)
         kernel.prepared = kernel.prepare(a, kernel.prepared_size(a))

@@ -86,8 +86,8 @@ class NativeConv3x3:
 
     @staticmethod
     def constant(weight: torch.Tensor, bias: torch.Tensor | None, relu: bool, padding: str) -> "NativeConv3x3":
-        """The same for many calls: the weight is transformed once, here."""
-        return NativeConv3x3(weight, bias, relu, padding, _prepared(weight))
+        """The same for many calls: the weight is transformed, and the bias copied, here."""
+        return NativeConv3x3(weight, bias if bias is None else bias.clone(), relu, padding, _prepared(weight))
 
     def __call__(
         self,

@@ -36,6 +36,11 @@ def keep(weight: torch.Tensor, constant: bool = False) -> torch.Tensor:
     return weight
 
 
+def forget(weight: torch.Tensor) -> None:
+    """Takes the mark from the weight, and frees what was made of it."""
+    _KEPT.pop(weight, None)
+
+
 def once(owner: torch.Tensor, name: str, sources: Sequence[torch.Tensor], make: Callable[[], Any]) -> Any:
     """Returns make(), or what it returned before if the values of `sources` have not changed.
 

@@ -27,25 +27,25 @@ class NativeProduct:
         self._sizes = groups, weight.shape[1] // 2, len(weight) // (2 * groups)  # complex channels of a group
         # Referenced while the kernel may read them.
         self._weight = weight.contiguous() if prepared is None else None
-        self._prepared, self._shift = prepared, shift
+        self._prepared, self._shift = prepared, shift if shift is None else shift.contiguous()
         self._options = {
             "weight": backends.address(self._weight),
             "prepared": backends.address(prepared),
-            "shift": backends.address(shift),
+            "shift": backends.address(self._shift),
             "type": backends.TYPES[weight.dtype],
             "relu": relu,
         }
 
     @staticmethod
     def constant(weight: torch.Tensor, shift: torch.Tensor | None, relu: bool, groups: int) -> "NativeProduct":
-        """The same for many calls: the weight is packed once, here."""
+        """The same for many calls: the weight is packed, and the shift copied, here."""
         weight = weight.contiguous()
         options: dict[str, Any] = {"type": backends.TYPES[weight.dtype], "threads": torch.get_num_threads()}
         options |= {"size": NativeProduct(weight, None, relu, groups)._sizes, "weight": weight.data_ptr()}
         prepare = native.load()[0].prepare_spectrum_product
         prepared = torch.empty(prepare(prepared=0, **options), dtype=weight.dtype, device=weight.device)
         prepare(prepared=prepared.data_ptr(), **options)
-        return NativeProduct(weight, shift, relu, groups, prepared)
+        return NativeProduct(weight, shift if shift is None else shift.clone(), relu, groups, prepared)
 
     def __call__(self, z: torch.Tensor, add_input: bool = False) -> torch.Tensor:
         """The product with z, complex [B, C, H, W'] -> [B, O, H, W']; add_input: adds z to it, if O = C."""
