@@ -167,6 +167,8 @@ class Winograd {
       const T* add = p_.add ? static_cast<const T*>(p_.add) + row : nullptr;
       const T* residual = p_.residual ? static_cast<const T*>(p_.residual) + row : nullptr;
       T* to = out + row;
+      for (const T* map : {add, residual})  // the next output's row, which the processor does not foresee
+        for (int v = 0; map && v < 2; ++v) __builtin_prefetch(map + p_.height * p_.width + v * lanes<T>);
       Vec<T> sums[2], pair[2];
       transform_products(m[i], sums);
       interleave(sums[0] + bias, sums[1] + bias, pair[0], pair[1], std::make_index_sequence<lanes<T>>{});
