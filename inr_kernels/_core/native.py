@@ -18,15 +18,15 @@ def load() -> tuple[Any, str]:
     return _C, ""
 
 
-# Bytes from which on glibc's allocator asks the system for fresh pages at every call. Clearing them takes longer than
-# filling them takes many kernels.
+# From this number of bytes on, glibc's allocator asks the system for fresh pages at every call. The system clears them,
+# which takes longer than many kernels take to fill them.
 _LARGE = 32 << 20
 
 
 def empty(shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
     """An uninitialized CPU tensor of like's dtype; a large one is in memory from the native buffer pool.
 
-    The storage of a large one cannot be resized.
+    The storage of a large tensor cannot be resized.
     """
     is_large = math.prod(shape) * like.element_size() >= _LARGE
     return _pooled(shape, like) if is_large else like.new_empty(shape)

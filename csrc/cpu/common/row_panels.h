@@ -30,18 +30,22 @@ class RowBlocks {
 };
 
 // acc[r][v] = sum over k < steps of a[k * a_step + r] * vector v of b[k * b_row].
-template <class T, int R>
+template <class T, int R, int V>
 INR_INLINE void multiply_rows(std::int64_t steps, const T* a, std::int64_t a_step, const T* b, std::int64_t b_row,
-                              Vec<T> (&acc)[R][2]) {
+                              Vec<T> (&acc)[R][V]) {
 #pragma GCC unroll 12
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
-    for (int v = 0; v < 2; ++v) acc[r][v] = Vec<T>{};
+    for (int v = 0; v < V; ++v) acc[r][v] = Vec<T>{};
   for (const T* end = a + steps * a_step; a != end; a += a_step, b += b_row) {
-    const Vec<T> b0 = load(b), b1 = load(b + lanes<T>);
+    Vec<T> bv[V];
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) bv[v] = load(b + v * lanes<T>);
     __builtin_prefetch(a + weights_ahead * a_step);
 #pragma GCC unroll 12
-    for (int r = 0; r < R; ++r) acc[r][0] += a[r] * b0, acc[r][1] += a[r] * b1;
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) acc[r][v] += a[r] * bv[v];
   }
 }
 
@@ -69,31 +73,31 @@ class RowPanels {
         for (std::int64_t k = begin; k < smaller(begin + run, steps_); ++k)
           block(i, k)[r] = r < count ? from[r * steps_ + k] : T(0);
   }
-  // Calls emit(j, sums) for the rows of block i of a times each panel of columns of b; sums: [height][2].
-  // b: [steps, round_up(cols, panel)] with row stride b_row.
+  // Calls emit(j, sums) for the rows of block i of a times each V vectors of columns of b; sums: [height][V].
+  // b: [steps, round_up(cols, V lanes)] with row stride b_row.
   // Long sums are split into runs of steps, so that rounding errors do not grow with the number of steps.
-  template <std::int64_t run = 64, class Emit>
+  template <std::int64_t run = 64, int V = 2, class Emit>
   INR_INLINE void multiply(const RowPanels& a, std::int64_t i, const T* b, std::int64_t b_row, std::int64_t cols,
                            Emit&& emit) {
     if (a.blocks_.height(i) == block_rows)
-      multiply_block<block_rows, run>(a, i, b, b_row, cols, emit);
+      multiply_block<block_rows, run, V>(a, i, b, b_row, cols, emit);
     else
-      multiply_block<RowBlocks::small_height, run>(a, i, b, b_row, cols, emit);
+      multiply_block<RowBlocks::small_height, run, V>(a, i, b, b_row, cols, emit);
   }
 
  private:
-  template <int R, std::int64_t run, class Emit>
+  template <int R, std::int64_t run, int V, class Emit>
   INR_INLINE void multiply_block(const RowPanels& a, std::int64_t i, const T* b, std::int64_t b_row, std::int64_t cols,
                                  Emit&& emit) {
-    for (std::int64_t j = 0; j < cols; j += panel<T>) {
-      Vec<T> sums[R][2] = {};
+    for (std::int64_t j = 0; j < cols; j += V * lanes<T>) {
+      Vec<T> sums[R][V] = {};
       for (std::int64_t k = 0; k < a.steps_; k += run) {
-        Vec<T> acc[R][2];
-        multiply_rows<T, R>(smaller(a.steps_ - k, run), a.block(i, k), R, b + k * b_row + j, b_row, acc);
+        Vec<T> acc[R][V];
+        multiply_rows<T, R, V>(smaller(a.steps_ - k, run), a.block(i, k), R, b + k * b_row + j, b_row, acc);
 #pragma GCC unroll 12
         for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
-          for (int v = 0; v < 2; ++v) sums[r][v] += acc[r][v];
+          for (int v = 0; v < V; ++v) sums[r][v] += acc[r][v];
       }
       emit(j, sums);
     }

@@ -101,7 +101,7 @@ class Winograd {
       for (std::int64_t c = 0; c < channels_; c += max_channels) {
         const std::int64_t count = smaller(channels_ - c, max_channels);
         if (block == begin) for_segments([&](const Segment& s) { load_inputs(image, s, c, count, stage, inputs); });
-        multiply(c, block, last, inputs, products);
+        multiply(c, block, last, tile_rows_ * tile_columns_ - tile, inputs, products);
       }
       for_segments([&](const Segment& s) { store_outputs(image, s, block, last, products, out); });
     }
@@ -122,14 +122,19 @@ class Winograd {
   }
 
   // Adds the products of the chunk of channels from `first` on to those of the blocks [begin, end); sets them if first
-  // is 0.
-  void multiply(std::int64_t first, std::int64_t begin, std::int64_t end, const T* inputs, T* products) const {
+  // is 0. tiles: how many of the panel exist, or more
+  void multiply(std::int64_t first, std::int64_t begin, std::int64_t end, std::int64_t tiles, const T* inputs,
+                T* products) const {
     for (int point = 0; point < points; ++point)
       for (std::int64_t block = begin; block < end; ++block) {
         T* to = products + point * products_stride() + (blocks_.first(block) - blocks_.first(begin)) * row();
         const auto add = [&](std::int64_t, const auto& sums) { add_sums(sums, first > 0, to, row()); };
-        RowPanels<T>::template multiply<product_run>(weight_[point].chunk(first), block,
-                                                     inputs + point * inputs_stride(), row(), panel<T>, add);
+        const T* from = inputs + point * inputs_stride();
+        const auto weight = weight_[point].chunk(first);
+        if (tiles > lanes<T>)
+          RowPanels<T>::template multiply<product_run>(weight, block, from, row(), panel<T>, add);
+        else
+          RowPanels<T>::template multiply<product_run, 1>(weight, block, from, row(), lanes<T>, add);
       }
   }
 

@@ -45,14 +45,14 @@ INR_INLINE std::int64_t source_index(Padding padding, std::int64_t v, std::int64
   return v < 0 ? -v : 2 * (n - 1) - v;
 }
 
-// Stores, or adds to what is stored, the sums of a block of outputs. sums: [rows][2]; to: [rows][2 lanes] with row
+// Stores, or adds to what is stored, the sums of a block of outputs. sums: [rows][V]; to: [rows][V lanes] with row
 // stride `row`
 template <class T, class Sums>
 INR_INLINE void add_sums(const Sums& sums, bool add, T* to, std::int64_t row) {
 #pragma GCC unroll 12
   for (int r = 0; r < int(sizeof sums / sizeof *sums); ++r)
 #pragma GCC unroll 2
-    for (int v = 0; v < 2; ++v) {
+    for (int v = 0; v < int(sizeof *sums / sizeof **sums); ++v) {
       T* at = to + r * row + v * lanes<T>;
       store(at, add ? load(at) + sums[r][v] : sums[r][v]);
     }

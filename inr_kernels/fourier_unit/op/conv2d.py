@@ -41,7 +41,7 @@ class NativeConv2d:
     """The C++ kernel with its weight, scale, bias and options; valid ones, for which `why_not_native` has no objection.
 
     Args:
-        a: x, add and their sizes are not used.
+        a: all arguments of a call, of which x and add are not used.
     """
 
     def __init__(self, a: Conv2dArguments):
