@@ -85,7 +85,12 @@ def start(tree, *arguments, **environment):
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""} | environment
     command = [sys.executable, "-m", "bench.compare", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=tree, env=environment, start_new_session=True, **pipes)
+
+    def heed_interrupts():  # tests that run in the background of a script ignore SIGINT, and so would the process
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    options = {"start_new_session": True, "preexec_fn": heed_interrupts}
+    return subprocess.Popen(command, cwd=tree, env=environment, **options, **pipes)
 
 
 def worktrees(tree):
