@@ -131,10 +131,20 @@ class ChunkedRowPanels {
   std::int64_t rows_ = 0, steps_ = 0;
 };
 
+// Splits the elements of a, b in a row into those at even and at odd indices.
 template <class V, std::size_t... I>
 INR_INLINE void deinterleave(V a, V b, V& even, V& odd, std::index_sequence<I...>) {
-  even = __builtin_shufflevector(a, b, int(2 * I)...);
-  odd = __builtin_shufflevector(a, b, int(2 * I + 1)...);
+  constexpr int n = int(sizeof...(I)), half = n / 2;
+  if constexpr (vector_bytes == 32) {  // two steps: AVX2 is slow at moving single elements between halves of a vector
+    const V low = __builtin_shufflevector(a, b, (int(I) < half ? int(I) : half + int(I))...);
+    const V high = __builtin_shufflevector(a, b, (int(I) < half ? half + int(I) : n + int(I))...);
+    constexpr auto index = [](int i) { return i / half * half + (i % half < half / 2 ? 0 : n - half) + 2 * (i % half); };
+    even = __builtin_shufflevector(low, high, index(int(I))...);
+    odd = __builtin_shufflevector(low, high, (index(int(I)) + 1)...);
+  } else {
+    even = __builtin_shufflevector(a, b, int(2 * I)...);
+    odd = __builtin_shufflevector(a, b, int(2 * I + 1)...);
+  }
 }
 template <class V, std::size_t... I>
 INR_INLINE void interleave(V even, V odd, V& a, V& b, std::index_sequence<I...>) {

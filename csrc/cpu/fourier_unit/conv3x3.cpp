@@ -164,28 +164,44 @@ class Winograd {
 #pragma GCC unroll 4
       for (int i = 0; i < M; ++i) m[i][j] = outputs[i];
     }
-    const std::int64_t left = p_.width - x, max_count = 2 * (tiles < lanes<T> ? tiles : lanes<T>);
-    const std::int64_t count = left < max_count ? left : max_count;
     const std::int64_t at = ((image * p_.outputs + o) * p_.height + y) * p_.width + x;
-    for (int i = 0; i < M && y + i < p_.height; ++i) {
-      const std::int64_t row = at + i * p_.width;
-      const T* add = p_.add ? static_cast<const T*>(p_.add) + row : nullptr;
-      const T* residual = p_.residual ? static_cast<const T*>(p_.residual) + row : nullptr;
-      T* to = out + row;
-      for (const T* map : {add, residual})  // the next output's row, which the processor does not foresee
-        for (int v = 0; map && v < 2; ++v) __builtin_prefetch(map + p_.height * p_.width + v * lanes<T>);
+    const std::int64_t rows = smaller(p_.height - y, M), columns = smaller(p_.width - x, 2 * smaller(tiles, lanes<T>));
+    if (rows == M && columns == 2 * lanes<T>)
+      store_rows<true>(m, rows, columns, bias, at, out);
+    else
+      store_rows<false>(m, rows, columns, bias, at, out);
+  }
+
+  // Transforms the rows of a vector of tiles, finishes them and stores them from out[at]. all: whether the tiles have all
+  // of their rows and columns inside the image
+  template <bool all>
+  void store_rows(const Vec<T> (&m)[M][4], std::int64_t rows, std::int64_t columns, T bias, std::int64_t at,
+                  T* out) const {
+    // Read once: for all the compiler knows, every store could change p_.
+    const std::int64_t width = p_.width, plane = p_.height * width;
+    const bool rectified = p_.relu;
+    const T *add = static_cast<const T*>(p_.add), *residual = static_cast<const T*>(p_.residual);
+#pragma GCC unroll 4
+    for (int i = 0; i < M; ++i, at += width) {
+      if (!all && i >= rows) break;
       Vec<T> sums[2], pair[2];
       transform_products(m[i], sums);
       interleave(sums[0] + bias, sums[1] + bias, pair[0], pair[1], std::make_index_sequence<lanes<T>>{});
+#pragma GCC unroll 2
       for (int v = 0; v < 2; ++v) {
-        const std::int64_t first = v * lanes<T>, remaining = count - first;
-        if (remaining <= 0) break;
-        if (add) pair[v] += load_up_to(add + first, remaining);
-        if (p_.relu) pair[v] = relu(pair[v]);
-        if (residual) pair[v] += load_up_to(residual + first, remaining);
-        store_up_to<T>(pair[v], remaining, to + first);
+        const std::int64_t to = at + v * lanes<T>, count = all ? lanes<T> : columns - v * lanes<T>;
+        if (!all && count <= 0) break;
+        if (add) pair[v] += load_next(add + to, plane, count);
+        if (rectified) pair[v] = relu(pair[v]);
+        if (residual) pair[v] += load_next(residual + to, plane, count);
+        store_up_to<T>(pair[v], count, out + to);
       }
     }
+  }
+  // Loads at most n elements, and prefetches those of the next output, which the processor does not foresee.
+  INR_INLINE Vec<T> load_next(const T* from, std::int64_t plane, std::int64_t n) {
+    __builtin_prefetch(from + plane);
+    return load_up_to(from, n);
   }
 
   const Conv3x3& p_;
