@@ -262,6 +262,22 @@ def expected_isa(run_python):
 
 
 @pytest.fixture
+def fast_half(monkeypatch):
+    """As on a processor with instructions for half precision, for which torch has fast layers."""
+    from inr_kernels._core import backends
+
+    monkeypatch.setattr(backends, "FLOAT_DTYPES", (torch.float32, torch.float64))
+
+
+@pytest.fixture
+def slow_half(monkeypatch):
+    """As on a processor without instructions for half precision."""
+    from inr_kernels._core import backends
+
+    monkeypatch.setattr(backends, "FLOAT_DTYPES", (torch.float32, torch.float64, torch.bfloat16, torch.float16))
+
+
+@pytest.fixture
 def in_a_fork():
     """in_a_fork(compute): whether a forked child computes the same; the child is killed after a minute.
 

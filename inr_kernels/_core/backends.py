@@ -19,11 +19,30 @@ TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3
 PADDINGS = {"zeros": 0, "replicate": 1, "reflect": 2, "valid": 3}
 
 
+def _slow_dtypes():
+    """The half-precision dtypes that torch has no fast layers for on this processor, but only plain loops."""
+    fast = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+    return [dtype for dtype, name in fast.items() if not getattr(torch.ops.mkldnn, name)()]
+
+
+# What C++ kernels that compute in float32 and float64 take. They convert half precision where torch is slow: on many
+# processors its layers take tens of times as long as in float32.
+FLOAT_DTYPES = torch.float32, torch.float64, *_slow_dtypes()
+
+
 def why_not_cpu(facts: Facts) -> str:
     """Why the C++ kernels cannot run: they take CPU tensors of any floating-point dtype."""
     if facts.device.type != "cpu":
         return f"it takes CPU tensors; these are on {facts.device}"
     return native.load()[1]
+
+
+def why_not_float(facts: Facts) -> str:
+    """Why C++ kernels that compute in float32 and float64 do not run: they take `FLOAT_DTYPES` on a CPU."""
+    if facts.dtype not in FLOAT_DTYPES:
+        given = str(facts.dtype).removeprefix("torch.")
+        return f"it takes float32 and float64, and half precision where torch is slow; got {given}"
+    return why_not_cpu(facts)
 
 
 def why_not_cuda(facts: Facts, dtypes: Sequence[torch.dtype] = (torch.bfloat16, torch.float16)) -> str:

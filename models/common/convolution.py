@@ -13,10 +13,10 @@ MIN_WIDTH = 16  # channels of the input and of the output; with fewer, torch's c
 class Conv3x3(nn.Conv2d):
     """A 3 x 3 convolution with zero padding, which can also add a map and apply a ReLU.
 
-    In float32 and float64 on a CPU it is `conv3x3`, for training too. In other dtypes, on other devices, with few
-    channels, under autocast, and for torch.jit.trace and the export to ONNX it is torch's convolution. Where no
-    gradient of the weight is needed, the weight in the form that the kernel reads, 8/3 of its size, is kept between
-    calls, as long as its values stay the same.
+    In float32 and float64 on a CPU it is `conv3x3`, for training too, and in half precision where torch is slow. In
+    other dtypes, on other devices, with few channels, under autocast, and for torch.jit.trace and the export to ONNX it
+    is torch's convolution. Where no gradient of the weight is needed, the weight in the form that the kernel reads, 8/3
+    of its size in float32, is kept between calls, as long as its values stay the same.
 
     Args:
         inputs, outputs: channels.

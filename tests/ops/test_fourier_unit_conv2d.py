@@ -124,7 +124,7 @@ def test_threads_get_the_same_bits(name):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_half_precision_is_torchs_convolution(dtype):
+def test_fast_half_precision_is_torchs_convolution(dtype, fast_half):
     x, weight, *_ = (t.to(dtype) for t in tensors_of("transposed"))
     options = PROBLEMS["transposed"][-1]
     assert torch.equal(conv2d(x, weight, **options), F.conv_transpose2d(x, weight, None, 2, 1, 1))

@@ -273,7 +273,7 @@ HALF_GROUPS = {
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", HALF_GROUPS)
-def test_half_precision_is_fused_with_channels_last(name, dtype):
+def test_fast_half_precision_is_fused_with_channels_last(name, dtype, fast_half):
     layers = nn.Sequential(*HALF_GROUPS[name]()).to(dtype).eval().requires_grad_(False)
     x = torch.randn(2, 6, 12, 14).to(dtype)
     ours = FusedSequential(*layers)
@@ -284,8 +284,10 @@ def test_half_precision_is_fused_with_channels_last(name, dtype):
 
 
 @pytest.mark.parametrize("name", HALF_GROUPS)
-def test_half_precision_follows_changes_of_weights(name):
+@pytest.mark.parametrize("speed", ["fast_half", "slow_half"])
+def test_half_precision_follows_changes_of_weights(name, speed, request):
     """Also where the weight itself has channels last, and after calls in training, which have no norm to fold."""
+    request.getfixturevalue(speed)
     ours = FusedSequential(*HALF_GROUPS[name]()).bfloat16().requires_grad_(False)
     x = torch.randn(2, 6, 12, 14).bfloat16()
     for change in (nn.Module.train, nn.Module.eval):

@@ -171,13 +171,16 @@ def _fused_convolution(pairs, add, affine, relu):
         return conv3x3(inputs[0], weight, bias, other=other, add=add, relu=relu, padding=conv.padding_mode)
     x, padding = inputs[0] if len(inputs) == 1 else torch.cat(inputs, 1), conv.padding
     by_number = known and conv.dilation == (1, 1) and not isinstance(padding, str)
-    if by_number and is_constant(*convs) and prefers_conv2d(x):
+    direct = by_number and is_constant(*convs) and prefers_conv2d(x)
+    options = {"stride": conv.stride, "padding": padding, "padding_mode": conv.padding_mode}
+    if direct and x.dtype.itemsize > 2:  # half precision would round the scale
         weight = kept.keep(conv.weight) if len(convs) == 1 else torch.cat([conv.weight for conv in convs], 1)
         scale, shift = affine or (None, bias)
         bias = shift if affine is None or bias is None else shift + bias * scale
-        options = {"stride": conv.stride, "padding": padding, "padding_mode": conv.padding_mode}
         return conv2d(x, weight, bias, scale=scale, add=add, relu=relu, **options)
     weight, bias = folded_weight(convs, x, affine and affine[0]), folded_bias(bias, affine, conv.weight.dtype)
+    if direct:
+        return conv2d(x, weight, bias, add=add, relu=relu, **options)
     if conv.padding_mode != "zeros":
         x, padding = F.pad(x, conv._reversed_padding_repeated_twice, mode=conv.padding_mode), 0
     out = F.conv2d(x, weight, bias, conv.stride, padding, conv.dilation)

@@ -1,8 +1,8 @@
 """Fuses sequences of plain layers in evaluation, and chooses the convolution that computes them.
 
-On a CPU, convolutions in float32 and float64 are computed by conv2d and conv3x3. Torch's own convolution is faster in
-half precision, with channels last, and computes the 1 x 1 convolutions of an FFC whose layers are called one by one; a
-layer that is kept for inference (blocks.py) computes them by conv2d's kernel. Where gradients of the weights are
+On a CPU, convolutions are computed by conv2d and conv3x3, but in half precision by torch, with channels last, where the
+processor has instructions for it. Torch also computes the 1 x 1 convolutions of an FFC whose layers are called one by
+one; a layer that is kept for inference (blocks.py) computes them by conv2d's kernel. Where gradients of the weights are
 needed, the C++ kernels transform the weights at every call: on small maps, where this takes most of the time, the plain
 layers are called.
 """
@@ -31,8 +31,8 @@ class FusedSequential(nn.Sequential):
     """An `nn.Sequential`; in evaluation on a CPU it fuses a convolution with the layers around it.
 
     A ReflectionPad2d before, and a BatchNorm2d and a ReLU after a Conv2d or ConvTranspose2d are computed by one
-    `conv2d`, or in half precision by one of torch's with channels last, as long as no gradients of weights are needed.
-    All other layers, and those with hooks, are called.
+    `conv2d`, or, in half precision on processors with instructions for it, by one of torch's with channels last, as
+    long as no gradients of weights are needed. All other layers, and those with hooks, are called.
 
     Example:
         >>> up = FusedSequential(nn.ConvTranspose2d(4, 2, 3, 2, 1, 1), nn.BatchNorm2d(2), nn.ReLU()).eval()
@@ -65,9 +65,9 @@ def prefers_conv2d(x: torch.Tensor) -> bool:
 
 
 def prefers_channels_last(x: torch.Tensor) -> bool:
-    """Whether torch computes a convolution of x, fastest with channels last: in half precision on a CPU."""
+    """Whether torch computes a convolution of x, fastest with channels last: in fast half precision on a CPU."""
     half = x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16)
-    return half and kept.can_keep(x) and _may_fuse(x)
+    return half and not op.is_for_native(x) and kept.can_keep(x) and _may_fuse(x)
 
 
 def is_small(x: torch.Tensor, *layers: nn.Module, stride: tuple[int, ...] = (1, 1)) -> bool:
@@ -130,8 +130,13 @@ def _convolve(group, x):
     reflected = parts.get(nn.ReflectionPad2d)
     coefficients = affine(parts.get(nn.BatchNorm2d, nn.Identity()))
     scale, bias = coefficients or (None, None)
+    weight = kept.keep(conv.weight)
+    if x.dtype.itemsize == 2:  # whose scale would be rounded
+        weight, scale = folded_weight([conv], x, scale), None
+        bias = folded_bias(conv.bias, coefficients, x.dtype)
+    elif conv.bias is not None:
+        bias = conv.bias if scale is None else torch.addcmul(bias, conv.bias, scale)
     if prefers_channels_last(x):
-        weight, bias = folded_weight([conv], x, scale), folded_bias(conv.bias, coefficients, x.dtype)
         x, padding = x.contiguous(memory_format=torch.channels_last), conv.padding
         if reflected:
             x = F.pad(x, reflected.padding, mode="reflect")
@@ -140,11 +145,9 @@ def _convolve(group, x):
         else:
             x = F.conv2d(x, weight, bias, conv.stride, padding)
         return x.relu_() if nn.ReLU in parts else x
-    if conv.bias is not None:
-        bias = conv.bias if scale is None else torch.addcmul(bias, conv.bias, scale)
     return conv2d(
         x,
-        kept.keep(conv.weight),
+        weight,
         bias,
         scale=scale,
         relu=nn.ReLU in parts,

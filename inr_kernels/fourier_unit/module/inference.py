@@ -42,7 +42,7 @@ class Inference:
     def __call__(self, x: Pair, residual: Pair | tuple[None, None] = (None, None)) -> Pair:
         """(local, global) -> (local, global), plus the residual."""
         x_l, x_g = x
-        y = self._first(x_g)
+        y = self._first(x_g.to(compute_dtype(self._dtype)))  # the transforms take no half precision
         z = self._product(self._steps.transform(y, self._norm), add_input=True)
         across = self._last(self._steps.inverse(z, y.shape[2:], self._norm))
         return self._local(x_l, x_g, None, residual[0]), self._across(x_l, None, across, residual[1])
@@ -73,7 +73,9 @@ def _is_consistent(layer):
 def _pointwise(
     weight: torch.Tensor, bias: torch.Tensor | None, groups: int, relu: bool
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A 1 x 1 convolution, or the ReLU of it."""
+    """A 1 x 1 convolution of maps in `compute_dtype`, or the ReLU of it."""
+    dtype = compute_dtype(weight.dtype)
+    weight, bias = weight.to(dtype), bias if bias is None else bias.to(dtype)
     if groups == 1:
         kernel, outputs = op.NativeConv2d.pointwise(weight, bias, relu), len(weight)
         return lambda x: kernel(x, None, (len(x), outputs, *x.shape[2:]))

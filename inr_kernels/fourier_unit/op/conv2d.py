@@ -2,8 +2,8 @@
 
 x [B, C, H, W], weight [O, C, kh, kw] (transposed [C, O, kh, kw]), scale, bias [O], add as the output -> [B, O, H', W']
 
-In C++ for float32 and float64 on a CPU; elsewhere torch's convolution. The backward consists of convolutions again, so
-there are derivatives of every order.
+In C++ for float32 and float64 on a CPU, and for half precision where torch is slow; elsewhere torch's convolution. The
+backward consists of convolutions again, so there are derivatives of every order.
 """
 
 from collections.abc import Sequence
@@ -15,9 +15,8 @@ from inr_kernels._core.dispatch import Backend, Op, always
 from inr_kernels._core.registration import define, only_needed, register_autograd
 
 from .. import reference
-from ..arguments import Conv2dArguments
+from ..arguments import Conv2dArguments, compute_dtype
 from . import kept
-from .conv3x3 import why_not_native
 
 
 def _output(a):
@@ -26,7 +25,7 @@ def _output(a):
 
 
 def native_conv2d(a: Conv2dArguments) -> torch.Tensor:
-    """The output, computed by the C++ kernel; the arguments are valid, and `why_not_native` has no objection."""
+    """The output, computed by the C++ kernel; the arguments are valid, and `why_not_float` has no objection."""
     if not a.x.numel():
         return _output(a)
     kernel = NativeConv2d(a)
@@ -38,7 +37,7 @@ def native_conv2d(a: Conv2dArguments) -> torch.Tensor:
 
 
 class NativeConv2d:
-    """The C++ kernel with its weight, scale, bias and options; valid ones, for which `why_not_native` has no objection.
+    """The C++ kernel with its weight, scale, bias and options; valid ones, for which `why_not_float` has no objection.
 
     Args:
         a: all arguments of a call, of which x and add are not used.
@@ -46,11 +45,11 @@ class NativeConv2d:
 
     def __init__(self, a: Conv2dArguments):
         self.prepared: torch.Tensor | None = None
+        self._dtype = compute_dtype(a.weight.dtype)
         # Referenced while the kernel may read them.
-        self._weight = a.weight.contiguous()
-        self._scale, self._bias = (t if t is None else t.contiguous() for t in (a.scale, a.bias))
+        self._weight, self._scale, self._bias = map(self._readable, (a.weight, a.scale, a.bias))
         self._problem = {
-            "type": backends.TYPES[a.weight.dtype],
+            "type": backends.TYPES[self._dtype],
             "kernel": tuple(a.weight.shape[2:]),
             "stride": tuple(a.stride),
             "pad": tuple(a.padding),
@@ -89,17 +88,21 @@ class NativeConv2d:
 
     def __call__(self, x: torch.Tensor, add: torch.Tensor | None, out_shape: Sequence[int]) -> torch.Tensor:
         """The convolution of x, plus bias and add."""
-        x, add = x.contiguous(), add if add is None else add.contiguous()
-        out = native.empty(out_shape, x)
+        wide, add = self._readable(x), self._readable(add)
+        out = native.empty(out_shape, wide)
         native.load()[0].conv2d(
             **self._described(x.shape, out_shape),
             **self._finish,
-            x=x.data_ptr(),
+            x=wide.data_ptr(),
             prepared=backends.address(self.prepared),
             add=backends.address(add),
             out=out.data_ptr(),
         )
-        return out
+        return out.to(x.dtype)
+
+    def _readable(self, tensor):
+        """The tensor or None as the kernel reads it."""
+        return tensor if tensor is None else tensor.to(self._dtype).contiguous()
 
 
 def _reference(a):
@@ -110,7 +113,7 @@ CONV2D = Op(
     "conv2d",
     Conv2dArguments,
     {
-        "cpu": Backend(why_not_native, native_conv2d),
+        "cpu": Backend(backends.why_not_float, native_conv2d),
         "reference": Backend(always, _reference),
         # torch's convolution, so that "triton" can be requested for a whole network.
         "triton": Backend(always, _reference),

@@ -2,9 +2,9 @@
 
 x [B, C, H, W], other [B, D, H, W] or None, weight [O, C + D, 3, 3], bias [O], add as the output  ->  [B, O, H, W]
 
-In C++ (Winograd) for float32 and float64 on a CPU; elsewhere torch's convolution. The backward consists of
-convolutions and of the op conv3x3_weight_gradient, whose backward consists of convolutions: there are derivatives of
-every order.
+In C++ (Winograd) for float32 and float64 on a CPU, and for half precision where torch is slow; elsewhere torch's
+convolution. The backward consists of convolutions and of the op conv3x3_weight_gradient, whose backward consists of
+convolutions: there are derivatives of every order.
 """
 
 import torch
@@ -12,14 +12,13 @@ import torch.nn.functional as F
 
 from inr_kernels._core import backends, native
 from inr_kernels._core.checks import require_match, require_tensor
-from inr_kernels._core.dispatch import Backend, Facts, Op, always
+from inr_kernels._core.dispatch import Backend, Op, always
 from inr_kernels._core.registration import define, only_needed, register_autograd
 
 from .. import reference
-from ..arguments import TRANSPOSED, ConvolutionArguments
+from ..arguments import TRANSPOSED, ConvolutionArguments, compute_dtype
 from . import kept
 
-_DTYPES = torch.float32, torch.float64
 # With fewer positions of the outputs, torch's gradient of the weight has smaller errors; with fewer channels of x or of
 # the output, it is faster.
 MIN_POSITIONS, MIN_CHANNELS = 2048, 32
@@ -27,14 +26,7 @@ MIN_POSITIONS, MIN_CHANNELS = 2048, 32
 
 def is_for_native(x: torch.Tensor) -> bool:
     """Whether the C++ kernel takes this tensor."""
-    return x.device.type == "cpu" and x.dtype in _DTYPES
-
-
-def why_not_native(facts: Facts) -> str:
-    """Why the C++ kernel does not take a call, "" if it does."""
-    if facts.dtype not in _DTYPES:
-        return f"it takes float32 and float64; got {str(facts.dtype).removeprefix('torch.')}"
-    return backends.why_not_cpu(facts)
+    return x.device.type == "cpu" and x.dtype in backends.FLOAT_DTYPES
 
 
 def _output(a):
@@ -43,7 +35,7 @@ def _output(a):
 
 
 def native_conv3x3(a: ConvolutionArguments) -> torch.Tensor:
-    """The output, computed by the C++ kernel; the arguments are valid, and `why_not_native` has no objection."""
+    """The output, computed by the C++ kernel; the arguments are valid, and `why_not_float` has no objection."""
     transposed = a.padding == TRANSPOSED
     if not a.x.numel():
         return _output(a)
@@ -59,7 +51,7 @@ def native_conv3x3(a: ConvolutionArguments) -> torch.Tensor:
 
 
 class NativeConv3x3:
-    """The C++ kernel with its weight, bias and options; valid ones, for which `why_not_native` has no objection."""
+    """The C++ kernel with its weight, bias and options; valid ones, for which `why_not_float` has no objection."""
 
     def __init__(
         self,
@@ -70,14 +62,15 @@ class NativeConv3x3:
         prepared: torch.Tensor | None = None,
     ):
         self.outputs, transposed = len(weight), padding == TRANSPOSED
+        self._dtype = compute_dtype(weight.dtype)
         # Referenced while the kernel may read them.
-        self._weight = weight.contiguous() if prepared is None else None
-        self._prepared, self._bias = prepared, bias if bias is None else bias.contiguous()
+        self._weight = weight.to(self._dtype).contiguous() if prepared is None else None
+        self._prepared, self._bias = prepared, bias if bias is None else bias.to(self._dtype).contiguous()
         self._options = {
             "weight": backends.address(self._weight),
             "prepared": backends.address(prepared),
             "bias": backends.address(self._bias),
-            "type": backends.TYPES[weight.dtype],
+            "type": backends.TYPES[self._dtype],
             "outputs": self.outputs,
             "padding": backends.PADDINGS["zeros" if transposed else padding],
             "transposed": transposed,
@@ -98,9 +91,9 @@ class NativeConv3x3:
     ) -> torch.Tensor:
         """The convolution of x and other, plus bias and add, with the ReLU of this, plus the residual."""
         batch, _, height, width = x.shape
-        inputs = [_with_contiguous_images(t) for t in (x, other) if t is not None]
-        add, residual = (t if t is None else t.contiguous() for t in (add, residual))
-        out = native.empty((batch, self.outputs, height, width), x)
+        inputs = [_with_contiguous_images(t.to(self._dtype)) for t in (x, other) if t is not None]
+        add, residual = (t if t is None else t.to(self._dtype).contiguous() for t in (add, residual))
+        out = native.empty((batch, self.outputs, height, width), inputs[0])
         native.load()[0].conv3x3(
             **self._options,
             size=(batch, height, width),
@@ -110,12 +103,12 @@ class NativeConv3x3:
             out=out.data_ptr(),
             threads=torch.get_num_threads(),
         )
-        return out
+        return out.to(x.dtype)
 
 
 def _prepared(weight):
     """The transformed weight."""
-    weight = weight.detach().contiguous()
+    weight = weight.detach().to(compute_dtype(weight.dtype)).contiguous()
     options = {"type": backends.TYPES[weight.dtype], "threads": torch.get_num_threads()}
     options |= {"size": (weight.shape[1], len(weight)), "weight": weight.data_ptr()}
     prepare = native.load()[0].prepare_conv3x3
@@ -137,7 +130,7 @@ CONV3X3 = Op(
     "conv3x3",
     ConvolutionArguments,
     {
-        "cpu": Backend(why_not_native, native_conv3x3),
+        "cpu": Backend(backends.why_not_float, native_conv3x3),
         "reference": Backend(always, _reference),
         # torch's convolution, so that "triton" can be requested for a whole network.
         "triton": Backend(always, _reference),
@@ -214,6 +207,9 @@ def _of_gradient(x, other, grad, padding):
 def _weight_gradient(x, other, grad, padding, backend):
     a = _of_gradient(x, other, grad, padding)
     native_runs = CONV3X3.choose(backend, a.facts()).forward is native_conv3x3
+    if native_runs and compute_dtype(x.dtype) != x.dtype:
+        x, other, grad = (t if t is None else t.to(compute_dtype(t.dtype)) for t in (x, other, grad))
+        return _weight_gradient(x, other, grad, padding, backend).to(a.x.dtype)
     few = grad[:, 0].numel() < MIN_POSITIONS or min(a.weight.shape[:2]) < MIN_CHANNELS
     if not native_runs or padding == TRANSPOSED or few:
         outside = F.pad(grad, (1, 1, 1, 1), mode="reflect") if padding == TRANSPOSED else grad

@@ -37,7 +37,8 @@ def mlp(
         h_0 = LayerNorm(x) or x,   h_i = act(W_i h_{i - 1} + b_i),   out = W_n h_{n - 1} + b_n + add
 
     With one layer it is a Linear. In float32 and float64 on a CPU, without gradients, all layers are computed on a few
-    rows at a time, so that no hidden layer is stored. Elsewhere, and by default where gradients are needed or x has
+    rows at a time, so that no hidden layer is stored; so is half precision, in float32, on CPUs without instructions
+    for it, where torch's layers are slower. Elsewhere, and by default where gradients are needed or x has
     fewer than 256 rows, these are torch's layers: they keep what their backward needs, and read weights as they are.
 
     Args:

@@ -2,8 +2,8 @@
 
 x [..., C], weights n x [O_i, O_{i - 1}], biases n x [O_i], norm [C], add [..., O_n]  ->  [..., O_n]
 
-In C++ for float32 and float64 on a CPU; elsewhere torch's layers. The backward consists of differentiable operations,
-so there are derivatives of every order.
+In C++ for float32 and float64 on a CPU, and for half precision where torch is slow; elsewhere torch's layers. The
+backward consists of differentiable operations, so there are derivatives of every order.
 """
 
 import torch
@@ -17,19 +17,15 @@ from inr_kernels._core.registration import define, register_autograd
 from .. import reference
 from ..arguments import ACTIVATIONS, MlpArguments, MlpFacts
 
-_DTYPES = torch.float32, torch.float64
-
 
 def is_for_native(x: torch.Tensor) -> bool:
     """Whether the C++ kernel takes this tensor."""
-    return x.device.type == "cpu" and x.dtype in _DTYPES
+    return x.device.type == "cpu" and x.dtype in backends.FLOAT_DTYPES
 
 
 def why_not_native(facts: MlpFacts) -> str:
     """Why the C++ kernel does not take a call, "" if it does."""
-    if facts.dtype not in _DTYPES:
-        return f"it takes float32 and float64; got {str(facts.dtype).removeprefix('torch.')}"
-    if reason := backends.why_not_cpu(facts):
+    if reason := backends.why_not_float(facts):
         return reason
     most = native.load()[0].max_depth
     return f"it takes at most {most} layers; got {facts.depth}" if facts.depth > most else ""
@@ -41,12 +37,13 @@ def _output(a):
 
 
 def _native(a):
-    out = _output(a)
+    dtype = torch.promote_types(a.x.dtype, torch.float32)
+    out = a.x.new_empty(a.out_shape(), dtype=dtype)
     if not out.numel():
-        return out
-    weights, biases = ([t.contiguous() for t in tensors] for tensors in (a.weights, a.biases))
+        return _output(a)
+    weights, biases = ([t.to(dtype).contiguous() for t in tensors] for tensors in (a.weights, a.biases))
     x, norm_weight, norm_bias, add = (
-        None if t is None else t.contiguous() for t in (a.x, a.norm_weight, a.norm_bias, a.add)
+        None if t is None else t.to(dtype).contiguous() for t in (a.x, a.norm_weight, a.norm_bias, a.add)
     )
     native.load()[0].mlp(
         type=backends.TYPES[x.dtype],
@@ -63,7 +60,7 @@ def _native(a):
         out=out.data_ptr(),
         threads=torch.get_num_threads(),
     )
-    return out
+    return out.to(a.x.dtype)
 
 
 def _reference(a):
