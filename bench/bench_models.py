@@ -6,6 +6,7 @@ after the hoist (see `bench_local_implicit`). For LaMa, eager is its own order o
 Fourier transforms as matrix products, the form that they can run.
 """
 
+import contextlib
 import functools
 import itertools
 
@@ -14,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from inr_kernels.models import DEAR, DEARConfig, LaMa, LaMaConfig
+import inr_kernels
+from inr_kernels.models import DEAR, LIIF, DEARConfig, LaMa, LaMaConfig, LIIFConfig
 
 from . import peers
 from .bench_fourier_unit import lama_generator
@@ -170,5 +172,40 @@ def bench_dear_training(measure, smoke, implementation):
         implementation=implementation,
         dtype=torch.float32,
         flops=lambda: 3 * batch * flops(model.config, mask[:1], queries**0.5),
+        rounds=3,
+    )
+
+
+def liif_training_flops(model, image, queries):
+    """Returns the FLOPs of a training step of LIIF, whose decoder is computed again for the backward."""
+    from .bench_local_implicit import decoder_macs, hoist_macs
+
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        LIIF(model.config).encoder(torch.empty(image.shape))
+    pixels = len(image) * image[0, 0].numel()
+    return 3 * counter.get_total_flops() + 2 * (4 * decoder_macs(queries) + 3 * hoist_macs(pixels))
+
+
+@pytest.mark.parametrize("implementation", ["eager", "ours"])
+def bench_liif_training(measure, smoke, implementation):
+    """Measures a step of LIIF with its encoder, EDSR-baseline, on the batch of its paper."""
+    batch, side, queries = (1, 8, 5) if smoke else (16, 48, 2304)
+    model = LIIF(LIIFConfig(blocks=1, features=16, hidden=(16, 16)) if smoke else LIIFConfig()).to(DEVICE).train()
+    image, coord = torch.rand(batch, 3, side, side, device=DEVICE), torch.rand(batch, queries, 2, device=DEVICE) * 2 - 1
+    cell = torch.full((batch, queries, 2), 2 / 150, device=DEVICE)
+    eager = implementation == "eager"
+
+    def step():
+        with inr_kernels.backend("reference") if eager else contextlib.nullcontext():
+            model(image, coord, cell).abs().mean().backward()
+        model.zero_grad()
+
+    measure(
+        step,
+        op="models",
+        case=f"LIIF, training step, {batch} x {side}², {queries} queries each",
+        implementation=implementation,
+        dtype=torch.float32,
+        flops=lambda: liif_training_flops(model, image, batch * queries),
         rounds=3,
     )
