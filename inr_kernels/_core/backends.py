@@ -19,15 +19,23 @@ TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3
 PADDINGS = {"zeros": 0, "replicate": 1, "reflect": 2, "valid": 3}
 
 
-def _slow_dtypes():
-    """The half-precision dtypes that torch has no fast layers for on this processor, but only plain loops."""
-    fast = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
-    return [dtype for dtype, name in fast.items() if not getattr(torch.ops.mkldnn, name)()]
+def _is_slow(dtype):
+    """Whether torch computes layers of this half-precision dtype by plain loops on this processor."""
+    if not torch.backends.mkldnn.is_available():
+        return True
+    name = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}[dtype]
+    is_supported = getattr(torch.ops.mkldnn, name, None)  # not public
+    return is_supported is not None and not is_supported()
 
 
-# What C++ kernels that compute in float32 and float64 take. They convert half precision where torch is slow: on many
-# processors its layers take tens of times as long as in float32.
-FLOAT_DTYPES = torch.float32, torch.float64, *_slow_dtypes()
+# What C++ kernels that compute in float32 and float64 take. They convert half precision where torch is slow: without
+# oneDNN's kernels for the dtype, its layers take tens of times as long as in float32.
+FLOAT_DTYPES = torch.float32, torch.float64, *filter(_is_slow, (torch.bfloat16, torch.float16))
+
+
+def is_for_native(x: torch.Tensor) -> bool:
+    """Whether C++ kernels that compute in float32 and float64 take this tensor."""
+    return x.device.type == "cpu" and x.dtype in FLOAT_DTYPES
 
 
 def why_not_cpu(facts: Facts) -> str:
@@ -144,6 +152,11 @@ class NativeProblem:
         """Calls an entry point in CUDA C++, "forward_cuda" or "backward_cuda", on the device's current stream."""
         with on(device):
             getattr(self.problem, entry)(**kwargs, stream=stream(device))
+
+
+def readable(tensor: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    """The tensor, in the dtype and contiguous, as native code reads it; None for None."""
+    return tensor if tensor is None else tensor.to(dtype).contiguous()
 
 
 def address(tensor: torch.Tensor | None) -> int:

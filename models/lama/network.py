@@ -219,7 +219,7 @@ class LaMa(Inpainter):
         middle: list[nn.Module] = [Recomputed(block) for block in layers[first : after - 1]]
         # The last convolution sees 3 pixels to each side, the ones with a stride step - 1 in all.
         halo, rows = -(-(step + 2) // step), max(1, MIN_BAND // step)
-        pixel = 10 * config.features * next(self.parameters()).element_size()
+        pixel = 10 * config.features * max(4, next(self.parameters()).element_size())
         front, tail = nn.Sequential(*layers[:first]), nn.Sequential(*layers[after:])
         width = config.width(config.downsamplings)
         both = 0 < int(width * config.ratio) < width  # whether there are local and global features
@@ -234,13 +234,13 @@ class LaMa(Inpainter):
 
     def bytes_per_pixel(self) -> int:
         """Estimates the memory that `inpaint` needs for a pixel, in addition to the output."""
-        return round(5 * self.config.features * next(self.parameters()).element_size())
+        return round(5 * self.config.features * max(4, next(self.parameters()).element_size()))
 
     def bytes_per_refined_pixel(self) -> int:
         """As `Inpainter.bytes_per_refined_pixel`; the first and last layers run in bands of rows."""
         level = self.config.downsamplings
         maps = 20 * self.config.width(level) / 4**level  # features, gradients, Adam's moments, the maps of a layer
-        return round((maps + self.config.blocks) * next(self.parameters()).element_size())
+        return round((maps + self.config.blocks) * max(4, next(self.parameters()).element_size()))
 
     @classmethod
     def _read(cls, contents: checkpoints.Contents, activation: str = "sigmoid") -> checkpoints.Checkpoint:

@@ -59,6 +59,6 @@ class Encoder(nn.Module):
     def _tile_side(self, image: torch.Tensor, workspace: int) -> int | None:
         """None: the whole image at once."""
         check_workspace(workspace)
-        pixel = self.live_maps * self.out_dim * image.element_size() * max(1, len(image))
+        pixel = self.live_maps * self.out_dim * max(4, image.element_size()) * max(1, len(image))
         side = max(math.isqrt(int(workspace // pixel)) - 2 * self.halo, 2 * self.halo)
         return None if max(image.shape[2:]) <= side + 2 * self.halo else side

@@ -135,7 +135,10 @@ class ChunkedRowPanels {
 template <class V, std::size_t... I>
 INR_INLINE void deinterleave(V a, V b, V& even, V& odd, std::index_sequence<I...>) {
   constexpr int n = int(sizeof...(I)), half = n / 2;
-  if constexpr (vector_bytes == 32) {  // two steps: AVX2 is slow at moving single elements between halves of a vector
+  if constexpr (vector_bytes == 32) {
+    // AVX2 is slow at moving single elements between the halves of a vector: first the low halves of a and b are joined,
+    // and the high ones; then each half of the result takes every second element of the same halves of both.
+    static_assert(n % 4 == 0);
     const V low = __builtin_shufflevector(a, b, (int(I) < half ? int(I) : half + int(I))...);
     const V high = __builtin_shufflevector(a, b, (int(I) < half ? half + int(I) : n + int(I))...);
     constexpr auto index = [](int i) { return i / half * half + (i % half < half / 2 ? 0 : n - half) + 2 * (i % half); };

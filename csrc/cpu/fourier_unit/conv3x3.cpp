@@ -177,7 +177,7 @@ class Winograd {
   template <bool all>
   void store_rows(const Vec<T> (&m)[M][4], std::int64_t rows, std::int64_t columns, T bias, std::int64_t at,
                   T* out) const {
-    // Read once: for all the compiler knows, every store could change p_.
+    // Read once: stores to out may alias p_.
     const std::int64_t width = p_.width, plane = p_.height * width;
     const bool rectified = p_.relu;
     const T *add = static_cast<const T*>(p_.add), *residual = static_cast<const T*>(p_.residual);
@@ -198,6 +198,7 @@ class Winograd {
       }
     }
   }
+
   // Loads at most n elements, and prefetches those of the next output, which the processor does not foresee.
   INR_INLINE Vec<T> load_next(const T* from, std::int64_t plane, std::int64_t n) {
     __builtin_prefetch(from + plane);

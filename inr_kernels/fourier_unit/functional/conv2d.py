@@ -2,7 +2,7 @@
 
 import torch
 
-from inr_kernels._core import dispatch
+from inr_kernels._core import backends, dispatch
 from inr_kernels._core.checks import apply_autocast, require, without_autocast
 
 from .. import op, reference
@@ -34,8 +34,8 @@ def conv2d(
     copy of x that is padded, in another layout, or a matrix of patches; kernels of 3 x 3 with stride 2 and padding 1
     are computed by Winograd's algorithm where this takes fewer products. There float32 errors are at most twice the
     sum's, and a non-finite value spreads over its tile of 3 x 3 outputs. Half precision is computed so, in float32, on
-    CPUs without instructions for it, where torch's convolution is some twenty times slower. Elsewhere it is torch's
-    convolution. For kernels of 3 x 3 with stride 1, `conv3x3` is faster.
+    CPUs where torch has only slow convolutions for it. Elsewhere it is torch's convolution. For kernels of 3 x 3 with
+    stride 1, `conv3x3` is faster.
 
     Args:
         x: [B, C, H, W], any floating-point dtype.
@@ -77,7 +77,7 @@ def conv2d(
     x, weight, scale, bias, add = apply_autocast(x, weight, scale, bias, add)
     arguments = Conv2dArguments(x, weight, scale, bias, add, bool(relu), *options)
     with without_autocast(x):  # already applied
-        if requested in ("reference", "triton") or not (requested or op.is_for_native(arguments.x)):
+        if requested in ("reference", "triton") or not (requested or backends.is_for_native(arguments.x)):
             arguments.check()  # the op checks its arguments itself
             return reference.conv2d(*arguments)
         return op.conv2d(*arguments, requested)

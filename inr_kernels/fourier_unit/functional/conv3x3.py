@@ -2,7 +2,7 @@
 
 import torch
 
-from inr_kernels._core import dispatch
+from inr_kernels._core import backends, dispatch
 from inr_kernels._core.checks import apply_autocast, without_autocast
 
 from .. import op, reference
@@ -30,14 +30,15 @@ def conv3x3(
     errors in float32, some 3e-7 in relative norm, are at most twice those of torch's direct sum for dense kernels, but
     up to 3 times with 16 channels or fewer on small maps, and up to 4.5 times for kernels with a single tap or a single
     channel: those sums hardly round. A non-finite value spreads to outputs up to four pixels away, not only to its
-    neighbours. Half precision is computed so, in float32, on CPUs without instructions for it, where torch's
-    convolution is some twenty times slower. Elsewhere it is torch's convolution.
+    neighbours. Half precision is computed so, in float32, on CPUs where torch has only slow convolutions for it.
+    Elsewhere it is torch's convolution.
 
     Args:
         x: [B, C, H, W], any floating-point dtype.
         weight: [O, C + D, 3, 3] in x's dtype, like all tensors (under autocast: any).
         bias: [O] or None.
-        other: [B, D, H, W] or None. If x and other are slices of one tensor's channels, nothing is copied.
+        other: [B, D, H, W] or None. In float32 and float64, if x and other are slices of one tensor's
+            channels, nothing is copied.
         add: [B, O, H, W] or None.
         relu: whether to apply a ReLU at the end.
         padding: "zeros", or, for sides of at least 2, "reflect" or "reflect transposed": the padding of the gradient of
@@ -71,7 +72,7 @@ def conv3x3(
     x, weight, bias, other, add = apply_autocast(x, weight, bias, other, add)
     arguments = ConvolutionArguments(x, weight, bias, other, add, bool(relu), padding)
     with without_autocast(x):  # already applied
-        if requested in ("reference", "triton") or not (requested or op.is_for_native(arguments.x)):
+        if requested in ("reference", "triton") or not (requested or backends.is_for_native(arguments.x)):
             arguments.check()  # the op checks its arguments itself
             return reference.conv3x3(*arguments)
         return op.conv3x3(*arguments, requested)

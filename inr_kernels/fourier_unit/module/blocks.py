@@ -7,11 +7,10 @@ import torch
 from torch import nn
 from torch.utils._device import DeviceContext
 
-from inr_kernels._core import dispatch
+from inr_kernels._core import backends, dispatch
 from inr_kernels._core.checks import has_autocast
 from inr_kernels._core.snapshot import Snapshot
 
-from .. import op
 from ..op import kept
 from .ffc import FFC, Parts, are_small, as_parts, check_parts, convolve, is_plain, is_present
 from .folded_layer import FoldedLayer, is_supported
@@ -220,5 +219,5 @@ def _needs_input_gradient_only(layer, x):
         return False
     if any(p.requires_grad for p in layer.parameters()) or dispatch.requested_backend(None) not in ("", "cpu"):
         return False
-    native = all(op.is_for_native(part) and not has_autocast(part) for part in x)
+    native = all(backends.is_for_native(part) and not has_autocast(part) for part in x)
     return native and any(part.requires_grad for part in x)

@@ -1,7 +1,7 @@
 """Fuses sequences of plain layers in evaluation, and chooses the convolution that computes them.
 
-On a CPU, convolutions are computed by conv2d and conv3x3, but in half precision by torch, with channels last, where the
-processor has instructions for it. Torch also computes the 1 x 1 convolutions of an FFC whose layers are called one by
+On a CPU, convolutions are computed by conv2d and conv3x3, but in half precision by torch, with channels last, where it
+is fast on this processor. Torch also computes the 1 x 1 convolutions of an FFC whose layers are called one by
 one; a layer that is kept for inference (blocks.py) computes them by conv2d's kernel. Where gradients of the weights are
 needed, the C++ kernels transform the weights at every call: on small maps, where this takes most of the time, the plain
 layers are called.
@@ -15,11 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from inr_kernels._core import dispatch
+from inr_kernels._core import backends, dispatch
 from inr_kernels._core.checks import has_autocast
 from inr_kernels._core.hooks import is_untouched
 
-from .. import op
 from ..functional import conv2d
 from ..op import kept
 from .folding import affine, folded_bias, folds, scaled
@@ -31,7 +30,7 @@ class FusedSequential(nn.Sequential):
     """An `nn.Sequential`; in evaluation on a CPU it fuses a convolution with the layers around it.
 
     A ReflectionPad2d before, and a BatchNorm2d and a ReLU after a Conv2d or ConvTranspose2d are computed by one
-    `conv2d`, or, in half precision on processors with instructions for it, by one of torch's with channels last, as
+    `conv2d`, or, in half precision on processors where torch is fast, by one of torch's with channels last, as
     long as no gradients of weights are needed. All other layers, and those with hooks, are called.
 
     Example:
@@ -61,13 +60,13 @@ def sequence(layers: list[nn.Module], x: Any) -> Any:
 
 def prefers_conv2d(x: torch.Tensor) -> bool:
     """Whether conv2d's C++ kernel would compute a convolution of x, and is not avoided by a request or a tracer."""
-    return op.is_for_native(x) and _may_fuse(x)
+    return backends.is_for_native(x) and _may_fuse(x)
 
 
 def prefers_channels_last(x: torch.Tensor) -> bool:
     """Whether torch computes a convolution of x, fastest with channels last: in fast half precision on a CPU."""
     half = x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16)
-    return half and not op.is_for_native(x) and kept.can_keep(x) and _may_fuse(x)
+    return half and not backends.is_for_native(x) and kept.can_keep(x) and _may_fuse(x)
 
 
 def is_small(x: torch.Tensor, *layers: nn.Module, stride: tuple[int, ...] = (1, 1)) -> bool:
@@ -128,14 +127,7 @@ def _convolve(group, x):
     transposed = nn.ConvTranspose2d in parts
     conv = parts[nn.ConvTranspose2d if transposed else nn.Conv2d]
     reflected = parts.get(nn.ReflectionPad2d)
-    coefficients = affine(parts.get(nn.BatchNorm2d, nn.Identity()))
-    scale, bias = coefficients or (None, None)
-    weight = kept.keep(conv.weight)
-    if x.dtype.itemsize == 2:  # whose scale would be rounded
-        weight, scale = folded_weight([conv], x, scale), None
-        bias = folded_bias(conv.bias, coefficients, x.dtype)
-    elif conv.bias is not None:
-        bias = conv.bias if scale is None else torch.addcmul(bias, conv.bias, scale)
+    weight, scale, bias = _coefficients(conv, parts.get(nn.BatchNorm2d, nn.Identity()), x)
     if prefers_channels_last(x):
         x, padding = x.contiguous(memory_format=torch.channels_last), conv.padding
         if reflected:
@@ -157,6 +149,22 @@ def _convolve(group, x):
         transposed=transposed,
         output_padding=conv.output_padding if transposed else 0,
     )
+
+
+def _coefficients(conv, norm, x):
+    """The weight, scale and bias of a convolution of x with the norm after it.
+
+    In half precision, which would round the scale, it is folded into the weight.
+    """
+    coefficients = affine(norm)
+    scale, shift = coefficients or (None, None)
+    if x.dtype.itemsize == 2:
+        return folded_weight([conv], x, scale), None, folded_bias(conv.bias, coefficients, x.dtype)
+    if conv.bias is None:
+        bias = shift
+    else:
+        bias = conv.bias if scale is None else torch.addcmul(shift, conv.bias, scale)
+    return kept.keep(conv.weight), scale, bias
 
 
 def folded_weight(convs: Sequence[Any], x: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:

@@ -41,11 +41,12 @@ class Inference:
 
     def __call__(self, x: Pair, residual: Pair | tuple[None, None] = (None, None)) -> Pair:
         """(local, global) -> (local, global), plus the residual."""
-        x_l, x_g = x
-        y = self._first(x_g.to(compute_dtype(self._dtype)))  # the transforms take no half precision
+        x_l, x_g = (part.to(compute_dtype(self._dtype)) for part in x)
+        y = self._first(x_g)
         z = self._product(self._steps.transform(y, self._norm), add_input=True)
         across = self._last(self._steps.inverse(z, y.shape[2:], self._norm))
-        return self._local(x_l, x_g, None, residual[0]), self._across(x_l, None, across, residual[1])
+        local, across = self._local(x_l, x_g, None, residual[0]), self._across(x_l, None, across, residual[1])
+        return local.to(self._dtype), across.to(self._dtype)
 
 
 def _is_consistent(layer):

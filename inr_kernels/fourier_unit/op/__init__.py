@@ -28,7 +28,7 @@ from .. import reference
 from ..arguments import Arguments, Facts
 from . import dft_matmul, kept, spectral_pipeline
 from .conv2d import CONV2D, NativeConv2d, conv2d
-from .conv3x3 import CONV3X3, NativeConv3x3, conv3x3, input_gradient, is_for_native, weight_gradient
+from .conv3x3 import CONV3X3, NativeConv3x3, conv3x3, input_gradient, weight_gradient
 from .spectrum_product import NativeProduct, native_product
 
 __all__ = [
@@ -42,7 +42,6 @@ __all__ = [
     "conv3x3",
     "fourier_unit",
     "input_gradient",
-    "is_for_native",
     "kept",
     "native_steps",
     "steps",

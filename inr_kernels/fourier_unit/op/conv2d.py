@@ -32,7 +32,7 @@ def native_conv2d(a: Conv2dArguments) -> torch.Tensor:
     if kept.is_kept(a.weight):
         count = kernel.prepared_size(a)
         name = f"conv2d, {a.transposed}, {a.stride}, {a.padding}, {count}"
-        kernel.prepared = kept.once(a.weight, name, (a.weight,), lambda: kernel.prepare(a, count))
+        kernel.use_prepared(kept.once(a.weight, name, (a.weight,), lambda: kernel.prepare(a, count)))
     return kernel(a.x, a.add, a.out_shape())
 
 
@@ -44,10 +44,11 @@ class NativeConv2d:
     """
 
     def __init__(self, a: Conv2dArguments):
-        self.prepared: torch.Tensor | None = None
+        self._prepared: torch.Tensor | None = None
         self._dtype = compute_dtype(a.weight.dtype)
         # Referenced while the kernel may read them.
-        self._weight, self._scale, self._bias = map(self._readable, (a.weight, a.scale, a.bias))
+        self._weight: torch.Tensor | None = a.weight
+        self._scale, self._bias = (backends.readable(t, self._dtype) for t in (a.scale, a.bias))
         self._problem = {
             "type": backends.TYPES[self._dtype],
             "kernel": tuple(a.weight.shape[2:]),
@@ -55,7 +56,6 @@ class NativeConv2d:
             "pad": tuple(a.padding),
             "padding": backends.PADDINGS[a.padding_mode],
             "transposed": a.transposed,
-            "weight": self._weight.data_ptr(),
         }
         self._finish = {
             "scale": backends.address(self._scale),
@@ -69,18 +69,24 @@ class NativeConv2d:
         pixel, bias = weight.new_empty(1, weight.shape[1], 1, 1), bias if bias is None else bias.clone()
         a = Conv2dArguments(pixel, weight, None, bias, None, relu, (1, 1), (0, 0), "zeros", False, (0, 0))
         kernel = NativeConv2d(a)
-        kernel.prepared = kernel.prepare(a, kernel.prepared_size(a))
+        kernel.use_prepared(kernel.prepare(a, kernel.prepared_size(a)))
         return kernel
 
     def prepared_size(self, a: Conv2dArguments) -> int:
         """Elements of the transformed weight, in the form for x's size."""
-        return native.load()[0].prepare_conv2d(**self._described(a.x.shape, a.out_shape()), prepared=0)
+        return native.load()[0].prepare_conv2d(**self._described(a.x.shape, a.out_shape()), weight=0, prepared=0)
 
     def prepare(self, a: Conv2dArguments, count: int) -> torch.Tensor:
         """The transformed weight, of `count` elements."""
-        out = torch.empty(count, dtype=self._weight.dtype, device=self._weight.device)
-        native.load()[0].prepare_conv2d(**self._described(a.x.shape, a.out_shape()), prepared=out.data_ptr())
+        weight = backends.readable(a.weight, self._dtype)
+        out = a.weight.new_empty(count, dtype=self._dtype)
+        problem = self._described(a.x.shape, a.out_shape())
+        native.load()[0].prepare_conv2d(**problem, weight=backends.address(weight), prepared=out.data_ptr())
         return out
+
+    def use_prepared(self, prepared: torch.Tensor) -> None:
+        """Takes the transformed weight for all calls."""
+        self._prepared, self._weight = prepared, None
 
     def _described(self, size, out_size):
         sizes = {"size": tuple(size), "out_size": tuple(out_size[1:]), "threads": torch.get_num_threads()}
@@ -88,21 +94,19 @@ class NativeConv2d:
 
     def __call__(self, x: torch.Tensor, add: torch.Tensor | None, out_shape: Sequence[int]) -> torch.Tensor:
         """The convolution of x, plus bias and add."""
-        wide, add = self._readable(x), self._readable(add)
-        out = native.empty(out_shape, wide)
+        weight, add = (backends.readable(t, self._dtype) for t in (self._weight, add))
+        inputs = x.to(self._dtype).contiguous()
+        out = native.empty(out_shape, inputs)
         native.load()[0].conv2d(
             **self._described(x.shape, out_shape),
             **self._finish,
-            x=wide.data_ptr(),
-            prepared=backends.address(self.prepared),
+            weight=backends.address(weight),
+            x=inputs.data_ptr(),
+            prepared=backends.address(self._prepared),
             add=backends.address(add),
             out=out.data_ptr(),
         )
         return out.to(x.dtype)
-
-    def _readable(self, tensor):
-        """The tensor or None as the kernel reads it."""
-        return tensor if tensor is None else tensor.to(self._dtype).contiguous()
 
 
 def _reference(a):
@@ -150,13 +154,20 @@ def _autograd(ctx, grad):
     if needs_x:
         d_x = _input_gradient(scaled, weight, ctx.size, stride, padding, padding_mode, transposed, backend)
     if needs_weight and transposed:
-        d_weight = torch.nn.grad.conv2d_weight(scaled, weight.shape, x, tuple(stride), tuple(padding))
+        d_weight = _weight_gradient(scaled, weight.shape, x, stride, padding)
     elif needs_weight:
         if padding_mode == "reflect":
             x, padding = torch.nn.functional.pad(x, reference.sides(padding), mode="reflect"), (0, 0)
-        d_weight = torch.nn.grad.conv2d_weight(x, weight.shape, scaled, tuple(stride), tuple(padding))
+        d_weight = _weight_gradient(x, weight.shape, scaled, stride, padding)
     d_bias = grad.sum((0, 2, 3)) if needs_bias else None
     return *only_needed((d_x, d_weight, d_scale, d_bias, grad), needs), *[None] * 7
+
+
+def _weight_gradient(x, shape, grad, stride, padding):
+    """The gradient of a weight of this shape, by torch; in `compute_dtype` where half precision is slow."""
+    dtype = compute_dtype(x.dtype) if backends.is_for_native(x) else x.dtype
+    d_weight = torch.nn.grad.conv2d_weight(x.to(dtype), shape, grad.to(dtype), tuple(stride), tuple(padding))
+    return d_weight.to(x.dtype)
 
 
 def _input_gradient(grad, weight, size, stride, padding, padding_mode, transposed, backend):

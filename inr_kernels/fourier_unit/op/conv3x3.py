@@ -24,11 +24,6 @@ from . import kept
 MIN_POSITIONS, MIN_CHANNELS = 2048, 32
 
 
-def is_for_native(x: torch.Tensor) -> bool:
-    """Whether the C++ kernel takes this tensor."""
-    return x.device.type == "cpu" and x.dtype in backends.FLOAT_DTYPES
-
-
 def _output(a):
     """The uninitialized output."""
     return a.x.new_empty(a.out_shape())
@@ -40,10 +35,11 @@ def native_conv3x3(a: ConvolutionArguments) -> torch.Tensor:
     if not a.x.numel():
         return _output(a)
     if transposed and any(side % 2 for side in a.x.shape[2:]):
-        other = None if a.other is None else F.pad(a.other, (1, 1, 1, 1))
-        x = F.pad(a.x, (1, 1, 1, 1))
-        padded = native_conv3x3(ConvolutionArguments(x, a.weight, None, other, None, False, "zeros"))
-        return reference.finish(reference.fold(padded), a.bias, a.add, a.relu)
+        dtype = compute_dtype(a.x.dtype)
+        other, bias, add = (backends.readable(t, dtype) for t in (a.other, a.bias, a.add))
+        x, other = F.pad(a.x.to(dtype), (1, 1, 1, 1)), None if other is None else F.pad(other, (1, 1, 1, 1))
+        padded = native_conv3x3(ConvolutionArguments(x, a.weight.to(dtype), None, other, None, False, "zeros"))
+        return reference.finish(reference.fold(padded), bias, add, a.relu).to(a.x.dtype)
     prepared = None
     if not transposed and kept.is_kept(a.weight):
         prepared = kept.once(a.weight, "conv3x3", (a.weight,), lambda: _prepared(a.weight))
@@ -64,8 +60,8 @@ class NativeConv3x3:
         self.outputs, transposed = len(weight), padding == TRANSPOSED
         self._dtype = compute_dtype(weight.dtype)
         # Referenced while the kernel may read them.
-        self._weight = weight.to(self._dtype).contiguous() if prepared is None else None
-        self._prepared, self._bias = prepared, bias if bias is None else bias.to(self._dtype).contiguous()
+        self._weight = backends.readable(weight, self._dtype) if prepared is None else None
+        self._prepared, self._bias = prepared, backends.readable(bias, self._dtype)
         self._options = {
             "weight": backends.address(self._weight),
             "prepared": backends.address(prepared),
@@ -92,7 +88,7 @@ class NativeConv3x3:
         """The convolution of x and other, plus bias and add, with the ReLU of this, plus the residual."""
         batch, _, height, width = x.shape
         inputs = [_with_contiguous_images(t.to(self._dtype)) for t in (x, other) if t is not None]
-        add, residual = (t if t is None else t.to(self._dtype).contiguous() for t in (add, residual))
+        add, residual = (backends.readable(t, self._dtype) for t in (add, residual))
         out = native.empty((batch, self.outputs, height, width), inputs[0])
         native.load()[0].conv3x3(
             **self._options,

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from inr_kernels._core import dispatch
+from inr_kernels._core import backends, dispatch
 from inr_kernels._core.checks import apply_autocast, require, require_tensor, result_dtype, without_autocast
 
 from .. import op, reference
@@ -37,8 +37,8 @@ def mlp(
         h_0 = LayerNorm(x) or x,   h_i = act(W_i h_{i - 1} + b_i),   out = W_n h_{n - 1} + b_n + add
 
     With one layer it is a Linear. In float32 and float64 on a CPU, without gradients, all layers are computed on a few
-    rows at a time, so that no hidden layer is stored; so is half precision, in float32, on CPUs without instructions
-    for it, where torch's layers are slower. Elsewhere, and by default where gradients are needed or x has
+    rows at a time, so that no hidden layer is stored; so is half precision, in float32, on CPUs where torch has only
+    slow layers for it. Elsewhere, and by default where gradients are needed or x has
     fewer than 256 rows, these are torch's layers: they keep what their backward needs, and read weights as they are.
 
     Args:
@@ -100,7 +100,7 @@ def mlp(
 
 def _prefers_torch(x, given):
     """Whether torch's layers are the default. A recorded graph may run with another number of rows."""
-    if not op.is_for_native(x) or (torch.is_grad_enabled() and any(t.requires_grad for t in given)):
+    if not backends.is_for_native(x) or (torch.is_grad_enabled() and any(t.requires_grad for t in given)):
         return True
     recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
     return not recorded and x.dim() > 0 and x.numel() < MIN_ROWS * x.shape[-1]

@@ -30,7 +30,6 @@ from inr_kernels._core.registration import (
 from .. import reference
 from ..arguments import Arguments, Facts, TextureArguments
 from .mlp import MLP as MLP
-from .mlp import is_for_native as is_for_native
 from .mlp import mlp as mlp
 
 _ARGUMENTS = (

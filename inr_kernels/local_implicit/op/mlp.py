@@ -6,6 +6,8 @@ In C++ for float32 and float64 on a CPU, and for half precision where torch is s
 backward consists of differentiable operations, so there are derivatives of every order.
 """
 
+import functools
+
 import torch
 import torch.nn.functional as F
 
@@ -16,11 +18,6 @@ from inr_kernels._core.registration import define, register_autograd
 
 from .. import reference
 from ..arguments import ACTIVATIONS, MlpArguments, MlpFacts
-
-
-def is_for_native(x: torch.Tensor) -> bool:
-    """Whether the C++ kernel takes this tensor."""
-    return x.device.type == "cpu" and x.dtype in backends.FLOAT_DTYPES
 
 
 def why_not_native(facts: MlpFacts) -> str:
@@ -37,14 +34,13 @@ def _output(a):
 
 
 def _native(a):
+    if 0 in a.out_shape():
+        return _output(a)
     dtype = torch.promote_types(a.x.dtype, torch.float32)
     out = a.x.new_empty(a.out_shape(), dtype=dtype)
-    if not out.numel():
-        return _output(a)
-    weights, biases = ([t.to(dtype).contiguous() for t in tensors] for tensors in (a.weights, a.biases))
-    x, norm_weight, norm_bias, add = (
-        None if t is None else t.to(dtype).contiguous() for t in (a.x, a.norm_weight, a.norm_bias, a.add)
-    )
+    read = functools.partial(backends.readable, dtype=dtype)
+    weights, biases = (list(map(read, tensors)) for tensors in (a.weights, a.biases))
+    x, norm_weight, norm_bias, add = map(read, (a.x, a.norm_weight, a.norm_bias, a.add))
     native.load()[0].mlp(
         type=backends.TYPES[x.dtype],
         rows=x.numel() // x.shape[-1],
